@@ -1,0 +1,1 @@
+"""M3P: multitask, multilingual, multimodal pre-training."""

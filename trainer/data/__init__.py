@@ -1,0 +1,1 @@
+"""From shards to micro-batches; knows nothing of the model."""

@@ -1,0 +1,13 @@
+"""Errors that are the user's to mend, as opposed to defects of the program."""
+
+
+class UserError(Exception):
+    """Something that the user can mend: a wrong recipe, a missing file, broken data.
+
+    Its text is the whole message: it names the field or file, the value, the rule and the way out. The entry points
+    print it without a traceback and exit with code 2.
+    """
+
+
+class BadSample(Exception):
+    """One sample that cannot be used; the text is the reason. Its reader adds shard and key, counts it and goes on."""

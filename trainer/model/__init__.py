@@ -1,0 +1,1 @@
+"""The network; knows nothing of ranks, ZeRO or files."""

@@ -1,0 +1,1 @@
+"""From raw corpora to shards, dictionaries and vocabularies."""

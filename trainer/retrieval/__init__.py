@@ -1,0 +1,1 @@
+"""Scoring, metrics, intervals and reports of image retrieval."""

@@ -1,0 +1,1 @@
+"""Engine, loop, checkpoints, schedules, monitor, signals."""

@@ -1,0 +1,1 @@
+"""Visual sources: what a picture becomes, from bytes to tokens."""
