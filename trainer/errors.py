@@ -9,5 +9,9 @@ class UserError(Exception):
     """
 
 
+class OneRankError(UserError):
+    """A user's mistake that only one rank meets, such as a broken shard; that rank says it, whichever it is."""
+
+
 class BadSample(Exception):
     """One sample that cannot be used; the text is the reason. Its reader adds shard and key, counts it and goes on."""

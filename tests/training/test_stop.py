@@ -1,0 +1,130 @@
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from trainer.errors import UserError
+from trainer.training import distributed
+from trainer.training.stop import GRACEFUL, Incarnation, StopSignal, write_done, write_stopped
+
+
+@pytest.fixture
+def watching(tmp_path: Path) -> Iterator[StopSignal]:
+    with StopSignal(tmp_path) as signals:
+        yield signals
+
+
+@pytest.mark.parametrize("number", GRACEFUL)
+def test_a_signal_is_only_noted_and_answered_at_the_step(watching: StopSignal, number: signal.Signals) -> None:
+    assert watching.requested(1) is None
+    signal.raise_signal(number)
+    assert watching.requested(2) == "signal"
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
+def test_a_second_signal_changes_nothing(watching: StopSignal, number: signal.Signals) -> None:
+    signal.raise_signal(number)
+    signal.raise_signal(number)
+    assert watching.requested(1) == "signal"
+
+
+def test_a_second_interrupt_interrupts(watching: StopSignal) -> None:
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_the_handlers_of_before_come_back(tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in GRACEFUL]
+    with StopSignal(tmp_path):
+        assert [signal.getsignal(number) for number in GRACEFUL] != before
+    assert [signal.getsignal(number) for number in GRACEFUL] == before
+
+
+def test_a_stop_file_outweighs_a_signal(watching: StopSignal, tmp_path: Path) -> None:
+    signal.raise_signal(signal.SIGTERM)
+    (tmp_path / "STOP").touch()
+    assert watching.requested(1) == "file"
+
+
+def test_one_rank_alone_sees_the_file_and_all_stop(
+    watching: StopSignal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "STOP").touch()
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    assert watching.requested(1) is None
+    monkeypatch.setattr(distributed, "all_reduce_max", lambda code, last, first: [2, last, first])
+    assert watching.requested(1) == "file"
+
+
+def test_ranks_at_different_steps_are_a_defect_of_ours(watching: StopSignal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "all_reduce_max", lambda code, last, first: [code, last + 1, first])
+    with pytest.raises(AssertionError, match="different steps: 4 to 5"):
+        watching.requested(4)
+
+
+def test_a_worker_survives_the_signals_of_the_step(tmp_path: Path) -> None:
+    program = f"""
+import os, signal
+from pathlib import Path
+from trainer.training.stop import GRACEFUL, StopSignal, ignore_in_worker
+stop = StopSignal(Path({str(tmp_path)!r}))
+if (child := os.fork()) == 0:
+    ignore_in_worker(0)
+    for number in GRACEFUL * 2:
+        os.kill(os.getpid(), number)
+    os._exit(3 if stop.signalled else 0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), stop.signalled)
+"""
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).split() == ["0", "False"]
+
+
+def test_the_status_is_one_whole_line(tmp_path: Path) -> None:
+    write_stopped(tmp_path, "signal", 12)
+    assert (tmp_path / "status").read_text() == "stopped signal 12\n"
+    write_done(tmp_path)
+    assert (tmp_path / "status").read_text() == "done\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["status"]
+
+
+def test_a_write_that_is_cut_short_leaves_the_old_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_stopped(tmp_path, "signal", 12)
+
+    def no_space(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space"):
+        write_done(tmp_path)
+    assert (tmp_path / "status").read_text() == "stopped signal 12\n"
+
+
+def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    write_done(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_by_hand_owns_its_folder_until_another_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("M3P_INCARNATION", raising=False)
+    first = Incarnation(tmp_path)
+    first.check()
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    second = Incarnation(tmp_path)
+    second.check()
+    with pytest.raises(UserError, match="another job has taken over"):
+        first.check()
+
+
+def test_a_job_that_lost_the_folder_before_it_started_does_not_take_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("M3P_INCARNATION", "17.0")
+    (tmp_path / "incarnation").write_text("17.1\n")
+    with pytest.raises(UserError, match=r"names 17\.1, not this job \(17\.0\)"):
+        Incarnation(tmp_path)
+    assert (tmp_path / "incarnation").read_text() == "17.1\n"

@@ -1,0 +1,154 @@
+"""The packed micro-batch: the one thing that data, objectives and model have in common.
+
+Sequences of any kind (words, a picture, or both) lie side by side on one packed axis of T slots, without padding.
+A task says what it wants from the network by the slots or sequences that it names in `targets`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """A picture as the network takes it: R tokens, each with a feature and a box."""
+
+    features: NDArray[np.float32]
+    """[R, F], already normalised as its visual source says."""
+    boxes: NDArray[np.float32]
+    """[R, 4] as x1, y1, x2, y2 in 0..1 of the picture."""
+    class_ids: NDArray[np.int64] | None = None
+    """[R] object class of each token, or None where the source has none."""
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One sequence before packing: words first, then the picture's tokens."""
+
+    token_ids: NDArray[np.int64]
+    """[L], at least one: `<s>` stands in front, also of a picture alone."""
+    visual: VisualTokens | None = None
+
+
+@dataclass
+class Batch:
+    """A packed micro-batch. T slots, W words, V visual tokens, S sequences."""
+
+    token_ids: Tensor
+    """[W] int64."""
+    token_slots: Tensor
+    """[W] int64: the slot of each word."""
+    token_places: Tensor
+    """[W] int64: 0, 1, ... inside its sequence."""
+    visual_features: Tensor
+    """[V, F] float32."""
+    visual_boxes: Tensor
+    """[V, 4] float32."""
+    visual_slots: Tensor
+    """[V] int64."""
+    lengths: Tensor
+    """[S] int64; they sum to T."""
+    targets: dict[str, dict[str, Tensor]]
+    """Task name -> its tensors; `slots` [M] or `sequences` [N] says where the task's head reads."""
+    longest: int
+    """Slots of the longest sequence; a plain number, so that reading it never waits for the device."""
+    samples: int
+    """Samples of the data that this micro-batch holds; 0 when a rank has none left of a turn."""
+    names: list[str] = field(default_factory=list)
+    """Shard and key of each sample, for messages."""
+    bad: list[str] = field(default_factory=list)
+    """Bad samples that were met and replaced: where, and why."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """What the monitor adds up: words seen, words switched to a language, ..."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on `device`; copies do not wait where the memory is pinned."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """Return the batch in page-locked memory; torch's DataLoader calls this."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        own: dict[str, Any] = {
+            f.name: change(getattr(self, f.name)) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)
+        }
+        targets = {task: {name: change(tensor) for name, tensor in of.items()} for task, of in self.targets.items()}
+        return replace(self, **own, targets=targets)
+
+    @property
+    def tokens(self) -> int:
+        """Slots in use; none is padding."""
+        return len(self.token_slots) + len(self.visual_slots)
+
+
+class Packer:
+    """Collects sequences and targets, and packs them to a `Batch`."""
+
+    def __init__(self, feature_size: int) -> None:
+        self.feature_size = feature_size
+        self._sequences: list[Sequence] = []
+        self._slots = 0
+        self._targets: dict[str, dict[str, list[NDArray[np.generic]]]] = {}
+        self.names: list[str] = []
+        self.counts: dict[str, int] = {}
+
+    def add(self, sequence: Sequence) -> tuple[int, int]:
+        """Append a sequence; return its number and its first slot."""
+        number, first = len(self._sequences), self._slots
+        self._sequences.append(sequence)
+        self._slots += len(sequence.token_ids) + _visual_length(sequence)
+        return number, first
+
+    def target(self, task: str, **arrays: NDArray[np.generic]) -> None:
+        """Append rows to the tensors of `task`; all arrays of a call have the same first dimension."""
+        lists = self._targets.setdefault(task, {name: [] for name in arrays})
+        for name, array in arrays.items():
+            lists[name].append(array)
+
+    def count(self, name: str, number: int) -> None:
+        """Add `number` to the monitor's counter `name`."""
+        self.counts[name] = self.counts.get(name, 0) + number
+
+    def finish(self, samples: int) -> Batch:
+        """Pack everything. Without a sequence, one of a lone `<s>` keeps this rank in step with the others."""
+        if not self._sequences:
+            self.add(Sequence(np.zeros(1, np.int64)))
+        words = [len(s.token_ids) for s in self._sequences]
+        lengths = np.array([n + _visual_length(s) for n, s in zip(words, self._sequences, strict=True)], np.int64)
+        starts = np.cumsum(lengths) - lengths
+        places = [np.arange(n, dtype=np.int64) for n in words]
+        firsts = (starts + np.array(words)).tolist()
+        pictures = [(first, s.visual) for first, s in zip(firsts, self._sequences, strict=True) if s.visual]
+        return Batch(
+            token_ids=torch.from_numpy(np.concatenate([s.token_ids for s in self._sequences])),
+            token_slots=torch.from_numpy(np.concatenate([p + s for p, s in zip(places, starts, strict=True)])),
+            token_places=torch.from_numpy(np.concatenate(places)),
+            visual_features=_stack([v.features for _, v in pictures], self.feature_size),
+            visual_boxes=_stack([v.boxes for _, v in pictures], 4),
+            visual_slots=torch.from_numpy(
+                np.concatenate([np.zeros(0, np.int64)] + [first + np.arange(len(v.features)) for first, v in pictures])
+            ),
+            lengths=torch.from_numpy(lengths),
+            targets={
+                task: {name: torch.from_numpy(np.concatenate(parts)) for name, parts in arrays.items()}
+                for task, arrays in self._targets.items()
+            },
+            longest=int(lengths.max()),
+            samples=samples,
+            names=self.names,
+            counts=self.counts,
+        )
+
+
+def _visual_length(sequence: Sequence) -> int:
+    return 0 if sequence.visual is None else len(sequence.visual.features)
+
+
+def _stack(arrays: list[NDArray[np.float32]], width: int) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.zeros((0, width), np.float32), *arrays]))

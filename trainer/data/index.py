@@ -1,0 +1,276 @@
+"""Where each sample lies inside its tar, so that any sample is one seek and one read.
+
+The index of shard-000000.tar is shard-000000.idx: a numpy .npy-format file of uint64 [samples + 1]; sample i is the
+bytes offsets[i]..offsets[i + 1] of the tar, headers included. `np.load(path, mmap_mode="r", allow_pickle=False)` reads
+it without a copy. The idea is webdataset's wids and NVIDIA DALI's wds2idx, which store one text line a member instead.
+"""
+
+import hashlib
+import io
+import json
+import mmap
+import os
+import zipfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from trainer.data.manifest import LANGUAGE_TAG, Kind, Manifest, Shard, index_name, write_manifest
+from trainer.data.tar import TarError, walk
+from trainer.errors import BadSample, UserError
+
+IMAGES = ("jpg", "jpeg", "png", "webp")
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """What one walk over a tar finds."""
+
+    offsets: NDArray[np.uint64]
+    """[samples + 1] byte offsets."""
+    bytes: int
+    """Size of the tar."""
+    fingerprint: str
+    """blake2b over (name, size, offset) of every member."""
+    captions: Counter[str] = field(default_factory=Counter)
+    """Samples that have a caption, by language."""
+    region_features: int | None = None
+    """Width of the region features, if any sample has them."""
+    plain_captions: int = 0
+    """Samples whose caption is a KEY.txt."""
+    unusable: int = 0
+    """Samples without a picture and a caption (captions) or without text (text); the reader skips and counts them."""
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """Split a member's name into key and extension at the first dot of its base name, as webdataset does.
+
+    Returns None for names that belong to no sample: no dot, or a hidden file such as macOS's "._0001.jpg".
+    """
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    if not stem or not extension:
+        return None
+    return folder + slash + stem, extension.lower()
+
+
+def members(span: bytes) -> dict[str, bytes]:
+    """Parse the bytes of one sample, as cut out by its index, into {"jpg": ..., "json": ...}.
+
+    Raises BadSample where they are not the whole, well-formed members of one sample.
+    """
+    found: dict[str, bytes] = {}
+    sample = None
+    try:
+        for member in walk(span, whole=False):
+            parts = split_name(member.name)
+            if parts is None:
+                continue
+            key, extension = parts
+            if sample is not None and key != sample:
+                raise BadSample(f"members of two samples, {sample!r} and {key!r}: the index is not of this tar")
+            if extension in found:
+                raise BadSample(f"two members named {member.name!r}")
+            sample = key
+            found[extension] = span[member.data : member.data + member.size]
+    except TarError as error:
+        raise BadSample(f"broken tar: {error}") from None
+    if not found:
+        raise BadSample("no members")
+    return found
+
+
+def key_of(span: bytes) -> str:
+    """Return the key of a sample, to name it in a message; "?" where its headers cannot be read."""
+    try:
+        for member in walk(span, whole=False):
+            parts = split_name(member.name)
+            if parts is not None:
+                return parts[0]
+    except TarError:
+        pass
+    return "?"
+
+
+def index_tar(path: Path, kind: Kind, language: str = "en") -> TarIndex:
+    """Walk the tar at `path`, write its index beside it, and return what is in it.
+
+    `language` is the language of captions that come as KEY.txt (img2dataset's layout). Raises UserError for a
+    compressed, truncated or broken tar, for a sample whose members are apart, and for region features of two widths.
+    """
+    with path.open("rb") as file:
+        start = file.read(6)
+        for magic, name in COMPRESSED.items():
+            if start.startswith(magic):
+                raise UserError(f"{path} is compressed ({name}); samples are read by offset: decompress it first.")
+        size = os.fstat(file.fileno()).st_size
+        if not size:
+            raise UserError(f"{path} is empty (0 bytes), not a tar: copy it again or remove it.")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            scan = _Scan(path, kind, language, content)
+            try:
+                index = scan.run(size)
+            except TarError as error:
+                raise UserError(f"{path} is no whole tar: {error}. Copy it or make it again.") from None
+    partial = path.with_name(f".{path.name}.idx.partial")
+    with partial.open("wb") as file:
+        np.save(file, index.offsets, allow_pickle=False)
+    os.replace(partial, path.with_name(index_name(path.name)))
+    return index
+
+
+class _Scan:
+    """State of one walk over one tar."""
+
+    def __init__(self, path: Path, kind: Kind, language: str, content: mmap.mmap) -> None:
+        self.path, self.kind, self.language, self.content = path, kind, language, content
+        self.captions: Counter[str] = Counter()
+        self.width: int | None = None
+        self.plain = self.unusable = 0
+
+    def run(self, size: int) -> TarIndex:
+        digest = hashlib.blake2b(digest_size=16)
+        offsets: list[int] = []
+        seen: set[str] = set()
+        sample, extents, end = "", dict[str, tuple[int, int]](), 0
+        for member in walk(self.content, whole=True):
+            digest.update(f"{member.name}\0{member.size}\0{member.data}\n".encode("utf-8", "surrogateescape"))
+            parts = split_name(member.name)
+            if parts is None:
+                continue
+            key, extension = parts
+            if key != sample or not offsets:
+                self.finish(sample, extents)
+                if key in seen:
+                    raise UserError(
+                        f"{self.path}: the members of sample {key!r} are not side by side, or the key comes twice: "
+                        "pack the tar again with its files sorted by name (tar --sort=name)."
+                    )
+                seen.add(key)
+                sample, extents = key, {}
+                offsets.append(member.start)
+            extents[extension] = (member.data, member.size)
+            end = member.end
+        self.finish(sample, extents)
+        return TarIndex(
+            offsets=np.array([*offsets, end], dtype=np.uint64),
+            bytes=size,
+            fingerprint=digest.hexdigest(),
+            captions=self.captions,
+            region_features=self.width,
+            plain_captions=self.plain,
+            unusable=self.unusable,
+        )
+
+    def finish(self, key: str, extents: dict[str, tuple[int, int]]) -> None:
+        """Count what the sample `key` offers."""
+        if not extents:
+            return
+        if self.kind == "text":
+            self.unusable += "txt" not in extents and "json" not in extents
+            return
+        languages = self.languages(extents)
+        self.captions.update(languages)
+        self.unusable += not languages or not any(image in extents for image in IMAGES)
+        if "regions.npz" in extents:
+            self.check_width(key, feature_width(self.read(extents, "regions.npz")))
+
+    def languages(self, extents: dict[str, tuple[int, int]]) -> list[str]:
+        """Return the languages in which the sample has a caption; none where its JSON is broken."""
+        record: Any = {}
+        if "json" in extents:
+            try:
+                record = json.loads(self.read(extents, "json"))
+            except (ValueError, RecursionError):
+                return []
+        captions = record.get("captions") if isinstance(record, dict) else None
+        if isinstance(captions, dict):
+            return [language for language, texts in captions.items() if texts]
+        if "txt" in extents:
+            self.plain += 1
+            return [self.language]
+        return []
+
+    def check_width(self, key: str, width: int | None) -> None:
+        self.width = self.width or width
+        if width != self.width:
+            raise UserError(
+                f"{self.path}: the region features of sample {key!r} have width {width or 'unknown (unreadable file)'}"
+                f", those before it {self.width}: make the regions with one detector."
+            )
+
+    def read(self, extents: dict[str, tuple[int, int]], extension: str) -> bytes:
+        start, size = extents[extension]
+        return self.content[start : start + size]
+
+
+def feature_width(archive: bytes) -> int | None:
+    """Return the width D of "features" [R, D] in the bytes of a regions.npz from its header alone; None if unreadable."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(archive)) as content, content.open("features.npy") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape: tuple[int, ...] = read(file)[0]
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError, NotImplementedError):
+        return None
+    return int(shape[1]) if len(shape) == 2 else None
+
+
+def index_folder(folder: Path, kind: Kind, language: str | None = None) -> Manifest:
+    """Index every *.tar in `folder` and write its manifest; tars made elsewhere are taken as they are.
+
+    `language` is needed for text; for captions it is the language of KEY.txt captions (English if left out).
+    Raises UserError for no tars, no samples, nothing usable, or anything that `index_tar` refuses.
+    """
+    paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
+    _check_arguments(folder, paths, kind, language)
+    indexes: list[TarIndex] = []
+    total = sum(path.stat().st_size for path in paths)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="index", leave=False, disable=None) as bar:
+        for path in paths:
+            indexes.append(index_tar(path, kind, language or "en"))
+            bar.update(indexes[-1].bytes)
+    widths = {index.region_features: path.name for path, index in zip(paths, indexes, strict=True)}
+    widths.pop(None, None)
+    if len(widths) > 1:
+        listed = ", ".join(f"{width} ({name})" for width, name in sorted(widths.items(), key=str))
+        raise UserError(f"{folder}: region features of different widths: {listed}. Make them with one detector.")
+    samples = sum(len(index.offsets) - 1 for index in indexes)
+    unusable = sum(index.unusable for index in indexes)
+    if samples == unusable:
+        needs = "a picture (jpg, png, webp) and a caption" if kind == "captions" else "text (KEY.txt)"
+        raise UserError(f"{folder}: none of its {samples} samples has {needs}. Is --kind {kind} right?")
+    if unusable:
+        tqdm.write(f"{folder}: {unusable} of {samples} samples lack a picture, a caption or text; training skips them.")
+    captions = sum((index.captions for index in indexes), Counter[str]())
+    plain = any(index.plain_captions for index in indexes)
+    manifest = Manifest(
+        kind=kind,
+        language=language or "en" if kind == "text" or plain else None,
+        samples=samples,
+        captions=dict(sorted(captions.items())),
+        region_features=next(iter(widths), None),
+        shards=tuple(
+            Shard(name=path.name, samples=len(index.offsets) - 1, bytes=index.bytes, fingerprint=index.fingerprint)
+            for path, index in zip(paths, indexes, strict=True)
+        ),
+    )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _check_arguments(folder: Path, paths: list[Path], kind: Kind, language: str | None) -> None:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give the folder that holds the .tar files.")
+    if not paths:
+        raise UserError(f"{folder} holds no .tar file: give the folder that holds the shards.")
+    if kind == "text" and language is None:
+        raise UserError(f"{folder}: text needs its language: m3p index {folder} --kind text --language xx.")
+    if language is not None and not LANGUAGE_TAG.fullmatch(language):
+        raise UserError(f"language {language!r} is no language tag; write it like de, zh-Hant or ca-valencia.")

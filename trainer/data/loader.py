@@ -1,0 +1,101 @@
+"""The loader: micro-batch number -> packed micro-batch, computed whole by worker processes.
+
+It has no state: worker count and prefetching are a matter of speed, and resuming is starting at another number.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch.utils.data import DataLoader, Dataset
+
+from trainer.batch import Batch
+from trainer.data.plan import MicroBatch, MicroBatchPlan
+from trainer.errors import OneRankError, UserError
+
+
+class DataConfig(BaseModel):
+    """The recipe's `data` section."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    workers: int = Field(1, ge=0, description="Worker processes a rank; 0 loads in the training process.")
+    prefetch: int = Field(4, ge=1, description="Micro-batches that each worker prepares ahead.")
+    window: int = Field(4, ge=1, description="Shards whose samples are shuffled together.")
+    most_bad: float = Field(0.01, ge=0, le=1, description="Share of bad samples above which the run stops.")
+
+
+class MakesBatches(Protocol):
+    """An objective, as far as the loader cares."""
+
+    def batch(self, turn: range, positions: range) -> Batch:
+        """Pack the samples at `positions` of `turn`."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a worker hands over instead of a batch; an exception would arrive with the worker's traceback as its text."""
+
+    message: str
+
+
+class MicroBatches(Dataset[Batch | Failure]):
+    """Map-style dataset of one rank's micro-batches, in the order of the plan."""
+
+    def __init__(self, plan: MicroBatchPlan, objectives: Mapping[str, MakesBatches]) -> None:
+        self._plan, self._objectives = plan, objectives
+
+    def __getitem__(self, number: int) -> Batch | Failure:
+        place: MicroBatch = self._plan.locate(number)
+        try:
+            return self._objectives[place.turn.objective].batch(place.turn.positions, place.positions)
+        except UserError as error:
+            return Failure(str(error))
+
+
+class Numbers:
+    """Sampler: the numbers first, first + 1, ... last - 1."""
+
+    def __init__(self, first: int, last: int) -> None:
+        self._numbers = range(first, last)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+
+def load(
+    dataset: MicroBatches, first: int, last: int, config: DataConfig, pin: bool, start_worker: Callable[[int], None]
+) -> Iterator[Batch]:
+    """Yield micro-batches `first` to `last` - 1. `start_worker` runs in each worker before its work (signals).
+
+    Raises OneRankError for what the user can mend, such as a shard without a good sample.
+    """
+    loader: DataLoader[Batch | Failure] = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=Numbers(first, last),
+        num_workers=config.workers,
+        prefetch_factor=config.prefetch if config.workers else None,
+        pin_memory=pin,
+        worker_init_fn=_Start(start_worker),
+    )
+    for batch in loader:
+        if isinstance(batch, Failure):
+            raise OneRankError(batch.message)
+        yield batch
+
+
+class _Start:
+    """Worker start: one thread each (workers are the parallelism), then `start_worker`."""
+
+    def __init__(self, start_worker: Callable[[int], None]) -> None:
+        self._start_worker = start_worker
+
+    def __call__(self, worker: int) -> None:
+        torch.set_num_threads(1)
+        self._start_worker(worker)

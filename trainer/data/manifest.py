@@ -1,0 +1,145 @@
+"""The manifest of a source: which shards it has, how many samples each holds, and what is in them."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trainer.errors import UserError
+
+FORMAT_VERSION: Literal[1] = 1
+FILE_NAME = "manifest.json"
+Kind = Literal["captions", "text"]
+
+LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
+"""What a BCP-47 language tag looks like: "de", "zh-Hant", "ca-valencia"."""
+
+
+class Shard(BaseModel):
+    """One tar of a source."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(pattern=r"^[^/\\.][^/\\]*\.tar$")]
+    """File name inside the folder; never a path."""
+    samples: Annotated[int, Field(ge=0)]
+    """Samples in it."""
+    bytes: Annotated[int, Field(ge=0)]
+    """Size of the tar."""
+    fingerprint: str
+    """blake2b over (name, size, offset) of every member: changes when the tar is packed again with other content."""
+
+    @property
+    def index_name(self) -> str:
+        """File name of its index."""
+        return index_name(self.name)
+
+
+class Manifest(BaseModel):
+    """What a source holds: written as manifest.json beside its shards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format_version: Literal[1] = 1
+    """Version of this file's layout."""
+    kind: Kind
+    """Images with captions, or text."""
+    language: str | None = None
+    """Text: its language. Captions: the language of plain KEY.txt captions, null where captions name their own."""
+    samples: Annotated[int, Field(ge=0)]
+    """Samples over all shards."""
+    captions: dict[str, int] = {}
+    """How many samples have a caption in each language; empty for text."""
+    region_features: Annotated[int, Field(ge=1)] | None = None
+    """Width D of the stored region features; null without regions."""
+    shards: tuple[Shard, ...]
+    """In the order that positions count them."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        total = sum(shard.samples for shard in self.shards)
+        if total != self.samples:
+            raise ValueError(f"samples is {self.samples}, but its shards hold {total}")
+        names = [shard.name for shard in self.shards]
+        if len(set(names)) != len(names):
+            raise ValueError("a shard is listed twice")
+        if self.kind == "text" and self.language is None:
+            raise ValueError("text needs a language")
+        return self
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read the manifest of `folder`. Raises UserError where it is missing, broken, or of another version."""
+        path = folder / FILE_NAME
+        again = f"make it again with `m3p index {folder} --kind captions|text`"
+        try:
+            content = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise UserError(
+                f"{folder} is not a source: it has no {FILE_NAME}. Write one from raw data with `m3p prepare ...`, or "
+                f"index tars made elsewhere with `m3p index {folder} --kind captions|text`."
+            ) from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}): {again}.") from None
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if version != FORMAT_VERSION:
+            raise UserError(f"{path}: format_version is {version!r}, this program reads {FORMAT_VERSION}: {again}.")
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or "manifest"
+            raise UserError(f"{path}: {field}: {first['msg']}: {again}.") from None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest` into `folder`; a reader sees the old file or the new one, never a part."""
+    partial = folder / f".{FILE_NAME}.partial"
+    partial.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, folder / FILE_NAME)
+
+
+def index_name(shard_name: str) -> str:
+    """Return the file name of a shard's index: shard-000000.tar -> shard-000000.idx."""
+    return shard_name.removesuffix(".tar") + ".idx"
+
+
+def check_shards(folder: Path, manifest: Manifest) -> None:
+    """Raise UserError unless every tar is there with the size that was indexed, and has its index.
+
+    Names up to five bad shards, so that a half-copied source is seen as one, before a run has spent an hour on it.
+    """
+    bad = [f"{shard.name} {reason}" for shard in manifest.shards for reason in _faults(folder, shard)]
+    if bad:
+        more = f", and {len(bad) - 5} more" if len(bad) > 5 else ""
+        raise UserError(
+            f"{folder}: {'; '.join(bad[:5])}{more}. Copy the shards here again, or, if they were meant to change, "
+            f"run `m3p index {folder} --kind {manifest.kind}"
+            f"{f' --language {manifest.language}' if manifest.language else ''}`."
+        )
+
+
+def _faults(folder: Path, shard: Shard) -> Iterator[str]:
+    tar = folder / shard.name
+    if not tar.is_file():
+        yield "is missing"
+        return
+    size = tar.stat().st_size
+    if size != shard.bytes:
+        yield f"has {size:,} bytes but was indexed with {shard.bytes:,} (truncated, or changed since)"
+        return
+    try:
+        offsets = np.load(folder / shard.index_name, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        yield f"has no index ({shard.index_name})"
+        return
+    except (OSError, ValueError):
+        yield f"has an index that cannot be read ({shard.index_name})"
+        return
+    if offsets.dtype != np.uint64 or offsets.shape != (shard.samples + 1,):
+        yield f"has an index of another tar ({shard.index_name})"

@@ -1,0 +1,60 @@
+"""Builds the network that a recipe describes, with its starting weights."""
+
+from collections.abc import Iterable
+
+import torch
+
+from trainer.errors import UserError
+from trainer.model.config import ModelConfig
+from trainer.model.encoder import EncoderShape
+from trainer.model.huggingface import read_shape, read_weights
+from trainer.model.m3p import M3P
+from trainer.visual import VisualConfig
+
+
+def build_model(
+    config: ModelConfig,
+    vocabulary: int,
+    visual: VisualConfig | None,
+    tasks: Iterable[str],
+    seed: int,
+    load: bool = True,
+) -> M3P:
+    """Return the network, float32 on the CPU, the same for the same `seed`.
+
+    `vocabulary` is the tokenizer's; `load=False` leaves the weights of `initialise` out (a checkpoint replaces them).
+    Raises UserError where tokenizer and starting weights do not fit.
+    """
+    shape = read_encoder_shape(config, vocabulary)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = M3P(config, shape, vocabulary, visual, tasks)
+    if config.initialise is not None and load:
+        _, unexpected = model.load_state_dict(read_weights(config.initialise, shape.layers), strict=False)
+        assert all(name.startswith("heads.") for name in unexpected), unexpected
+    _freeze(model, config)
+    return model
+
+
+def read_encoder_shape(config: ModelConfig, vocabulary: int) -> EncoderShape:
+    """Return the sizes that the recipe gives, or those of `initialise`. Raises UserError."""
+    if config.initialise is None:
+        assert config.shape is not None, "the recipe gives one of the two"
+        return config.shape
+    shape, words = read_shape(config.initialise)
+    if words != vocabulary:
+        raise UserError(
+            f"model.initialise = {config.initialise}: its {words} words are not the tokenizer's {vocabulary}; "
+            "leave model.tokenizer out to use the folder's own"
+        )
+    if config.layers is not None:
+        if config.layers > shape.layers:
+            raise UserError(f"model.layers = {config.layers}: {config.initialise} has {shape.layers}; lower it")
+        shape = shape.model_copy(update={"layers": config.layers})
+    return shape
+
+
+def _freeze(model: M3P, config: ModelConfig) -> None:
+    parts = {"words": model.text.words, "positions": model.text.positions, "encoder": model.encoder}
+    for name in config.freeze:
+        parts[name].requires_grad_(False)

@@ -1,0 +1,46 @@
+"""The recipe's `model` section."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from trainer.model.encoder import EncoderShape
+
+
+class ModelConfig(BaseModel):
+    """Sizes, starting weights and regularisation of the network."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tokenizer: Path | None = Field(
+        None, description="Folder with sentencepiece.bpe.model; the folder of `initialise` if left out."
+    )
+    initialise: Path | None = Field(
+        None, description="A local `transformers` XLM-RoBERTa folder to start from; its sizes then replace `shape`."
+    )
+    shape: EncoderShape | None = Field(None, description="Sizes of an encoder trained from scratch.")
+    layers: int | None = Field(None, ge=1, description="Keep this many of the first layers of `initialise`.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout of hidden states.")
+    attention_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout of attention weights; above 0 it rules the variable-length kernel out."
+    )
+    pooling: Literal["first", "mean"] = Field(
+        "first", description="Contrastive pooling: `<s>`, or the mean of the slots."
+    )
+    projection: int | None = Field(None, ge=2, description="Size of the contrastive space; the width if left out.")
+    temperature: float = Field(0.07, gt=0.01, le=1, description="Contrastive temperature at the start.")
+    learn_temperature: bool = Field(True, description="Train the temperature, or keep it.")
+    freeze: list[Literal["words", "positions", "encoder"]] = Field(
+        [], description="Parts that keep their starting weights."
+    )
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "ModelConfig":
+        if (self.initialise is None) == (self.shape is None):
+            raise ValueError("give either `initialise` (a transformers folder) or `shape` (sizes), and not both")
+        if self.initialise is None and self.tokenizer is None:
+            raise ValueError("`tokenizer` is missing: name a folder with sentencepiece.bpe.model")
+        if self.layers is not None and self.initialise is None:
+            raise ValueError("`layers` cuts `initialise`; for a model from scratch set shape.layers")
+        return self

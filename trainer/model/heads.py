@@ -1,0 +1,116 @@
+"""One head a task. Each reads rows of the encoder's output that the batch's targets name.
+
+Every head is called in every forward, with a row of zeros where a micro-batch asks nothing of it (`model/m3p.py` says why).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.model.attention import Layout
+
+Targets = dict[str, Tensor]
+
+
+class Head(nn.Module):
+    """What all heads share: `rows` picks what is read, `forward` computes on it."""
+
+    def rows(self, hidden: Tensor, layout: Layout, targets: Targets) -> Tensor:
+        """Pick the rows to read: `hidden` [T, width] -> [N, width]. By default, the slots that the targets name."""
+        return hidden[targets["slots"]]
+
+
+class WordHead(Head):
+    """Masked words (RoBERTa's head, decoder tied to the word embedding): [M, width] -> logits [M, vocabulary]."""
+
+    def __init__(self, words: nn.Embedding, eps: float) -> None:
+        super().__init__()
+        vocabulary, width = words.weight.shape
+        self.dense = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=eps)
+        # Registered here too, so that ZeRO-3 gathers the shared weight when this head runs.
+        self.weight = words.weight
+        self.bias = nn.Parameter(torch.zeros(vocabulary))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Logits exist for the masked slots alone."""
+        return F.linear(self.norm(F.gelu(self.dense(rows))), self.weight, self.bias)
+
+
+class RegionHead(Head):
+    """Masked regions (M3P's MC-MRM): [K, width] -> feature [K, F] and class logits [K, C] (C = 0 where there are none)."""
+
+    def __init__(self, width: int, feature_size: int, classes: int, eps: float) -> None:
+        super().__init__()
+        self.feature = nn.Linear(width, feature_size)
+        self.classes = None if classes == 0 else _classifier(width, classes, eps)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return [K, F + C]: feature and class logits side by side."""
+        feature = self.feature(rows)
+        return feature if self.classes is None else torch.cat([feature, self.classes(rows)], -1)
+
+
+class MatchingHead(Head):
+    """Does the picture belong to the caption? BERT's pooler at `<s>`, then one logit: [N, width] -> [N]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.pooler = nn.Linear(width, width)
+        self.score = nn.Linear(width, 1)
+
+    def rows(self, hidden: Tensor, layout: Layout, targets: Targets) -> Tensor:
+        """`<s>` of each sequence that the targets name."""
+        return hidden[layout.starts[targets["sequences"]]]
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Logits."""
+        return self.score(torch.tanh(self.pooler(rows))).squeeze(-1)
+
+
+class ContrastiveHead(Head):
+    """Projects text and picture into one space: [2n, width] (texts, then pictures) -> [2n, projection] of unit length.
+
+    The texts' rows carry the inverse temperature as a factor, so that their dot products with the pictures' rows are the
+    logits, and the temperature gets its gradient through the features like every other parameter.
+    """
+
+    def __init__(self, width: int, projection: int, pooling: str, temperature: float, learn_temperature: bool) -> None:
+        super().__init__()
+        self.pooling = pooling
+        self.text = nn.Linear(width, projection, bias=False)
+        self.image = nn.Linear(width, projection, bias=False)
+        # Of full precision and one dimension, as ZeRO wants its parameters.
+        self.log_scale = nn.Parameter(torch.full((1,), -math.log(temperature)), requires_grad=learn_temperature)
+
+    def rows(self, hidden: Tensor, layout: Layout, targets: Targets) -> Tensor:
+        """Pool each sequence that the targets name: its `<s>`, or the mean of its slots (a picture's: of its regions)."""
+        chosen = torch.cat([targets["text_sequences"], targets["image_sequences"]])
+        if self.pooling == "first":
+            return hidden[layout.starts[chosen]]
+        return mean_of_sequences(hidden, layout, len(targets["text_sequences"]), chosen)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Of an even number of rows; the dummy's single row counts as a text."""
+        texts = (len(rows) + 1) // 2
+        scale = self.log_scale.clamp(max=math.log(100.0)).exp()  # CLIP's ceiling (arXiv 2103.00020)
+        text = F.normalize(self.text(rows[:texts]).float(), dim=-1, eps=1e-6) * scale
+        image = F.normalize(self.image(rows[texts:] if len(rows) > 1 else rows).float(), dim=-1, eps=1e-6)
+        return torch.cat([text, image])
+
+
+def mean_of_sequences(hidden: Tensor, layout: Layout, texts: int, chosen: Tensor) -> Tensor:
+    """Mean of the slots of `chosen` [N] sequences; of a picture (from place `texts` on) without its `<s>`. -> [N, width]."""
+    skip = (torch.arange(len(chosen), device=chosen.device) >= texts).long()
+    lengths, starts = layout.lengths[chosen] - skip, layout.starts[chosen] + skip
+    ends = torch.cumsum(lengths, 0)
+    owner = torch.repeat_interleave(torch.arange(len(chosen), device=chosen.device), lengths)
+    slots = torch.arange(len(owner), device=chosen.device) + (starts - ends + lengths)[owner]
+    total = torch.zeros(len(chosen), hidden.shape[-1], device=hidden.device).index_add(0, owner, hidden[slots].float())
+    return (total / lengths[:, None]).to(hidden.dtype)
+
+
+def _classifier(width: int, classes: int, eps: float) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=eps), nn.Linear(width, classes))

@@ -1,0 +1,132 @@
+"""`image_caption`: a picture and its caption; masked words or regions, matching, contrastive (M3P's MC-* on plain pairs)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from trainer.batch import Packer, Sequence, VisualTokens
+from trainer.data.source import Sample
+from trainer.data.tokenizer import BOS
+from trainer.objectives.objective import Context, Objective, ObjectiveConfig, Read
+from trainer.objectives.tasks.contrastive import ask_contrast
+from trainer.objectives.tasks.masked_regions import ask_regions, mask_regions
+from trainer.objectives.tasks.masked_words import ask_words, mask_words
+from trainer.objectives.tasks.matching import ask_match
+
+Ids = NDArray[np.int64]
+
+
+class ImageCaptionConfig(ObjectiveConfig):
+    """Fields of `objectives.image_caption`."""
+
+    possible_tasks: ClassVar[tuple[str, ...]] = ("masked_words", "masked_regions", "matching", "contrastive")
+
+    tasks: dict[str, float] = Field(
+        {"masked_words": 1.0, "masked_regions": 1.0, "matching": 1.0, "contrastive": 1.0},
+        description="Weight of each task in the loss; 0 leaves it out.",
+    )
+    mask_rate: float = Field(0.15, gt=0, lt=1, description="Chance of a piece or region to be masked.")
+
+    def build(self, context: Context) -> "ImageCaption":
+        """Return the objective."""
+        return ImageCaption(self, context)
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A pair after masking."""
+
+    tokens: Ids
+    visual: VisualTokens
+    words: Ids
+    """Places of the masked words in `tokens`."""
+    regions: Ids
+    """Numbers of the masked regions."""
+
+
+class ImageCaption(Objective):
+    """A pair's text alone and picture alone (contrastive), its masked joint form, and a mismatched joint form."""
+
+    config: ImageCaptionConfig
+    needs_pictures = True
+
+    def add(self, packer: Packer, turn: range, position: int, read: Read) -> None:
+        """Pack one pair. Its mismatched partner is the next one of the turn, whatever rank that one is on."""
+        sample = read(position)
+        caption = self.caption(sample, packer)
+        tokens = self.context.tokenizer.encode(caption, self.config.most_tokens)
+        visual = _picture(sample)
+        if "contrastive" in self.tasks:
+            text, _ = packer.add(Sequence(tokens))
+            image, _ = packer.add(Sequence(np.array([BOS], np.int64), visual))
+            ask_contrast(packer, text, image, position - turn.start, caption.casefold(), sample.concept)
+        if self.tasks.keys() & {"masked_words", "masked_regions", "matching"}:
+            masked = self.mask(tokens, visual, sample.generator("mask"))
+            joint = self._add_joint(packer, masked, tokens, visual)
+            if "matching" in self.tasks:
+                ask_match(packer, joint, True)
+                self._add_mismatch(packer, turn, position, read, caption, tokens)
+
+    def caption(self, sample: Sample, packer: Packer | None) -> str:
+        """Choose the caption: language and text each equally likely. The same whoever asks for it (`packer` counts)."""
+        rng = sample.generator("caption")
+        languages = sorted(sample.captions)
+        texts = sample.captions[languages[rng.integers(len(languages))]]
+        return texts[rng.integers(len(texts))]
+
+    def mask(self, tokens: Ids, visual: VisualTokens, rng: np.random.Generator) -> Masked:
+        """Mask words or regions, never both, at a coin's toss; only words where no task asks for regions (and vice versa)."""
+        words = self.tasks.get("masked_words", 0) > 0
+        regions = self.tasks.get("masked_regions", 0) > 0
+        none = np.zeros(0, np.int64)
+        heads = rng.random() < 0.5
+        if words and (heads or not regions):
+            hidden, places = mask_words(tokens, rng, self.config.mask_rate, self.context.tokenizer)
+            return Masked(hidden, visual, places, none)
+        if regions:
+            background = getattr(self.context.visual, "background", None)
+            seen, places = mask_regions(visual, rng, self.config.mask_rate, background)
+            return Masked(tokens, seen, none, places)
+        return Masked(tokens, visual, none, none)
+
+    def _add_joint(self, packer: Packer, masked: Masked, tokens: Ids, visual: VisualTokens) -> int:
+        """Pack the masked pair, and ask for what it hides; return its sequence."""
+        number, first = packer.add(Sequence(masked.tokens, masked.visual))
+        if len(masked.words):
+            ask_words(packer, first, masked.words, tokens)
+        if len(masked.regions):
+            ask_regions(packer, first + len(tokens), masked.regions, visual)
+        return number
+
+    def _add_mismatch(self, packer: Packer, turn: range, position: int, read: Read, caption: str, tokens: Ids) -> None:
+        """Pack the pair with another's picture or another's caption, masked alike; its labels are dropped."""
+        sample = read(position)
+        other = self._partner(turn, position, read, caption)
+        if other is None:
+            return
+        rng = sample.generator("mismatch")
+        visual = _picture(sample)
+        if rng.random() < 0.5:
+            visual = _picture(other)
+        else:
+            tokens = self.context.tokenizer.encode(self.caption(other, None), self.config.most_tokens)
+        masked = self.mask(tokens, visual, rng)
+        number, _ = packer.add(Sequence(masked.tokens, masked.visual))
+        ask_match(packer, number, False)
+
+    def _partner(self, turn: range, position: int, read: Read, caption: str) -> Sample | None:
+        """Return the next sample of the turn (cyclically) that differs in caption and picture; None if none of 8 does."""
+        mine = read(position)
+        for step in range(1, min(len(turn), 9)):
+            other = read(turn[(position - turn.start + step) % len(turn)])
+            if other.concept != mine.concept and self.caption(other, None).casefold() != caption.casefold():
+                return other
+        return None
+
+
+def _picture(sample: Sample) -> VisualTokens:
+    assert sample.visual is not None, "sources of pairs load pictures"
+    return sample.visual

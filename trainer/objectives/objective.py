@@ -1,0 +1,113 @@
+"""What every objective shares: its recipe fields, and how positions become packed micro-batches."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from trainer.batch import Batch, Packer
+from trainer.data.source import BadSamples, Mix, Sample, Source, SourceConfig, find_folders
+from trainer.data.tokenizer import Tokenizer
+from trainer.visual import VisualConfig
+
+Read = Callable[[int], Sample]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an objective is built from besides its own fields."""
+
+    name: str
+    seed: int
+    tokenizer: Tokenizer
+    visual: VisualConfig | None
+    window: int
+    """Shards whose samples are shuffled together."""
+
+
+class ObjectiveConfig(BaseModel):
+    """Fields of every objective."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    possible_tasks: ClassVar[tuple[str, ...]] = ()
+
+    weight: float = Field(1, ge=0, description="Turns of this objective in the round-robin, relative; 0 leaves it out.")
+    batch_size: int = Field(ge=1, description="Samples of one turn, over all ranks.")
+    micro_batch: int = Field(64, ge=1, description="Most samples that a rank forwards at once.")
+    sources: list[SourceConfig] = Field(min_length=1, description="Folders of shards.")
+    temperature: float = Field(0.3, ge=0, le=1, description="Sources without weights share by size to this power.")
+    tasks: dict[str, float] = Field(description="Weight of each task in the loss; 0 leaves it out.")
+    most_tokens: int = Field(64, ge=4, description="Texts are cut to this many tokens, `<s>` and `</s>` counted.")
+
+    @model_validator(mode="after")
+    def _sane(self) -> "ObjectiveConfig":
+        unknown = [task for task in self.tasks if task not in self.possible_tasks]
+        if unknown:
+            raise ValueError(f"tasks.{unknown[0]} does not exist here; possible: {', '.join(self.possible_tasks)}")
+        if any(weight < 0 for weight in self.tasks.values()):
+            raise ValueError(f"tasks = {self.tasks}: a weight is negative; 0 leaves a task out")
+        if self.weight > 0 and not self.active_tasks:
+            raise ValueError("tasks are all 0: give one a weight, or set weight = 0 to leave the objective out")
+        if len({source.weight is None for source in self.sources}) > 1:
+            raise ValueError("sources: some have a weight and some have none; give all of them one, or none")
+        if any(source.weight and any(sign in source.path for sign in "*?[") for source in self.sources):
+            raise ValueError("sources: a pattern of several folders takes no weight; name the folders one by one")
+        return self
+
+    @property
+    def active_tasks(self) -> dict[str, float]:
+        """Tasks with a weight above 0."""
+        return {task: weight for task, weight in self.tasks.items() if weight > 0}
+
+    def build(self, context: Context) -> "Objective":
+        """Return the objective that these fields describe."""
+        raise NotImplementedError
+
+
+class Objective:
+    """One of the streams: reads samples of its sources and packs them with what its tasks ask."""
+
+    needs_pictures: ClassVar[bool] = False
+
+    def __init__(self, config: ObjectiveConfig, context: Context) -> None:
+        self.config, self.context = config, context
+        self.tasks: Mapping[str, float] = config.active_tasks
+        load = context.visual.load if self.needs_pictures and context.visual else None
+        sources: list[Source] = []
+        weights: list[float | None] = []
+        for number, entry in enumerate(config.sources):
+            for folder in find_folders(entry.path, f"objectives.{context.name}.sources.{number}.path"):
+                owner = (context.seed, context.name, len(sources))
+                sources.append(Source(folder, entry, owner, context.window, load))
+                if self.needs_pictures and context.visual:
+                    context.visual.check(folder, sources[-1].manifest.region_features)
+                weights.append(entry.weight)
+        self.mix = Mix(sources, weights, config.temperature)
+
+    def batch(self, turn: range, positions: range) -> Batch:
+        """Pack the samples at `positions`, a part of the positions of `turn`: -> one micro-batch."""
+        packer = Packer(self.context.visual.feature_size if self.context.visual else 1)
+        bad = BadSamples([])
+        samples: dict[int, Sample] = {}
+
+        def sample(position: int) -> Sample:
+            if position not in samples:
+                samples[position] = self.mix.read(position, bad)
+            return samples[position]
+
+        for position in positions:
+            packer.names.append(sample(position).name)
+            self.add(packer, turn, position, sample)
+        batch = packer.finish(len(positions))
+        batch.bad = bad.seen
+        return batch
+
+    def notes(self) -> list[str]:
+        """Lines for the table printed at start."""
+        return []
+
+    def add(self, packer: Packer, turn: range, position: int, read: Read) -> None:
+        """Pack one sample: its sequences, and what the tasks ask of them."""
+        raise NotImplementedError

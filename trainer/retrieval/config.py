@@ -1,0 +1,21 @@
+"""One entry of the recipe's `evaluation` section."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class EvaluationConfig(BaseModel):
+    """Image retrieval on one source of pairs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str = Field(description="Folder of shards with captions.")
+    languages: list[str] | None = Field(None, description="Query languages; every language of the source if left out.")
+    captioned: list[str] = Field(
+        ["en"], description="Languages whose captions were trained on; the others are averaged apart."
+    )
+    rerank: int = Field(
+        0,
+        ge=0,
+        description="Best candidates of the dual encoder that the cross-encoder scores again; 0: dual encoder alone.",
+    )
+    batch_size: int = Field(64, ge=1, description="Pictures, captions or pairs that are forwarded at once.")

@@ -1,0 +1,62 @@
+"""Train a recipe: `deepspeed trainer/run.py --recipe FILE --deepspeed_config FILE [section.key=value ...]`.
+
+Under Slurm `srun python trainer/run.py ...` does the same, one task a rank; without a launcher it is one rank.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+# Started as a file, Python would look for modules beside it instead of in the package.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+# DeepSpeed calls functions that torch has renamed: a warning a call, nothing a user can do.
+warnings.filterwarnings("ignore", category=FutureWarning)
+
+from trainer.errors import OneRankError, UserError  # noqa: E402
+from trainer.training import distributed  # noqa: E402
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, meet the other ranks, train, evaluate."""
+    options = _parse(arguments)
+    from trainer.recipe import load_recipe
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    ranks = distributed.start(recipe.run.timeout_seconds)
+
+    from trainer.training.train import train
+
+    complete = train(recipe, options.deepspeed_config, ranks)
+    distributed.finish()
+    if complete and recipe.run.evaluate and ranks.rank == 0:
+        from trainer.retrieval.evaluate import evaluate_run
+
+        evaluate_run(recipe.run.folder)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "trainer/run.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--recipe", type=Path, required=True, help="a recipe file; see trainer/recipes/")
+    parser.add_argument("--deepspeed_config", type=Path, required=True, help="DeepSpeed's settings; see ds_configs/")
+    parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher; LOCAL_RANK is used instead")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="recipe fields to change")
+    return parser.parse_intermixed_args(arguments)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        # All ranks find the same mistake, and one of them says it; but for what only one rank can see.
+        if isinstance(error, OneRankError) or os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+            print(f"error: {error}", file=sys.stderr)
+        distributed.leave(2)
+    except Exception:
+        traceback.print_exc()
+        distributed.leave(1)
+    distributed.leave(0)

@@ -1,0 +1,174 @@
+"""The DeepSpeed engine, and what makes a turn exact on any number of ranks and micro-batches.
+
+A turn's loss is, for each task, the sum over all ranks and micro-batches divided by the global number of terms. DeepSpeed
+averages gradients over ranks, so every rank's part is multiplied by their number. A step averages over its turns.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor
+
+from trainer.batch import Batch
+from trainer.model.m3p import M3P, Outputs
+from trainer.objectives.tasks import TASKS
+from trainer.objectives.tasks.contrastive import Contrastive, turn_targets
+from trainer.training import deepspeed_config
+from trainer.training.distributed import Ranks, all_reduce_sum
+from trainer.training.optimizer import OptimizerConfig, make_optimizer, set_rate
+
+
+@dataclass
+class Losses:
+    """Loss sums and counts of a step, by "objective/task"."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    """This rank's part, on the device: reading it early would wait for the GPU."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Of all ranks."""
+
+    def means(self) -> dict[str, float]:
+        """Return the global means: one collective, every rank calls it."""
+        if not self.sums:
+            return {}
+        total = all_reduce_sum(torch.stack(list(self.sums.values())))
+        return {name: value / self.counts[name] for name, value in zip(self.sums, total.tolist(), strict=True)}
+
+
+class Engine:
+    """Trains `model` as the recipe's optimizer section and a file of ds_configs/ say."""
+
+    def __init__(self, model: M3P, config: OptimizerConfig, ds_config: Path, ranks: Ranks, turns_per_step: int) -> None:
+        self._ranks, self._clip, self._turns_per_step = ranks, config.clip, turns_per_step
+        settings = deepspeed_config.resolve(deepspeed_config.read_deepspeed_config(ds_config), config, ranks.device)
+        self.precision = deepspeed_config.precision(settings)
+        self.stage: int = settings.get("zero_optimization", {}).get("stage", 0)
+        self.optimizer = make_optimizer(model, config)
+        self.deepspeed, _, _, _ = deepspeed.initialize(
+            model=model, optimizer=self.optimizer, config=settings, dist_init_required=False
+        )
+        # A forward twice over, as the contrastive task needs it, must drop the same units both times.
+        self._dropout = any(getattr(module, "dropout", 0.0) > 0 for module in model.modules())
+
+    def turn(
+        self, name: str, weights: Mapping[str, float], batches: Sequence[Batch], ends_step: bool, losses: Losses
+    ) -> None:
+        """Forward and backward over this rank's micro-batches of one turn of objective `name`.
+
+        `weights` are its tasks'. Loss sums and counts are added to `losses`. Every rank calls it for the same turn.
+        """
+        batches = [batch.to(self._ranks.device) for batch in batches]
+        counts = self._counts(weights, batches)
+        kept, gradient = None, None
+        if Contrastive.name in weights:
+            kept, gradient = self._contrast(batches, counts[Contrastive.name], f"{name}/{Contrastive.name}", losses)
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            self.deepspeed.set_gradient_accumulation_boundary(ends_step and last)
+            outputs = (
+                kept.outputs if kept and kept.outputs else self._forward(batch, kept.random[number] if kept else None)
+            )
+            loss = outputs.touch.float()
+            for task, output in outputs.tasks.items():
+                scale = weights[task] * self._ranks.world_size / (max(counts[task], 1) * self._turns_per_step)
+                if task == Contrastive.name:
+                    assert gradient is not None
+                    loss = loss + scale * (output * gradient[:, batch.targets[task]["rows"]].flatten(0, 1)).sum()
+                else:
+                    total = TASKS[task].loss(output, batch.targets[task])
+                    loss = loss + scale * total
+                    _add(losses.sums, f"{name}/{task}", total.detach())
+            self.deepspeed.backward(loss, scale_wrt_gas=False)
+        for task, count in counts.items():
+            losses.counts[f"{name}/{task}"] = losses.counts.get(f"{name}/{task}", 0) + count
+            losses.sums.setdefault(f"{name}/{task}", torch.zeros((), device=self._ranks.device))
+
+    def step(self, share: float) -> tuple[float, float]:
+        """Take the optimizer step at `share` of the peak rates: -> (the encoder's rate, gradient norm before clipping)."""
+        rate = set_rate(self.optimizer, share)
+        norm = self._plain_norm() if self.stage == 0 and self.precision == torch.float32 else None
+        self.deepspeed.step()
+        norm = self.deepspeed.get_global_grad_norm() if norm is None else norm
+        return rate, float(norm) if norm is not None else float("nan")
+
+    def _counts(self, weights: Mapping[str, float], batches: Sequence[Batch]) -> dict[str, int]:
+        """Return the global number of terms of each task in the turn."""
+        mine = [sum(TASKS[t].count(b.targets[t]) for b in batches if t in b.targets) for t in weights]
+        total = all_reduce_sum(torch.tensor(mine, dtype=torch.int64, device=self._ranks.device))
+        return dict(zip(weights, total.tolist(), strict=True))
+
+    def _contrast(self, batches: Sequence[Batch], pairs: int, name: str, losses: Losses) -> "tuple[_Kept, Tensor]":
+        """Take the contrastive loss over the whole turn, and its gradient with respect to all features.
+
+        -> (what the second pass needs, gradient [2, pairs, projection]). With one micro-batch its outputs are kept and
+        there is no second pass.
+        """
+        kept = _Kept([], None)
+        features: Tensor | None = None
+        for batch in batches:
+            kept.random.append(_random_state(self._ranks.device) if self._dropout else None)
+            with torch.set_grad_enabled(len(batches) == 1):
+                self.deepspeed.set_gradient_accumulation_boundary(False)
+                outputs = self.deepspeed(batch)
+            kept.outputs = outputs if len(batches) == 1 else None
+            if Contrastive.name in outputs.tasks:
+                mine = outputs.tasks[Contrastive.name].detach().float().unflatten(0, (2, -1))
+                if features is None:
+                    features = mine.new_zeros(2, pairs, mine.shape[-1])
+                features[:, batch.targets[Contrastive.name]["rows"]] = mine
+        features = self._empty_features(pairs) if features is None else features
+        # A sum with every other rank's rows zero is a gather, for any split and without padding.
+        features = all_reduce_sum(features).requires_grad_()
+        parts = [batch.targets[Contrastive.name] for batch in batches if Contrastive.name in batch.targets]
+        names = {key: all_reduce_sum(t.to(self._ranks.device)) for key, t in turn_targets(pairs, parts).items()}
+        with torch.enable_grad():
+            loss = TASKS[Contrastive.name].loss(features.flatten(0, 1), names)
+            (gradient,) = torch.autograd.grad(loss, features)
+        if self._ranks.rank == 0:  # every rank has the whole sum
+            _add(losses.sums, name, loss.detach())
+        return kept, gradient
+
+    def _empty_features(self, pairs: int) -> Tensor:
+        """Features of a rank that has no pair of this turn."""
+        head: Any = self.deepspeed.module.heads[Contrastive.name]
+        return torch.zeros(2, pairs, head.text.out_features, device=self._ranks.device)
+
+    def _forward(self, batch: Batch, random: Tensor | None) -> Outputs:
+        if random is not None:
+            _set_random_state(random, self._ranks.device)
+        outputs = self.deepspeed(batch)
+        assert isinstance(outputs, Outputs)
+        return outputs
+
+    def _plain_norm(self) -> float:
+        """DeepSpeed reports no norm for stage 0 in float32."""
+        gradients = [p.grad for p in self.deepspeed.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
+
+
+@dataclass
+class _Kept:
+    """What a contrastive turn's first pass leaves for the second."""
+
+    random: list[Tensor | None]
+    """The random state before each micro-batch, so that dropout falls alike."""
+    outputs: Outputs | None
+
+
+def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    sums[name] = sums[name] + value if name in sums else value
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_random_state(state: Tensor, device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)

@@ -1,0 +1,64 @@
+"""AdamW (arXiv 1711.05101) with parameter groups."""
+
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+NO_DECAY = ("bias", "norm.weight", "norm.bias", "log_scale", "positions.weight", "types.weight", "places.weight")
+
+
+class OptimizerConfig(BaseModel):
+    """The recipe's `optimizer` section. The rate follows `schedule`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    learning_rate: float = Field(gt=0, description="Peak rate of the encoder and text embedder.")
+    new_learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="Peak rate of the visual embedder and the heads, which start from nothing; the same if left out.",
+    )
+    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the mean of gradients.")
+    beta2: float = Field(0.98, ge=0, lt=1, description="Decay of the mean of squared gradients.")
+    epsilon: float = Field(1e-8, gt=0, description="Added to the denominator.")
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled; not of biases, norms, places and the temperature.")
+    clip: float = Field(1.0, ge=0, description="Largest norm of the whole gradient; 0 does not clip.")
+
+
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Return the groups of trained parameters; `peak` in each is the rate that the schedule scales."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            new = name.startswith(("visual.", "heads."))
+            groups.setdefault((new, not name.endswith(NO_DECAY)), []).append(parameter)
+    new_rate = config.new_learning_rate or config.learning_rate
+    return [
+        {
+            "params": parameters,
+            "peak": new_rate if new else config.learning_rate,
+            "weight_decay": config.weight_decay if decayed else 0.0,
+        }
+        for (new, decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Return torch's fused AdamW: one kernel a group on a GPU and on a CPU, without a compiler on the machine."""
+    return torch.optim.AdamW(
+        parameter_groups(model, config),
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.epsilon,
+        fused=True,
+    )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, share: float) -> float:
+    """Set every group's rate to `share` of its peak; return the encoder's (the first group's)."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * share
+    rate: float = optimizer.param_groups[0]["lr"]
+    return rate

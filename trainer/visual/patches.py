@@ -1,0 +1,132 @@
+"""Raw pictures cut into square patches (ViT, arXiv 2010.11929): no detector needed."""
+
+import io
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from trainer.batch import VisualTokens
+from trainer.errors import BadSample
+
+IMAGE_KINDS = ("jpg", "jpeg", "png", "webp")
+
+
+class Patches(BaseModel):
+    """Square pictures of `size` pixels, cut into patches of `patch` pixels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["patches"]
+    size: int = Field(224, ge=8, description="Side of the picture as the network sees it, in pixels.")
+    patch: int = Field(16, ge=2, description="Side of a patch, in pixels; it divides the size.")
+    crop: float = Field(
+        1.0, gt=0, le=1, description="Smallest share of the area that a training crop keeps; 1: no crop."
+    )
+    flip: bool = Field(
+        False, description="Mirror half of the training pictures; wrong where captions speak of left and right."
+    )
+    largest: int = Field(50_000_000, ge=1, description="Pictures of more pixels are bad samples (decompression bombs).")
+
+    @model_validator(mode="after")
+    def _patch_divides(self) -> "Patches":
+        if self.size % self.patch:
+            raise ValueError(f"patch = {self.patch} does not divide size = {self.size}: choose a divisor of the size")
+        return self
+
+    @property
+    def feature_size(self) -> int:
+        """Numbers of a patch: its pixels in three colours."""
+        return 3 * self.patch * self.patch
+
+    @property
+    def classes(self) -> int:
+        """Pixels have no object classes."""
+        return 0
+
+    def check(self, folder: Path, width: int | None) -> None:
+        """Pixels are there in every source of pairs."""
+
+    def load(self, members: Mapping[str, bytes], rng: np.random.Generator | None) -> VisualTokens:
+        """Decode, crop (with the sample's own `rng`; None: never), resize and cut. Raises BadSample."""
+        kind = next((kind for kind in IMAGE_KINDS if kind in members), None)
+        if kind is None:
+            raise BadSample(f"no picture (a member {', '.join(IMAGE_KINDS)})")
+        picture = decode(members[kind], self.size, self.largest)
+        if rng is not None:
+            picture = _augment(picture, rng, self.crop, self.flip)
+        if picture.size != (self.size, self.size):
+            picture = picture.resize((self.size, self.size), Image.Resampling.BILINEAR)
+        return VisualTokens(_cut(np.asarray(picture), self.patch), _grid(self.size // self.patch))
+
+    def embedder(self, width: int, eps: float) -> nn.Module:
+        """Return the module that turns patches into vectors."""
+        return PatchEmbedder(self.feature_size, self.size // self.patch, width, eps)
+
+
+class PatchEmbedder(nn.Module):
+    """Linear of the pixels + a learned vector for the patch's place on the grid, layer norm: -> [V, width]."""
+
+    def __init__(self, feature_size: int, side: int, width: int, eps: float) -> None:
+        super().__init__()
+        self.side = side
+        self.pixels = nn.Linear(feature_size, width)
+        self.places = nn.Embedding(side * side, width)
+        self.norm = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
+        """`features` [V, 3 patch^2], `boxes` [V, 4] in 0..1; a box's corner says the place."""
+        # In float32 and with half a cell added, so that no rounding (bf16 boxes) moves a patch to its neighbour's place.
+        cell = (boxes[:, :2].float() * self.side + 0.5).long().clamp(max=self.side - 1)
+        return self.norm(self.pixels(features) + self.places(cell[:, 1] * self.side + cell[:, 0]))
+
+
+def decode(data: bytes, size: int, largest: int) -> Image.Image:
+    """Decode JPEG (scaled while decoding, never below `size`), PNG or WebP to RGB. Raises BadSample."""
+    try:
+        if data[:2] == b"\xff\xd8":
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+            _check_pixels(width, height, largest)
+            return Image.fromarray(simplejpeg.decode_jpeg(data, min_height=size, min_width=size, min_factor=1))
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as picture:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            _check_pixels(*picture.size, largest)
+            return picture.convert("RGB")
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadSample(f"unreadable picture: {error}") from error
+
+
+def _check_pixels(width: int, height: int, largest: int) -> None:
+    if width * height > largest:
+        raise BadSample(f"a picture of {width} x {height} pixels, more than visual.largest = {largest}")
+
+
+def _augment(picture: Image.Image, rng: np.random.Generator, crop: float, flip: bool) -> Image.Image:
+    area, x, y, mirror = rng.random(4)  # always four draws, so that one option does not change another's choices
+    if crop < 1:
+        scale = math.sqrt(crop + (1 - crop) * area)
+        width, height = picture.width * scale, picture.height * scale
+        left, top = x * (picture.width - width), y * (picture.height - height)
+        picture = picture.crop((round(left), round(top), round(left + width), round(top + height)))
+    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip and mirror < 0.5 else picture
+
+
+def _cut(pixels: NDArray[np.uint8], patch: int) -> NDArray[np.float32]:
+    """[size, size, 3] -> [places, 3 patch^2], in -1..1."""
+    side = pixels.shape[0] // patch
+    cells = pixels.reshape(side, patch, side, patch, 3).swapaxes(1, 2).reshape(side * side, -1)
+    return cells.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def _grid(side: int) -> NDArray[np.float32]:
+    """Boxes [side^2, 4] of the grid's cells, row by row."""
+    y, x = np.divmod(np.arange(side * side), side)
+    return (np.stack([x, y, x + 1, y + 1], 1) / side).astype(np.float32)

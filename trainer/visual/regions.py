@@ -1,0 +1,100 @@
+"""Stored region features of an object detector: M3P's own visual source (`KEY.regions.npz`)."""
+
+import io
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from trainer.batch import VisualTokens
+from trainer.errors import BadSample, UserError
+
+
+class Regions(BaseModel):
+    """Region features, L2-normalised, with their boxes and object classes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["regions"]
+    feature_size: int = Field(2048, ge=1, description="Width of a region's feature, as stored in the shards.")
+    classes: int = Field(1600, ge=0, description="Object classes of the detector; 0: no class loss.")
+    most: int = Field(100, ge=1, description="Regions of a picture that are used, in stored order.")
+    background: int | None = Field(
+        None, ge=0, description="A class that is never a masking target (0 in Visual Genome)."
+    )
+
+    def check(self, folder: Path, width: int | None) -> None:
+        """Raise UserError unless the source in `folder` stores features of our width."""
+        if width != self.feature_size:
+            has = "no region features" if width is None else f"region features of width {width}"
+            raise UserError(
+                f"visual.feature_size = {self.feature_size}, but {folder} has {has}: set the width that its detector gave, "
+                "prepare it with --regions, or use kind: patches"
+            )
+
+    def load(self, members: Mapping[str, bytes], rng: np.random.Generator | None) -> VisualTokens:
+        """Read `regions.npz`; `rng` is not used, since regions are not augmented. Raises BadSample."""
+        if "regions.npz" not in members:
+            raise BadSample("no member regions.npz")
+        try:
+            with np.load(io.BytesIO(members["regions.npz"]), allow_pickle=False) as arrays:
+                boxes, features = arrays["boxes"][: self.most], arrays["features"][: self.most].astype(np.float32)
+                ids = arrays["class_ids"][: self.most] if self.classes else None
+                probs = arrays["class_probs"][: self.most] if self.classes and "class_probs" in arrays else None
+        except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+            raise BadSample(f"unreadable regions.npz: {error}") from error
+        _check(boxes, features, self.feature_size)
+        norms = np.linalg.norm(features, axis=1, keepdims=True)
+        class_ids = None if ids is None else _most_likely(ids, probs, self.classes)
+        return VisualTokens(features / np.maximum(norms, 1e-12), boxes.astype(np.float32), class_ids)
+
+    def embedder(self, width: int, eps: float) -> nn.Module:
+        """Return the module that turns features and boxes into vectors."""
+        return RegionEmbedder(self.feature_size, width, eps)
+
+
+class RegionEmbedder(nn.Module):
+    """Linear of the feature + Linear of the box and its area, layer norm: -> [V, width].
+
+    The box is not normalised as a whole (M3P's code does), which would lose its size.
+    """
+
+    def __init__(self, feature_size: int, width: int, eps: float) -> None:
+        super().__init__()
+        self.feature = nn.Linear(feature_size, width)
+        self.box = nn.Linear(5, width)
+        self.norm = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
+        """`features` [V, F], `boxes` [V, 4] in 0..1."""
+        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        return self.norm(self.feature(features) + self.box(torch.cat([boxes, area[:, None]], 1)))
+
+
+def _check(boxes: NDArray[np.float32], features: NDArray[np.float32], width: int) -> None:
+    if features.ndim != 2 or features.shape[1] != width:
+        raise BadSample(f"features are {features.shape}, but visual.feature_size is {width}")
+    if boxes.shape != (len(features), 4) or not len(features):
+        raise BadSample(
+            f"boxes are {boxes.shape} for {len(features)} regions: want one row of 4 a region, at least one"
+        )
+    if not (np.isfinite(features).all() and np.isfinite(boxes).all()):
+        raise BadSample("NaN or infinity in the regions")
+
+
+def _most_likely(ids: NDArray[np.int64], probs: NDArray[np.float32] | None, classes: int) -> NDArray[np.int64]:
+    """Return the class of each region: as stored, or the likeliest of the stored few."""
+    if ids.ndim == 2:
+        best = np.zeros(len(ids), np.int64) if probs is None else probs.astype(np.float32).argmax(1)
+        ids = ids[np.arange(len(ids)), best]
+    ids = ids.astype(np.int64)
+    if len(ids) and not (ids.min() >= 0 and ids.max() < classes):
+        raise BadSample(f"a class id of {ids.min()}..{ids.max()} is outside 0..{classes - 1} (visual.classes)")
+    return ids
