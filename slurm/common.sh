@@ -30,11 +30,16 @@ die() {
 get() { cat "$run/$1" 2>/dev/null; }
 put() { printf '%s\n' "$2" >"$run/$1.tmp" && mv "$run/$1.tmp" "$run/$1"; }
 
+# check_start COUNT NAMES ARGUMENT...: leave unless this is a job with an interpreter and that many arguments.
+check_start() {
+  [ -n "$job" ] || die "this is a batch script: submit it with sbatch"
+  [ $# -ge $(($1 + 2)) ] || die "arguments are missing: $2; the head of the script shows how"
+  [ -x "$M3P_PYTHON" ] || die "no interpreter at $M3P_PYTHON: make it with ./quickstart.sh, or set M3P_PYTHON"
+}
+
 # train RECIPE DS_CONFIG [section.key=value ...]: one start of a run, from the claim of its folder to the requeue.
 train() {
-  [ -n "$job" ] || die "this is a batch script: submit it with sbatch"
-  [ $# -ge 2 ] || die "two arguments are needed: RECIPE DS_CONFIG [section.key=value ...]"
-  [ -x "$M3P_PYTHON" ] || die "no interpreter at $M3P_PYTHON: make it with ./quickstart.sh, or set M3P_PYTHON"
+  check_start 2 "RECIPE DS_CONFIG [section.key=value ...]" "$@"
   local recipe=$1 ds_config=$2 before
   shift 2
   trap 'forward USR1' USR1
@@ -70,12 +75,13 @@ export_environment() {
   [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 }
 
-# start_ranks ARGUMENT...: one interpreter a task; returns when all have ended. One lost rank ends the others.
+# start_ranks ARGUMENT...: one interpreter a task; returns when all have ended. One lost rank ends the others. The ranks
+# leave together, but for rank 0, which still evaluates: --wait is its time for that, after which the job ends all the same.
 start_ranks() {
   local code
   [ -z "$signalled" ] || return 0
   log "starting $SLURM_NTASKS ranks on $SLURM_JOB_NODELIST, logs in $run/logs/$job.$restarts.rank*.log"
-  srun --kill-on-bad-exit=1 --wait=60 --export=ALL --output="$run/logs/$job.$restarts.rank%t.log" \
+  srun --kill-on-bad-exit=1 --wait=3600 --export=ALL --output="$run/logs/$job.$restarts.rank%t.log" \
     "$M3P_PYTHON" "$@" &
   srun_pid=$!
   # A trap ends `wait` early; it runs at all only because srun is in the background.

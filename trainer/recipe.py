@@ -90,6 +90,13 @@ class Recipe(BaseModel):
         """Tasks of the active objectives."""
         return {task for objective in self.active_objectives.values() for task in objective.active_tasks}
 
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder that holds the sentencepiece model."""
+        folder = self.model.tokenizer or self.model.initialise
+        assert folder is not None, "validation wants one of the two"
+        return folder
+
     def plan(self) -> Plan:
         """Return the plan of turns. Raises UserError where the weights make too long a cycle."""
         # As text, so that 0.7 means seven tenths.

@@ -1,7 +1,7 @@
 """Stands in for the interpreter and trainer that slurm/pretrain.sh starts: the same contract, no torch, no model.
 
-It answers `-m trainer.cli show RECIPE ... --field run.folder` (the recipe being a file with that folder's name in it)
-and `-u .../trainer/run.py --recipe ...`. Settings: stub.steps, and for failures: rank stub.fail_rank dies at step
+It answers `-m trainer.cli show RECIPE ... --field run.folder` (the recipe being a file with that folder's name in it),
+`-u .../trainer/run.py --recipe ...`, and `-m trainer.cli evaluate ...`, which only prints its arguments. Settings: stub.steps, and for failures: rank stub.fail_rank dies at step
 stub.fail_at of each of its first stub.fail_starts starts.
 """
 
@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from trainer.training import distributed
 from trainer.training.stop import Incarnation, StopSignal, ignore_in_worker, write_done, write_stopped
@@ -28,7 +29,7 @@ class Files:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.calls = 0
 
-    def gather(self, value: object) -> list[object]:
+    def gather(self, value: Any) -> list[Any]:
         """Return what each rank gave."""
         self.calls += 1
         paths = [self.folder / f"{self.calls}.{rank}" for rank in range(self.world_size)]
@@ -38,6 +39,10 @@ class Files:
         while not all(path.exists() for path in paths):
             time.sleep(0.01)
         return [json.loads(path.read_text()) for path in paths]
+
+    def largest(self, *values: int) -> list[int]:
+        """Return the largest of each value over the ranks."""
+        return [max(column) for column in zip(*self.gather(values), strict=True)]
 
     def replace_collectives(self) -> None:
         """Make trainer.training.distributed talk over these files."""
@@ -102,6 +107,8 @@ def main() -> None:
     if arguments[:3] == ["-m", "trainer.cli", "show"]:
         assert arguments[-2:] == ["--field", "run.folder"]
         print(folder_of(arguments[3], settings))
+    elif arguments[:3] == ["-m", "trainer.cli", "evaluate"]:
+        print(*arguments[3:])
     else:
         assert arguments[0] == "-u"
         assert arguments[1].endswith("/trainer/run.py")

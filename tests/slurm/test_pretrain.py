@@ -30,11 +30,15 @@ class Run:
     folder: Path
 
     def submit(self, *settings: str, options: tuple[str, ...] = TWO_NODES, **environment: str) -> str:
-        """Submit slurm/pretrain.sh from the repository and return the job's number."""
-        output = f"--output={self.home}/job-%A.out"
+        """Submit slurm/pretrain.sh and return the job's number."""
         script = ("slurm/pretrain.sh", str(self.recipe), "ds_configs/none.json", *settings)
+        return self.submit_script(*options, *script, **environment)
+
+    def submit_script(self, *command: str, cwd: Path = REPOSITORY, **environment: str) -> str:
+        """Submit any script from the repository, with the stub as interpreter, and return the job's number."""
         environment = {"M3P_PYTHON": str(self.home / "python"), **environment}
-        return self.cluster.run("sbatch", "--parsable", output, *options, *script, environment=environment)
+        sbatch = ("sbatch", "--parsable", f"--output={self.home}/job-%A.out")
+        return self.cluster.run(*sbatch, *command, cwd=cwd, environment=environment)
 
     def starts(self, rank: int = 0) -> list[dict[str, Any]]:
         """Return what the rank noted at each of its starts."""
@@ -165,16 +169,26 @@ def test_a_cancelled_job_saves_and_does_not_come_back(run: Run) -> None:
     assert run.status().startswith("stopped signal ")
 
 
-def test_an_array_of_the_same_run_trains_it_once(run: Run) -> None:
-    """Its last task carries the array's own number: to requeue that number would start every task again."""
-    job = run.submit("stub.steps=30", options=(*TWO_NODES, "--array=1-3%1"))
+def test_the_tasks_of_an_array_carry_one_run_to_its_end(run: Run) -> None:
+    """The last task has the array's own number: to requeue that number would start the cancelled task again, too."""
+    array = run.submit("stub.steps=40", options=(*TWO_NODES, "--array=1-2%1"))
     run.wait_for_steps()
-    run.cluster.run("scancel", "--batch", "--signal=USR1", f"{job}_1")
-    for task in (1, 2, 3):
-        assert run.cluster.wait(f"{job}_{task}") == "COMPLETED", run.output()
-    assert run.status() == "done"
-    assert len(run.starts()) == 2
-    assert run.starts()[0]["environment"]["M3P_INCARNATION"] == f"{job}_1.0"
+    run.cluster.run("scancel", f"{array}_1")
+    run.wait_for_steps(starts=2)
+    second = run.starts()[1]["environment"]
+    assert (second["SLURM_JOB_ID"], second["M3P_INCARNATION"]) == (array, f"{array}_2.0")
+    run.cluster.run("scancel", "--batch", "--signal=USR1", array)
+    run.cluster.wait(f"{array}_2", "PENDING")
+    assert run.cluster.wait(f"{array}_2") == "COMPLETED", run.output()
+    assert run.cluster.state(f"{array}_1").startswith("CANCELLED")
+    assert (len(run.starts()), run.status()) == (3, "done")
+
+
+def test_the_rest_of_a_chain_exits_at_once(run: Run) -> None:
+    options = (*TWO_NODES, "--job-name=chain", "--dependency=singleton")
+    chain = [run.submit("stub.steps=5", options=options) for _ in range(3)]
+    assert [run.cluster.wait(job) for job in chain] == ["COMPLETED"] * 3, run.output()
+    assert (len(run.starts()), run.status()) == (1, "done")
 
 
 def test_a_run_that_another_job_took_over_is_neither_saved_nor_requeued(run: Run) -> None:
@@ -193,11 +207,32 @@ def test_a_refused_recipe_fails_at_once_and_is_not_requeued(run: Run) -> None:
     assert "the recipe is refused" in run.output()
 
 
-def test_a_job_submitted_from_elsewhere_says_what_it_needs(run: Run) -> None:
-    options = ("--parsable", *TWO_NODES, f"--output={run.home}/job-%A.out")
-    job = run.cluster.run("sbatch", *options, str(REPOSITORY / "slurm" / "pretrain.sh"), "a", "b", cwd=run.home)
+def test_a_script_that_cannot_find_its_checkout_says_what_it_needs(run: Run) -> None:
+    job = run.submit_script(*TWO_NODES, str(REPOSITORY / "slurm" / "pretrain.sh"), "a", "b", cwd=run.home)
     assert run.cluster.wait(job) == "FAILED"
     assert f"no checkout at {run.home}: submit from it, or set M3P_HOME" in run.output()
+
+
+def test_a_job_may_be_submitted_from_elsewhere(run: Run) -> None:
+    script = (str(REPOSITORY / "slurm" / "finetune.sh"), "a recipe.yaml", "none.json", "stub.steps=1")
+    job = run.submit_script(*TWO_NODES, *script, cwd=run.home, M3P_HOME=str(REPOSITORY))
+    assert run.cluster.wait(job) == "COMPLETED", run.output()
+    assert run.status() == "done"
+
+
+@pytest.mark.parametrize("script", ["slurm/pretrain.sh", "slurm/finetune.sh", "slurm/evaluate.sh"])
+def test_a_script_without_its_arguments_says_which(run: Run, script: str) -> None:
+    job = run.submit_script(
+        "--nodes=1", "--ntasks=1", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1", script
+    )
+    assert run.cluster.wait(job) == "FAILED"
+    assert "arguments are missing: R" in run.output()
+
+
+def test_evaluation_is_one_process_with_all_its_arguments(run: Run) -> None:
+    job = run.submit_script("--cpus-per-task=2", "slurm/evaluate.sh", "runs/a run", "dev", "--rerank", "16")
+    assert run.cluster.wait(job) == "COMPLETED", run.output()
+    assert run.output() == "runs/a run dev --rerank 16\n"
 
 
 def test_the_overrides_decide_where_the_run_is(run: Run) -> None:

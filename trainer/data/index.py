@@ -45,7 +45,7 @@ class TarIndex:
     plain_captions: int = 0
     """Samples whose caption is a KEY.txt."""
     unusable: int = 0
-    """Samples without a picture and a caption (captions) or without text (text); the reader skips and counts them."""
+    """Samples without a picture and a caption, with unreadable regions, or without text; training skips them."""
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -84,18 +84,6 @@ def members(span: bytes) -> dict[str, bytes]:
     if not found:
         raise BadSample("no members")
     return found
-
-
-def key_of(span: bytes) -> str:
-    """Return the key of a sample, to name it in a message; "?" where its headers cannot be read."""
-    try:
-        for member in walk(span, whole=False):
-            parts = split_name(member.name)
-            if parts is not None:
-                return parts[0]
-    except TarError:
-        pass
-    return "?"
 
 
 def index_tar(path: Path, kind: Kind, language: str = "en") -> TarIndex:
@@ -173,13 +161,16 @@ class _Scan:
         if not extents:
             return
         if self.kind == "text":
-            self.unusable += "txt" not in extents and "json" not in extents
+            self.unusable += "txt" not in extents
             return
         languages = self.languages(extents)
         self.captions.update(languages)
-        self.unusable += not languages or not any(image in extents for image in IMAGES)
+        usable = bool(languages) and any(image in extents for image in IMAGES)
         if "regions.npz" in extents:
-            self.check_width(key, feature_width(self.read(extents, "regions.npz")))
+            width = feature_width(self.read(extents, "regions.npz"))
+            usable = usable and width is not None
+            self.check_width(key, width)
+        self.unusable += not usable
 
     def languages(self, extents: dict[str, tuple[int, int]]) -> list[str]:
         """Return the languages in which the sample has a caption; none where its JSON is broken."""
@@ -199,10 +190,10 @@ class _Scan:
 
     def check_width(self, key: str, width: int | None) -> None:
         self.width = self.width or width
-        if width != self.width:
+        if width not in (None, self.width):
             raise UserError(
-                f"{self.path}: the region features of sample {key!r} have width {width or 'unknown (unreadable file)'}"
-                f", those before it {self.width}: make the regions with one detector."
+                f"{self.path}: the region features of sample {key!r} have width {width}, those before it {self.width}: "
+                "make the regions with one detector."
             )
 
     def read(self, extents: dict[str, tuple[int, int]], extension: str) -> bytes:
@@ -247,7 +238,7 @@ def index_folder(folder: Path, kind: Kind, language: str | None = None) -> Manif
         needs = "a picture (jpg, png, webp) and a caption" if kind == "captions" else "text (KEY.txt)"
         raise UserError(f"{folder}: none of its {samples} samples has {needs}. Is --kind {kind} right?")
     if unusable:
-        tqdm.write(f"{folder}: {unusable} of {samples} samples lack a picture, a caption or text; training skips them.")
+        tqdm.write(f"{folder}: {unusable} of {samples} samples lack a picture, a caption, text or readable regions.")
     captions = sum((index.captions for index in indexes), Counter[str]())
     plain = any(index.plain_captions for index in indexes)
     manifest = Manifest(

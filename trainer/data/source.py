@@ -123,8 +123,12 @@ class Source:
             f"the last: {bad.seen[-1]}. Prepare this source again, or take it out of the recipe."
         )
 
+    def members(self, shard: int, sample: int) -> dict[str, bytes]:
+        """Return a sample as stored: extension -> bytes. Raises BadSample."""
+        return self._reader.read(shard, sample)
+
     def _decode(self, place: Place, number: int, name: str, augment: bool) -> Sample:
-        members = self._reader.read(place.shard, number)
+        members = self.members(place.shard, number)
         owner = (*self._owner, place.epoch, place.shard, number)
         language = self.manifest.language or ""
         if self.manifest.kind == "text":

@@ -86,29 +86,44 @@ class ContrastiveHead(Head):
         self.log_scale = nn.Parameter(torch.full((1,), -math.log(temperature)), requires_grad=learn_temperature)
 
     def rows(self, hidden: Tensor, layout: Layout, targets: Targets) -> Tensor:
-        """Pool each sequence that the targets name: its `<s>`, or the mean of its slots (a picture's: of its regions)."""
-        chosen = torch.cat([targets["text_sequences"], targets["image_sequences"]])
+        """Pool the texts, then the pictures, that the targets name."""
+        return torch.cat(
+            [
+                self.pool(hidden, layout, targets["text_sequences"], 0),
+                self.pool(hidden, layout, targets["image_sequences"], 1),
+            ]
+        )
+
+    def pool(self, hidden: Tensor, layout: Layout, sequences: Tensor, skip: int) -> Tensor:
+        """Pool `sequences` [N]: their `<s>`, or the mean of their slots without the first `skip`. -> [N, width]."""
         if self.pooling == "first":
-            return hidden[layout.starts[chosen]]
-        return mean_of_sequences(hidden, layout, len(targets["text_sequences"]), chosen)
+            return hidden[layout.starts[sequences]]
+        return mean_of_sequences(hidden, layout, sequences, skip)
+
+    def embed_text(self, pooled: Tensor) -> Tensor:
+        """[N, width] -> [N, projection] of unit length."""
+        return F.normalize(self.text(pooled).float(), dim=-1, eps=1e-6)
+
+    def embed_image(self, pooled: Tensor) -> Tensor:
+        """[N, width] -> [N, projection] of unit length."""
+        return F.normalize(self.image(pooled).float(), dim=-1, eps=1e-6)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Of an even number of rows; the dummy's single row counts as a text."""
-        texts = (len(rows) + 1) // 2
+        """Of an even number of rows; a single one (the dummy) counts as a text and as a picture."""
+        texts, images = rows.tensor_split([len(rows) // 2]) if len(rows) > 1 else (rows, rows)
         scale = self.log_scale.clamp(max=math.log(100.0)).exp()  # CLIP's ceiling (arXiv 2103.00020)
-        text = F.normalize(self.text(rows[:texts]).float(), dim=-1, eps=1e-6) * scale
-        image = F.normalize(self.image(rows[texts:] if len(rows) > 1 else rows).float(), dim=-1, eps=1e-6)
-        return torch.cat([text, image])
+        return torch.cat([self.embed_text(texts) * scale, self.embed_image(images)])
 
 
-def mean_of_sequences(hidden: Tensor, layout: Layout, texts: int, chosen: Tensor) -> Tensor:
-    """Mean of the slots of `chosen` [N] sequences; of a picture (from place `texts` on) without its `<s>`. -> [N, width]."""
-    skip = (torch.arange(len(chosen), device=chosen.device) >= texts).long()
-    lengths, starts = layout.lengths[chosen] - skip, layout.starts[chosen] + skip
+def mean_of_sequences(hidden: Tensor, layout: Layout, sequences: Tensor, skip: int) -> Tensor:
+    """Mean of the slots of each of `sequences` [N], without its first `skip` (a lone picture's `<s>`): -> [N, width]."""
+    lengths, starts = layout.lengths[sequences] - skip, layout.starts[sequences] + skip
     ends = torch.cumsum(lengths, 0)
-    owner = torch.repeat_interleave(torch.arange(len(chosen), device=chosen.device), lengths)
-    slots = torch.arange(len(owner), device=chosen.device) + (starts - ends + lengths)[owner]
-    total = torch.zeros(len(chosen), hidden.shape[-1], device=hidden.device).index_add(0, owner, hidden[slots].float())
+    owner = torch.repeat_interleave(torch.arange(len(sequences), device=hidden.device), lengths)
+    slots = torch.arange(len(owner), device=hidden.device) + (starts - ends + lengths)[owner]
+    total = torch.zeros(len(sequences), hidden.shape[-1], device=hidden.device).index_add(
+        0, owner, hidden[slots].float()
+    )
     return (total / lengths[:, None]).to(hidden.dtype)
 
 

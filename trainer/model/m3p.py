@@ -46,6 +46,7 @@ class M3P(nn.Module):
         super().__init__()
         self.text = TextEmbedder(shape, vocabulary, config.dropout)
         self.visual = None if visual is None else visual.embedder(shape.width, shape.layer_norm_eps)
+        self.visual_size = 1 if visual is None else visual.feature_size
         self.encoder = Encoder(shape, config.dropout, config.attention_dropout)
         # Ordered as in HEADS, on every rank.
         wanted = set(tasks)
@@ -75,9 +76,7 @@ class M3P(nn.Module):
 
     def forward(self, batch: Batch) -> Outputs:
         """Run every module once over the whole micro-batch."""
-        layout = Layout(batch.lengths, batch.longest)
-        x, touch = self._embed(batch)
-        hidden = self.encoder(x, layout)
+        hidden, layout, touch = self.encode(batch)
         tasks: dict[str, Tensor] = {}
         for name, head in self.heads.items():
             assert isinstance(head, Head)
@@ -88,6 +87,12 @@ class M3P(nn.Module):
             else:
                 touch = touch + _touch(head, hidden.new_zeros(1, hidden.shape[-1]))
         return Outputs(tasks, touch)
+
+    def encode(self, batch: Batch) -> tuple[Tensor, Layout, Tensor]:
+        """Return hidden states [T, width], where the sequences lie, and the touch of the visual embedder."""
+        layout = Layout(batch.lengths, batch.longest)
+        x, touch = self._embed(batch)
+        return self.encoder(x, layout), layout, touch
 
     def _embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Put words and picture tokens in their slots: -> [T, width], and the touch of the visual embedder."""

@@ -40,7 +40,7 @@ Words of place (above, below, beside, behind, under, near, between, left, right)
 carry content.
 """
 
-ENUMERATION = re.compile(r"^(?:[IVX]+|[a-z]|[0-9]+)\.\s+")
+ENUMERATION = re.compile(r"^(?:(?:[IVX]+|[a-z]|[0-9]+)\.\s+)+")
 """A numbered sense left over before the translation: "a. wielki", "II.    lewy"."""
 
 
@@ -110,10 +110,8 @@ def drop_reason(word: str, translation: str, latin: bool, keep_function_words: b
 
 def _mostly_latin(translations: Iterable[str]) -> bool:
     counts = Counter(
-        unicodedata.name(letter, "").startswith("LATIN")
+        all(unicodedata.name(letter, "").startswith("LATIN") for letter in translation if letter.isalpha())
         for translation in translations
-        for letter in translation
-        if letter.isalpha()
     )
     return counts[True] >= counts[False]
 

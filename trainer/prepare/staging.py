@@ -17,6 +17,8 @@ def staged_folder(output: Path, marker: str, overwrite: bool) -> Iterator[Path]:
     `marker`: what the same command wrote before. Raises UserError.
     """
     check_output(output, marker, overwrite)
+    # A link stays a link, and "." gets a name.
+    output = output.resolve()
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

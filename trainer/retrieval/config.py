@@ -18,4 +18,8 @@ class EvaluationConfig(BaseModel):
         ge=0,
         description="Best candidates of the dual encoder that the cross-encoder scores again; 0: dual encoder alone.",
     )
+    caption_source: str = Field("human", description="Who wrote the captions; stands beside every figure.")
+    selected_on: str | None = Field(
+        None, description="Split on which settings were chosen; stands beside every figure."
+    )
     batch_size: int = Field(64, ge=1, description="Pictures, captions or pairs that are forwarded at once.")

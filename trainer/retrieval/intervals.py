@@ -58,9 +58,7 @@ def mean_recall_interval(languages: Mapping[str, GroupedRanks], *, seed: int = 0
     return _interval(hits, asked, values)
 
 
-def difference_interval(
-    a: Mapping[str, GroupedRanks], b: Mapping[str, GroupedRanks], *, seed: int = 0
-) -> Interval:
+def difference_interval(a: Mapping[str, GroupedRanks], b: Mapping[str, GroupedRanks], *, seed: int = 0) -> Interval:
     """Return mean recall of `a` less that of `b`, averaged over languages, paired: each draw is the same for both.
 
     Both must hold the same languages with the same queries in the same order; anything else is a defect of the caller.
@@ -79,7 +77,7 @@ def difference_interval(
 
 def _interval(hits: NDArray[np.float64], asked: NDArray[np.float64], values: NDArray[np.float64]) -> Interval:
     tail = (100 - LEVEL) / 2
-    low, high = np.nanpercentile(values, [tail, 100 - tail])
+    low, high = np.percentile(values, [tail, 100 - tail])
     return Interval(float(_statistic(np.ones((1, hits.shape[0])), hits, asked)[0]), float(low), float(high))
 
 
@@ -99,8 +97,8 @@ def _table(languages: Mapping[str, GroupedRanks]) -> tuple[NDArray[np.float64], 
         for way, (groups, found) in enumerate(pairs):
             rows = np.searchsorted(known, groups[found > 0])
             answered = found[found > 0]
-            np.add.at(asked, (rows, place, way, 0), 1)
-            np.add.at(hits, (rows, place, way), answered[:, None] <= np.array(CUTOFFS))
+            np.add.at(asked[:, place, way, 0], rows, 1)
+            np.add.at(hits[:, place, way], rows, answered[:, None] <= np.array(CUTOFFS))
     return hits, asked
 
 
@@ -123,6 +121,5 @@ def _statistic(counts: NDArray[np.float64], hits: NDArray[np.float64], asked: ND
     hit = (counts @ hits.reshape(groups, -1)).reshape(-1, *hits.shape[1:])
     total = (counts @ asked.reshape(groups, -1)).reshape(-1, *asked.shape[1:])
     recall = np.divide(hit, total, out=np.full_like(hit, np.nan), where=total > 0).mean(axis=(2, 3))  # [B, L]
-    present = ~np.isnan(recall)
-    count = present.sum(axis=1)
-    return 100 * np.divide(np.where(present, recall, 0).sum(axis=1), count, out=np.full(len(count), np.nan), where=count > 0)
+    present = (~np.isnan(recall)).sum(axis=1)
+    return 100 * np.nansum(recall, axis=1) / present  # every draw asks about something: _table keeps such concepts only

@@ -100,7 +100,7 @@ def query_ranks(scores: NDArray[np.floating[Any]], right: NDArray[np.bool_]) -> 
     `scores` is float [Q, P], higher is better, `right` bool [Q, P]. The rank is 1 + the number of wrong candidates that
     score at least as high as the best right one. -inf is allowed (a pair outside a shortlist); NaN raises ValueError.
     """
-    assert scores.ndim == 2 and scores.shape == right.shape and right.dtype == np.bool_, (scores.shape, right.shape)
+    assert scores.shape == right.shape, (scores.shape, right.shape)
     queries, candidates = scores.shape
     result = np.zeros(queries, dtype=np.int64)
     rows = max(1, _BLOCK // max(1, candidates))

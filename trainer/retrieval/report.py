@@ -7,7 +7,7 @@ points. So every result carries them, and its ranks too: two results on the same
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -39,7 +39,9 @@ class Shortlist(_Model):
     """What the dual encoder hands to the cross-encoder."""
 
     k: int = Field(gt=0, description="Candidates of each query that are scored again.")
-    recall: dict[str, float] = Field(description="Percent of queries with a right answer among the k, for each language.")
+    recall: dict[str, float] = Field(
+        description="Percent of queries with a right answer among the k, for each language."
+    )
 
 
 class Conditions(_Model):
@@ -96,14 +98,6 @@ class LanguageResult(Summary):
     fingerprint: str = Field(description="Digest of pictures, captions and owners: equal means the same queries.")
 
 
-class Bootstrap(_Model):
-    """How the intervals were made."""
-
-    level: float = Field(LEVEL, description="Percent.")
-    resamples: int = Field(RESAMPLES, description="Resamples of concepts.")
-    seed: int = Field(0, description="Key of the draws.")
-
-
 class Evaluation(Conditions):
     """One evaluation, as written to evaluation/NAME.json."""
 
@@ -114,7 +108,7 @@ class Evaluation(Conditions):
     mean: Summary = Field(description="Average over all languages.")
     mean_never_captioned: Summary | None = Field(description="Average over languages that training saw no captions in.")
     image_groups: list[int] = Field(description="Concept number of each picture.")
-    bootstrap: Bootstrap = Field(description="How the intervals were made.")
+    intervals: str = Field(description="How the intervals were made.")
 
     @classmethod
     def of(cls, pool: Pool, ranks: Mapping[str, Ranks], conditions: Conditions) -> "Evaluation":
@@ -131,7 +125,7 @@ class Evaluation(Conditions):
             mean=_summary(grouped, languages, list(languages)),
             mean_never_captioned=_summary(grouped, languages, never) if never else None,
             image_groups=pool.groups(next(iter(languages)))[0].tolist(),
-            bootstrap=Bootstrap(),
+            intervals=f"{LEVEL:g} % percentile bootstrap over concepts, {RESAMPLES} resamples; no training seeds in it",
         )
 
     def grouped_ranks(self, language: str) -> GroupedRanks:
@@ -170,7 +164,10 @@ def _language_result(pool: Pool, language: str, grouped: GroupedRanks) -> Langua
     per_image = right.sum(axis=1)
     interval = mean_recall_interval({language: grouped})
     found = recalls(grouped.ranks)
-    identity = [*zip(pool.images, pool.concepts, strict=True), *((caption.text, caption.concept) for caption in captions)]
+    identity = [
+        *zip(pool.images, pool.concepts, strict=True),
+        *((caption.text, caption.concept) for caption in captions),
+    ]
     return LanguageResult(
         mean_recall=_round(found["mean_recall"]),
         interval=(_round(interval.low), _round(interval.high)),
@@ -188,9 +185,7 @@ def _language_result(pool: Pool, language: str, grouped: GroupedRanks) -> Langua
     )
 
 
-def _summary(
-    grouped: Mapping[str, GroupedRanks], languages: Mapping[str, LanguageResult], names: list[str]
-) -> Summary:
+def _summary(grouped: Mapping[str, GroupedRanks], languages: Mapping[str, LanguageResult], names: list[str]) -> Summary:
     interval = mean_recall_interval({name: grouped[name] for name in names})
     return Summary(
         mean_recall=_round(interval.value),
@@ -270,6 +265,14 @@ def differences(a: Evaluation, b: Evaluation) -> dict[str, Interval]:
 
     Raises UserError when they share no language or were asked different queries in one.
     """
+    return {
+        row: difference_interval({n: a.grouped_ranks(n) for n in names}, {n: b.grouped_ranks(n) for n in names})
+        for row, names in _shared_rows(a, b).items()
+    }
+
+
+def _shared_rows(a: Evaluation, b: Evaluation) -> dict[str, list[str]]:
+    """Return the languages behind each row of a comparison."""
     shared = [language for language in a.languages if language in b.languages]
     if not shared:
         raise UserError(f"{a.system} and {b.system} were evaluated in no common language: nothing to compare")
@@ -279,17 +282,8 @@ def differences(a: Evaluation, b: Evaluation) -> dict[str, Interval]:
             f"{a.system} and {b.system} answered different queries in {', '.join(other)}: a paired comparison needs "
             "the same pictures and captions in the same order; evaluate both on the same source and split"
         )
-
-    def paired(names: Iterable[str]) -> Interval:
-        names = list(names)
-        return difference_interval({n: a.grouped_ranks(n) for n in names}, {n: b.grouped_ranks(n) for n in names})
-
-    found = {name: paired([name]) for name in shared}
-    found[_ALL] = paired(shared)
     never = [name for name in shared if name not in {*a.captioned_languages, *b.captioned_languages}]
-    if never:
-        found[_NEVER] = paired(never)
-    return found
+    return {name: [name] for name in shared} | {_ALL: shared} | ({_NEVER: never} if never else {})
 
 
 def compare(a: Evaluation, b: Evaluation) -> Table:
@@ -297,10 +291,13 @@ def compare(a: Evaluation, b: Evaluation) -> Table:
     table = Table(title=f"mean recall: {a.system} ({a.scoring}) less {b.system} ({b.scoring})", title_justify="left")
     for name in ("language", a.system, b.system, "difference", "95 % interval"):
         table.add_column(name, justify="left" if name == "language" else "right")
-    for name, difference in differences(a, b).items():
-        if name == _ALL:
+    found = differences(a, b)
+    for row, names in _shared_rows(a, b).items():
+        if row == _ALL:
             table.add_section()
-        verdict = "none" if difference.holds_zero else f"{difference.value:+.1f}"
-        values = [f"{one.languages[name].mean_recall:.1f}" if name in one.languages else "" for one in (a, b)]
-        table.add_row(name, *values, verdict, f"{difference.low:+.1f} to {difference.high:+.1f}")
+        values = [float(np.mean([one.languages[name].mean_recall for name in names])) for one in (a, b)]
+        verdict = "none" if found[row].holds_zero else f"{found[row].value:+.1f}"
+        table.add_row(
+            row, *(f"{value:.1f}" for value in values), verdict, f"{found[row].low:+.1f} to {found[row].high:+.1f}"
+        )
     return table

@@ -10,18 +10,19 @@ import os
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import deepspeed
 import torch
-from deepspeed.utils import safe_get_full_fp32_param
+import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trainer.errors import UserError
 from trainer.training.distributed import Ranks
-from trainer.training.engine import Engine
+
+if TYPE_CHECKING:
+    from trainer.training.engine import Engine
 
 FORMAT_VERSION = 1
 
@@ -60,25 +61,25 @@ class Checkpoints:
             return self.folder / named.read_text().strip()
         return whole[-1] if whole else None
 
-    def save(self, engine: Engine, ranks: Ranks, state: State) -> None:
+    def save(self, engine: "Engine", ranks: Ranks, state: State) -> None:
         """Write a checkpoint after `state.step`. Every rank calls it."""
         name = f"step-{state.step:08d}"
         aside = self.folder / f".{name}.partial"
         if ranks.rank == 0:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
-        deepspeed.comm.barrier()
+        dist.barrier()
         engine.deepspeed.save_checkpoint(str(aside / "deepspeed"), tag="state", client_state={}, save_latest=False)
         torch.save(_random_states(ranks), aside / f"random-{ranks.rank}.pt")
         weights = gather_weights(engine.deepspeed.module, keep=ranks.rank == 0)
-        deepspeed.comm.barrier()
+        dist.barrier()
         if ranks.rank == 0:
             save_file(weights, aside / "weights.safetensors")
             (aside / "state.json").write_text(state.model_dump_json(indent=1) + "\n")
             self._publish(aside, name)
-        deepspeed.comm.barrier()
+        dist.barrier()
 
-    def load(self, path: Path, engine: Engine, ranks: Ranks) -> None:
+    def load(self, path: Path, engine: "Engine", ranks: Ranks) -> None:
         """Put engine and random state back to where `path` left them. Every rank calls it."""
         loaded, _ = engine.deepspeed.load_checkpoint(
             str(path / "deepspeed"), tag="state", load_lr_scheduler_states=False
@@ -135,6 +136,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def gather_weights(model: nn.Module, keep: bool) -> dict[str, Tensor]:
     """Return all weights in float32 on the CPU, from any ZeRO stage. Every rank calls it; only one that keeps gets them."""
+    from deepspeed.utils import safe_get_full_fp32_param  # takes seconds, and reading a checkpoint does not need it
+
     weights = {}
     for name, parameter in model.named_parameters():  # a tied weight comes once
         full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
@@ -148,6 +151,8 @@ def gather_weights(model: nn.Module, keep: bool) -> dict[str, Tensor]:
 
 def _whole(parameter: nn.Parameter) -> AbstractContextManager[Any]:
     """ZeRO-3 scatters parameters; this gathers one."""
+    import deepspeed
+
     return deepspeed.zero.GatheredParameters([parameter]) if hasattr(parameter, "ds_id") else nullcontext()
 
 

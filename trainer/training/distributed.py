@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from trainer.errors import UserError
+from trainer.errors import OneRankError, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,10 @@ class Ranks:
 
 
 def find(environment: Mapping[str, str]) -> Place:
-    """Return this process' place from the variables of whoever started it; UserError if only some of them are set."""
+    """Return this process' place from the variables of whoever started it.
+
+    Raises UserError if only some of them are set (OneRankError where the other ranks may have all of theirs).
+    """
     if "RANK" in environment:
         return _from_launcher(environment)
     if 0 <= _step(environment) < FIRST_RESERVED_STEP:
@@ -76,7 +79,7 @@ def _step(environment: Mapping[str, str]) -> int:
 def _from_launcher(environment: Mapping[str, str]) -> Place:
     missing = [name for name in LAUNCHER_VARIABLES if not environment.get(name)]
     if missing:
-        raise UserError(
+        raise OneRankError(
             f"RANK={environment['RANK']} is set but not {', '.join(missing)}: a rank needs all of "
             f"{', '.join(LAUNCHER_VARIABLES)}. Start with `deepspeed trainer/run.py ...`, torchrun or "
             "`sbatch slurm/pretrain.sh ...`, which set them; or unset RANK"
@@ -105,7 +108,7 @@ def _from_srun(environment: Mapping[str, str]) -> Place:
 def _place(environment: Mapping[str, str], names: tuple[str, str, str], address: str, port: int, by: str) -> Place:
     rank, local_rank, world_size = (_number(environment, name) for name in names)
     if not rank < world_size:
-        raise UserError(
+        raise OneRankError(
             f"{names[0]}={rank} must be below {names[2]}={world_size}; unset both to train with one process"
         )
     return Place(rank, local_rank, world_size, address, port, by)
@@ -114,7 +117,7 @@ def _place(environment: Mapping[str, str], names: tuple[str, str, str], address:
 def _number(environment: Mapping[str, str], name: str) -> int:
     value = environment[name]
     if not (value.isascii() and value.isdigit()):
-        raise UserError(
+        raise OneRankError(
             f"environment variable {name}={value!r} must be a whole number; unset it, or let a launcher set it"
         )
     return int(value)
@@ -149,7 +152,7 @@ def _pick_device(local_rank: int) -> "torch.device":
     if wanted == "cpu":
         return torch.device("cpu")
     if wanted != "cuda" or not gpus:
-        raise UserError(
+        raise OneRankError(
             f"DS_ACCELERATOR={wanted} asks for an accelerator that is not here: the trainer runs on cuda or cpu, and "
             f"torch {torch.__version__} sees {gpus} GPUs. Unset it to take what there is"
         )
@@ -176,7 +179,7 @@ def _meet(place: Place, device: "torch.device", timeout_seconds: float) -> None:
             timeout=timedelta(seconds=timeout_seconds),
         )
     except dist.DistError as error:
-        raise UserError(
+        raise OneRankError(
             f"rank {place.rank} of {place.world_size} did not meet the others at MASTER_ADDR={place.master_address} "
             f"MASTER_PORT={place.master_port} within {timeout_seconds:g} s ({str(error).splitlines()[0]}). Every rank must "
             "be started, reach that address, and find that port free"

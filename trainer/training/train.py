@@ -50,18 +50,11 @@ def train(recipe: Recipe, ds_config: Path, ranks: Ranks) -> bool:
 
 def build_objectives(recipe: Recipe) -> dict[str, Objective]:
     """Build the active objectives, their sources checked. Raises UserError."""
-    tokenizer = Tokenizer(tokenizer_folder(recipe))
+    tokenizer = Tokenizer(recipe.tokenizer_folder)
     return {
         name: config.build(Context(name, recipe.run.seed, tokenizer, recipe.visual, recipe.data.window))
         for name, config in recipe.active_objectives.items()
     }
-
-
-def tokenizer_folder(recipe: Recipe) -> Path:
-    """Return the folder that holds the run's sentencepiece model."""
-    folder = recipe.model.tokenizer or recipe.model.initialise
-    assert folder is not None, "the recipe gives one of the two"
-    return folder
 
 
 class _Loop:
@@ -146,7 +139,7 @@ class _Loop:
 
 
 def _engine(recipe: Recipe, ds_config: Path, ranks: Ranks, plan: Plan, from_checkpoint: bool) -> Engine:
-    vocabulary = Tokenizer(tokenizer_folder(recipe)).size
+    vocabulary = Tokenizer(recipe.tokenizer_folder).size
     model = build_model(
         recipe.model, vocabulary, recipe.visual, recipe.tasks, recipe.run.seed, load=not from_checkpoint
     )

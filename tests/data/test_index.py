@@ -1,0 +1,200 @@
+import contextlib
+import gzip
+import io
+import itertools
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.data.index import feature_width, index_folder, index_tar, members, split_name
+from trainer.data.manifest import Manifest, check_shards
+from trainer.errors import BadSample, UserError
+
+Files = list[tuple[str, bytes]]
+
+
+def write_tar(path: Path, files: Files, form: int = tarfile.PAX_FORMAT) -> None:
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, content in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def pair(key: str, captions: object = None, **more: bytes) -> Files:
+    record = json.dumps({"captions": {"en": ["a dog"]} if captions is None else captions}).encode()
+    return [(f"{key}.jpg", b"picture"), (f"{key}.json", record), *((f"{key}.{e}", c) for e, c in more.items())]
+
+
+def regions(width: int) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, boxes=np.zeros((3, 4), np.float32), features=np.zeros((3, width), np.float16))
+    return buffer.getvalue()
+
+
+def spans(tar: Path) -> list[bytes]:
+    offsets = np.load(tar.with_suffix(".idx"), mmap_mode="r", allow_pickle=False)
+    content = tar.read_bytes()
+    return [content[start:end] for start, end in itertools.pairwise(offsets)]
+
+
+KEYS = st.text(st.characters(exclude_characters="/\0.", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=120)
+SAMPLES = st.dictionaries(
+    st.lists(KEYS, min_size=1, max_size=2).map("/".join),
+    st.dictionaries(st.sampled_from(["jpg", "json", "txt", "regions.npz"]), st.binary(max_size=1100), min_size=1),
+    max_size=5,
+)
+
+
+@given(SAMPLES, st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
+def test_every_span_holds_its_sample(
+    tmp_path_factory: pytest.TempPathFactory, samples: dict[str, dict[str, bytes]], form: int
+) -> None:
+    tar = tmp_path_factory.mktemp("index") / "a.tar"
+    write_tar(tar, [(f"{key}.{e}", content) for key, parts in samples.items() for e, content in parts.items()], form)
+    index = index_tar(tar, "text")
+    assert len(index.offsets) == len(samples) + 1
+    assert [members(span) for span in spans(tar)] == list(samples.values())
+
+
+@given(st.binary(max_size=1500), st.integers(0, 3000))
+def test_a_broken_span_is_a_bad_sample(tmp_path_factory: pytest.TempPathFactory, noise: bytes, at: int) -> None:
+    tar = tmp_path_factory.mktemp("index") / "a.tar"
+    write_tar(tar, pair("a"))
+    index_tar(tar, "captions")
+    [span] = spans(tar)
+    broken = (span[:at] + noise + span[at + len(noise) :])[: len(span)]
+    with contextlib.suppress(BadSample):
+        assert set(members(broken)) <= {"jpg", "json"}
+
+
+@pytest.mark.parametrize("span", [b"", b"\0" * 512, b"x" * 512, b"x" * 100])
+def test_no_sample_in_these(span: bytes) -> None:
+    with pytest.raises(BadSample):
+        members(span)
+
+
+def test_a_span_of_two_samples_is_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", pair("a") + pair("b"))
+    index_tar(tmp_path / "a.tar", "captions")
+    with pytest.raises(BadSample, match="two samples"):
+        members(b"".join(spans(tmp_path / "a.tar")))
+
+
+def test_a_member_twice_is_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("a.txt", b"1"), ("a.txt", b"2")])
+    index_tar(tmp_path / "a.tar", "text")
+    with pytest.raises(BadSample, match=r"two members named 'a\.txt'"):
+        members(spans(tmp_path / "a.tar")[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("a.jpg", ("a", "jpg")),
+        ("x.y/a.JPG", ("x.y/a", "jpg")),
+        ("./a.regions.npz", ("./a", "regions.npz")),
+        ("readme", None),
+        ("x/._a.jpg", None),
+        ("a.", None),
+    ],
+)
+def test_keys_end_at_the_first_dot_of_the_base_name(name: str, parts: tuple[str, str] | None) -> None:
+    assert split_name(name) == parts
+
+
+def test_counts_captions_and_regions(tmp_path: Path) -> None:
+    files = pair("a", {"en": ["x"], "de": ["y"]}) + pair("b", {"en": ["x"], "fr": []}) + pair("c", {})
+    write_tar(tmp_path / "0.tar", files)
+    write_tar(tmp_path / "1.tar", [*pair("d"), ("d.regions.npz", regions(7))])
+    manifest = index_folder(tmp_path, "captions")
+    assert manifest == Manifest.load(tmp_path)
+    assert manifest.captions == {"de": 1, "en": 3}
+    assert (manifest.samples, manifest.region_features, manifest.language) == (4, 7, None)
+    assert [(shard.name, shard.samples) for shard in manifest.shards] == [("0.tar", 3), ("1.tar", 1)]
+    check_shards(tmp_path, manifest)
+
+
+def test_takes_img2dataset_layout_as_it_is(tmp_path: Path) -> None:
+    record = json.dumps({"caption": "ein Hund", "url": "http://x/a.jpg", "status": "success"}).encode()
+    write_tar(tmp_path / "00000.tar", [("0.jpg", b"p"), ("0.json", record), ("0.txt", b"ein Hund")])
+    assert index_folder(tmp_path, "captions", "de").captions == {"de": 1}
+    assert Manifest.load(tmp_path).language == "de"
+    assert index_folder(tmp_path, "captions").language == "en"
+
+
+def test_counts_samples_that_training_will_skip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tar(tmp_path / "0.tar", [*pair("a"), ("b.jpg", b"p"), ("b.json", b"{broken"), ("c.json", b"{}")])
+    assert index_folder(tmp_path, "captions").samples == 3
+    assert "2 of 3 samples lack" in capsys.readouterr().out
+
+
+def test_fingerprint_follows_the_members(tmp_path: Path) -> None:
+    prints = []
+    for files in (pair("a"), pair("a"), pair("b"), pair("a", {"en": ["a longer caption"]})):
+        write_tar(tmp_path / "0.tar", files)
+        prints.append(index_tar(tmp_path / "0.tar", "captions").fingerprint)
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
+
+
+def test_refuses_what_is_no_whole_tar(tmp_path: Path) -> None:
+    tar = tmp_path / "0.tar"
+    write_tar(tar, pair("a"))
+    whole = tar.read_bytes()
+    for content, reason in (
+        (gzip.compress(whole), "compressed"),
+        (whole[:700], "no whole tar"),
+        (whole[:2048], "no whole tar"),
+        (b"", "empty"),
+    ):
+        tar.write_bytes(content)
+        with pytest.raises(UserError, match=f"0.tar.*{reason}"):
+            index_folder(tmp_path, "captions")
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        (pair("a")[:1] + pair("b") + pair("a")[1:], "not side by side"),
+        ([*pair("a"), ("a.regions.npz", regions(4)), *pair("b"), ("b.regions.npz", regions(5))], "'b' have width 5"),
+        ([*pair("a"), ("a.regions.npz", b"junk")], "none of its 1 samples"),
+        ([("a.txt", b"some text")], "Is --kind captions right"),
+        ([("README", b"")], "Is --kind captions right"),
+    ],
+)
+def test_refuses_tars_that_cannot_be_trained_on(tmp_path: Path, files: Files, reason: str) -> None:
+    write_tar(tmp_path / "0.tar", files)
+    with pytest.raises(UserError, match=reason):
+        index_folder(tmp_path, "captions")
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_refuses_two_widths_over_shards(tmp_path: Path) -> None:
+    for number, width in enumerate((4, 5)):
+        write_tar(tmp_path / f"{number}.tar", [*pair("a"), ("a.regions.npz", regions(width))])
+    with pytest.raises(UserError, match=r"4 \(0.tar\), 5 \(1.tar\)"):
+        index_folder(tmp_path, "captions")
+
+
+def test_needs_tars_and_a_language_for_text(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no \.tar file"):
+        index_folder(tmp_path, "captions")
+    with pytest.raises(UserError, match="not a folder"):
+        index_folder(tmp_path / "none", "captions")
+    write_tar(tmp_path / "0.tar", [("a.txt", b"text")])
+    with pytest.raises(UserError, match="--language"):
+        index_folder(tmp_path, "text")
+    with pytest.raises(UserError, match="'german!'"):
+        index_folder(tmp_path, "text", "german!")
+    assert index_folder(tmp_path, "text", "de").language == "de"
+
+
+def test_reads_the_width_without_the_array() -> None:
+    assert feature_width(regions(2048)) == 2048
+    assert feature_width(b"PK\x03\x04 cut off") is None

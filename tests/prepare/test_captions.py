@@ -1,0 +1,174 @@
+import io
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer.data.index import members
+from trainer.errors import UserError
+from trainer.prepare.captions import caption_mistakes, prepare_captions
+
+Record = dict[str, Any]
+
+
+class Corpus:
+    """A small raw corpus whose records and region files a test can spoil."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.regions = folder / "regions"
+        self.regions.mkdir()
+        self.records: list[Record | str] = []
+        for number, form in enumerate(("jpeg", "png", "webp")):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.{form}")
+            captions = {"en": f"picture  {number}\n", "de": ["ein Bild", "Bild"]}
+            self.records.append({"id": f"p{number}", "image": f"{number}.{form}", "captions": captions, "vendor": "x"})
+            self.write_regions(f"p{number}")
+
+    def write_regions(self, name: str, **arrays: Any) -> None:
+        whole = {
+            "boxes": np.full((2, 4), 0.5),
+            "features": np.ones((2, 6)),
+            "class_ids": np.ones((2, 3), np.int64),
+            "class_probs": np.ones((2, 3), np.float32) / 3,
+        }
+        np.savez(self.regions / f"{name}.npz", **{k: v for k, v in {**whole, **arrays}.items() if v is not None})
+
+    def prepare(self, **options: Any) -> list[dict[str, bytes]]:
+        source = self.folder / "all.jsonl"
+        lines = [record if isinstance(record, str) else json.dumps(record) for record in self.records]
+        source.write_text("\n".join(lines) + "\n")
+        output = self.folder / "output"
+        prepare_captions(source, output, **options)
+        offsets = np.load(output / "shard-000000.idx")
+        content = (output / "shard-000000.tar").read_bytes()
+        return [members(content[start:end]) for start, end in itertools.pairwise(offsets)]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    return Corpus(tmp_path)
+
+
+def test_writes_pictures_as_they_are_and_captions_as_lists(corpus: Corpus) -> None:
+    assert isinstance(corpus.records[0], dict)
+    corpus.records[0]["concept"] = "c"
+    samples = corpus.prepare()
+    assert [sorted(sample) for sample in samples] == [["jpg", "json"], ["json", "png"], ["json", "webp"]]
+    assert samples[0]["jpg"] == (corpus.folder / "0.jpeg").read_bytes()
+    assert json.loads(samples[0]["json"]) == {
+        "id": "p0",
+        "concept": "c",
+        "captions": {"en": ["picture 0"], "de": ["ein Bild", "Bild"]},
+    }
+
+
+def test_packs_regions_in_the_types_of_shards(corpus: Corpus) -> None:
+    corpus.write_regions("p1", class_ids=None, class_probs=None)
+    samples = corpus.prepare(regions=corpus.regions)
+    with np.load(io.BytesIO(samples[0]["regions.npz"]), allow_pickle=False) as arrays:
+        types = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
+    assert types == {
+        "boxes": ("float32", (2, 4)),
+        "features": ("float16", (2, 6)),
+        "class_ids": ("int32", (2, 3)),
+        "class_probs": ("float16", (2, 3)),
+    }
+    with np.load(io.BytesIO(samples[1]["regions.npz"]), allow_pickle=False) as arrays:
+        assert sorted(arrays) == ["boxes", "features"]
+
+
+SPOILED: list[tuple[str, Callable[[Record], Any]]] = [
+    ("line 2: image 'none.jpg' does not exist", lambda r: r.update(image="none.jpg")),
+    ("line 2: image is None", lambda r: r.pop("image")),
+    (r"line 2: image 'all\.jsonl' cannot be used", lambda r: r.update(image="all.jsonl")),
+    ("line 2: captions are None; the rule", lambda r: r.pop("captions")),
+    (r"line 2: captions are \{\}", lambda r: r.update(captions={})),
+    ("line 2: caption en is ' '; .* none empty", lambda r: r.update(captions={"en": " "})),
+    (r"line 2: caption en is \[\]", lambda r: r.update(captions={"en": []})),
+    ("line 2: caption en is 3", lambda r: r.update(captions={"en": 3})),
+    ("line 2: caption language 'English text' is no", lambda r: r.update(captions={"English text": "x"})),
+    ("line 2: id 'p0' is that of line 1 again", lambda r: r.update(id="p0")),
+    ("line 2: id is 7; the rule is text", lambda r: r.update(id=7)),
+    ("line 2: concept is 7; the rule is text", lambda r: r.update(concept=7)),
+]
+
+
+@pytest.mark.parametrize(("reason", "spoil"), SPOILED, ids=[reason[:40] for reason, _ in SPOILED])
+def test_names_line_field_value_and_rule(corpus: Corpus, reason: str, spoil: Callable[[Record], Any]) -> None:
+    assert isinstance(corpus.records[1], dict)
+    spoil(corpus.records[1])
+    with pytest.raises(UserError, match=f"(?s)1 mistakes in 1 records.*{reason}.*Nothing was written.*--skip-bad"):
+        corpus.prepare()
+    assert not (corpus.folder / "output").exists()
+    assert len(corpus.prepare(skip_bad=True)) == 2
+
+
+@pytest.mark.parametrize(
+    ("reason", "arrays"),
+    [
+        ("no array features", {"features": None}),
+        (r"features have shape \(2,\)", {"features": np.ones(2)}),
+        (r"features have shape \(0, 6\)", {"features": np.ones((0, 6))}),
+        ("hold NaN", {"features": np.full((2, 6), np.nan)}),
+        ("too large for float16", {"features": np.full((2, 6), 1e5)}),
+        ("features are 5 wide, those of 'p0.npz' 6", {"features": np.ones((2, 5))}),
+        (r"boxes have shape \(3, 4\); the rule is \[2, 4\]", {"boxes": np.ones((3, 4))}),
+        (r"boxes run from 0 to 48; the rule is 0\.\.1", {"boxes": np.full((2, 4), 48.0)}),
+        (r"class_ids have shape \(3, 3\)", {"class_ids": np.ones((3, 3), np.int64)}),
+        ("class_ids are float64", {"class_ids": np.ones((2, 3))}),
+        (r"class_probs have shape \(2, 2\)", {"class_probs": np.ones((2, 2))}),
+        ("class_probs run from 0 to 3", {"class_probs": np.full((2, 3), 3.0)}),
+        ("class_ids must be there too", {"class_ids": None}),
+        ("cannot be used", {"features": np.array([[{"pickled": 1}]], object)}),
+    ],
+)
+def test_names_wrong_regions(corpus: Corpus, reason: str, arrays: dict[str, Any]) -> None:
+    corpus.write_regions("p1", **arrays)
+    with pytest.raises(UserError, match=rf"line 2: regions 'p1\.npz': .*{reason}"):
+        corpus.prepare(regions=corpus.regions)
+
+
+def test_names_missing_and_broken_region_files(corpus: Corpus) -> None:
+    (corpus.regions / "p0.npz").unlink()
+    (corpus.regions / "p1.npz").write_bytes((corpus.regions / "p2.npz").read_bytes()[:100])
+    assert isinstance(corpus.records[2], dict)
+    corpus.records[2]["id"] = "../p2"
+    with pytest.raises(UserError, match=r"(?s)line 1:.*does not exist.*line 2:.*cannot be used.*line 3:.*slashes"):
+        corpus.prepare(regions=corpus.regions)
+
+
+def test_reports_all_mistakes_at_once_but_lists_twenty(corpus: Corpus) -> None:
+    corpus.records = ["{broken", "[]", *[{"id": f"x{n}", "image": "none.jpg", "captions": {}} for n in range(15)]]
+    with pytest.raises(UserError) as caught:
+        corpus.prepare()
+    message = str(caught.value)
+    assert "32 mistakes in 17 records" in message
+    assert "line 1: broken JSON" in message
+    assert "line 2: the record is list" in message
+    assert message.count("  line ") == 20
+    assert "... and 12 more" in message
+
+
+def test_skipping_all_is_an_error(corpus: Corpus) -> None:
+    corpus.records = ["{broken"]
+    with pytest.raises(UserError, match="no usable record"):
+        corpus.prepare(skip_bad=True)
+    assert not (corpus.folder / "output").exists()
+
+
+def test_missing_inputs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        prepare_captions(tmp_path / "none.jsonl", tmp_path / "output")
+    (tmp_path / "a.jsonl").touch()
+    with pytest.raises(UserError, match="--regions"):
+        prepare_captions(tmp_path / "a.jsonl", tmp_path / "output", regions=tmp_path / "none")
+
+
+def test_right_captions_have_no_mistakes() -> None:
+    assert caption_mistakes({"en": "a dog", "zh-Hant": ["狗", "一隻狗"]}) == []

@@ -1,0 +1,110 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.errors import UserError
+from trainer.prepare.dictionary import MAX_WORDS, clean, prepare_dictionary, read_pairs, tidy
+
+WORDS = st.text(st.sampled_from("aAbBé 1.-"), max_size=8)
+
+
+@given(st.lists(st.tuples(WORDS, WORDS), max_size=30))
+def test_every_pair_is_kept_or_counted(pairs: list[tuple[str, str]]) -> None:
+    found = clean(pairs)
+    assert found.pairs + sum(found.dropped.values()) == len(pairs)
+    assert list(found.translations) == sorted(found.translations)
+    for word, targets in found.translations.items():
+        assert word == word.casefold()
+        assert " " not in word
+        assert len(set(targets)) == len(targets) > 0
+        assert word not in targets
+        assert all(len(target.split()) <= MAX_WORDS for target in targets)
+
+
+@given(st.lists(st.tuples(WORDS, WORDS), max_size=30))
+def test_cleaning_twice_changes_nothing(pairs: list[tuple[str, str]]) -> None:
+    once = clean(pairs)
+    again = clean((word, target) for word, targets in once.translations.items() for target in targets)
+    assert again.translations == once.translations
+
+
+@pytest.mark.parametrize(
+    ("word", "translation", "reason"),
+    [
+        ("a", "Ais", "function word"),
+        ("radio", "radio", "identity"),
+        ("hot dog", "Würstchen", "source of several words"),
+        ("swim", "sich im Wasser fort bewegen", "translation longer than 4 words"),
+        ("24", "Hund", "source without letters"),
+        ("dog", "...", "translation without letters"),
+    ],
+)
+def test_drops(word: str, translation: str, reason: str) -> None:
+    found = clean([(word, translation), ("house", "Haus")])
+    assert dict(found.dropped) == {reason: 1}
+    assert found.translations == {"house": ["Haus"]}
+
+
+def test_keeps_the_order_of_translations_and_words_of_place() -> None:
+    found = clean([("Dog", "Köter"), ("dog", "Hund"), ("dog", "Köter"), ("ring", "Ring"), ("above", "über")])
+    assert found.translations == {"above": ["über"], "dog": ["Köter", "Hund"], "ring": ["Ring"]}
+    assert dict(found.dropped) == {"duplicate": 1}
+
+
+def test_drops_english_glosses_only_where_letters_are_not_latin() -> None:
+    assert clean([("dog", "犬"), ("dog", "animal"), ("cat", "猫")]).translations == {"cat": ["猫"], "dog": ["犬"]}
+    assert clean([("dog", "kůň"), ("dog", "pes")]).translations == {"dog": ["kůň", "pes"]}
+
+
+def test_keeps_function_words_on_request() -> None:
+    assert clean([("of", "von")], keep_function_words=True).translations == {"of": ["von"]}
+
+
+@pytest.mark.parametrize(("raw", "tidied"), [("a. větší", "větší"), ("II.    lewy", "lewy"), (" e\u0301t ", "ét")])
+def test_tidies_translations(raw: str, tidied: str) -> None:
+    assert tidy(raw) == tidied
+
+
+def test_writes_lists_and_summary(tmp_path: Path) -> None:
+    raw, output = tmp_path / "raw", tmp_path / "output"
+    raw.mkdir()
+    (raw / "en-de.tsv").write_text("tree\tBaum\nhot dog\tWurst\ndog\tdeutsche Dogge\nthe\tdie\n", encoding="utf-8")
+    (raw / "en-fr.txt").write_text("dog chien\n\ndog clébard\n", encoding="utf-8")
+    prepare_dictionary(raw, output)
+    assert (output / "en-de.tsv").read_text(encoding="utf-8") == "dog\tdeutsche Dogge\ntree\tBaum\n"
+    assert (output / "en-fr.tsv").read_text(encoding="utf-8") == "dog\tchien\ndog\tclébard\n"
+    assert json.loads((output / "dictionary.json").read_text()) == {
+        "source": "en",
+        "languages": {"de": {"words": 2, "pairs": 2}, "fr": {"words": 1, "pairs": 2}},
+        "dropped": {"de": {"function word": 1, "source of several words": 1}, "fr": {}},
+    }
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    raw, output = tmp_path / "raw", tmp_path / "output"
+    raw.mkdir()
+    with pytest.raises(UserError, match=r"holds no en-LANG\.tsv"):
+        prepare_dictionary(raw, output)
+    (raw / "en-de.tsv").write_text("a\tAis\n")
+    with pytest.raises(UserError, match=r"word list of de is empty after cleaning.*function word"):
+        prepare_dictionary(raw, output)
+    (raw / "en-de.txt").write_text("dog Hund\n")
+    with pytest.raises(UserError, match=r"en-de as \.tsv and as \.txt"):
+        prepare_dictionary(raw, output)
+    (raw / "en-de.tsv").unlink()
+    (raw / "en-my language.txt").write_text("dog Hund\n")
+    with pytest.raises(UserError, match="'my language' is no language tag"):
+        prepare_dictionary(raw, output)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"dog Hund\ncat\n", "line 2: 'cat' is one word"), (b"\xff\n", "line 1")]
+)
+def test_names_the_broken_line(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "en-de.txt").write_bytes(content)
+    with pytest.raises(UserError, match=reason):
+        list(read_pairs(tmp_path / "en-de.txt"))

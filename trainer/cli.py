@@ -1,0 +1,89 @@
+"""`m3p`: everything but training itself."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainer.errors import UserError
+from trainer.prepare.cli import index_command, prepare_app
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Tools of the M3P trainer.")
+app.add_typer(prepare_app, name="prepare")
+app.command("index")(index_command)
+
+Run = Annotated[Path, typer.Argument(help="A run folder, runs/NAME.")]
+
+
+@app.command("show")
+def show_command(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="section.key=value ...")] = None,
+    field: Annotated[str, typer.Option(help="Print this field alone, such as run.folder.")] = "",
+) -> None:
+    """Check a recipe and print it resolved."""
+    import yaml
+
+    from trainer.recipe import dump_recipe, load_recipe
+
+    text = dump_recipe(load_recipe(recipe, overrides or []))
+    if not field:
+        typer.echo(text, nl=False)
+        return
+    value = yaml.safe_load(text)
+    for part in field.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise UserError(f"--field {field}: {recipe} has no such field, or leaves it out")
+        value = value[part]
+    typer.echo(
+        value
+        if isinstance(value, str)
+        else yaml.safe_dump(value, default_flow_style=True).strip().removesuffix("\n...")
+    )
+
+
+@app.command("evaluate")
+def evaluate_command(
+    run: Run,
+    names: Annotated[list[str] | None, typer.Argument(help="Evaluations of its recipe; all if none is named.")] = None,
+    rerank: Annotated[int | None, typer.Option(min=0, help="Shortlist that the cross-encoder scores; 0: none.")] = None,
+) -> None:
+    """Score image retrieval of a run's newest checkpoint; writes RUN/evaluation/."""
+    from trainer.retrieval.evaluate import evaluate_run
+
+    evaluate_run(run, names or [], rerank)
+
+
+@app.command("compare")
+def compare_command(
+    first: Annotated[Path, typer.Argument(help="An evaluation/NAME.json.")],
+    second: Annotated[Path, typer.Argument(help="Another, of the same pictures and captions.")],
+) -> None:
+    """Print the paired difference of two evaluations; one whose interval holds zero is called none."""
+    from rich.console import Console
+
+    from trainer.retrieval.report import Evaluation, compare
+
+    Console().print(compare(Evaluation.load(first), Evaluation.load(second)))
+
+
+@app.command("export")
+def export_command(run: Run, output: Annotated[Path, typer.Option(help="Folder to write.")]) -> None:
+    """Write the text encoder of a run as an XLM-RoBERTa folder that `transformers` loads."""
+    from trainer.export import export_run
+
+    typer.echo(export_run(run, output))
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one message and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

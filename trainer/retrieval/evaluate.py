@@ -1,0 +1,191 @@
+"""Image retrieval of a run: load its newest checkpoint, score every evaluation of its recipe, and report.
+
+Writes evaluation/NAME.json (the figures), evaluation/NAME.html (pictures found), and the same to TensorBoard.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.tensorboard.writer import SummaryWriter
+from tqdm import tqdm
+
+from trainer.batch import VisualTokens
+from trainer.data.order import Place
+from trainer.data.source import BadSamples, Source, SourceConfig
+from trainer.data.tokenizer import Tokenizer
+from trainer.errors import UserError
+from trainer.model.build import build_model
+from trainer.model.m3p import M3P
+from trainer.recipe import Recipe, load_recipe
+from trainer.retrieval.config import EvaluationConfig
+from trainer.retrieval.gallery import Finding, contact_sheet, html_page
+from trainer.retrieval.metrics import Pool, Ranks, query_ranks
+from trainer.retrieval.report import Conditions, Evaluation, Shortlist, print_table, write_tensorboard
+from trainer.retrieval.scoring import Floats, Scorer, shortlist
+from trainer.training.checkpoint import Checkpoints, read_state, read_weights
+from trainer.visual.patches import IMAGE_KINDS
+
+SHOWN_QUERIES, SHOWN_PICTURES = 3, 5
+SHOWN_LANGUAGES = 12
+
+
+@dataclass
+class Pictures:
+    """The gallery: every picture of an evaluation's source."""
+
+    source: Source
+    places: list[Place]
+    visuals: list[VisualTokens]
+    pool: Pool
+
+
+def evaluate_run(run: Path, names: Sequence[str] = (), rerank: int | None = None) -> list[Evaluation]:
+    """Evaluate `run` on the evaluations `names` of its recipe (all, if none is named); print, write and return them.
+
+    `rerank` replaces the recipe's shortlist length. Raises UserError.
+    """
+    recipe, model, step = load_run(run)
+    unknown = [name for name in names if name not in recipe.evaluation]
+    if unknown or not recipe.evaluation:
+        known = ", ".join(recipe.evaluation) or "none"
+        raise UserError(f"{run}: no evaluation {unknown[0] if unknown else ''} in its recipe; it has {known}")
+    done = []
+    with SummaryWriter(str(run / "tensorboard")) as writer:
+        for name in names or recipe.evaluation:
+            config = recipe.evaluation[name]
+            if rerank is not None:
+                config = config.model_copy(update={"rerank": rerank})
+            evaluation = _evaluate(run, recipe, model, step, name, config, writer)
+            evaluation.save(run / "evaluation" / f"{name}.json")
+            print_table(evaluation)
+            write_tensorboard(writer, evaluation, step)
+            done.append(evaluation)
+    return done
+
+
+def load_run(run: Path) -> tuple[Recipe, M3P, int]:
+    """Return the recipe, the network of the newest checkpoint (evaluation mode) and its step. Raises UserError."""
+    newest = Checkpoints(run, keep=1).latest()
+    if newest is None or not (run / "recipe.yaml").is_file():
+        raise UserError(f"{run} holds no checkpoint of a run; train first: deepspeed trainer/run.py --recipe ...")
+    recipe = load_recipe(run / "recipe.yaml")
+    vocabulary = Tokenizer(recipe.tokenizer_folder).size
+    model = build_model(recipe.model, vocabulary, recipe.visual, recipe.tasks, recipe.run.seed, load=False)
+    missing, unexpected = model.load_state_dict(read_weights(newest), strict=False)
+    tied = {"heads.masked_words.weight"}  # stored once, under the word embedding's name
+    assert not unexpected and set(missing) <= tied, (missing, unexpected)  # noqa: PT018
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return recipe, model.eval().to(device), read_state(newest).step
+
+
+def load_pictures(recipe: Recipe, name: str, config: EvaluationConfig) -> Pictures:
+    """Read the whole gallery of an evaluation, not augmented. Raises UserError where a sample cannot be read."""
+    assert recipe.visual is not None, "a recipe without pictures has no evaluation"
+    source = Source(Path(config.path), SourceConfig(path=config.path), (0, name, 0), 1, recipe.visual.load)
+    recipe.visual.check(source.folder, source.manifest.region_features)
+    places, visuals, records = [], [], []
+    bad = BadSamples([])
+    for shard, entry in enumerate(source.manifest.shards):
+        for number in tqdm(range(entry.samples), desc=f"{name}: {entry.name}", unit="picture", leave=False):
+            sample = source.read_place(Place(0, shard, number), bad, augment=False)
+            if bad.seen:
+                raise UserError(f"evaluation.{name}: every picture counts, and this one cannot be read: {bad.seen[0]}")
+            places.append(Place(0, shard, number))
+            assert sample.visual is not None
+            visuals.append(sample.visual)
+            concept = None if sample.concept == sample.name else sample.concept
+            records.append({"id": sample.name.rsplit("/", 1)[-1], "concept": concept, "captions": sample.captions})
+    languages = config.languages or sorted(source.manifest.captions)
+    return Pictures(source, places, visuals, Pool.of(records, languages))
+
+
+def _evaluate(
+    run: Path, recipe: Recipe, model: M3P, step: int, name: str, config: EvaluationConfig, writer: SummaryWriter
+) -> Evaluation:
+    pictures = load_pictures(recipe, name, config)
+    assert recipe.visual is not None
+    most = max(c.most_tokens for c in recipe.active_objectives.values() if "contrastive" in c.possible_tasks)
+    tokenizer = Tokenizer(recipe.tokenizer_folder)
+    scorer = Scorer(model, tokenizer, recipe.visual.feature_size, most, config.batch_size)
+    images = scorer.embed_pictures(pictures.visuals)
+    ranks: dict[str, Ranks] = {}
+    found: list[Finding] = []
+    in_shortlist: dict[str, float] = {}
+    for language, captions in pictures.pool.captions.items():
+        texts = [caption.text for caption in captions]
+        scores = images @ scorer.embed_texts(texts).T
+        right = pictures.pool.right(language)
+        if config.rerank:
+            to_images, to_texts, in_shortlist[language] = _rerank(scorer, pictures, texts, scores, right, config.rerank)
+        else:
+            to_images, to_texts = scores.T, scores
+        ranks[language] = Ranks(query_ranks(to_images, right.T), query_ranks(to_texts, right))
+        if len(found) < SHOWN_QUERIES * SHOWN_LANGUAGES:
+            found += _findings(pictures, language, texts, to_images, right)
+    _write_gallery(run / "evaluation" / f"{name}.html", found, writer, name, step)
+    conditions = Conditions(
+        dataset=config.path,
+        split=name,
+        scoring="dual+cross" if config.rerank else "dual",
+        shortlist=Shortlist(k=config.rerank, recall=in_shortlist) if config.rerank else None,
+        caption_source=config.caption_source,
+        system=run.name,
+        step=step,
+        seed=recipe.run.seed,
+        captioned_languages=config.captioned,
+        selection_split=config.selected_on,
+    )
+    return Evaluation.of(pictures.pool, ranks, conditions)
+
+
+def _rerank(
+    scorer: Scorer, pictures: Pictures, texts: list[str], scores: Floats, right: NDArray[np.bool_], most: int
+) -> tuple[Floats, Floats, float]:
+    """Score each query's shortlist by the cross-encoder: -> (scores [C, N], scores [N, C], share of queries kept in %).
+
+    What is not in a query's shortlist scores -inf: it ranks behind all that is.
+    """
+    best_images, best_texts = shortlist(scores.T, most), shortlist(scores, most)
+    to_images = np.full(scores.T.shape, -np.inf, np.float32)
+    to_texts = np.full(scores.shape, -np.inf, np.float32)
+    pairs = {(c, n) for c, row in enumerate(best_images.tolist()) for n in row}
+    pairs |= {(c, n) for n, row in enumerate(best_texts.tolist()) for c in row}
+    every = np.array(sorted(pairs), np.int64)
+    logits = np.full(scores.T.shape, -np.inf, np.float32)
+    logits[every[:, 0], every[:, 1]] = scorer.match(texts, pictures.visuals, every)
+    np.put_along_axis(to_images, best_images, np.take_along_axis(logits, best_images, 1), 1)
+    np.put_along_axis(to_texts, best_texts, np.take_along_axis(logits.T, best_texts, 1), 1)
+    kept = np.take_along_axis(right.T, best_images, 1).any(1)
+    return to_images, to_texts, 100 * float(kept.mean())
+
+
+def _findings(
+    pictures: Pictures, language: str, texts: list[str], scores: Floats, right: NDArray[np.bool_]
+) -> list[Finding]:
+    """Take a few queries, evenly spread, with the pictures that scored highest."""
+    queries = np.linspace(0, len(texts) - 1, min(SHOWN_QUERIES, len(texts))).astype(int).tolist()
+    found = []
+    for query in queries:
+        best = shortlist(scores[query : query + 1], SHOWN_PICTURES)[0].tolist()
+        shown = [(_picture(pictures, n), float(scores[query, n]), bool(right[n, query])) for n in best]
+        found.append(Finding(language, texts[query], [(data, score, good) for data, score, good in shown if data]))
+    return found
+
+
+def _picture(pictures: Pictures, number: int) -> bytes:
+    """Return the stored picture; empty where a source holds regions alone."""
+    place = pictures.places[number]
+    members = pictures.source.members(place.shard, place.sample)
+    return next((members[kind] for kind in IMAGE_KINDS if kind in members), b"")
+
+
+def _write_gallery(path: Path, found: list[Finding], writer: SummaryWriter, name: str, step: int) -> None:
+    if not any(finding.pictures for finding in found):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html_page(found), encoding="utf-8")
+    writer.add_image(f"found/{name}", np.asarray(contact_sheet(found)), step, dataformats="HWC")
