@@ -21,6 +21,8 @@ job=${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-${SLURM_JOB_ID:-}}
 restarts=${SLURM_RESTART_COUNT:-0}
 run='' srun_pid='' signalled=''
+trap 'forward USR1' USR1
+trap 'forward TERM' TERM
 
 log() { echo "[$(date '+%F %T')] job $job.$restarts: $*"; }
 die() {
@@ -42,8 +44,6 @@ train() {
   check_start 2 "RECIPE DS_CONFIG [section.key=value ...]" "$@"
   local recipe=$1 ds_config=$2 before
   shift 2
-  trap 'forward USR1' USR1
-  trap 'forward TERM' TERM
   run=$("$M3P_PYTHON" -m trainer.cli show "$recipe" "$@" --field run.folder) || die "the recipe is refused (above)"
   claim_folder
   before=$(newest_checkpoint)

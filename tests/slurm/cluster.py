@@ -34,6 +34,10 @@ class Cluster:
         assert result.returncode == 0, f"{command}: {result.stdout}{result.stderr}"
         return result.stdout.strip()
 
+    def on(self, node: str, *command: str) -> None:
+        """Run `command` on a node."""
+        subprocess.run([str(SCRIPT), "on", str(self.folder), node, *command], check=True, timeout=60)
+
     def state(self, job: str) -> str:
         """Return the job's state and reason, such as `PENDING BeginTime`."""
         return self.run("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T %r").splitlines()[0]

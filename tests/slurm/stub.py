@@ -1,8 +1,9 @@
 """Stands in for the interpreter and trainer that slurm/pretrain.sh starts: the same contract, no torch, no model.
 
 It answers `-m trainer.cli show RECIPE ... --field run.folder` (the recipe being a file with that folder's name in it),
-`-u .../trainer/run.py --recipe ...`, and `-m trainer.cli evaluate ...`, which only prints its arguments. Settings: stub.steps, and for failures: rank stub.fail_rank dies at step
-stub.fail_at of each of its first stub.fail_starts starts.
+`-u .../trainer/run.py --recipe ...`, and `-m trainer.cli evaluate ...`, which only prints its arguments. Settings:
+stub.steps; stub.signal_at, a step of its first start where it signals itself; and for failures: rank stub.fail_rank
+dies at step stub.fail_at of each of its first stub.fail_starts starts.
 """
 
 import json
@@ -47,8 +48,8 @@ class Files:
     def replace_collectives(self) -> None:
         """Make trainer.training.distributed talk over these files."""
         distributed.is_main = lambda: self.rank == 0
-        distributed.broadcast_object = lambda value: self.gather(value)[0]  # type: ignore[assignment]
-        distributed.all_reduce_max = lambda *values: [  # type: ignore[assignment]
+        distributed.broadcast_object = lambda value: self.gather(value)[0]
+        distributed.all_reduce_max = lambda *values: [
             max(column)
             for column in zip(*self.gather(values), strict=True)  # type: ignore[call-overload]
         ]
@@ -81,6 +82,8 @@ def train(folder: Path, settings: dict[str, str]) -> None:
         step += 1
         if fails and step == first + int(settings["stub.fail_at"]):
             os.kill(os.getpid(), signal.SIGKILL)
+        if restarts == 0 and str(step) == settings.get("stub.signal_at"):
+            os.kill(os.getpid(), signal.SIGUSR1)
         reason = stop.requested(step)
         if reason is not None or step % CHECKPOINT_EVERY == 0:
             incarnation.check()

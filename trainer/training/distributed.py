@@ -140,6 +140,8 @@ def start(timeout_seconds: float) -> Ranks:
         MASTER_PORT=str(place.master_port),
         DS_ACCELERATOR=device.type,
     )
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        _share_cores()
     _meet(place, device, timeout_seconds)
     return Ranks(place.rank, place.local_rank, place.world_size, device, place.launcher)
 
@@ -160,6 +162,15 @@ def _pick_device(local_rank: int) -> "torch.device":
     device = torch.device("cuda", local_rank % gpus)
     torch.cuda.set_device(device)
     return device
+
+
+def _share_cores() -> None:
+    """Give each rank of this node its part of the cores; every rank on all cores would be several times slower."""
+    import torch
+
+    sizes = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")  # torchrun, deepspeed, srun
+    here = next((int(os.environ[name]) for name in sizes if os.environ.get(name, "").isdigit()), 1)
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
 
 
 def _meet(place: Place, device: "torch.device", timeout_seconds: float) -> None:

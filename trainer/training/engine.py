@@ -31,12 +31,17 @@ class Losses:
     counts: dict[str, int] = field(default_factory=dict)
     """Of all ranks."""
 
+    def add(self, name: str, part: Tensor, count: int = 0) -> None:
+        """Add this rank's `part` of a sum, and a global `count` of its terms."""
+        self.sums[name] = self.sums[name] + part if name in self.sums else part
+        self.counts[name] = self.counts.get(name, 0) + count
+
     def means(self) -> dict[str, float]:
         """Return the global means: one collective, every rank calls it."""
         if not self.sums:
             return {}
         total = all_reduce_sum(torch.stack(list(self.sums.values())))
-        return {name: value / self.counts[name] for name, value in zip(self.sums, total.tolist(), strict=True)}
+        return {name: value / max(self.counts[name], 1) for name, value in zip(self.sums, total.tolist(), strict=True)}
 
 
 class Engine:
@@ -63,6 +68,8 @@ class Engine:
         """
         batches = [batch.to(self._ranks.device) for batch in batches]
         counts = self._counts(weights, batches)
+        for task, count in counts.items():  # here, so that the sums stand in one order on all ranks
+            losses.add(f"{name}/{task}", torch.zeros((), device=self._ranks.device), count)
         kept, gradient = None, None
         if Contrastive.name in weights:
             kept, gradient = self._contrast(batches, counts[Contrastive.name], f"{name}/{Contrastive.name}", losses)
@@ -81,11 +88,8 @@ class Engine:
                 else:
                     total = TASKS[task].loss(output, batch.targets[task])
                     loss = loss + scale * total
-                    _add(losses.sums, f"{name}/{task}", total.detach())
+                    losses.add(f"{name}/{task}", total.detach())
             self.deepspeed.backward(loss, scale_wrt_gas=False)
-        for task, count in counts.items():
-            losses.counts[f"{name}/{task}"] = losses.counts.get(f"{name}/{task}", 0) + count
-            losses.sums.setdefault(f"{name}/{task}", torch.zeros((), device=self._ranks.device))
 
     def step(self, share: float) -> tuple[float, float]:
         """Take the optimizer step at `share` of the peak rates: -> (the encoder's rate, gradient norm before clipping)."""
@@ -129,7 +133,7 @@ class Engine:
             loss = TASKS[Contrastive.name].loss(features.flatten(0, 1), names)
             (gradient,) = torch.autograd.grad(loss, features)
         if self._ranks.rank == 0:  # every rank has the whole sum
-            _add(losses.sums, name, loss.detach())
+            losses.add(name, loss.detach())
         return kept, gradient
 
     def _empty_features(self, pairs: int) -> Tensor:
@@ -157,10 +161,6 @@ class _Kept:
     random: list[Tensor | None]
     """The random state before each micro-batch, so that dropout falls alike."""
     outputs: Outputs | None
-
-
-def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
-    sums[name] = sums[name] + value if name in sums else value
 
 
 def _random_state(device: torch.device) -> Tensor:

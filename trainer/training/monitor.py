@@ -1,6 +1,7 @@
 """Figures of every step: a progress bar, TensorBoard, and one JSON line a step. Rank 0 writes."""
 
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -35,7 +36,8 @@ class Monitor:
         if main:
             _forget_after(folder / "metrics.jsonl", first_step)
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
-            self._bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True)
+            often = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file keeps every line
+            self._bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=often)
 
     def waited(self, seconds: float) -> None:
         """Note time that the training process spent waiting for data."""
@@ -112,7 +114,8 @@ class Monitor:
         if bad:
             with (self._folder / "bad_samples.txt").open("a") as file:
                 file.writelines(f"step {step}: {name}\n" for name in bad)
-        self._bar.set_postfix_str(f"loss {figures['loss']:.3f}, {figures['samples_per_second']:.0f} samples/s")
+        postfix = f"loss {figures['loss']:.3f}, {figures['samples_per_second']:.0f} samples/s"
+        self._bar.set_postfix_str(postfix, refresh=False)
         self._bar.update()
 
     def _shares(self) -> dict[str, float]:

@@ -1,0 +1,37 @@
+"""Starts the trainer as a user does, with the real deepspeed launcher, and reads what it wrote."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def launch(
+    recipe: Path, ds_config: Path, ranks: int, *overrides: str, check: bool = True
+) -> "subprocess.CompletedProcess[str]":
+    """Run `deepspeed --num_gpus RANKS trainer/run.py ...` to its end."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    command = ["deepspeed", "--num_gpus", str(ranks), "--master_port", str(free_port()), str(ROOT / "trainer" / "run.py")]
+    command += ["--recipe", str(recipe), "--deepspeed_config", str(ds_config), *overrides]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(command)}\nended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+    return done
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
