@@ -45,7 +45,8 @@ class Cluster:
     def wait(self, job: str, *states: str, seconds: float = 60) -> str:
         """Wait until `job` is in one of `states` (default: until it has ended) and return that state.
 
-        A requeued job does not start before its credential has expired; that wait is cut short.
+        A requeued job does not start before its old credential has expired; that wait is cut short, but not to within
+        the second of the requeue, in which the new credential would pass for the old one.
         """
         end = time.monotonic() + seconds
         state = ""
@@ -54,6 +55,7 @@ class Cluster:
             if state.split()[0] in (states or ENDED):
                 return state.split()[0]
             if state == "PENDING BeginTime":
+                time.sleep(1.1)
                 self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
             time.sleep(0.2)
         pytest.fail(f"job {job} is {state} after {seconds} s, not {states or ENDED}\n{self.logs()}")

@@ -60,7 +60,7 @@ class Pool:
             for record, concept in zip(records, concepts, strict=True):
                 texts = record["captions"].get(language, [])
                 for text in [texts] if isinstance(texts, str) else texts:
-                    found[Caption(text, concept)] = None
+                    found[Caption(" ".join(text.split()), concept)] = None  # as in shards
             if not found:
                 known = ", ".join(sorted({name for record in records for name in record["captions"]}))
                 raise UserError(
@@ -74,6 +74,19 @@ class Pool:
         """Return bool [N, C]: whether a picture is a right answer to a caption of `language`."""
         owners = np.array([caption.concept for caption in self.captions[language]], dtype=object)
         return np.array(self.concepts, dtype=object)[:, None] == owners[None, :]
+
+    def in_order(self, ranks: Mapping[str, "Ranks"]) -> tuple["Pool", dict[str, "Ranks"]]:
+        """Return pool and ranks by picture id and by (concept, caption): the same however the data was stored."""
+        images = sorted(range(len(self.images)), key=self.images.__getitem__)
+        captions, ordered = {}, {}
+        for language, found in ranks.items():
+            asked = self.captions[language]
+            owned = [(caption.concept, caption.text) for caption in asked]
+            places = sorted(range(len(asked)), key=owned.__getitem__)
+            captions[language] = [asked[place] for place in places]
+            ordered[language] = Ranks(found.text_to_image[places], found.image_to_text[images])
+        pool = Pool([self.images[place] for place in images], [self.concepts[place] for place in images], captions)
+        return pool, ordered
 
     def groups(self, language: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the concept number of each picture [N] and of each caption [C]; one numbering for all languages."""

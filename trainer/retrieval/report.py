@@ -9,12 +9,14 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from trainer.errors import UserError
 from trainer.retrieval.intervals import (
@@ -27,8 +29,11 @@ from trainer.retrieval.intervals import (
 )
 from trainer.retrieval.metrics import CUTOFFS, Pool, Ranks, chance, recalls
 
-_ALL = "mean, all languages"
-_NEVER = "mean, never captioned"
+_ALL = "all languages"
+_NEVER = "never captioned"
+
+
+Rounded = Annotated[float, AfterValidator(lambda value: round(value, 4))]
 
 
 class _Model(BaseModel):
@@ -39,9 +44,7 @@ class Shortlist(_Model):
     """What the dual encoder hands to the cross-encoder."""
 
     k: int = Field(gt=0, description="Candidates of each query that are scored again.")
-    recall: dict[str, float] = Field(
-        description="Percent of queries with a right answer among the k, for each language."
-    )
+    recall: dict[str, Rounded] = Field(description="Percent of queries with a right answer among the k, by language.")
 
 
 class Conditions(_Model):
@@ -51,7 +54,7 @@ class Conditions(_Model):
     split: str = Field(description="Name of the split: dev, test, ...")
     protocol: Literal["native"] = Field("native", description="native: the real captions, none duplicated or left out.")
     scoring: Literal["dual", "cross", "dual+cross"] = Field(
-        description="dual: cosine of two embeddings; cross: every pair through the encoder; dual+cross: a re-ranked shortlist."
+        description="dual: cosine of two embeddings; cross: every pair through the encoder; dual+cross: a shortlist re-ranked."
     )
     shortlist: Shortlist | None = Field(None, description="Given with dual+cross, and with nothing else.")
     caption_source: str = Field(description="Who wrote the captions: human, machine translation, a release's name.")
@@ -78,19 +81,19 @@ class Identical(_Model):
 class Summary(_Model):
     """A mean recall, alone or averaged over languages, in percent."""
 
-    mean_recall: float = Field(description="Mean of R@1, R@5, R@10 both ways.")
-    interval: tuple[float, float] = Field(description="95 % bootstrap over queries; training seeds are not in it.")
-    chance: float = Field(description="Expected mean recall of random scores on the same pool.")
+    mean_recall: Rounded = Field(description="Mean of R@1, R@5, R@10 both ways.")
+    interval: tuple[Rounded, Rounded] = Field(description="95 % bootstrap over queries; training seeds are not in it.")
+    chance: Rounded = Field(description="Expected mean recall of random scores on the same pool.")
 
 
 class LanguageResult(Summary):
     """The result in one language. Recalls in percent, ranks from 1."""
 
-    text_to_image: dict[str, float] = Field(description="R@1, R@5, R@10 of captions that ask for pictures.")
-    image_to_text: dict[str, float] = Field(description="R@1, R@5, R@10 of pictures that ask for captions.")
+    text_to_image: dict[str, Rounded] = Field(description="R@1, R@5, R@10 of captions that ask for pictures.")
+    image_to_text: dict[str, Rounded] = Field(description="R@1, R@5, R@10 of pictures that ask for captions.")
     captions: int = Field(description="Captions in the pool.")
     captioned_images: int = Field(description="Pictures that have a right caption, so that ask for one.")
-    captions_per_image: float = Field(description="Right captions of such a picture, on average.")
+    captions_per_image: Rounded = Field(description="Right captions of such a picture, on average.")
     identical_captions: list[Identical] = Field(description="Same words, different concepts.")
     caption_groups: list[int] = Field(description="Concept number of each caption.")
     text_to_image_ranks: list[int] = Field(description="Rank of the best right picture of each caption.")
@@ -112,8 +115,12 @@ class Evaluation(Conditions):
 
     @classmethod
     def of(cls, pool: Pool, ranks: Mapping[str, Ranks], conditions: Conditions) -> "Evaluation":
-        """Build the result from the pool, the ranks of every language of it, and the conditions."""
+        """Build the result from the pool, the ranks of every language of it, and the conditions.
+
+        Groups and ranks are stored by picture id and by (concept, caption), whatever the order of the pool.
+        """
         assert list(ranks) == list(pool.captions), "one set of ranks for each language of the pool"
+        pool, ranks = pool.in_order(ranks)
         grouped = {name: GroupedRanks(found, *pool.groups(name)) for name, found in ranks.items()}
         languages = {name: _language_result(pool, name, queries) for name, queries in grouped.items()}
         never = [name for name in languages if name not in conditions.captioned_languages]
@@ -164,19 +171,16 @@ def _language_result(pool: Pool, language: str, grouped: GroupedRanks) -> Langua
     per_image = right.sum(axis=1)
     interval = mean_recall_interval({language: grouped})
     found = recalls(grouped.ranks)
-    identity = [
-        *zip(pool.images, pool.concepts, strict=True),
-        *((caption.text, caption.concept) for caption in captions),
-    ]
+    identity = (pool.images, pool.concepts, [(caption.text, caption.concept) for caption in captions])
     return LanguageResult(
-        mean_recall=_round(found["mean_recall"]),
-        interval=(_round(interval.low), _round(interval.high)),
-        chance=_round(chance(right)),
-        text_to_image={name: _round(value) for name, value in found["text_to_image"].items()},
-        image_to_text={name: _round(value) for name, value in found["image_to_text"].items()},
+        mean_recall=found["mean_recall"],
+        interval=(interval.low, interval.high),
+        chance=chance(right),
+        text_to_image=found["text_to_image"],
+        image_to_text=found["image_to_text"],
         captions=len(captions),
         captioned_images=int((per_image > 0).sum()),
-        captions_per_image=_round(float(per_image[per_image > 0].mean())),
+        captions_per_image=float(per_image[per_image > 0].mean()),
         identical_captions=[Identical(text=text, concepts=names) for text, names in owners.items() if len(names) > 1],
         caption_groups=grouped.caption_groups.tolist(),
         text_to_image_ranks=grouped.ranks.text_to_image.tolist(),
@@ -188,27 +192,24 @@ def _language_result(pool: Pool, language: str, grouped: GroupedRanks) -> Langua
 def _summary(grouped: Mapping[str, GroupedRanks], languages: Mapping[str, LanguageResult], names: list[str]) -> Summary:
     interval = mean_recall_interval({name: grouped[name] for name in names})
     return Summary(
-        mean_recall=_round(interval.value),
-        interval=(_round(interval.low), _round(interval.high)),
-        chance=_round(float(np.mean([languages[name].chance for name in names]))),
+        mean_recall=interval.value,
+        interval=(interval.low, interval.high),
+        chance=float(np.mean([languages[name].chance for name in names])),
     )
-
-
-def _round(value: float) -> float:
-    return round(value, 4)
 
 
 def print_table(evaluation: Evaluation, console: Console | None = None) -> None:
     """Print languages as rows: six recalls, their mean with interval, chance; then the means over languages."""
     step = "" if evaluation.step is None else f", step {evaluation.step}"
     title = f"{evaluation.system}{step} on {evaluation.dataset} {evaluation.split}: {evaluation.images} pictures"
-    table = Table(title=title, caption=_caption(evaluation), title_justify="left", caption_justify="left")
-    table.add_column("language")
-    for way in ("text→image", "image→text"):
+    table = Table(title=Text(title), caption=Text(_caption(evaluation)), title_justify="left", caption_justify="left")
+    table.box, table.show_edge, table.padding = SIMPLE_HEAD, False, (0, 0)  # fits 80 columns
+    table.add_column("language", no_wrap=True)
+    for way in ("t→i", "i→t"):
         for k in CUTOFFS:
-            table.add_column(f"{way}\nR@{k}", justify="right")
-    for name in ("mean\nrecall", "95 %\ninterval", "chance", "captions"):
-        table.add_column(name, justify="right")
+            table.add_column(f"{way}\nR@{k}", justify="right", no_wrap=True)
+    for name in ("mean\nrecall", "95 %", "chance", "texts"):
+        table.add_column(name, justify="right", no_wrap=True)
     for language, result in evaluation.languages.items():
         values = [*result.text_to_image.values(), *result.image_to_text.values()]
         mark = " *" if language in evaluation.captioned_languages else ""
@@ -231,7 +232,13 @@ def _caption(evaluation: Evaluation) -> str:
     if evaluation.shortlist is not None:
         lowest = min(evaluation.shortlist.recall.values())
         scoring += f" (shortlist of {evaluation.shortlist.k}, recall at least {lowest:.1f})"
-    parts = [f"protocol {evaluation.protocol}", scoring, f"captions: {evaluation.caption_source}", "percent"]
+    parts = [
+        f"protocol {evaluation.protocol}",
+        scoring,
+        f"captions: {evaluation.caption_source}",
+        "percent",
+        "t→i: captions ask for pictures",
+    ]
     if evaluation.captioned_languages:
         parts.append("* captioned in training")
     identical = {name: len(result.identical_captions) for name, result in evaluation.languages.items()}
@@ -249,12 +256,13 @@ class ScalarWriter(Protocol):
 
 
 def write_tensorboard(writer: ScalarWriter, evaluation: Evaluation, step: int) -> None:
-    """Write the mean recalls and R@1 of each language under retrieval/SPLIT/SCORING/."""
+    """Write the recalls of each language and the means over languages under retrieval/SPLIT/SCORING/."""
     root = f"retrieval/{evaluation.split}/{evaluation.scoring}"
     for language, result in evaluation.languages.items():
         writer.add_scalar(f"{root}/{language}/mean_recall", result.mean_recall, step)
-        writer.add_scalar(f"{root}/{language}/text_to_image_R@1", result.text_to_image["R@1"], step)
-        writer.add_scalar(f"{root}/{language}/image_to_text_R@1", result.image_to_text["R@1"], step)
+        for way in ("text_to_image", "image_to_text"):
+            for name, value in getattr(result, way).items():
+                writer.add_scalar(f"{root}/{language}/{way}_{name}", value, step)
     writer.add_scalar(f"{root}/mean_all", evaluation.mean.mean_recall, step)
     if evaluation.mean_never_captioned is not None:
         writer.add_scalar(f"{root}/mean_never_captioned", evaluation.mean_never_captioned.mean_recall, step)
@@ -280,7 +288,7 @@ def _shared_rows(a: Evaluation, b: Evaluation) -> dict[str, list[str]]:
     if other:
         raise UserError(
             f"{a.system} and {b.system} answered different queries in {', '.join(other)}: a paired comparison needs "
-            "the same pictures and captions in the same order; evaluate both on the same source and split"
+            "the same pictures and captions; evaluate both on the same source and split"
         )
     never = [name for name in shared if name not in {*a.captioned_languages, *b.captioned_languages}]
     return {name: [name] for name in shared} | {_ALL: shared} | ({_NEVER: never} if never else {})
@@ -288,9 +296,11 @@ def _shared_rows(a: Evaluation, b: Evaluation) -> dict[str, list[str]]:
 
 def compare(a: Evaluation, b: Evaluation) -> Table:
     """Return a table of the paired differences of mean recall; one whose interval holds zero is called none."""
-    table = Table(title=f"mean recall: {a.system} ({a.scoring}) less {b.system} ({b.scoring})", title_justify="left")
+    table = Table(
+        title=Text(f"mean recall: {a.system} ({a.scoring}) less {b.system} ({b.scoring})"), title_justify="left"
+    )
     for name in ("language", a.system, b.system, "difference", "95 % interval"):
-        table.add_column(name, justify="left" if name == "language" else "right")
+        table.add_column(Text(name), justify="left" if name == "language" else "right")
     found = differences(a, b)
     for row, names in _shared_rows(a, b).items():
         if row == _ALL:
