@@ -85,7 +85,9 @@ class M3P(nn.Module):
             if rows is not None and len(rows):
                 tasks[name] = head(rows)
             else:
-                touch = touch + _touch(head, hidden.new_zeros(1, hidden.shape[-1]))
+                # Rows that want a gradient, as real ones do: ZeRO-3 frees what it gathered for a module when the gradient
+                # of its input is there, and a rank that has not freed it stays out of the next gathering: a deadlock.
+                touch = touch + _touch(head, hidden.new_zeros(1, hidden.shape[-1], requires_grad=True))
         return Outputs(tasks, touch)
 
     def encode(self, batch: Batch) -> tuple[Tensor, Layout, Tensor]:
