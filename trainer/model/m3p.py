@@ -27,7 +27,7 @@ class Outputs:
     """What a forward gives."""
 
     tasks: dict[str, Tensor]
-    """Head outputs by task, for the tasks that the batch names."""
+    """Head outputs by task, for the tasks that the batch names; of masked words with labels, the summed loss."""
     touch: Tensor
     """A zero that depends on every module the batch did not use; add it to the loss."""
 
@@ -82,8 +82,8 @@ class M3P(nn.Module):
             assert isinstance(head, Head)
             targets = batch.targets.get(name)
             rows = None if targets is None else head.rows(hidden, layout, targets)
-            if rows is not None and len(rows):
-                tasks[name] = head(rows)
+            if targets is not None and rows is not None and len(rows):
+                tasks[name] = head(rows, targets["labels"]) if _has_labels(head, targets) else head(rows)
             else:
                 # Rows that want a gradient, as real ones do: ZeRO-3 frees what it gathered for a module when the gradient
                 # of its input is there, and a rank that has not freed it stays out of the next gathering: a deadlock.
@@ -109,6 +109,10 @@ class M3P(nn.Module):
         order = torch.empty_like(slots)
         order[slots] = torch.arange(len(slots), device=slots.device)
         return torch.cat([text, self.visual(features, boxes)])[order], touch
+
+
+def _has_labels(head: Head, targets: dict[str, Tensor]) -> bool:
+    return head.takes_labels and "labels" in targets
 
 
 def _touch(module: nn.Module, *zeros: Tensor) -> Tensor:
