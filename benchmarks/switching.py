@@ -1,6 +1,6 @@
 """What code-switching gives: one recipe trained three ways, evaluated on the same queries, compared pair by pair.
 
-    python benchmarks/switching.py [--recipe FILE] [--ranks 2] [--json FILE] [section.key=value ...]
+    python benchmarks/switching.py [--recipe FILE] [--ranks 2] [--variants with,without] [--json FILE] [section.key=value ...]
 
 `with`: the recipe as it is. `without`: `code_switched` at weight 0. `unswitched`: as many pairs in the same order as
 `with`, none of them switched. Each run is a folder under --folder; one that is complete is not trained again.
@@ -54,13 +54,14 @@ def main() -> None:
     parser.add_argument("--deepspeed_config", type=Path, default=ROOT / "ds_configs" / "zero1.json")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("runs/switching"))
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="which to train, by commas; `with` first")
     parser.add_argument("--evaluation", default="dev", help="an evaluation of the recipe")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_intermixed_args()
     results = {}
-    for name, overrides in VARIANTS.items():
-        train(options.folder / name, options, overrides)
+    for name in options.variants.split(","):
+        train(options.folder / name, options, VARIANTS[name])
         results[name] = Evaluation.load(options.folder / name / "evaluation" / f"{options.evaluation}.json")
     console = Console()
     for result in results.values():
