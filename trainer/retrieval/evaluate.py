@@ -55,10 +55,11 @@ def evaluate_run(run: Path, names: Sequence[str] = (), rerank: int | None = None
         raise UserError(f"{run}: no evaluation {unknown[0] if unknown else ''} in its recipe; it has {known}")
     done = []
     with SummaryWriter(str(run / "tensorboard")) as writer:
-        for name in names or recipe.evaluation:
-            config = recipe.evaluation[name]
-            if rerank is not None:
+        for wanted in names or recipe.evaluation:
+            name, config = wanted, recipe.evaluation[wanted]
+            if rerank is not None and rerank != config.rerank:
                 config = config.model_copy(update={"rerank": rerank})
+                name = f"{name}-rerank{rerank}"  # beside the recipe's own result, not over it
             evaluation = _evaluate(run, recipe, model, step, name, config, writer)
             evaluation.save(run / "evaluation" / f"{name}.json")
             print_table(evaluation)
@@ -90,7 +91,9 @@ def load_pictures(recipe: Recipe, name: str, config: EvaluationConfig) -> Pictur
     places, visuals, records = [], [], []
     bad = BadSamples([])
     for shard, entry in enumerate(source.manifest.shards):
-        for number in tqdm(range(entry.samples), desc=f"{name}: {entry.name}", unit="picture", leave=False):
+        for number in tqdm(
+            range(entry.samples), desc=f"{name}: {entry.name}", unit="picture", leave=False, disable=None
+        ):
             sample = source.read_place(Place(0, shard, number), bad, augment=False)
             if bad.seen:
                 raise UserError(f"evaluation.{name}: every picture counts, and this one cannot be read: {bad.seen[0]}")
@@ -159,8 +162,11 @@ def _rerank(
     logits[every[:, 0], every[:, 1]] = scorer.match(texts, pictures.visuals, every)
     np.put_along_axis(to_images, best_images, np.take_along_axis(logits, best_images, 1), 1)
     np.put_along_axis(to_texts, best_texts, np.take_along_axis(logits.T, best_texts, 1), 1)
-    kept = np.take_along_axis(right.T, best_images, 1).any(1)
-    return to_images, to_texts, 100 * float(kept.mean())
+    kept = [
+        np.take_along_axis(right.T, best_images, 1).any(1),
+        np.take_along_axis(right, best_texts, 1).any(1)[right.any(1)],
+    ]
+    return to_images, to_texts, 100 * float(np.concatenate(kept).mean())
 
 
 def _findings(
