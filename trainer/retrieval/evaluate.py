@@ -162,9 +162,10 @@ def _rerank(
     logits[every[:, 0], every[:, 1]] = scorer.match(texts, pictures.visuals, every)
     np.put_along_axis(to_images, best_images, np.take_along_axis(logits, best_images, 1), 1)
     np.put_along_axis(to_texts, best_texts, np.take_along_axis(logits.T, best_texts, 1), 1)
+    asked = right.sum(axis=1) > 0  # a picture without a caption in this language asks for none
     kept = [
-        np.take_along_axis(right.T, best_images, 1).any(1),
-        np.take_along_axis(right, best_texts, 1).any(1)[right.any(1)],
+        np.take_along_axis(right.T, best_images, 1).sum(axis=1) > 0,
+        np.take_along_axis(right[asked], best_texts[asked], 1).sum(axis=1) > 0,
     ]
     return to_images, to_texts, 100 * float(np.concatenate(kept).mean())
 
