@@ -31,7 +31,8 @@ def arrays(count: int = 2, **changes: Any) -> dict[str, NDArray[Any]]:
 
 def packed(content: dict[str, NDArray[Any]], compressed: bool = False) -> bytes:
     buffer = io.BytesIO()
-    (np.savez_compressed if compressed else np.savez)(buffer, **content)
+    save: Any = np.savez_compressed if compressed else np.savez
+    save(buffer, **content)
     return buffer.getvalue()
 
 
@@ -45,7 +46,8 @@ def test_features_have_unit_length_and_keep_their_direction() -> None:
     raw = stored["features"].astype(np.float32)
     np.testing.assert_allclose(found.features, raw / np.linalg.norm(raw, axis=1, keepdims=True), atol=1e-6)
     np.testing.assert_array_equal(found.boxes, stored["boxes"])
-    assert (found.features.dtype, found.boxes.dtype) == (np.float32, np.float32)
+    assert found.features.dtype == np.float32
+    assert found.boxes.dtype == np.float32
 
 
 def test_a_feature_of_zeros_stays_one() -> None:
@@ -108,7 +110,7 @@ def test_regions_that_cannot_be_used_are_a_bad_sample(changes: dict[str, Any], r
 
 
 def test_a_sample_without_regions_is_bad() -> None:
-    with pytest.raises(BadSample, match="no member regions.npz"):
+    with pytest.raises(BadSample, match=r"no member regions\.npz"):
         REGIONS.load({"jpg": b""}, None)
 
 

@@ -5,7 +5,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,20 @@ from torch import Tensor, nn
 
 from trainer.batch import VisualTokens
 from trainer.errors import BadSample, UserError
+
+Floats = NDArray[np.float32]
+UNREADABLE = (
+    KeyError,
+    IndexError,
+    TypeError,
+    ValueError,
+    EOFError,
+    OSError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What NumPy and zipfile raise for an archive that is broken, holds objects, or lacks an array."""
 
 
 class Regions(BaseModel):
@@ -43,17 +57,22 @@ class Regions(BaseModel):
         """Read `regions.npz`; `rng` is not used, since regions are not augmented. Raises BadSample."""
         if "regions.npz" not in members:
             raise BadSample("no member regions.npz")
-        try:
-            with np.load(io.BytesIO(members["regions.npz"]), allow_pickle=False) as arrays:
-                boxes, features = arrays["boxes"][: self.most], arrays["features"][: self.most].astype(np.float32)
-                ids = arrays["class_ids"][: self.most] if self.classes else None
-                probs = arrays["class_probs"][: self.most] if self.classes and "class_probs" in arrays else None
-        except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-            raise BadSample(f"unreadable regions.npz: {error}") from error
+        boxes, features, ids, probs = self._arrays(members["regions.npz"])
         _check(boxes, features, self.feature_size)
         norms = np.linalg.norm(features, axis=1, keepdims=True)
-        class_ids = None if ids is None else _most_likely(ids, probs, self.classes)
-        return VisualTokens(features / np.maximum(norms, 1e-12), boxes.astype(np.float32), class_ids)
+        class_ids = None if ids is None else _most_likely(ids, probs, len(features), self.classes)
+        return VisualTokens(features / np.maximum(norms, 1e-12), boxes, class_ids)
+
+    def _arrays(self, data: bytes) -> tuple[Floats, Floats, NDArray[Any] | None, NDArray[Any] | None]:
+        """Return boxes, features, class ids and class probabilities, the last two None where they are not wanted."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                boxes, features = (arrays[name][: self.most].astype(np.float32) for name in ("boxes", "features"))
+                ids = arrays["class_ids"][: self.most] if self.classes else None
+                probs = arrays["class_probs"][: self.most] if self.classes and "class_probs" in arrays else None
+        except UNREADABLE as error:
+            raise BadSample(f"unreadable regions.npz: {error}") from error
+        return boxes, features, ids, probs
 
     def embedder(self, width: int, eps: float) -> nn.Module:
         """Return the module that turns features and boxes into vectors."""
@@ -89,12 +108,18 @@ def _check(boxes: NDArray[np.float32], features: NDArray[np.float32], width: int
         raise BadSample("NaN or infinity in the regions")
 
 
-def _most_likely(ids: NDArray[np.int64], probs: NDArray[np.float32] | None, classes: int) -> NDArray[np.int64]:
+def _most_likely(ids: NDArray[Any], probs: NDArray[Any] | None, regions: int, classes: int) -> NDArray[np.int64]:
     """Return the class of each region: as stored, or the likeliest of the stored few."""
+    if ids.ndim not in (1, 2) or len(ids) != regions or not ids.size or not np.issubdtype(ids.dtype, np.integer):
+        raise BadSample(
+            f"class_ids are {ids.dtype} {ids.shape} for {regions} regions: want whole numbers, [R] or [R, K]"
+        )
     if ids.ndim == 2:
-        best = np.zeros(len(ids), np.int64) if probs is None else probs.astype(np.float32).argmax(1)
-        ids = ids[np.arange(len(ids)), best]
+        if probs is not None and (probs.shape != ids.shape or not np.issubdtype(probs.dtype, np.floating)):
+            raise BadSample(f"class_probs are {probs.dtype} {probs.shape}, but class_ids are {ids.shape}")
+        best = np.zeros(regions, np.int64) if probs is None else probs.argmax(1)
+        ids = ids[np.arange(regions), best]
     ids = ids.astype(np.int64)
-    if len(ids) and not (ids.min() >= 0 and ids.max() < classes):
+    if not (ids.min() >= 0 and ids.max() < classes):
         raise BadSample(f"a class id of {ids.min()}..{ids.max()} is outside 0..{classes - 1} (visual.classes)")
     return ids
