@@ -1,8 +1,6 @@
 """Stored region features of an object detector: M3P's own visual source (`KEY.regions.npz`)."""
 
 import io
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -66,13 +64,19 @@ class Regions(BaseModel):
     def _arrays(self, data: bytes) -> tuple[Floats, Floats, NDArray[Any] | None, NDArray[Any] | None]:
         """Return boxes, features, class ids and class probabilities, the last two None where they are not wanted."""
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                boxes, features = (arrays[name][: self.most].astype(np.float32) for name in ("boxes", "features"))
-                ids = arrays["class_ids"][: self.most] if self.classes else None
-                probs = arrays["class_probs"][: self.most] if self.classes and "class_probs" in arrays else None
-        except UNREADABLE as error:
+            with np.lib.npyio.NpzFile(io.BytesIO(members["regions.npz"]), allow_pickle=False) as arrays:
+                boxes, features = arrays["boxes"], arrays["features"]
+                ids = arrays["class_ids"] if self.classes else None
+                probs = arrays["class_probs"] if self.classes and "class_probs" in arrays else None
+        except Exception as error:  # on broken bytes its parsers raise nearly anything, from KeyError to TokenError
             raise BadSample(f"unreadable regions.npz: {error}") from error
-        return boxes, features, ids, probs
+        _check(boxes, features, self.feature_size)
+        if ids is not None:
+            _check_classes(ids, probs, len(features))
+            ids = _most_likely(ids[: self.most], None if probs is None else probs[: self.most], self.classes)
+        features = features[: self.most].astype(np.float32)
+        norms = np.linalg.norm(features, axis=1, keepdims=True)
+        return VisualTokens(features / np.maximum(norms, 1e-12), boxes[: self.most].astype(np.float32), ids)
 
     def embedder(self, width: int, eps: float) -> nn.Module:
         """Return the module that turns features and boxes into vectors."""
@@ -97,28 +101,32 @@ class RegionEmbedder(nn.Module):
         return self.norm(self.feature(features) + self.box(torch.cat([boxes, area[:, None]], 1)))
 
 
-def _check(boxes: NDArray[np.float32], features: NDArray[np.float32], width: int) -> None:
+def _check(boxes: NDArray[np.generic], features: NDArray[np.generic], width: int) -> None:
     if features.ndim != 2 or features.shape[1] != width:
         raise BadSample(f"features are {features.shape}, but visual.feature_size is {width}")
     if boxes.shape != (len(features), 4) or not len(features):
         raise BadSample(
             f"boxes are {boxes.shape} for {len(features)} regions: want one row of 4 a region, at least one"
         )
-    if not (np.isfinite(features).all() and np.isfinite(boxes).all()):
-        raise BadSample("NaN or infinity in the regions")
+    for name, array in (("boxes", boxes), ("features", features)):
+        if array.dtype.kind not in "fiu":
+            raise BadSample(f"{name} are {array.dtype}: want numbers")
+        if not (np.abs(array) <= np.finfo(np.float32).max).all():
+            raise BadSample(f"NaN, infinity or a number beyond float32 in the {name}")
 
 
-def _most_likely(ids: NDArray[Any], probs: NDArray[Any] | None, regions: int, classes: int) -> NDArray[np.int64]:
+def _check_classes(ids: NDArray[np.generic], probs: NDArray[np.generic] | None, count: int) -> None:
+    if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2) or len(ids) != count or not ids.size:
+        raise BadSample(f"class_ids are {ids.dtype} {ids.shape} for {count} regions: want whole numbers, [R] or [R, K]")
+    if probs is not None and (probs.dtype.kind != "f" or probs.shape != ids.shape):
+        raise BadSample(f"class_probs are {probs.dtype} {probs.shape}: want floats, {ids.shape} like class_ids")
+
+
+def _most_likely(ids: NDArray[Any], probs: NDArray[Any] | None, classes: int) -> NDArray[np.int64]:
     """Return the class of each region: as stored, or the likeliest of the stored few."""
-    if ids.ndim not in (1, 2) or len(ids) != regions or not ids.size or not np.issubdtype(ids.dtype, np.integer):
-        raise BadSample(
-            f"class_ids are {ids.dtype} {ids.shape} for {regions} regions: want whole numbers, [R] or [R, K]"
-        )
     if ids.ndim == 2:
-        if probs is not None and (probs.shape != ids.shape or not np.issubdtype(probs.dtype, np.floating)):
-            raise BadSample(f"class_probs are {probs.dtype} {probs.shape}, but class_ids are {ids.shape}")
-        best = np.zeros(regions, np.int64) if probs is None else probs.argmax(1)
-        ids = ids[np.arange(regions), best]
+        best = np.zeros(len(ids), np.int64) if probs is None else probs.argmax(1)
+        ids = ids[np.arange(len(ids)), best]
     ids = ids.astype(np.int64)
     if not (ids.min() >= 0 and ids.max() < classes):
         raise BadSample(f"a class id of {ids.min()}..{ids.max()} is outside 0..{classes - 1} (visual.classes)")
