@@ -14,20 +14,6 @@ from torch import Tensor, nn
 from trainer.batch import VisualTokens
 from trainer.errors import BadSample, UserError
 
-Floats = NDArray[np.float32]
-UNREADABLE = (
-    KeyError,
-    IndexError,
-    TypeError,
-    ValueError,
-    EOFError,
-    OSError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What NumPy and zipfile raise for an archive that is broken, holds objects, or lacks an array."""
-
 
 class Regions(BaseModel):
     """Region features, L2-normalised, with their boxes and object classes."""
@@ -55,14 +41,6 @@ class Regions(BaseModel):
         """Read `regions.npz`; `rng` is not used, since regions are not augmented. Raises BadSample."""
         if "regions.npz" not in members:
             raise BadSample("no member regions.npz")
-        boxes, features, ids, probs = self._arrays(members["regions.npz"])
-        _check(boxes, features, self.feature_size)
-        norms = np.linalg.norm(features, axis=1, keepdims=True)
-        class_ids = None if ids is None else _most_likely(ids, probs, len(features), self.classes)
-        return VisualTokens(features / np.maximum(norms, 1e-12), boxes, class_ids)
-
-    def _arrays(self, data: bytes) -> tuple[Floats, Floats, NDArray[Any] | None, NDArray[Any] | None]:
-        """Return boxes, features, class ids and class probabilities, the last two None where they are not wanted."""
         try:
             with np.lib.npyio.NpzFile(io.BytesIO(members["regions.npz"]), allow_pickle=False) as arrays:
                 boxes, features = arrays["boxes"], arrays["features"]
