@@ -17,6 +17,7 @@ from trainer.errors import UserError
 from trainer.export import export_run
 from trainer.retrieval.evaluate import evaluate_run, load_pictures, load_run
 from trainer.retrieval.scoring import Scorer, shortlist
+from trainer.retrieval.search import search
 
 
 def program(recipe: Path, run: Path, *overrides: str) -> "subprocess.CompletedProcess[str]":
@@ -66,6 +67,15 @@ def test_embeddings_and_matching_do_not_depend_on_the_batch(run: Path) -> None:
     visuals = pictures.visuals
     np.testing.assert_allclose(one.match(texts, visuals, pairs), many.match(texts, visuals, pairs), atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(many.embed_texts(texts), axis=1), 1, atol=1e-5)
+
+
+def test_searching_ranks_the_pictures_and_shows_them(run: Path) -> None:
+    hits, page = search(run, "Hund Katze", "", 3)
+    assert len({hit.image for hit in hits}) == 3
+    assert hits[0].score >= hits[1].score >= hits[2].score
+    assert page.read_text().count("data:image/png") == 3
+    with pytest.raises(UserError, match="no evaluation 'test' to search; it has train"):
+        search(run, "Hund", "test", 3)
 
 
 def test_the_exported_folder_gives_the_same_logits_to_transformers(run: Path, tmp_path: Path) -> None:

@@ -106,14 +106,18 @@ def load_pictures(recipe: Recipe, name: str, config: EvaluationConfig) -> Pictur
     return Pictures(source, places, visuals, Pool.of(records, languages))
 
 
+def most_tokens(recipe: Recipe) -> int:
+    """Return where texts are cut: as in training, at the longest of the objectives on pairs."""
+    return max(c.most_tokens for c in recipe.active_objectives.values() if "contrastive" in c.possible_tasks)
+
+
 def _evaluate(
     run: Path, recipe: Recipe, model: M3P, step: int, name: str, config: EvaluationConfig, writer: SummaryWriter
 ) -> Evaluation:
     pictures = load_pictures(recipe, name, config)
     assert recipe.visual is not None
-    most = max(c.most_tokens for c in recipe.active_objectives.values() if "contrastive" in c.possible_tasks)
     tokenizer = Tokenizer(recipe.tokenizer_folder)
-    scorer = Scorer(model, tokenizer, recipe.visual.feature_size, most, config.batch_size)
+    scorer = Scorer(model, tokenizer, recipe.visual.feature_size, most_tokens(recipe), config.batch_size)
     images = scorer.embed_pictures(pictures.visuals)
     ranks: dict[str, Ranks] = {}
     found: list[Finding] = []
@@ -178,12 +182,12 @@ def _findings(
     found = []
     for query in queries:
         best = shortlist(scores[query : query + 1], SHOWN_PICTURES)[0].tolist()
-        shown = [(_picture(pictures, n), float(scores[query, n]), bool(right[n, query])) for n in best]
+        shown = [(picture_bytes(pictures, n), float(scores[query, n]), bool(right[n, query])) for n in best]
         found.append(Finding(language, texts[query], [(data, score, good) for data, score, good in shown if data]))
     return found
 
 
-def _picture(pictures: Pictures, number: int) -> bytes:
+def picture_bytes(pictures: Pictures, number: int) -> bytes:
     """Return the stored picture; empty where a source holds regions alone."""
     place = pictures.places[number]
     members = pictures.source.members(place.shard, place.sample)
