@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaModel
 
 from trainer.batch import Packer, Sequence
+from trainer.data.tokenizer import Tokenizer
 from trainer.errors import UserError
 from trainer.model.build import build_model
 from trainer.model.config import ModelConfig
@@ -20,11 +21,17 @@ from trainer.model.m3p import M3P
 VOCABULARY, LAYERS = 50, 3
 LENGTHS = [7, 1, 20, 3, 36, 20]
 """Ragged, and up to the last of the positions below."""
+REAL_TEXTS = [
+    "A dog on a red sofa.",
+    "Zwei Hunde laufen über den Strand und spielen mit einem Ball, den ein Kind nach der Schule weit ins Wasser wirft.",
+    "犬が公園で走っています",
+    "a",
+]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random model as `transformers` writes it, with weights large enough to tell every part apart."""
+    """A small random model as `transformers` writes it; every weight is large enough that a wrong place would show."""
     torch.manual_seed(0)
     config = XLMRobertaConfig(
         vocab_size=VOCABULARY,
@@ -37,8 +44,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         layer_norm_eps=1e-5,
     )
     model = XLMRobertaForMaskedLM(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.25)
+    for name, parameter in model.named_parameters():
+        norm = name.lower().replace("_", "").endswith("layernorm.weight")
+        torch.nn.init.normal_(parameter, mean=1.0 if norm else 0.0, std=0.25)
     path = tmp_path_factory.mktemp("encoder")
     model.save_pretrained(path)
     return path
@@ -90,20 +98,35 @@ def test_hidden_states_and_logits_are_those_of_transformers(folder: Path) -> Non
     assert_equal(logits, their_logits)
 
 
+def test_what_differs_is_rounding(folder: Path) -> None:
+    model, theirs = ours(folder).double(), XLMRobertaForMaskedLM.from_pretrained(folder).double()
+    hidden, logits = forward_ours(model, sentences(VOCABULARY))
+    their_hidden, their_logits = forward_theirs(theirs, sentences(VOCABULARY))
+    torch.testing.assert_close(hidden, their_hidden, atol=1e-12, rtol=0)
+    torch.testing.assert_close(logits, their_logits, atol=1e-12, rtol=0)
+
+
 def test_hidden_states_and_logits_of_a_real_encoder(shared_encoder: Path) -> None:
     model, theirs = ours(shared_encoder), XLMRobertaForMaskedLM.from_pretrained(shared_encoder).float()
-    head = theirs.lm_head  # the folder may lack a word head, which is then drawn at random: take it over
-    with torch.no_grad():
-        mine = model.get_submodule("heads.masked_words")
-        for name, parameter in mine.named_parameters():
-            parameter.copy_(head.get_parameter(name.replace("norm.", "layer_norm.").replace("weight", "weight"))) if (
-                name != "weight"
-            ) else None
-    _, vocabulary = read_shape(shared_encoder)
-    hidden, logits = forward_ours(model, sentences(vocabulary))
-    their_hidden, their_logits = forward_theirs(theirs, sentences(vocabulary))
+    share_word_head(model, theirs)
+    tokenizer = Tokenizer(shared_encoder)
+    texts = [torch.from_numpy(tokenizer.encode(text, 64)) for text in REAL_TEXTS]
+    hidden, logits = forward_ours(model, texts)
+    their_hidden, their_logits = forward_theirs(theirs, texts)
     assert_equal(hidden, their_hidden)
     assert_equal(logits, their_logits)
+
+
+def share_word_head(model: M3P, theirs: XLMRobertaForMaskedLM) -> None:
+    """Give both networks one random word head, of logits around 1: the real folder has none."""
+    torch.manual_seed(0)
+    mine = model.get_submodule("heads.masked_words")
+    with torch.no_grad():
+        for name in ("dense.weight", "dense.bias", "norm.bias", "bias"):
+            torch.nn.init.normal_(mine.get_parameter(name), std=0.05)
+        torch.nn.init.constant_(mine.get_parameter("norm.weight"), 0.5)
+        for name in ("dense.weight", "dense.bias", "norm.weight", "norm.bias", "bias"):
+            theirs.lm_head.get_parameter(name.replace("norm.", "layer_norm.")).copy_(mine.get_parameter(name))
 
 
 def test_the_first_layers_alone_are_the_first_layers(folder: Path) -> None:

@@ -11,6 +11,7 @@ from trainer.data.loader import MicroBatches, load
 from trainer.data.order import ORDER_VERSION
 from trainer.data.plan import MicroBatchPlan, Plan
 from trainer.data.tokenizer import Tokenizer
+from trainer.keys import key
 from trainer.model.build import build_model
 from trainer.objectives.objective import Context, Objective
 from trainer.recipe import Recipe
@@ -143,7 +144,7 @@ def _engine(recipe: Recipe, ds_config: Path, ranks: Ranks, plan: Plan, from_chec
     model = build_model(
         recipe.model, vocabulary, recipe.visual, recipe.tasks, recipe.run.seed, load=not from_checkpoint
     )
-    torch.manual_seed(recipe.run.seed * 1_000_003 + ranks.rank)  # dropout: a generator a rank
+    torch.manual_seed(key("dropout", recipe.run.seed, ranks.rank))  # the one choice that belongs to a rank
     return Engine(model, recipe.optimizer, ds_config, ranks, plan.turns_per_step)
 
 
