@@ -30,7 +30,8 @@ def linear_cross_entropy(
     if rows.dtype == torch.float16:
         # Gradients taken in the forward know no loss scale yet: in 16 bits of this kind they would underflow.
         rows, weight, bias = rows.float(), weight.float(), bias.float()
-    return _LinearCrossEntropy.apply(rows, weight, bias, labels, chunk_rows, torch.is_grad_enabled())
+    apply = _LinearCrossEntropy.apply
+    return apply(rows, weight, bias, labels, chunk_rows, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
 
 
 def linear_cross_entropy_reference(rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
@@ -88,8 +89,8 @@ class _Gradients:
             self._weight.addmm_(gradient.T, part)
             return
         # A slice of the vocabulary at a time, so that the 16-bit product stays small beside the sum.
-        for words, columns in zip(self._weight.split(SLICE), gradient.split(SLICE, 1), strict=True):
-            words += columns.T @ part
+        for word in range(0, len(self._weight), SLICE):
+            self._weight[word : word + SLICE] += gradient[:, word : word + SLICE].T @ part
 
     def finish(self) -> tuple[Tensor | None, ...]:
         """Return the gradients in the types of what they belong to."""

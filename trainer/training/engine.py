@@ -5,7 +5,7 @@ averages gradients over ranks, so every rank's part is multiplied by their numbe
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,8 @@ class Engine:
             kept.random.append(_random_state(self._ranks.device) if self._dropout else None)
             with torch.set_grad_enabled(len(batches) == 1):
                 self.deepspeed.set_gradient_accumulation_boundary(False)
-                outputs = self.deepspeed(batch)
+                # Where the outputs are not kept, no other head has work to do.
+                outputs = self.deepspeed(batch if len(batches) == 1 else _only(batch, Contrastive.name))
             kept.outputs = outputs if len(batches) == 1 else None
             if Contrastive.name in outputs.tasks:
                 mine = outputs.tasks[Contrastive.name].detach().float().unflatten(0, (2, -1))
@@ -161,6 +162,11 @@ class _Kept:
     random: list[Tensor | None]
     """The random state before each micro-batch, so that dropout falls alike."""
     outputs: Outputs | None
+
+
+def _only(batch: Batch, task: str) -> Batch:
+    """`batch` without what the other tasks ask."""
+    return replace(batch, targets={name: of for name, of in batch.targets.items() if name == task})
 
 
 def _random_state(device: torch.device) -> Tensor:
