@@ -53,9 +53,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         step = chunk_rows or max(1, CHUNK_BYTES[rows.device.type] // (4 * len(weight)))
         sums = _Gradients(ctx.needs_input_grad if with_gradient else (False,) * 3, rows, weight, bias)
         loss = torch.zeros((), dtype=_wide(rows.dtype), device=rows.device)
+        logits = rows.new_empty(min(step, len(rows)), len(weight))
         for first in range(0, len(rows), step):
             part = rows[first : first + step]
-            losses, gradient = loss_and_gradient(torch.addmm(bias, part, weight.T), labels[first : first + step])
+            torch.addmm(bias, part, weight.T, out=logits[: len(part)])
+            losses, gradient = loss_and_gradient(logits[: len(part)], labels[first : first + step])
             loss += losses.sum()
             sums.add(first, part, weight, gradient)
         ctx.save_for_backward(*sums.finish())
