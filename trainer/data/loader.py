@@ -3,6 +3,7 @@
 It has no state: worker count and prefetching are a matter of speed, and resuming is starting at another number.
 """
 
+import gc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -100,4 +101,5 @@ class _Start:
 
     def __call__(self, worker: int) -> None:
         torch.set_num_threads(1)
+        gc.enable()  # the training process, of which this is a copy, collects at fixed steps alone
         self._start_worker(worker)

@@ -128,14 +128,14 @@ class ContrastiveHead(Head):
 
 def mean_of_sequences(hidden: Tensor, layout: Layout, sequences: Tensor, skip: int) -> Tensor:
     """Mean of the slots of each of `sequences` [N], without its first `skip` (a lone picture's `<s>`): -> [N, width]."""
-    lengths, starts = layout.lengths[sequences] - skip, layout.starts[sequences] + skip
-    ends = torch.cumsum(lengths, 0)
-    owner = torch.repeat_interleave(torch.arange(len(sequences), device=hidden.device), lengths)
-    slots = torch.arange(len(owner), device=hidden.device) + (starts - ends + lengths)[owner]
-    total = torch.zeros(len(sequences), hidden.shape[-1], device=hidden.device).index_add(
-        0, owner, hidden[slots].float()
-    )
-    return (total / lengths[:, None]).to(hidden.dtype)
+    values = hidden.float()
+    for place in range(skip):
+        values = values.index_fill(0, layout.starts[sequences] + place, 0.0)
+    # Over all sequences, since the number of slots of some would have to be waited for.
+    every = torch.arange(len(layout.lengths), device=hidden.device)
+    owner = torch.repeat_interleave(every, layout.lengths, output_size=len(hidden))
+    total = values.new_zeros(len(every), hidden.shape[-1]).index_add(0, owner, values)[sequences]
+    return (total / (layout.lengths[sequences, None] - skip)).to(hidden.dtype)
 
 
 def _classifier(width: int, classes: int, eps: float) -> nn.Sequential:

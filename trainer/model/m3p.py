@@ -47,7 +47,7 @@ class M3P(nn.Module):
         self.text = TextEmbedder(shape, vocabulary, config.dropout)
         self.visual = None if visual is None else visual.embedder(shape.width, shape.layer_norm_eps)
         self.visual_size = 1 if visual is None else visual.feature_size
-        self.encoder = Encoder(shape, config.dropout, config.attention_dropout)
+        self.encoder = Encoder(shape, config.dropout, config.attention_dropout, config.recompute)
         # Ordered as in HEADS, on every rank.
         wanted = set(tasks)
         self.heads = nn.ModuleDict({name: self._head(name, config, shape, visual) for name in HEADS if name in wanted})

@@ -16,6 +16,7 @@ from trainer.model.build import build_model
 from trainer.objectives.objective import Context, Objective
 from trainer.recipe import Recipe
 from trainer.training.checkpoint import FORMAT_VERSION, Checkpoints, State, check_resumable, read_state
+from trainer.training.collector import Collector
 from trainer.training.distributed import Ranks
 from trainer.training.engine import Engine, Losses
 from trainer.training.monitor import Monitor
@@ -86,14 +87,16 @@ class _Loop:
         batches = self._batches(first, last)
         self._engine.deepspeed.train()
         try:
-            for step in range(first, last):
-                self._step(step, batches, monitor)
-                reason = stop.requested(step + 1)
-                if reason or step + 1 == last or (step + 1) % run.checkpoint_every == 0:
-                    self._save(step + 1)
-                if reason and step + 1 < run.steps:
-                    write_stopped(run.folder, reason, step + 1)
-                    return False
+            with Collector() as collector:
+                for step in range(first, last):
+                    self._step(step, batches, monitor)
+                    collector.step(step + 1)
+                    reason = stop.requested(step + 1)
+                    if reason or step + 1 == last or (step + 1) % run.checkpoint_every == 0:
+                        self._save(step + 1)
+                    if reason and step + 1 < run.steps:
+                        write_stopped(run.folder, reason, step + 1)
+                        return False
         finally:
             monitor.close()
         if last < run.steps:
