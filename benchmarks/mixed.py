@@ -43,10 +43,10 @@ def caption_batch(rng: np.random.Generator, samples: int, words: int, feature_si
     return packer.finish(samples)
 
 
-def _tokens(rng: np.random.Generator, length: int, words: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.array([0, *rng.integers(4, words, length - 2), 2], np.int64)
+def _tokens(rng: np.random.Generator, length: np.int64, words: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    return np.array([0, *rng.integers(4, words, int(length) - 2), 2], np.int64)
 
 
-def _places(rng: np.random.Generator, size: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    chosen = np.flatnonzero(rng.random(size) < MASKED)
-    return chosen if len(chosen) else rng.integers(size, size=1)
+def _places(rng: np.random.Generator, size: int | np.int64) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    chosen = np.flatnonzero(rng.random(int(size)) < MASKED)
+    return chosen if len(chosen) else rng.integers(int(size), size=1)

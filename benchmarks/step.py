@@ -46,7 +46,7 @@ def main() -> None:
     check_equal(models, batches[0])
     seconds = measure(models, batches, arguments)
     rows = [_row(name, times, batches, arguments) for name, times in seconds.items()]
-    medians = {str(row["name"]): float(row["seconds"]) for row in rows}
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
     ratios = {
         "step_vs_transformers": medians[NAMES[1]] / medians[NAMES[0]],
         "step_vs_masked_only": medians[NAMES[2]] / medians[NAMES[0]],

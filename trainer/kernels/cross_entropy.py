@@ -76,7 +76,9 @@ class _Gradients:
     def __init__(self, needed: tuple[bool, ...], rows: Tensor, weight: Tensor, bias: Tensor) -> None:
         self._types = rows.dtype, weight.dtype, bias.dtype
         self._rows = torch.empty_like(rows) if needed[0] else None
-        self._weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if needed[1] else None
+        # The first chunk overwrites it.
+        make = torch.empty_like if len(rows) else torch.zeros_like
+        self._weight = make(weight, dtype=_wide(weight.dtype)) if needed[1] else None
         self._bias = torch.zeros_like(bias, dtype=_wide(bias.dtype)) if needed[2] else None
 
     def add(self, first: int, part: Tensor, weight: Tensor, gradient: Tensor) -> None:
@@ -88,11 +90,13 @@ class _Gradients:
         if self._weight is None:
             return
         if self._weight.dtype == gradient.dtype:
-            self._weight.addmm_(gradient.T, part)
+            self._weight.addmm_(gradient.T, part, beta=int(first > 0))
             return
         # A slice of the vocabulary at a time, so that the 16-bit product stays small beside the sum.
         for word in range(0, len(self._weight), SLICE):
-            self._weight[word : word + SLICE] += gradient[:, word : word + SLICE].T @ part
+            product = gradient[:, word : word + SLICE].T @ part
+            target = self._weight[word : word + SLICE]
+            target.copy_(product) if first == 0 else target.add_(product)
 
     def finish(self) -> tuple[Tensor | None, ...]:
         """Return the gradients in the types of what they belong to."""
