@@ -17,8 +17,8 @@ def layout_of(lengths: list[int]) -> Layout:
 
 def attend_packed(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
     """`attend` on the packed order: qkv [T, 3, heads, size] -> [T, heads, size]."""
-    arranged = layout.arrange(qkv.flatten(1), dropout).unflatten(1, qkv.shape[1:])
-    return layout.restore(attend(arranged, layout, dropout).flatten(1)).unflatten(1, qkv.shape[2:])
+    arranged = layout.arrange(qkv.flatten(1), dropout).view(qkv.shape)
+    return layout.restore(attend(arranged, layout, dropout).flatten(1)).view(-1, *qkv.shape[2:])
 
 
 def reference(qkv: Tensor, lengths: list[int]) -> Tensor:

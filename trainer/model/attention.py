@@ -88,9 +88,8 @@ def _varlen(qkv: Tensor, layout: Layout) -> Tensor:
 def _grouped(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
     parts = []
     # `split` and not slices: the gradient of a slice is as large as what it is cut from.
-    for part, (number, length) in zip(
-        qkv.split([n * length for n, length in layout.groups]), layout.groups, strict=True
-    ):
+    sizes = [number * length for number, length in layout.groups]
+    for part, (number, length) in zip(torch.split(qkv, sizes), layout.groups, strict=True):
         q, k, v = part.unflatten(0, (number, length)).permute(2, 0, 3, 1, 4)  # each [number, heads, length, size]
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         parts.append(out.transpose(1, 2).flatten(0, 1))

@@ -12,13 +12,14 @@ from trainer.data.order import ORDER_VERSION
 from trainer.data.plan import MicroBatchPlan, Plan
 from trainer.data.tokenizer import Tokenizer
 from trainer.keys import key
-from trainer.model.build import build_model
+from trainer.model.build import build_model, network_sizes
 from trainer.objectives.objective import Context, Objective
 from trainer.recipe import Recipe
 from trainer.training.checkpoint import FORMAT_VERSION, Checkpoints, State, check_resumable, read_state
 from trainer.training.collector import Collector
 from trainer.training.distributed import Ranks
 from trainer.training.engine import Engine, Losses
+from trainer.training.meter import Meter
 from trainer.training.monitor import Monitor
 from trainer.training.schedules import share_of_peak
 from trainer.training.startup import announce
@@ -83,7 +84,9 @@ class _Loop:
         """Run steps from `first` on; say whether the run is complete."""
         run = self._recipe.run
         last = min(run.steps, run.stop_after or run.steps)
-        monitor = Monitor(run.folder, first, run.steps, self._recipe.data.most_bad, self._ranks.rank == 0)
+        monitor = Monitor(
+            run.folder, first, run.steps, self._recipe.data.most_bad, self._ranks.rank == 0, self._meter()
+        )
         batches = self._batches(first, last)
         self._engine.deepspeed.train()
         try:
@@ -104,6 +107,11 @@ class _Loop:
             return False
         write_done(run.folder)
         return True
+
+    def _meter(self) -> Meter:
+        sizes = network_sizes(self._recipe.model, Tokenizer(self._recipe.tokenizer_folder).size, self._recipe.visual)
+        frozen = bool(self._recipe.model.freeze)
+        return Meter(sizes, self._ranks.device, self._engine.precision, self._ranks.world_size, frozen)
 
     def _batches(self, first: int, last: int) -> Iterator[Batch]:
         return load(
