@@ -90,7 +90,9 @@ def _grouped(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
     # `split` and not slices: the gradient of a slice is as large as what it is cut from.
     sizes = [number * length for number, length in layout.groups]
     for part, (number, length) in zip(torch.split(qkv, sizes), layout.groups, strict=True):
-        q, k, v = part.view(number, length, *part.shape[1:]).permute(2, 0, 3, 1, 4)  # each [number, heads, length, size]
+        q, k, v = part.view(number, length, *part.shape[1:]).permute(
+            2, 0, 3, 1, 4
+        )  # each [number, heads, length, size]
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         parts.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts)
