@@ -123,9 +123,10 @@ def evaluate(arguments: argparse.Namespace) -> Evaluation:
         dataset=arguments.data.name,
         split="dev",
         scoring="dual",
-        caption_source="as in the data",
+        caption_source="those of the data",
         system="ridge" if arguments.centring == "language" else "ridge, English centre",
         captioned_languages=["en"],
+        selection_split="dev",  # centring and normalisation were chosen there
     )
     return Evaluation.of(pool, found, conditions)
 
@@ -140,8 +141,9 @@ def results(evaluation: Evaluation, model: Evaluation | None, seconds: float) ->
     """Return what --json writes; a ratio is the model's mean recall over the ridge baseline's."""
     shown = {"text_to_image", "image_to_text", "mean_recall", "interval", "chance", "captions"}
     rows = [{"language": name, **result.model_dump(include=shown)} for name, result in evaluation.languages.items()]
-    shared = {} if model is None else {name: model.languages[name] for name in evaluation.languages}
-    ratios = {name: one.mean_recall / evaluation.languages[name].mean_recall for name, one in shared.items()}
+    theirs = {name: result.mean_recall for name, result in evaluation.languages.items()}
+    ours = {} if model is None else {name: result.mean_recall for name, result in model.languages.items()}
+    ratios = {name: ours[name] / theirs[name] for name in ours if theirs.get(name)}
     return {"machine": machine(), "seconds": round(seconds, 1), "rows": rows, "ratios": ratios}
 
 
@@ -161,17 +163,17 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help="store the evaluation in the form of evaluation/NAME.json")
     parser.add_argument("--json", type=Path, help="store machine, rows and ratios")
     arguments = parser.parse_args()
+    model = Evaluation.load(arguments.model) if arguments.model else None
     start = time.perf_counter()
     evaluation = evaluate(arguments)
     seconds = time.perf_counter() - start
     console = Console()
     print_table(evaluation, console)
     console.print(f"{seconds:.1f} s on {machine()}")
-    model = Evaluation.load(arguments.model) if arguments.model else None
-    if model is not None:
-        console.print(compare(model, evaluation))
     if arguments.save:
         evaluation.save(arguments.save)
+    if model is not None:
+        console.print(compare(model, evaluation))
     if arguments.json:
         text = json.dumps(results(evaluation, model, seconds), indent=2, ensure_ascii=False)
         arguments.json.write_text(text + "\n", encoding="utf-8")
@@ -181,4 +183,5 @@ if __name__ == "__main__":
     try:
         main()
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -114,7 +114,7 @@ decide() {
   [ "$(newest_checkpoint)" != "$1" ] || idle=$(($(get idle || echo 0) + 1))
   put idle "$idle"
   ((idle <= M3P_MAX_FAILS)) || die "giving up: $idle starts in a row without a new checkpoint"
-  requeue "${status:-no status: a rank failed}; $idle starts without a new checkpoint, $M3P_MAX_FAILS allowed"
+  requeue "${status:-no status: the ranks ended without saving}; $idle starts without a new checkpoint, $M3P_MAX_FAILS allowed"
 }
 
 requeue() { # WHY

@@ -1,10 +1,10 @@
 #!/bin/bash
 # Fine-tune under Slurm: the trainer and the starts of pretrain.sh, by default on one node.
 #
-#   m3p export RUN --output ENCODER
-#   sbatch [sbatch options] slurm/finetune.sh RECIPE DS_CONFIG model.initialise=ENCODER [section.key=value ...]
+#   sbatch [sbatch options] slurm/finetune.sh RECIPE DS_CONFIG [section.key=value ...]
 #
-# What it starts from is the recipe's model.initialise. Stopping, starting again, STOP and chains: see pretrain.sh.
+# What it starts from is the recipe's model.weights, the weights.safetensors of a pre-training checkpoint; see
+# trainer/recipes/multi30k.yaml. Stopping, starting again, STOP and chains: see pretrain.sh.
 #SBATCH --job-name=finetune
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8

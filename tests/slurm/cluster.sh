@@ -27,11 +27,11 @@ die() {
 
 install() {
   local program
-  for program in slurmctld slurmd sbatch munged ip unshare nsenter; do
+  for program in slurmctld slurmd sbatch munged ip unshare nsenter pkill; do
     command -v "$program" >/dev/null && continue
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-      slurm-wlm munge iproute2 util-linux >/dev/null
+      slurm-wlm munge iproute2 util-linux procps >/dev/null
     return
   done
 }

@@ -13,7 +13,9 @@ from tests.slurm.cluster import SCRIPT, Cluster
 def _why_not() -> str | None:
     if os.geteuid() != 0:
         return "a throw-away Slurm needs root"
-    missing = [name for name in ("slurmctld", "slurmd", "sbatch", "munged", "ip") if shutil.which(name) is None]
+    missing = [
+        name for name in ("slurmctld", "slurmd", "sbatch", "munged", "ip", "pkill") if shutil.which(name) is None
+    ]
     if missing:
         return f"{', '.join(missing)} not there: run `tests/slurm/cluster.sh install`"
     if subprocess.run(["unshare", "--mount", "--net", "--pid", "--fork", "true"], check=False).returncode != 0:

@@ -83,6 +83,8 @@ def load(
         prefetch_factor=config.prefetch if config.workers else None,
         pin_memory=pin,
         worker_init_fn=_Start(start_worker),
+        # Of its own: the loader draws a seed for its workers, which must not move the generator that dropout uses.
+        generator=torch.Generator(),
     )
     for batch in loader:
         if isinstance(batch, Failure):

@@ -19,6 +19,10 @@ class ModelConfig(BaseModel):
     initialise: Path | None = Field(
         None, description="A local `transformers` XLM-RoBERTa folder to start from; its sizes then replace `shape`."
     )
+    weights: Path | None = Field(
+        None,
+        description="A weights.safetensors of a checkpoint to start from: fine-tuning. Sizes must be those of its run.",
+    )
     shape: EncoderShape | None = Field(None, description="Sizes of an encoder trained from scratch.")
     layers: int | None = Field(None, ge=1, description="Keep this many of the first layers of `initialise`.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout of hidden states.")

@@ -85,7 +85,10 @@ class M3P(nn.Module):
             if rows is not None and len(rows):
                 tasks[name] = head(rows)
             else:
-                touch = touch + _touch(head, hidden.new_zeros(1, hidden.shape[-1]))
+                # A row of the encoder's output, so that an empty micro-batch touches the encoder too. And a row that wants
+                # a gradient, as real ones do: ZeRO-3 frees what it gathered for a module when the gradient of its input
+                # is there, and a rank that has not freed it stays out of the next gathering: a deadlock.
+                touch = touch + _touch(head, 0.0 * hidden[:1])
         return Outputs(tasks, touch)
 
     def encode(self, batch: Batch) -> tuple[Tensor, Layout, Tensor]:

@@ -22,6 +22,7 @@ from trainer.retrieval.metrics import CUTOFFS, Ranks
 
 LEVEL = 95.0
 RESAMPLES = 2_000
+METHOD = f"{LEVEL:g} % percentile bootstrap over concepts, {RESAMPLES} resamples; no training seeds in it"
 _BLOCK = 1 << 22  # concepts drawn at once: bounds the memory of large pools
 
 

@@ -50,7 +50,7 @@ class Pool:
         """Build the pool of the `native` protocol from records `{"id", "concept"?, "captions": {language: text or texts}}`.
 
         Nothing is duplicated: a caption that several pictures of one concept share is asked once. The same words under
-        two concepts are two captions, each with its own right pictures (`report` names them).
+        two concepts are two captions, each with its own right pictures (`identical` names them).
         Raises UserError for a language that captions no record.
         """
         concepts = [str(record.get("concept") or record["id"]) for record in records]
@@ -74,6 +74,13 @@ class Pool:
         """Return bool [N, C]: whether a picture is a right answer to a caption of `language`."""
         owners = np.array([caption.concept for caption in self.captions[language]], dtype=object)
         return np.array(self.concepts, dtype=object)[:, None] == owners[None, :]
+
+    def identical(self, language: str) -> list[tuple[str, list[str]]]:
+        """Return the captions that several concepts have word for word, each with these concepts."""
+        owners: dict[str, list[str]] = {}
+        for caption in self.captions[language]:
+            owners.setdefault(caption.text, []).append(caption.concept)
+        return [(text, concepts) for text, concepts in owners.items() if len(concepts) > 1]
 
     def in_order(self, ranks: Mapping[str, "Ranks"]) -> tuple["Pool", dict[str, "Ranks"]]:
         """Return pool and ranks by picture id and by (concept, caption): the same however the data was stored."""

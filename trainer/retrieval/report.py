@@ -6,7 +6,6 @@ points. So every result carries them, and its ranks too: two results on the same
 
 import hashlib
 import re
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
@@ -19,14 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer.errors import UserError
-from trainer.retrieval.intervals import (
-    LEVEL,
-    RESAMPLES,
-    GroupedRanks,
-    Interval,
-    difference_interval,
-    mean_recall_interval,
-)
+from trainer.retrieval.intervals import METHOD, GroupedRanks, Interval, difference_interval, mean_recall_interval
 from trainer.retrieval.metrics import CUTOFFS, Pool, Ranks, chance, recalls
 
 _ALL = "all languages"
@@ -132,7 +124,7 @@ class Evaluation(Conditions):
             mean=_summary(grouped, languages, list(languages)),
             mean_never_captioned=_summary(grouped, languages, never) if never else None,
             image_groups=pool.groups(next(iter(languages)))[0].tolist(),
-            intervals=f"{LEVEL:g} % percentile bootstrap over concepts, {RESAMPLES} resamples; no training seeds in it",
+            intervals=METHOD,
         )
 
     def grouped_ranks(self, language: str) -> GroupedRanks:
@@ -164,14 +156,9 @@ class Evaluation(Conditions):
 
 def _language_result(pool: Pool, language: str, grouped: GroupedRanks) -> LanguageResult:
     right = pool.right(language)
-    captions = pool.captions[language]
-    owners: dict[str, list[str]] = defaultdict(list)
-    for caption in captions:
-        owners[caption.text].append(caption.concept)
+    captions = [(caption.text, caption.concept) for caption in pool.captions[language]]
     per_image = right.sum(axis=1)
-    interval = mean_recall_interval({language: grouped})
-    found = recalls(grouped.ranks)
-    identity = (pool.images, pool.concepts, [(caption.text, caption.concept) for caption in captions])
+    found, interval = recalls(grouped.ranks), mean_recall_interval({language: grouped})
     return LanguageResult(
         mean_recall=found["mean_recall"],
         interval=(interval.low, interval.high),
@@ -181,11 +168,11 @@ def _language_result(pool: Pool, language: str, grouped: GroupedRanks) -> Langua
         captions=len(captions),
         captioned_images=int((per_image > 0).sum()),
         captions_per_image=float(per_image[per_image > 0].mean()),
-        identical_captions=[Identical(text=text, concepts=names) for text, names in owners.items() if len(names) > 1],
+        identical_captions=[Identical(text=text, concepts=names) for text, names in pool.identical(language)],
         caption_groups=grouped.caption_groups.tolist(),
         text_to_image_ranks=grouped.ranks.text_to_image.tolist(),
         image_to_text_ranks=grouped.ranks.image_to_text.tolist(),
-        fingerprint=hashlib.blake2b(repr(identity).encode(), digest_size=8).hexdigest(),
+        fingerprint=hashlib.blake2b(repr((pool.images, pool.concepts, captions)).encode(), digest_size=8).hexdigest(),
     )
 
 
@@ -200,7 +187,7 @@ def _summary(grouped: Mapping[str, GroupedRanks], languages: Mapping[str, Langua
 
 def print_table(evaluation: Evaluation, console: Console | None = None) -> None:
     """Print languages as rows: six recalls, their mean with interval, chance; then the means over languages."""
-    step = "" if evaluation.step is None else f", step {evaluation.step}"
+    step = f", step {evaluation.step}" if evaluation.step is not None else ""
     title = f"{evaluation.system}{step} on {evaluation.dataset} {evaluation.split}: {evaluation.images} pictures"
     table = Table(title=Text(title), caption=Text(_caption(evaluation)), title_justify="left", caption_justify="left")
     table.box, table.show_edge, table.padding = SIMPLE_HEAD, False, (0, 0)  # fits 80 columns
@@ -215,10 +202,9 @@ def print_table(evaluation: Evaluation, console: Console | None = None) -> None:
         mark = " *" if language in evaluation.captioned_languages else ""
         table.add_row(language + mark, *(f"{value:.1f}" for value in values), *_cells(result), str(result.captions))
     table.add_section()
-    blank = [""] * (2 * len(CUTOFFS))
-    table.add_row(_ALL, *blank, *_cells(evaluation.mean), str(evaluation.captions), style="bold")
+    table.add_row(_ALL, *[""] * 6, *_cells(evaluation.mean), str(evaluation.captions), style="bold")
     if evaluation.mean_never_captioned is not None:
-        table.add_row(_NEVER, *blank, *_cells(evaluation.mean_never_captioned), style="bold")
+        table.add_row(_NEVER, *[""] * 6, *_cells(evaluation.mean_never_captioned), style="bold")
     (console or Console()).print(table)
 
 
@@ -230,8 +216,8 @@ def _cells(summary: Summary) -> list[str]:
 def _caption(evaluation: Evaluation) -> str:
     scoring = f"scoring {evaluation.scoring}"
     if evaluation.shortlist is not None:
-        lowest = min(evaluation.shortlist.recall.values())
-        scoring += f" (shortlist of {evaluation.shortlist.k}, recall at least {lowest:.1f})"
+        kept = min(evaluation.shortlist.recall.values())
+        scoring += f" (shortlist of {evaluation.shortlist.k}, recall at least {kept:.1f})"
     parts = [
         f"protocol {evaluation.protocol}",
         scoring,
@@ -241,10 +227,10 @@ def _caption(evaluation: Evaluation) -> str:
     ]
     if evaluation.captioned_languages:
         parts.append("* captioned in training")
-    identical = {name: len(result.identical_captions) for name, result in evaluation.languages.items()}
-    shared = ", ".join(f"{name} {number}" for name, number in identical.items() if number)
-    if shared:
-        parts.append(f"same caption under different concepts (only its own counts as right): {shared}")
+    same = {name: len(result.identical_captions) for name, result in evaluation.languages.items()}
+    if any(same.values()):
+        names = ", ".join(f"{name} {number}" for name, number in same.items() if number)
+        parts.append(f"same caption under different concepts (only its own counts as right): {names}")
     return "; ".join(parts)
 
 

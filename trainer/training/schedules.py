@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class ScheduleConfig(BaseModel):
@@ -12,12 +11,17 @@ class ScheduleConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    shape: Literal["inverse_sqrt", "cosine", "linear", "wsd", "constant"] = Field(
-        "linear", description="After the warm-up."
-    )
+    shape: str = Field("linear", description="After the warm-up: inverse_sqrt, cosine, linear, wsd or constant.")
     warmup_steps: int = Field(0, ge=0, description="Steps of linear growth from 0 to the peak rate.")
     final: float = Field(0.0, ge=0, le=1, description="Share of the peak at the last step (cosine, linear, wsd).")
     decay: float = Field(0.2, gt=0, le=1, description="Share of the steps that wsd's decay takes, at the end.")
+
+    @field_validator("shape")
+    @classmethod
+    def _known(cls, shape: str) -> str:
+        if shape not in SHAPES:
+            raise ValueError(f"{shape!r} is no shape; choose one of {', '.join(SHAPES)}")
+        return shape
 
 
 def share_of_peak(step: int, steps: int, config: ScheduleConfig) -> float:

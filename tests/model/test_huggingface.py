@@ -1,0 +1,219 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaModel
+
+from trainer.batch import Packer, Sequence
+from trainer.data.tokenizer import Tokenizer
+from trainer.errors import UserError
+from trainer.model.build import build_model
+from trainer.model.config import ModelConfig
+from trainer.model.encoder import EncoderShape
+from trainer.model.huggingface import read_shape, read_weights, write_folder
+from trainer.model.m3p import M3P
+
+VOCABULARY, LAYERS = 50, 3
+LENGTHS = [7, 1, 20, 3, 36, 20]
+"""Ragged, and up to the last of the positions below."""
+REAL_TEXTS = [
+    "A dog on a red sofa.",
+    "Zwei Hunde laufen über den Strand und spielen mit einem Ball, den ein Kind nach der Schule weit ins Wasser wirft.",
+    "犬が公園で走っています",
+    "a",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model as `transformers` writes it; every weight is large enough that a wrong place would show."""
+    torch.manual_seed(0)
+    config = XLMRobertaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=38,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+    )
+    model = XLMRobertaForMaskedLM(config)
+    for name, parameter in model.named_parameters():
+        norm = name.lower().replace("_", "").endswith("layernorm.weight")
+        torch.nn.init.normal_(parameter, mean=1.0 if norm else 0.0, std=0.25)
+    path = tmp_path_factory.mktemp("encoder")
+    model.save_pretrained(path)
+    return path
+
+
+def ours(folder: Path, **settings: object) -> M3P:
+    config = ModelConfig.model_validate({"initialise": folder, **settings})
+    _, vocabulary = read_shape(folder)
+    return build_model(config, vocabulary, None, ["masked_words"], seed=1).eval()
+
+
+def sentences(vocabulary: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(2, vocabulary, (length,), generator=generator) for length in LENGTHS]
+
+
+def forward_ours(model: M3P, texts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Hidden states [T, width] and logits [T, vocabulary] of every slot, packed."""
+    packer = Packer(1)
+    for text in texts:
+        packer.add(Sequence(text.numpy()))
+    slots = torch.arange(sum(map(len, texts)))
+    packer.target("masked_words", slots=slots.numpy(), labels=slots.numpy())
+    batch = packer.finish(len(texts))
+    with torch.inference_mode():
+        hidden, _, _ = model.encode(batch)
+        return hidden, model(batch).tasks["masked_words"]
+
+
+def forward_theirs(model: XLMRobertaForMaskedLM, texts: list[Tensor], layer: int = -1) -> tuple[Tensor, Tensor]:
+    """The same from `transformers`, whose sentences are padded to one length."""
+    ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=1)
+    real = torch.nn.utils.rnn.pad_sequence([torch.ones_like(text) for text in texts], batch_first=True)
+    with torch.inference_mode():
+        out = model.eval()(ids, attention_mask=real, output_hidden_states=True)
+    return out.hidden_states[layer][real.bool()], out.logits[real.bool()]
+
+
+def assert_equal(found: Tensor, wanted: Tensor) -> None:
+    assert found.dtype == wanted.dtype == torch.float32
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+def test_hidden_states_and_logits_are_those_of_transformers(folder: Path) -> None:
+    hidden, logits = forward_ours(ours(folder), sentences(VOCABULARY))
+    their_hidden, their_logits = forward_theirs(XLMRobertaForMaskedLM.from_pretrained(folder), sentences(VOCABULARY))
+    assert their_logits.std() > 0.5, "the weights must be able to tell"
+    assert_equal(hidden, their_hidden)
+    assert_equal(logits, their_logits)
+
+
+def test_what_differs_is_rounding(folder: Path) -> None:
+    model, theirs = ours(folder).double(), XLMRobertaForMaskedLM.from_pretrained(folder).double()
+    hidden, logits = forward_ours(model, sentences(VOCABULARY))
+    their_hidden, their_logits = forward_theirs(theirs, sentences(VOCABULARY))
+    torch.testing.assert_close(hidden, their_hidden, atol=1e-12, rtol=0)
+    torch.testing.assert_close(logits, their_logits, atol=1e-12, rtol=0)
+
+
+def test_hidden_states_and_logits_of_a_real_encoder(shared_encoder: Path) -> None:
+    model, theirs = ours(shared_encoder), XLMRobertaForMaskedLM.from_pretrained(shared_encoder).float()
+    share_word_head(model, theirs)
+    tokenizer = Tokenizer(shared_encoder)
+    texts = [torch.from_numpy(tokenizer.encode(text, 64)) for text in REAL_TEXTS]
+    hidden, logits = forward_ours(model, texts)
+    their_hidden, their_logits = forward_theirs(theirs, texts)
+    assert_equal(hidden, their_hidden)
+    assert_equal(logits, their_logits)
+
+
+def share_word_head(model: M3P, theirs: XLMRobertaForMaskedLM) -> None:
+    """Give both networks one random word head, of logits around 1: the real folder has none."""
+    torch.manual_seed(0)
+    mine = model.get_submodule("heads.masked_words")
+    with torch.no_grad():
+        for name in ("dense.weight", "dense.bias", "norm.bias", "bias"):
+            torch.nn.init.normal_(mine.get_parameter(name), std=0.05)
+        torch.nn.init.constant_(mine.get_parameter("norm.weight"), 0.5)
+        for name in ("dense.weight", "dense.bias", "norm.weight", "norm.bias", "bias"):
+            theirs.lm_head.get_parameter(name.replace("norm.", "layer_norm.")).copy_(mine.get_parameter(name))
+
+
+def test_the_first_layers_alone_are_the_first_layers(folder: Path) -> None:
+    model = ours(folder, layers=2)
+    hidden, _ = forward_ours(model, sentences(VOCABULARY))
+    theirs, _ = forward_theirs(XLMRobertaForMaskedLM.from_pretrained(folder), sentences(VOCABULARY), layer=2)
+    assert len(model.encoder.layers) == 2
+    assert_equal(hidden, theirs)
+
+
+def test_more_layers_than_there_are_is_an_error(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"model.layers = 4: .* has 3; lower it"):
+        ours(folder, layers=4)
+
+
+def test_another_vocabulary_than_the_tokenizers_is_an_error(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"its 50 words are not the tokenizer's 51; leave model.tokenizer out"):
+        build_model(ModelConfig(initialise=folder), 51, None, ["masked_words"], seed=1)
+
+
+@pytest.mark.parametrize("with_head", [True, False])
+def test_what_is_written_is_read_again_and_transformers_takes_it(folder: Path, tmp_path: Path, with_head: bool) -> None:
+    shape, _ = read_shape(folder)
+    weights = {n: t for n, t in read_weights(folder, LAYERS).items() if with_head or not n.startswith("heads.")}
+    write_folder(tmp_path, weights, shape)
+    again = read_weights(tmp_path, LAYERS)
+    assert read_shape(tmp_path) == (shape, VOCABULARY)
+    assert again.keys() == weights.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in weights.items())
+    kind = XLMRobertaForMaskedLM if with_head else XLMRobertaModel
+    model, report = kind.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["unexpected_keys"]
+    assert not {name for name in report["missing_keys"] if "pooler" not in name}
+    if with_head:
+        assert model.lm_head.decoder.weight is model.roberta.embeddings.word_embeddings.weight
+        reference = XLMRobertaForMaskedLM.from_pretrained(folder)
+        _, logits = forward_theirs(model, sentences(VOCABULARY))
+        assert torch.equal(logits, forward_theirs(reference, sentences(VOCABULARY))[1])
+
+
+def test_half_precision_files_are_read_as_float32(folder: Path, tmp_path: Path) -> None:
+    halved = {name: tensor.half() for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(halved, tmp_path / "model.safetensors")
+    weights = read_weights(tmp_path, LAYERS)
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+def set_config(folder: Path, **fields: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def drop_config_field(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "hidden_size"}))
+
+
+def drop_tensor(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["roberta.encoder.layer.1.attention.self.key.bias"]
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), r"config.json is missing: model.initialise wants a local"),
+        (lambda f: (f / "config.json").write_text("{"), r"config.json: not JSON"),
+        (lambda f: set_config(f, model_type="bert"), r"model_type is 'bert', but only 'xlm-roberta'"),
+        (drop_config_field, r"config.json: no field 'hidden_size'"),
+        (lambda f: (f / "model.safetensors").unlink(), r"model.safetensors is missing: save the model with"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"no"), r"model.safetensors: not a readable safetensors"),
+        (drop_tensor, r"model.safetensors: no tensor 'encoder.layer.1.attention.self.key.bias'"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_named_with_its_fault(
+    folder: Path, tmp_path: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    spoil(copy)
+    with pytest.raises(UserError, match=message):
+        ours(copy)
+
+
+def test_sizes_are_read_from_the_config(folder: Path) -> None:
+    shape, vocabulary = read_shape(folder)
+    assert shape == EncoderShape(layers=3, width=32, heads=4, feed_forward=48, positions=38, layer_norm_eps=1e-5)
+    assert vocabulary == VOCABULARY

@@ -1,0 +1,162 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer.batch import Batch, Packer, Sequence, VisualTokens
+from trainer.model.build import build_model
+from trainer.model.config import ModelConfig
+from trainer.model.m3p import HEADS, M3P, Outputs
+from trainer.objectives.tasks.contrastive import ask_contrast
+from trainer.objectives.tasks.masked_regions import ask_regions
+from trainer.objectives.tasks.masked_words import ask_words
+from trainer.objectives.tasks.matching import ask_match
+from trainer.visual import VisualConfig
+from trainer.visual.patches import Patches
+from trainer.visual.regions import Regions
+
+SHAPE = {"layers": 2, "width": 8, "heads": 2, "feed_forward": 12, "positions": 20}
+SOURCES: dict[str, VisualConfig] = {
+    "regions": Regions(kind="regions", feature_size=5, classes=3),
+    "patches": Patches(kind="patches", size=8, patch=4),
+}
+
+
+def build(visual: VisualConfig | None, **settings: object) -> M3P:
+    config = ModelConfig.model_validate({"shape": SHAPE, "tokenizer": "t", "dropout": 0.0, **settings})
+    return build_model(config, 30, visual, HEADS if visual else ["masked_words"], seed=0)
+
+
+def picture(visual: VisualConfig, seed: int = 0, tokens: int = 4) -> VisualTokens:
+    rng = np.random.default_rng(seed)
+    corner = rng.integers(0, 2, (tokens, 2)) / 2
+    boxes = np.concatenate([corner, corner + 0.5], 1).astype(np.float32)
+    classes = rng.integers(0, visual.classes, tokens) if visual.classes else None
+    return VisualTokens(rng.normal(size=(tokens, visual.feature_size)).astype(np.float32), boxes, classes)
+
+
+def words(seed: int = 0, length: int = 5) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    return np.random.default_rng(seed).integers(4, 30, length)
+
+
+def text_only(visual: VisualConfig) -> Batch:
+    packer = Packer(visual.feature_size)
+    _, first = packer.add(Sequence(words()))
+    ask_words(packer, first, np.array([1, 3]), words())
+    return packer.finish(1)
+
+
+def picture_only(visual: VisualConfig) -> Batch:
+    packer = Packer(visual.feature_size)
+    _, first = packer.add(Sequence(np.array([0]), picture(visual)))
+    ask_regions(packer, first + 1, np.array([0, 2]), picture(visual))
+    return packer.finish(1)
+
+
+def empty(visual: VisualConfig) -> Batch:
+    return Packer(visual.feature_size).finish(0)
+
+
+def everything(visual: VisualConfig) -> Batch:
+    packer = Packer(visual.feature_size)
+    for seed in (0, 1):
+        text, _ = packer.add(Sequence(words(seed)))
+        image, _ = packer.add(Sequence(np.array([0]), picture(visual, seed)))
+        joint, first = packer.add(Sequence(words(seed), picture(visual, seed)))
+        ask_contrast(packer, text, image, seed, str(seed), str(seed))
+        ask_match(packer, joint, bool(seed))
+        ask_words(packer, first, np.array([1]), words(seed))
+        ask_regions(packer, first + 5, np.array([1]), picture(visual, seed))
+    return packer.finish(2)
+
+
+def backward(outputs: Outputs) -> None:
+    """A loss that reads all outputs, as the engine's does."""
+    loss = outputs.touch
+    for output in outputs.tasks.values():
+        loss = loss + output.square().sum()
+    loss.backward()
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("batch", [text_only, picture_only, empty, everything])
+def test_every_parameter_gets_a_gradient_whatever_the_batch_holds(source: str, batch: object) -> None:
+    assert callable(batch)
+    visual = SOURCES[source]
+    model = build(visual)
+    outputs = model(batch(visual))
+    assert outputs.touch.item() == 0
+    backward(outputs)
+    missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert not missing
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in model.parameters() if parameter.grad is not None)
+
+
+def test_what_a_batch_does_not_ask_for_gets_a_gradient_of_zero() -> None:
+    model = build(SOURCES["regions"])
+    backward(model(text_only(SOURCES["regions"])))
+    unused = ("visual.", "heads.masked_regions", "heads.matching", "heads.contrastive")
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        if name.startswith(unused):
+            assert not parameter.grad.any(), name
+    used = model.get_parameter("encoder.layers.0.qkv.weight").grad
+    assert used is not None
+    assert used.any()
+
+
+def test_a_network_without_pictures_works_alone() -> None:
+    packer = Packer(1)
+    _, first = packer.add(Sequence(words()))
+    ask_words(packer, first, np.array([2]), words())
+    model = build(None)
+    backward(model(packer.finish(1)))
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_outputs_exist_for_what_is_asked_and_nothing_else() -> None:
+    visual = SOURCES["regions"]
+    model = build(visual)
+    assert {name: tuple(o.shape) for name, o in model(everything(visual)).tasks.items()} == {
+        "masked_words": (2, 30),
+        "masked_regions": (2, 5 + 3),
+        "matching": (2,),
+        "contrastive": (4, 8),
+    }
+    assert model(text_only(visual)).tasks.keys() == {"masked_words"}
+    assert model(empty(visual)).tasks == {}
+
+
+@settings(max_examples=20)
+@given(st.lists(st.tuples(st.integers(1, 9), st.none() | st.integers(1, 6)), min_size=1, max_size=5))
+def test_a_sequence_is_encoded_the_same_alone_and_among_others(shapes: list[tuple[int, int | None]]) -> None:
+    visual = SOURCES["regions"]
+    model = build(visual).eval()
+    sequences = [
+        Sequence(words(seed, length), None if tokens is None else picture(visual, seed, tokens))
+        for seed, (length, tokens) in enumerate(shapes)
+    ]
+    with torch.inference_mode():
+        together, _, _ = model.encode(pack(visual, *sequences))
+        alone = torch.cat([model.encode(pack(visual, sequence))[0] for sequence in sequences])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def pack(visual: VisualConfig, *sequences: Sequence) -> Batch:
+    packer = Packer(visual.feature_size)
+    for sequence in sequences:
+        packer.add(sequence)
+    return packer.finish(len(sequences))
+
+
+def test_the_order_of_picture_tokens_does_not_matter_and_that_of_words_does() -> None:
+    visual = SOURCES["regions"]
+    model, tokens, seen = build(visual).eval(), words(), picture(visual)
+    turned = VisualTokens(seen.features[::-1].copy(), seen.boxes[::-1].copy())
+    with torch.inference_mode():
+        plain, _, _ = model.encode(pack(visual, Sequence(tokens, seen)))
+        other_picture, _, _ = model.encode(pack(visual, Sequence(tokens, turned)))
+        other_text, _, _ = model.encode(pack(visual, Sequence(tokens[[0, 2, 1, 3, 4]], seen)))
+    torch.testing.assert_close(plain[0], other_picture[0], atol=1e-6, rtol=0)
+    assert (plain[0] - other_text[0]).abs().max() > 1e-4

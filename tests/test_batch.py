@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.batch import Batch, Packer, Sequence, VisualTokens
+
+WIDTH = 3
+SHAPES = st.lists(st.tuples(st.integers(1, 6), st.none() | st.integers(1, 5)), max_size=6)
+"""(words, picture tokens or None) of each sequence."""
+
+
+def sequence(rng: np.random.Generator, words: int, picture: int | None) -> Sequence:
+    tokens = rng.integers(0, 100, words)
+    if picture is None:
+        return Sequence(tokens)
+    features, boxes = rng.random((picture, WIDTH), np.float32), rng.random((picture, 4), np.float32)
+    return Sequence(tokens, VisualTokens(features, boxes))
+
+
+def laid_out(batch: Batch, at: int, length: int) -> list[tuple[object, ...]]:
+    """What lies in the slots from `at` on, read slot by slot."""
+    words = {slot: place for place, slot in enumerate(batch.token_slots.tolist())}
+    pictures = {slot: place for place, slot in enumerate(batch.visual_slots.tolist())}
+    found: list[tuple[object, ...]] = []
+    for slot in range(at, at + length):
+        if slot in words:
+            place = words[slot]
+            found.append(("word", int(batch.token_ids[place]), int(batch.token_places[place])))
+        else:
+            place = pictures[slot]
+            found.append(("picture", *batch.visual_features[place].tolist(), *batch.visual_boxes[place].tolist()))
+    return found
+
+
+@given(SHAPES.filter(len))
+def test_every_slot_holds_one_thing_words_before_the_picture(shapes: list[tuple[int, int | None]]) -> None:
+    rng = np.random.default_rng(0)
+    packer = Packer(WIDTH)
+    sequences = [sequence(rng, *shape) for shape in shapes]
+    places = [packer.add(one) for one in sequences]
+    batch = packer.finish(len(shapes))
+    lengths = [words + (picture or 0) for words, picture in shapes]
+    assert batch.lengths.tolist() == lengths
+    assert batch.longest == max(lengths)
+    assert batch.tokens == sum(lengths)
+    assert sorted(batch.token_slots.tolist() + batch.visual_slots.tolist()) == list(range(sum(lengths)))
+    for number, (one, (given_number, first), length) in enumerate(zip(sequences, places, lengths, strict=True)):
+        assert given_number == number
+        expected: list[tuple[object, ...]] = [("word", int(t), place) for place, t in enumerate(one.token_ids)]
+        if one.visual is not None:
+            rows = zip(one.visual.features.tolist(), one.visual.boxes.tolist(), strict=True)
+            expected += [("picture", *features, *box) for features, box in rows]
+        assert laid_out(batch, first, length) == expected
+
+
+def test_nothing_at_all_is_a_lone_start_token_that_asks_nothing() -> None:
+    batch = Packer(WIDTH).finish(0)
+    assert batch.token_ids.tolist() == [0]
+    assert batch.lengths.tolist() == [1]
+    assert batch.samples == 0
+    assert batch.targets == {}
+    assert batch.visual_features.shape == (0, WIDTH)
+    assert batch.visual_boxes.shape == (0, 4)
+    assert batch.visual_slots.dtype == torch.int64
+
+
+def test_targets_of_a_task_are_joined_and_counters_add_up() -> None:
+    packer = Packer(WIDTH)
+    packer.target("a", slots=np.array([1, 2]), labels=np.array([5, 6]))
+    packer.target("b", sequences=np.array([0]))
+    packer.target("a", slots=np.array([9]), labels=np.array([7]))
+    packer.count("words", 2)
+    packer.count("words", 3)
+    packer.names.append("shard/key")
+    batch = packer.finish(1)
+    assert {name: tensor.tolist() for name, tensor in batch.targets["a"].items()} == {
+        "slots": [1, 2, 9],
+        "labels": [5, 6, 7],
+    }
+    assert batch.targets["b"]["sequences"].tolist() == [0]
+    assert (batch.counts, batch.names) == ({"words": 5}, ["shard/key"])
+
+
+def test_moving_a_batch_moves_every_tensor() -> None:
+    packer = Packer(WIDTH)
+    packer.add(sequence(np.random.default_rng(0), 2, 2))
+    packer.target("a", slots=np.array([1]))
+    moved = packer.finish(1).to(torch.device("meta"))
+    assert moved.targets["a"]["slots"].is_meta
+    assert all(value.is_meta for value in vars(moved).values() if isinstance(value, torch.Tensor))
+    assert (moved.longest, moved.samples) == (4, 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_pinned_memory_holds_the_same() -> None:
+    packer = Packer(WIDTH)
+    packer.add(sequence(np.random.default_rng(0), 2, 2))
+    packer.target("a", slots=np.array([1]))
+    batch = packer.finish(1)
+    pinned = batch.pin_memory()
+    assert pinned.token_ids.is_pinned()
+    assert pinned.targets["a"]["slots"].is_pinned()
+    assert torch.equal(pinned.visual_features, batch.visual_features)

@@ -1,0 +1,197 @@
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import ValidationError
+
+from trainer.errors import BadSample
+from trainer.keys import generator
+from trainer.visual.patches import PatchEmbedder, Patches, decode
+
+FORMATS = ("jpg", "png", "webp")
+PIL_NAMES = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
+
+
+def patches(**settings: Any) -> Patches:
+    return Patches.model_validate({"kind": "patches", "size": 16, "patch": 8, **settings})
+
+
+def gradient(width: int = 16, height: int = 16) -> NDArray[np.uint8]:
+    """Red grows to the right, green grows downwards."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 255 // width, y * 255 // height, np.full_like(x, 40)], 2).astype(np.uint8)
+
+
+def encoded(pixels: NDArray[np.uint8], kind: str = "png", mode: str = "RGB") -> bytes:
+    buffer = io.BytesIO()
+    options = {"quality": 95} if kind == "jpg" else {"lossless": True} if kind == "webp" else {}
+    Image.fromarray(pixels).convert(mode).save(buffer, PIL_NAMES[kind], **options)
+    return buffer.getvalue()
+
+
+def test_patches_lie_row_by_row_with_their_boxes() -> None:
+    found = patches().load({"png": encoded(gradient())}, None)
+    assert found.features.shape == (4, 3 * 8 * 8)
+    assert found.class_ids is None
+    np.testing.assert_array_equal(found.boxes, [[0, 0, 0.5, 0.5], [0.5, 0, 1, 0.5], [0, 0.5, 0.5, 1], [0.5, 0.5, 1, 1]])
+    for number, (top, left) in enumerate([(0, 0), (0, 8), (8, 0), (8, 8)]):
+        wanted = gradient()[top : top + 8, left : left + 8].reshape(-1) / 127.5 - 1
+        np.testing.assert_allclose(found.features[number], wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("shape", [(16, 16), (64, 48), (10, 31)])
+def test_every_format_and_shape_gives_the_same_picture(kind: str, shape: tuple[int, int]) -> None:
+    found = patches().load({kind: encoded(gradient(*shape), kind)}, None).features
+    assert found.shape == (4, 192)
+    pixels = found.reshape(2, 2, 8, 8, 3).swapaxes(1, 2).reshape(16, 16, 3)
+    wanted = gradient() / 127.5 - 1
+    assert np.abs(pixels - wanted).max() < 0.25, "resizing moves an edge by about a pixel"
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("jpg", "L"), ("jpg", "CMYK"), ("png", "L"), ("png", "P"), ("png", "RGBA"),
+                                            ("png", "1"), ("png", "LA"), ("webp", "RGBA")])  # fmt: skip
+def test_every_kind_of_pixel_becomes_colour(kind: str, mode: str) -> None:
+    assert patches().load({kind: encoded(gradient(), kind, mode)}, None).features.shape == (4, 192)
+
+
+def test_the_content_says_what_a_picture_is_not_its_name() -> None:
+    png = patches().load({"png": encoded(gradient())}, None)
+    misnamed = patches().load({"jpg": encoded(gradient())}, None)
+    np.testing.assert_array_equal(png.features, misnamed.features)
+
+
+def test_a_large_jpeg_is_scaled_while_decoding_and_never_below_the_size() -> None:
+    data = encoded(gradient(640, 480), "jpg")
+    assert decode(data, 60, 10**6).size == (80, 60)
+    assert decode(data, 61, 10**6).size >= (61, 61)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that says it is large; a few bytes."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(bytes(100))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (chunk, data, b"IEND")
+    )
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(kind: str) -> None:
+    with pytest.raises(BadSample, match=r"17 x 16 pixels, more than visual.largest = 271"):
+        patches(largest=271).load({kind: encoded(gradient(17, 16), kind)}, None)
+    patches(largest=272).load({kind: encoded(gradient(17, 16), kind)}, None)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("side", [10_000, 13_000, 60_000, 2**31 - 1])
+def test_a_decompression_bomb_is_a_bad_sample_and_no_warning(side: int) -> None:
+    with pytest.raises(BadSample):
+        patches().load({"png": png_header(side, side)}, None)
+
+
+def test_the_recipe_may_allow_pictures_that_the_library_warns_of() -> None:
+    with pytest.raises(BadSample, match="truncated|broken|unreadable"):
+        decode(png_header(10_000, 10_000), 16, 200_000_000)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_cut_picture_is_bad(kind: str) -> None:
+    data = encoded(np.random.default_rng(0).integers(0, 255, (40, 40, 3)).astype(np.uint8), kind)
+    with pytest.raises(BadSample, match="unreadable picture"):
+        patches().load({kind: data[: len(data) // 2]}, None)
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(FORMATS), st.data())
+def test_broken_bytes_are_a_bad_sample_or_usable_never_a_crash(kind: str, data: st.DataObject) -> None:
+    content = bytearray(encoded(gradient(), kind))
+    for place in data.draw(st.lists(st.integers(0, min(len(content) - 1, 120)), min_size=1, max_size=4)):
+        content[place] = data.draw(st.integers(0, 255))
+    try:
+        found = patches(largest=10**6).load({kind: bytes(content)}, None)
+    except BadSample:
+        return
+    assert found.features.shape == (4, 192)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"GIF89a" + bytes(50), b"<svg/>"])
+def test_what_is_no_picture_is_bad(data: bytes) -> None:
+    with pytest.raises(BadSample, match="unreadable picture"):
+        patches().load({"jpg": data}, None)
+
+
+def test_a_sample_without_a_picture_is_bad() -> None:
+    with pytest.raises(BadSample, match="no picture"):
+        patches().load({"json": b"{}"}, None)
+
+
+def test_crops_and_mirrors_belong_to_the_samples_generator() -> None:
+    config, data = patches(crop=0.3, flip=True), {"png": encoded(gradient(64, 64))}
+    same = [config.load(data, generator("a")).features for _ in range(2)]
+    np.testing.assert_array_equal(*same)
+    assert not np.array_equal(same[0], config.load(data, generator("b")).features)
+    np.testing.assert_array_equal(config.load(data, None).features, patches().load(data, None).features)
+
+
+def means(config: Patches, number: int) -> tuple[NDArray[np.float32], bool]:
+    """Red and green range seen in a training picture, and whether it is mirrored."""
+    found = config.load({"png": encoded(gradient(64, 64))}, generator("crop", number))
+    colours = found.features.reshape(2, 2, 8, 8, 3).swapaxes(1, 2).reshape(16, 16, 3)
+    mirrored = bool(colours[0, 0, 0] > colours[0, -1, 0])
+    return np.abs(colours[-1, -1, :2] - colours[0, 0, :2]) / 2, mirrored
+
+
+def test_a_crop_keeps_at_least_the_share_of_the_area_that_is_asked_for() -> None:
+    seen = [means(patches(crop=0.25), number) for number in range(60)]
+    assert not any(mirrored for _, mirrored in seen)
+    sides = np.array([ranges.mean() for ranges, _ in seen])
+    assert sides.min() > 0.4
+    assert sides.max() > 0.85
+    assert sides.std() > 0.1
+
+
+def test_half_of_the_pictures_are_mirrored_and_none_without_flip() -> None:
+    mirrored = [means(patches(flip=True), number)[1] for number in range(100)]
+    assert 35 < sum(mirrored) < 65
+    assert not any(means(patches(), number)[1] for number in range(20))
+
+
+@given(st.integers(1, 112))
+def test_the_place_of_every_patch_is_recovered_even_from_bf16_boxes(side: int) -> None:
+    config = patches(size=2 * side, patch=2) if side >= 4 else patches(size=8 * side, patch=8)
+    boxes = torch.from_numpy(
+        config.load({"png": encoded(gradient())}, None).boxes,
+    ).bfloat16()
+    embedder = PatchEmbedder(config.feature_size, side, 1, 1e-5)
+    embedder.norm = torch.nn.Identity()  # type: ignore[assignment]
+    with torch.no_grad():
+        embedder.pixels.weight.zero_()
+        embedder.pixels.bias.zero_()  # type: ignore[union-attr]
+        embedder.places.weight.copy_(torch.arange(side * side)[:, None])
+        places = embedder(torch.zeros(len(boxes), config.feature_size), boxes)
+    assert places.flatten().tolist() == list(range(side * side))
+
+
+def test_pixels_and_place_both_count() -> None:
+    config = patches()
+    embedder = config.embedder(8, 1e-5)
+    found = config.load({"png": encoded(gradient())}, None)
+    features, boxes = torch.from_numpy(found.features), torch.from_numpy(found.boxes)
+    out = embedder(features, boxes)
+    assert out.shape == (4, 8)
+    assert not torch.equal(out, embedder(features, boxes.flip(0)))
+    assert not torch.equal(out, embedder(-features, boxes))
+
+
+def test_a_patch_that_does_not_divide_the_size_is_refused() -> None:
+    with pytest.raises(ValidationError, match="patch = 5 does not divide size = 16: choose a divisor"):
+        patches(patch=5)

@@ -1,0 +1,146 @@
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from trainer.batch import VisualTokens
+from trainer.errors import BadSample, UserError
+from trainer.visual.regions import Regions
+
+WIDTH, CLASSES = 4, 9
+REGIONS = Regions(kind="regions", feature_size=WIDTH, classes=CLASSES, most=3)
+
+
+def arrays(count: int = 2, **changes: Any) -> dict[str, NDArray[Any]]:
+    rng = np.random.default_rng(0)
+    corner = rng.random((count, 2)) / 2
+    found: dict[str, Any] = {
+        "boxes": np.concatenate([corner, corner + 0.5], 1).astype(np.float32),
+        "features": (rng.normal(size=(count, WIDTH)) * 10).astype(np.float16),
+        "class_ids": np.arange(count, dtype=np.int32),
+        **changes,
+    }
+    return {name: array for name, array in found.items() if array is not None}
+
+
+def packed(content: dict[str, NDArray[Any]], compressed: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(buffer, **content)
+    return buffer.getvalue()
+
+
+def load(regions: Regions = REGIONS, count: int = 2, **changes: Any) -> VisualTokens:
+    return regions.load({"regions.npz": packed(arrays(count, **changes))}, None)
+
+
+def test_features_have_unit_length_and_keep_their_direction() -> None:
+    found, stored = load(), arrays()
+    np.testing.assert_allclose(np.linalg.norm(found.features, axis=1), 1, atol=1e-6)
+    raw = stored["features"].astype(np.float32)
+    np.testing.assert_allclose(found.features, raw / np.linalg.norm(raw, axis=1, keepdims=True), atol=1e-6)
+    np.testing.assert_array_equal(found.boxes, stored["boxes"])
+    assert (found.features.dtype, found.boxes.dtype) == (np.float32, np.float32)
+
+
+def test_a_feature_of_zeros_stays_one() -> None:
+    assert not load(features=np.zeros((2, WIDTH), np.float16)).features.any()
+
+
+def test_the_first_regions_are_kept() -> None:
+    found = load(count=5)
+    assert found.class_ids is not None
+    assert found.class_ids.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(found.boxes, arrays(5)["boxes"][:3])
+
+
+def test_of_several_classes_the_likeliest_is_taken() -> None:
+    found = load(
+        class_ids=np.array([[3, 5], [7, 1]]), class_probs=np.array([[0.2, 0.7], [0.6, 0.3]], np.float16)
+    ).class_ids
+    assert found is not None
+    assert found.tolist() == [5, 7]
+    first = load(class_ids=np.array([[3, 5], [7, 1]])).class_ids
+    assert first is not None
+    assert first.tolist() == [3, 7]
+
+
+def test_classes_are_not_asked_for_where_the_recipe_has_none() -> None:
+    regions = Regions(kind="regions", feature_size=WIDTH, classes=0)
+    assert load(regions, class_ids=None).class_ids is None
+    assert load(regions, class_ids=np.array([10**6, 0])).class_ids is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"features": np.ones((2, WIDTH + 1), np.float16)}, r"features are \(2, 5\), but visual.feature_size is 4"),
+        ({"features": np.ones(2, np.float16)}, r"features are \(2,\)"),
+        ({"features": np.ones((0, WIDTH)), "boxes": np.ones((0, 4))}, "at least one"),
+        ({"boxes": np.ones((1, 4), np.float32)}, r"boxes are \(1, 4\) for 2 regions"),
+        ({"boxes": np.ones((2, 5), np.float32)}, r"boxes are \(2, 5\)"),
+        ({"boxes": np.float32(1)}, "regions.npz"),
+        ({"boxes": np.array([["a"] * 4] * 2)}, "regions.npz"),
+        ({"boxes": np.full((2, 4), np.nan, np.float32)}, "NaN or infinity"),
+        ({"features": np.full((2, WIDTH), np.inf, np.float16)}, "NaN or infinity"),
+        ({"features": np.full((2, WIDTH), "a")}, "unreadable regions.npz"),
+        ({"features": np.array([{}, {}], object)}, "unreadable regions.npz"),
+        ({"features": None}, "unreadable regions.npz.*features"),
+        ({"class_ids": None}, "unreadable regions.npz.*class_ids"),
+        ({"class_ids": np.array([0, CLASSES])}, r"0\.\.9 is outside 0\.\.8 \(visual.classes\)"),
+        ({"class_ids": np.array([-1, 0])}, r"outside 0\.\.8"),
+        ({"class_ids": np.array([0])}, "class_ids"),
+        ({"class_ids": np.zeros((2, 0), int)}, "class_ids"),
+        ({"class_ids": np.zeros((2, 1, 1), int)}, "class_ids"),
+        ({"class_ids": np.array(["cat", "dog"])}, "class_ids"),
+        ({"class_ids": np.zeros((2, 2), int), "class_probs": np.zeros((2, 1))}, "class_probs"),
+        ({"class_ids": np.zeros((2, 1), int), "class_probs": np.zeros((2, 2))}, "class_probs"),
+    ],
+)
+def test_regions_that_cannot_be_used_are_a_bad_sample(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(BadSample, match=reason):
+        load(**changes)
+
+
+def test_a_sample_without_regions_is_bad() -> None:
+    with pytest.raises(BadSample, match="no member regions.npz"):
+        REGIONS.load({"jpg": b""}, None)
+
+
+@settings(max_examples=300)
+@given(st.data(), st.booleans())
+def test_broken_bytes_are_a_bad_sample_or_usable_never_a_crash(data: st.DataObject, compressed: bool) -> None:
+    content = bytearray(packed(arrays(), compressed))
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=4)):
+        content[place] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(content)) | st.just(len(content)))
+    try:
+        found = REGIONS.load({"regions.npz": bytes(content[:cut])}, None)
+    except BadSample:
+        return
+    assert found.features.shape[1] == WIDTH
+    assert np.isfinite(found.features).all()
+
+
+def test_a_source_of_another_width_is_refused(tmp_path: Path) -> None:
+    REGIONS.check(tmp_path, WIDTH)
+    with pytest.raises(UserError, match=r"visual.feature_size = 4, but .* has region features of width 5"):
+        REGIONS.check(tmp_path, 5)
+    with pytest.raises(UserError, match=r"has no region features: .* use kind: patches"):
+        REGIONS.check(tmp_path, None)
+
+
+def test_feature_place_and_size_all_count_in_the_embedding() -> None:
+    torch.manual_seed(0)
+    embedder = REGIONS.embedder(8, 1e-5)
+    features = torch.randn(1, WIDTH).repeat(3, 1)
+    boxes = torch.tensor([[0.1, 0.1, 0.3, 0.3], [0.1, 0.1, 0.6, 0.6], [0.4, 0.1, 0.6, 0.3]])
+    out = embedder(features, boxes)
+    assert out.shape == (3, 8)
+    assert len({tuple(row.tolist()) for row in out}) == 3
+    assert not torch.equal(out, embedder(-features, boxes))
