@@ -101,7 +101,8 @@ class Checkpoints:
             if self._ranks.rank == 0:
                 shutil.rmtree(aside, ignore_errors=True)
             raise UserError(
-                f"{self.folder / name} could not be written: {error}. The earlier checkpoints are kept; mend the cause and start again"
+                f"{self.folder / name} could not be written: {error}. The earlier checkpoints are kept; "
+                "mend the cause and start again"
             )
 
     def _publish(self, aside: Path, name: str, state: State) -> None:
@@ -146,7 +147,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
     wrong += sorted(name for name in weights.keys() & own.keys() if weights[name].shape != own[name].shape)
     if wrong:
         shown = ", ".join(wrong[:5]) + (", ..." if len(wrong) > 5 else "")
-        raise UserError(f"{path} holds another network than the recipe describes; they differ in {shown}. Set another run.folder")
+        raise UserError(
+            f"{path} holds another network than the recipe describes; they differ in {shown}. Set another run.folder"
+        )
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(weights[name])
@@ -160,7 +163,9 @@ def restore(path: Path, state: State, engine: "Engine", ranks: Ranks) -> None:
         for fragment in fragments.fragments(engine.deepspeed):
             for kind, tensor in fragment.tensors.items():
                 if len(fragment.tensors) > 1:  # a frozen weight is there already, in the network's precision
-                    tensor.copy_(reader.part(kind, fragment.name, range(fragment.start, fragment.start + fragment.numel)))
+                    tensor.copy_(
+                        reader.part(kind, fragment.name, range(fragment.start, fragment.start + fragment.numel))
+                    )
         fragments.set_updates(engine.deepspeed, state.updates)
         engine.set_loss_scale(state.loss_scale)
         random = reader.extra(ranks.rank, "random")
@@ -228,4 +233,3 @@ def _attempt(action: Any) -> tuple[Any, str | None]:
         return action(), None
     except (OSError, SafetensorError) as error:
         return None, str(error)
-

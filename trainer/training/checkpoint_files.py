@@ -47,9 +47,7 @@ class State(BaseModel):
     updates: int = 0
     """Updates that the optimizer made; fewer than steps where some were skipped."""
     ranks: int
-    stage: int
-    """ZeRO stage that wrote it; any stage reads it."""
-    precision: str
+    """That wrote it; any number of any ZeRO stage and precision reads it."""
     order_version: int
     recipe: dict[str, Any]
     """The resolved recipe of the run."""
@@ -67,7 +65,9 @@ def share_name(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
 
 
-def write_share(path: Path, tensors: Mapping[str, Tensor], pieces: Mapping[str, tuple[int, tuple[int, ...]]]) -> FileEntry:
+def write_share(
+    path: Path, tensors: Mapping[str, Tensor], pieces: Mapping[str, tuple[int, tuple[int, ...]]]
+) -> FileEntry:
     """Write a rank's share and flush it to disk; return its size and hash.
 
     `tensors`: "KIND/NAME" -> flat [n]. `pieces`: NAME -> (place of the first element, shape of the whole parameter).
@@ -103,7 +103,9 @@ def read_state(folder: Path) -> State:
         raw = json.loads(path.read_text())
         version = raw.get("format_version")
         if version != FORMAT_VERSION:
-            raise UserError(f"{path}: format {version}, but this program reads {FORMAT_VERSION}; go on with the one that wrote it")
+            raise UserError(
+                f"{path}: format {version}, but this program reads {FORMAT_VERSION}; go on with the one that wrote it"
+            )
         if raw.pop("sha256", None) != _hash(raw):
             raise UserError(f"{path}: its content is not what was written")
         return State.model_validate(raw)
@@ -174,11 +176,13 @@ class Reader:
         """Parameter name -> shape."""
         for path in sorted(folder.glob("rank-*.safetensors")):
             try:
-                share = safe_open(path, framework="pt")
+                share: Any = safe_open(path, framework="pt")
                 share.__enter__()
                 self._pieces.append(json.loads(share.metadata()["pieces"]))
             except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-                raise UserError(f"{path}: cannot be read ({error}); remove {folder} to go on from an earlier one") from error
+                raise UserError(
+                    f"{path}: cannot be read ({error}); remove {folder} to go on from an earlier one"
+                ) from error
             self._shares.append(share)
             self.shapes |= {name: tuple(shape) for name, (_, shape) in self._pieces[-1].items()}
 
@@ -208,7 +212,9 @@ class Reader:
                 out[first - wanted.start : last - wanted.start] = stored[first - start : last - start]
                 found += last - first
         if found != len(wanted):
-            raise UserError(f"{self._folder}: {kind} of {name} is not complete; remove the folder to go on from an earlier one")
+            raise UserError(
+                f"{self._folder}: {kind} of {name} is not complete; remove the folder to go on from an earlier one"
+            )
         return out
 
     def extra(self, rank: int, prefix: str) -> dict[str, Tensor]:

@@ -43,6 +43,7 @@ def resolve(config: dict[str, Any], optimizer: OptimizerConfig, device: torch.de
     fp16 = config.get("fp16", {}).get("enabled", False)
     if bf16.get("enabled") == "auto":
         bf16["enabled"] = device.type == "cuda" and not fp16 and torch.cuda.is_bf16_supported()
+    bf16.setdefault("check_grad_overflow", True)  # an update with a gradient that is not finite is never made
     if fp16 and device.type == "cpu":
         raise UserError("fp16.enabled: DeepSpeed has no fp16 on a CPU; use a file of ds_configs/ without it, or a GPU")
     # The engine says itself where a step ends and scales the losses itself; what DeepSpeed wants to know is filled in.

@@ -128,7 +128,11 @@ def _masters(engine: Any) -> dict[nn.Parameter, Tensor]:
     zero = engine.optimizer
     if not hasattr(zero, "fp16_groups") or hasattr(zero, "fp32_partitioned_groups_flat"):
         return {}
-    pairs = [pair for half, full in zip(zero.fp16_groups, zero.fp32_groups, strict=True) for pair in zip(half, full, strict=True)]
+    pairs = [
+        pair
+        for half, full in zip(zero.fp16_groups, zero.fp32_groups, strict=True)
+        for pair in zip(half, full, strict=True)
+    ]
     return dict(pairs)
 
 

@@ -1,0 +1,100 @@
+"""Kill -9 at any instant, as often as you like: the final weights are those of the run that nobody disturbed."""
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.harness import Job, assert_equal, kill, newest_step, run, start, tensors, wait_for_step
+from tests.launch import ROOT
+
+pytestmark = pytest.mark.launcher
+
+STEPS, EVERY = 60, 6
+SETTINGS = (
+    f"run.steps={STEPS}", f"run.checkpoint_every={EVERY}", "model.dropout=0.1", "data.workers=1", "run.keep_checkpoints=2",
+)  # fmt: skip
+ZERO = ROOT / "ds_configs" / "zero2.json"
+OUTSIDE = ("one rank", "all ranks", "launcher", "worker")
+INSIDE = {
+    "half a share": {"point": "share"},
+    "half a share of one rank": {"point": "share", "rank": 1},
+    "before state.json": {"point": "state", "rank": 0},
+    "before the folder's name": {"point": "rename", "of": "folder", "after": False, "rank": 0},
+    "before latest": {"point": "rename", "of": "latest", "after": False, "rank": 0},
+    "after latest": {"point": "rename", "of": "latest", "after": True, "rank": 0},
+    "half a removal": {"point": "prune", "rank": 0},
+}
+IN_CI = ("one rank", "half a share of one rank", "launcher", "before latest", "worker")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run(tiny, ZERO, 2, [], *SETTINGS, f"run.folder={folder / 'run'}", name="all", folder=folder)
+    return folder / "run"
+
+
+def test_five_kills(tiny: Path, tmp_path: Path, undisturbed: Path) -> None:
+    survive(tiny, tmp_path, undisturbed, list(IN_CI), seed=random.SystemRandom().randrange(10**6))
+
+
+@pytest.mark.slow
+def test_twenty_five_kills(tiny: Path, tmp_path: Path, undisturbed: Path) -> None:
+    seed = random.SystemRandom().randrange(10**6)
+    kinds = [*OUTSIDE, *INSIDE]
+    kinds = random.Random(seed).sample(kinds * 3, 25 - len(kinds)) + kinds
+    survive(tiny, tmp_path, undisturbed, kinds, seed)
+
+
+def survive(tiny: Path, tmp_path: Path, undisturbed: Path, kinds: list[str], seed: int) -> None:
+    """Train to the end through all these kills, and compare."""
+    rng = random.Random(seed)
+    folder = tmp_path / "run"
+    settings = (*SETTINGS, f"run.folder={folder}")
+    print(f"seed {seed}")
+    for number, kind in enumerate(kinds):
+        done = newest_step(folder)
+        # So that something is left to train for those who come after.
+        ahead = max(1, (STEPS - done) // (EVERY * (len(kinds) - number + 1)))
+        save = min(done + EVERY * ahead, STEPS - EVERY) if done < STEPS - EVERY else STEPS
+        faults = [{**INSIDE[kind], "step": save}] if kind in INSIDE else []
+        job = start(tiny, ZERO, 2, faults, *settings, name=f"kill-{number}", folder=tmp_path)
+        if kind in OUTSIDE:
+            step = rng.randint(min(done + 1, STEPS - 1), max(done + 1, min(save, STEPS - 1)))
+            wait_for_step(job, folder, step)
+            time.sleep(rng.random() * 0.2)
+            orphans = strike(job, kind, rng)
+            job.wait()
+            if kind == "launcher":
+                time.sleep(rng.random() * 2)  # they train on, as after a lost node, until we start again or later
+                kill(orphans)
+        else:
+            job.wait()
+        print(f"kill {number}: {kind}, from step {done}; newest checkpoint now {newest_step(folder)}")
+    for attempt in range(2):  # orphans of a killed rank may hold on for a moment
+        job = start(tiny, ZERO, 2, [], *settings, name=f"end-{attempt}", folder=tmp_path)
+        if job.wait() == 0:
+            break
+    assert (folder / "status").read_text() == "done\n", job.text()[-4000:]
+    name = f"checkpoints/step-{STEPS:08d}"
+    assert_equal(tensors(folder / name), tensors(undisturbed / name))
+    assert (folder / "checkpoints" / "latest").read_text() == f"step-{STEPS:08d}\n"
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "latest", f"step-{STEPS - EVERY:08d}", f"step-{STEPS:08d}",
+    ]  # fmt: skip
+
+
+def strike(job: Job, kind: str, rng: random.Random) -> list:  # type: ignore[type-arg]
+    """Kill what `kind` says; return the ranks and workers that were alive before."""
+    tree = job.tree()
+    victims = {
+        "one rank": tree["rank"],
+        "all ranks": tree["rank"],
+        "launcher": tree["launcher"],
+        "worker": tree["worker"],
+    }[kind]
+    assert victims or job.process.poll() is not None, f"no {kind} to kill"
+    kill(victims if kind == "all ranks" or not victims else [rng.choice(victims)])
+    return tree["rank"] + tree["worker"]
