@@ -167,6 +167,31 @@ def record(fault: dict[str, Any]) -> None:
     train.restore = restore
 
 
+def logits(fault: dict[str, Any]) -> None:
+    """When training is done, save the word logits of `tokens` as the run's own engine computes them, on every rank."""
+    import numpy as np
+    import torch
+
+    from trainer.batch import Packer, Sequence
+    from trainer.training import train
+
+    real = train._Loop.run
+
+    def run(self: Any, *others: Any) -> bool:
+        complete = real(self, *others)
+        engine = self._engine.deepspeed.eval()
+        packer = Packer(engine.module.visual_size)
+        tokens = np.array(fault["tokens"])
+        packer.add(Sequence(tokens))
+        packer.target("masked_words", slots=np.arange(len(tokens)), labels=tokens)
+        with torch.no_grad():
+            found = engine(packer.finish(1)).tasks["masked_words"]
+        torch.save(found.float(), fault["file"] + os.environ["RANK"])
+        return complete
+
+    train._Loop.run = run  # type: ignore[method-assign]
+
+
 def _know_the_step(train: Any) -> list[int]:
     """Return a list whose only element is always the step under way, counted from 1."""
     now, real = [0], train._Loop._step
@@ -181,7 +206,7 @@ def _know_the_step(train: Any) -> list[int]:
 
 POINTS = {
     "share": in_share, "state": at_state, "rename": at_rename, "prune": at_prune,
-    "poison": poison, "stall": stall, "record": record,
+    "poison": poison, "stall": stall, "record": record, "logits": logits,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -11,10 +11,8 @@ from tests.launch import ROOT
 
 pytestmark = pytest.mark.launcher
 
-STEPS, EVERY = 60, 6
-SETTINGS = (
-    f"run.steps={STEPS}", f"run.checkpoint_every={EVERY}", "model.dropout=0.1", "data.workers=1", "run.keep_checkpoints=2",
-)  # fmt: skip
+EVERY = 6
+SETTINGS = (f"run.checkpoint_every={EVERY}", "model.dropout=0.1", "data.workers=1", "run.keep_checkpoints=2")
 ZERO = ROOT / "ds_configs" / "zero2.json"
 OUTSIDE = ("one rank", "all ranks", "launcher", "worker")
 INSIDE = {
@@ -29,40 +27,34 @@ INSIDE = {
 IN_CI = ("one rank", "half a share of one rank", "launcher", "before latest", "worker")
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    run(tiny, ZERO, 2, [], *SETTINGS, f"run.folder={folder / 'run'}", name="all", folder=folder)
-    return folder / "run"
-
-
-def test_five_kills(tiny: Path, tmp_path: Path, undisturbed: Path) -> None:
-    survive(tiny, tmp_path, undisturbed, list(IN_CI), seed=random.SystemRandom().randrange(10**6))
+def test_five_kills(tiny: Path, tmp_path: Path) -> None:
+    survive(tiny, tmp_path, list(IN_CI), steps=60, seed=random.SystemRandom().randrange(10**6))
 
 
 @pytest.mark.slow
-def test_twenty_five_kills(tiny: Path, tmp_path: Path, undisturbed: Path) -> None:
+def test_twenty_five_kills(tiny: Path, tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(10**6)
-    kinds = [*OUTSIDE, *INSIDE]
-    kinds = random.Random(seed).sample(kinds * 3, 25 - len(kinds)) + kinds
-    survive(tiny, tmp_path, undisturbed, kinds, seed)
+    kinds = [*OUTSIDE, *INSIDE] * 2 + ["all ranks", "one rank", "half a share"]
+    random.Random(seed).shuffle(kinds)
+    survive(tiny, tmp_path, kinds, 300, seed)
 
 
-def survive(tiny: Path, tmp_path: Path, undisturbed: Path, kinds: list[str], seed: int) -> None:
+def survive(tiny: Path, tmp_path: Path, kinds: list[str], steps: int, seed: int) -> None:
     """Train to the end through all these kills, and compare."""
     rng = random.Random(seed)
-    folder = tmp_path / "run"
-    settings = (*SETTINGS, f"run.folder={folder}")
+    folder, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
+    settings = (*SETTINGS, f"run.steps={steps}", f"run.folder={folder}")
     print(f"seed {seed}")
+    run(tiny, ZERO, 2, [], *settings, f"run.folder={undisturbed}", name="undisturbed", folder=tmp_path)
     for number, kind in enumerate(kinds):
         done = newest_step(folder)
         # So that something is left to train for those who come after.
-        ahead = max(1, (STEPS - done) // (EVERY * (len(kinds) - number + 1)))
-        save = min(done + EVERY * ahead, STEPS - EVERY) if done < STEPS - EVERY else STEPS
+        ahead = max(1, (steps - done) // (EVERY * (len(kinds) - number + 1)))
+        save = min(done + EVERY * ahead, steps - EVERY) if done < steps - EVERY else steps
         faults = [{**INSIDE[kind], "step": save}] if kind in INSIDE else []
         job = start(tiny, ZERO, 2, faults, *settings, name=f"kill-{number}", folder=tmp_path)
         if kind in OUTSIDE:
-            step = rng.randint(min(done + 1, STEPS - 1), max(done + 1, min(save, STEPS - 1)))
+            step = rng.randint(min(done + 1, steps - 1), max(done + 1, min(save, steps - 1)))
             wait_for_step(job, folder, step)
             time.sleep(rng.random() * 0.2)
             orphans = strike(job, kind, rng)
@@ -78,11 +70,11 @@ def survive(tiny: Path, tmp_path: Path, undisturbed: Path, kinds: list[str], see
         if job.wait() == 0:
             break
     assert (folder / "status").read_text() == "done\n", job.text()[-4000:]
-    name = f"checkpoints/step-{STEPS:08d}"
+    name = f"checkpoints/step-{steps:08d}"
     assert_equal(tensors(folder / name), tensors(undisturbed / name))
-    assert (folder / "checkpoints" / "latest").read_text() == f"step-{STEPS:08d}\n"
+    assert (folder / "checkpoints" / "latest").read_text() == f"step-{steps:08d}\n"
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
-        "latest", f"step-{STEPS - EVERY:08d}", f"step-{STEPS:08d}",
+        "latest", f"step-{steps - EVERY:08d}", f"step-{steps:08d}",
     ]  # fmt: skip
 
 

@@ -1,0 +1,73 @@
+"""Every file of ds_configs/ trains, or says clearly why not on this machine."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.launch import ROOT, launch, metrics
+from trainer.errors import UserError
+from trainer.training import deepspeed_config
+from trainer.training.deepspeed_config import read_deepspeed_config, resolve
+from trainer.training.optimizer import OptimizerConfig
+
+FILES = sorted((ROOT / "ds_configs").glob("*.json"))
+REFUSED = {"zero2_fp16": "fp16.enabled: DeepSpeed has no fp16 on a CPU", "zero3_nvme": "DeepSpeed's aio"}
+OPTIMIZER = OptimizerConfig(learning_rate=0.001)
+
+
+def written(folder: Path, **settings: Any) -> dict[str, Any]:
+    """Write a file of settings and read it as the trainer does."""
+    path = folder / "ds.json"
+    path.write_text(json.dumps(settings))
+    return read_deepspeed_config(path)
+
+
+@pytest.mark.launcher
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem not in REFUSED], ids=lambda path: path.stem)
+def test_it_trains_in_bf16_too(tiny: Path, tmp_path: Path, path: Path) -> None:
+    """The files as they are run in float32 on a CPU, in other tests; this is the precision that they have on a GPU."""
+    settings = json.loads(path.read_text())
+    settings["bf16"] = {"enabled": True}
+    bf16 = tmp_path / path.name
+    bf16.write_text(json.dumps(settings))
+    folder = tmp_path / "run"
+    for stop in (4, 8):  # a checkpoint, and going on from it
+        launch(tiny, bf16, 2, "run.steps=8", f"run.stop_after={stop}", f"run.folder={folder}")
+    losses = [line["loss"] for line in metrics(folder)]
+    assert len(losses) == 8
+    assert all(0 < loss < 100 for loss in losses)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_it_is_read_and_refused_where_it_cannot_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deepspeed_config, "have_aio", lambda: False)
+    config = read_deepspeed_config(path)
+    if path.stem in REFUSED:
+        with pytest.raises(UserError, match=REFUSED[path.stem]):
+            resolve(config, OPTIMIZER, torch.device("cpu"))
+    else:
+        resolve(config, OPTIMIZER, torch.device("cpu"))
+
+
+def test_fp16_is_taken_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    resolved = resolve(read_deepspeed_config(ROOT / "ds_configs" / "zero2_fp16.json"), OPTIMIZER, torch.device("cuda"))
+    assert deepspeed_config.precision(resolved) == torch.float16
+
+
+def test_moments_on_nvme_are_refused_because_no_checkpoint_could_hold_them(tmp_path: Path) -> None:
+    config = written(
+        tmp_path, zero_optimization={"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/x"}}
+    )
+    with pytest.raises(UserError, match=r"offload_optimizer\.device = nvme"):
+        resolve(config, OPTIMIZER, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", deepspeed_config.RECIPES_OWN)
+def test_what_is_the_recipes_is_refused_and_its_field_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=name) as error:
+        written(tmp_path, **{name: 1})
+    assert deepspeed_config.RECIPES_OWN[name] in str(error.value)
