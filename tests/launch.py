@@ -19,16 +19,29 @@ def free_port() -> int:
 
 
 def launch(
-    recipe: Path, ds_config: Path, ranks: int, *overrides: str, check: bool = True
+    recipe: Path,
+    ds_config: Path,
+    ranks: int,
+    *overrides: str,
+    check: bool = True,
+    program: Path = ROOT / "trainer" / "run.py",
 ) -> "subprocess.CompletedProcess[str]":
-    """Run `deepspeed --num_gpus RANKS trainer/run.py ...` to its end."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore"}
+    """Run `deepspeed --num_gpus RANKS trainer/run.py ...` (or a `program` that wraps it) to its end."""
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "PYTHONWARNINGS": "ignore",
+        "PYTHONPATH": str(ROOT),
+    }
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    command = ["deepspeed", "--num_gpus", str(ranks), "--master_port", str(free_port()), str(ROOT / "trainer" / "run.py")]
+    command = ["deepspeed", "--num_gpus", str(ranks), "--master_port", str(free_port()), str(program)]
     command += ["--recipe", str(recipe), "--deepspeed_config", str(ds_config), *overrides]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     if check and done.returncode:
-        raise AssertionError(f"{' '.join(command)}\nended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+        raise AssertionError(
+            f"{' '.join(command)}\nended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+        )
     return done
 
 

@@ -25,7 +25,9 @@ def zero(folder: Path, stage: int, offload: bool = False) -> Path:
     return path
 
 
-def run(tiny: Path, folder: Path, name: str, stage: int, ranks: int, *overrides: str, offload: bool = False) -> list[Any]:
+def run(
+    tiny: Path, folder: Path, name: str, stage: int, ranks: int, *overrides: str, offload: bool = False
+) -> list[Any]:
     """Train under `folder`/`name`; return its metrics."""
     target = folder / name
     launch(tiny, zero(folder, stage, offload), ranks, STEPS, f"run.folder={target}", *overrides)
@@ -53,7 +55,16 @@ def reference(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]
 @pytest.mark.launcher
 @pytest.mark.parametrize(
     ("stage", "ranks", "offload"),
-    [(0, 2, False), (1, 2, False), (2, 2, False), (3, 2, False), (1, 3, False), (3, 3, False), (3, 2, True), (2, 2, True)],
+    [
+        (0, 2, False),
+        (1, 2, False),
+        (2, 2, False),
+        (3, 2, False),
+        (1, 3, False),
+        (3, 3, False),
+        (3, 2, True),
+        (2, 2, True),
+    ],
 )
 def test_stage_and_ranks_change_nothing(
     tiny: Path, tmp_path: Path, reference: list[Any], stage: int, ranks: int, offload: bool

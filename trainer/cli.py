@@ -55,6 +55,22 @@ def evaluate_command(
     evaluate_run(run, names or [], rerank)
 
 
+@app.command("search")
+def search_command(
+    run: Run,
+    query: Annotated[str, typer.Argument(help="In any language of the run.")],
+    evaluation: Annotated[str, typer.Option(help="Whose pictures to search; the recipe's first if left out.")] = "",
+    most: Annotated[int, typer.Option(min=1, help="Pictures to show.")] = 5,
+) -> None:
+    """Find pictures by words: prints the best and writes RUN/search.html."""
+    from trainer.retrieval.search import search
+
+    hits, page = search(run, query, evaluation, most)
+    for place, hit in enumerate(hits, start=1):
+        typer.echo(f"{place:3} {hit.score:7.3f}  {hit.image}")
+    typer.echo(f"see {page}")
+
+
 @app.command("compare")
 def compare_command(
     first: Annotated[Path, typer.Argument(help="An evaluation/NAME.json.")],

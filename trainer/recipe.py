@@ -214,7 +214,7 @@ def _further_mistakes(raw: dict[str, Any], error: ValidationError) -> list[str]:
     removed: set[tuple[int | str, ...]] = set()
     while True:
         found = error.errors()
-        mistakes += [_message(entry, raw) for entry in found if entry["loc"] not in removed]
+        mistakes += [line for e in found if e["loc"] not in removed for line in _message(e, raw).splitlines()]
         places = {entry["loc"] for entry in found if entry["type"] != "missing" and _remove(raw, entry["loc"])}
         if not places:
             return mistakes

@@ -39,7 +39,7 @@ def test_contrast_pools_texts_then_pictures_whose_start_token_is_no_part_of_the_
     hidden, layout = hidden_of(lengths)
     targets = {"text_sequences": torch.tensor([0, 2]), "image_sequences": torch.tensor([1, 3])}
     rows = contrastive(pooling).rows(hidden, layout, targets)
-    parts = hidden.split(lengths)
+    parts = torch.split(hidden, lengths)
     if pooling == "first":
         wanted = [parts[number][0] for number in (0, 2, 1, 3)]
     else:

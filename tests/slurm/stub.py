@@ -53,11 +53,12 @@ class Files:
 
 
 def start_worker() -> int:
-    """Fork a data worker that does nothing, and return its number."""
-    worker = os.fork()
+    """Fork a data worker that does nothing until its parent is gone, and return its number."""
+    parent, worker = os.getpid(), os.fork()
     if worker == 0:
         ignore_in_worker(0)
-        time.sleep(120)
+        while os.getppid() == parent:
+            time.sleep(0.2)
         os._exit(0)
     return worker
 

@@ -1,4 +1,6 @@
 import io
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,14 @@ def arrays(count: int = 2, **changes: Any) -> dict[str, NDArray[Any]]:
 
 def packed(content: dict[str, NDArray[Any]], compressed: bool = False) -> bytes:
     buffer = io.BytesIO()
-    (np.savez_compressed if compressed else np.savez)(buffer, **content)
+    save: Any = np.savez_compressed if compressed else np.savez
+    save(buffer, **content)
+    return buffer.getvalue()
+
+
+def npy() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ones(3))
     return buffer.getvalue()
 
 
@@ -45,7 +54,8 @@ def test_features_have_unit_length_and_keep_their_direction() -> None:
     raw = stored["features"].astype(np.float32)
     np.testing.assert_allclose(found.features, raw / np.linalg.norm(raw, axis=1, keepdims=True), atol=1e-6)
     np.testing.assert_array_equal(found.boxes, stored["boxes"])
-    assert (found.features.dtype, found.boxes.dtype) == (np.float32, np.float32)
+    assert found.features.dtype == np.float32
+    assert found.boxes.dtype == np.float32
 
 
 def test_a_feature_of_zeros_stays_one() -> None:
@@ -84,11 +94,12 @@ def test_classes_are_not_asked_for_where_the_recipe_has_none() -> None:
         ({"features": np.ones((0, WIDTH)), "boxes": np.ones((0, 4))}, "at least one"),
         ({"boxes": np.ones((1, 4), np.float32)}, r"boxes are \(1, 4\) for 2 regions"),
         ({"boxes": np.ones((2, 5), np.float32)}, r"boxes are \(2, 5\)"),
-        ({"boxes": np.float32(1)}, "regions.npz"),
-        ({"boxes": np.array([["a"] * 4] * 2)}, "regions.npz"),
-        ({"boxes": np.full((2, 4), np.nan, np.float32)}, "NaN or infinity"),
-        ({"features": np.full((2, WIDTH), np.inf, np.float16)}, "NaN or infinity"),
-        ({"features": np.full((2, WIDTH), "a")}, "unreadable regions.npz"),
+        ({"boxes": np.float32(1)}, r"boxes are \(\) for 2 regions"),
+        ({"boxes": np.array([["a"] * 4] * 2)}, "boxes are <U1: want numbers"),
+        ({"boxes": np.full((2, 4), np.nan, np.float32)}, "NaN, infinity"),
+        ({"features": np.full((2, WIDTH), np.inf, np.float16)}, "NaN, infinity"),
+        ({"features": np.full((2, WIDTH), "a")}, "features are <U1: want numbers"),
+        ({"features": np.full((2, WIDTH), 1e39)}, "a number beyond float32 in the features"),
         ({"features": np.array([{}, {}], object)}, "unreadable regions.npz"),
         ({"features": None}, "unreadable regions.npz.*features"),
         ({"class_ids": None}, "unreadable regions.npz.*class_ids"),
@@ -107,8 +118,23 @@ def test_regions_that_cannot_be_used_are_a_bad_sample(changes: dict[str, Any], r
         load(**changes)
 
 
+@pytest.mark.parametrize("content", [b"", b"no", pickle.dumps([1]), npy(), b"PK" + bytes(40)])
+def test_what_is_no_npz_is_a_bad_sample(content: bytes) -> None:
+    with pytest.raises(BadSample, match=r"unreadable regions\.npz"):
+        REGIONS.load({"regions.npz": content}, None)
+
+
+def test_a_size_that_no_memory_holds_is_a_bad_sample() -> None:
+    header = b"{'descr': '<f2', 'fortran_order': False, 'shape': (999999999999, 4), }"
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("boxes.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(BadSample, match=r"unreadable regions\.npz"):
+        REGIONS.load({"regions.npz": buffer.getvalue()}, None)
+
+
 def test_a_sample_without_regions_is_bad() -> None:
-    with pytest.raises(BadSample, match="no member regions.npz"):
+    with pytest.raises(BadSample, match=r"no member regions\.npz"):
         REGIONS.load({"jpg": b""}, None)
 
 

@@ -3,10 +3,13 @@
 from pydantic import Field
 
 from trainer.batch import Packer
-from trainer.data.source import Sample
+from trainer.data.source import BadSamples, Sample
 from trainer.objectives.image_caption import ImageCaption, ImageCaptionConfig
 from trainer.objectives.objective import Context
 from trainer.objectives.switching import CodeSwitcher, SwitchingConfig
+
+COVERAGE_SAMPLES = 100
+"""Samples whose captions are looked up for the coverage that is printed at start."""
 
 
 class CodeSwitchedConfig(ImageCaptionConfig):
@@ -29,9 +32,12 @@ class CodeSwitched(ImageCaption):
         self.switcher = CodeSwitcher(config.switching)
 
     def notes(self) -> list[str]:
-        """Say which languages the word lists give, and whether words fall back to their lemma."""
+        """Say which share of the captions' words each word list holds, and whether words fall back to their lemma."""
         lemma = "with" if self.switcher.has_lemmas else "without"
-        return [f"switches to {', '.join(self.switcher.languages)}, {lemma} lemmas"]
+        samples = (self.mix.read(position, BadSamples([])) for position in range(COVERAGE_SAMPLES))
+        captions = [text for sample in samples for texts in sample.captions.values() for text in texts]
+        found = ", ".join(f"{code} {100 * share:.0f}" for code, share in self.switcher.coverage(captions).items())
+        return [f"switches {lemma} lemmas; percent of words found: {found}"]
 
     def caption(self, sample: Sample, packer: Packer | None) -> str:
         """Choose the caption and switch it."""

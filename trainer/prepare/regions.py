@@ -1,8 +1,6 @@
 """Check a picture's stored region features, and pack them the way that shards hold them."""
 
 import io
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ from numpy.typing import NDArray
 Arrays = dict[str, NDArray[Any]]
 TYPES = {"boxes": np.float32, "features": np.float16, "class_ids": np.int32, "class_probs": np.float16}
 """The arrays of a regions.npz, as shards hold them; classes may be left out."""
-UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 def load_regions(path: Path) -> Arrays:
@@ -25,7 +22,7 @@ def load_regions(path: Path) -> Arrays:
             arrays: Arrays = {name: content[name] for name in TYPES if name in content}
     except FileNotFoundError:
         raise ValueError("it does not exist") from None
-    except UNREADABLE as error:
+    except Exception as error:  # on broken bytes its parsers raise nearly anything, from KeyError to TokenError
         raise ValueError(f"it cannot be used: {error}") from None
     missing = [name for name in ("boxes", "features") if name not in arrays]
     if missing:

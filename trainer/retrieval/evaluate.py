@@ -55,10 +55,11 @@ def evaluate_run(run: Path, names: Sequence[str] = (), rerank: int | None = None
         raise UserError(f"{run}: no evaluation {unknown[0] if unknown else ''} in its recipe; it has {known}")
     done = []
     with SummaryWriter(str(run / "tensorboard")) as writer:
-        for name in names or recipe.evaluation:
-            config = recipe.evaluation[name]
-            if rerank is not None:
+        for wanted in names or recipe.evaluation:
+            name, config = wanted, recipe.evaluation[wanted]
+            if rerank is not None and rerank != config.rerank:
                 config = config.model_copy(update={"rerank": rerank})
+                name = f"{name}-rerank{rerank}"  # beside the recipe's own result, not over it
             evaluation = _evaluate(run, recipe, model, step, name, config, writer)
             evaluation.save(run / "evaluation" / f"{name}.json")
             print_table(evaluation)
@@ -88,7 +89,9 @@ def load_pictures(recipe: Recipe, name: str, config: EvaluationConfig) -> Pictur
     places, visuals, records = [], [], []
     bad = BadSamples([])
     for shard, entry in enumerate(source.manifest.shards):
-        for number in tqdm(range(entry.samples), desc=f"{name}: {entry.name}", unit="picture", leave=False):
+        for number in tqdm(
+            range(entry.samples), desc=f"{name}: {entry.name}", unit="picture", leave=False, disable=None
+        ):
             sample = source.read_place(Place(0, shard, number), bad, augment=False)
             if bad.seen:
                 raise UserError(f"evaluation.{name}: every picture counts, and this one cannot be read: {bad.seen[0]}")
@@ -101,14 +104,18 @@ def load_pictures(recipe: Recipe, name: str, config: EvaluationConfig) -> Pictur
     return Pictures(source, places, visuals, Pool.of(records, languages))
 
 
+def most_tokens(recipe: Recipe) -> int:
+    """Return where texts are cut: as in training, at the longest of the objectives on pairs."""
+    return max(c.most_tokens for c in recipe.active_objectives.values() if "contrastive" in c.possible_tasks)
+
+
 def _evaluate(
     run: Path, recipe: Recipe, model: M3P, step: int, name: str, config: EvaluationConfig, writer: SummaryWriter
 ) -> Evaluation:
     pictures = load_pictures(recipe, name, config)
     assert recipe.visual is not None
-    most = max(c.most_tokens for c in recipe.active_objectives.values() if "contrastive" in c.possible_tasks)
     tokenizer = Tokenizer(recipe.tokenizer_folder)
-    scorer = Scorer(model, tokenizer, recipe.visual.feature_size, most, config.batch_size)
+    scorer = Scorer(model, tokenizer, recipe.visual.feature_size, most_tokens(recipe), config.batch_size)
     images = scorer.embed_pictures(pictures.visuals)
     ranks: dict[str, Ranks] = {}
     found: list[Finding] = []
@@ -157,8 +164,12 @@ def _rerank(
     logits[every[:, 0], every[:, 1]] = scorer.match(texts, pictures.visuals, every)
     np.put_along_axis(to_images, best_images, np.take_along_axis(logits, best_images, 1), 1)
     np.put_along_axis(to_texts, best_texts, np.take_along_axis(logits.T, best_texts, 1), 1)
-    kept = np.take_along_axis(right.T, best_images, 1).any(1)
-    return to_images, to_texts, 100 * float(kept.mean())
+    asked = right.sum(axis=1) > 0  # a picture without a caption in this language asks for none
+    kept = [
+        np.take_along_axis(right.T, best_images, 1).sum(axis=1) > 0,
+        np.take_along_axis(right[asked], best_texts[asked], 1).sum(axis=1) > 0,
+    ]
+    return to_images, to_texts, 100 * float(np.concatenate(kept).mean())
 
 
 def _findings(
@@ -169,12 +180,12 @@ def _findings(
     found = []
     for query in queries:
         best = shortlist(scores[query : query + 1], SHOWN_PICTURES)[0].tolist()
-        shown = [(_picture(pictures, n), float(scores[query, n]), bool(right[n, query])) for n in best]
+        shown = [(picture_bytes(pictures, n), float(scores[query, n]), bool(right[n, query])) for n in best]
         found.append(Finding(language, texts[query], [(data, score, good) for data, score, good in shown if data]))
     return found
 
 
-def _picture(pictures: Pictures, number: int) -> bytes:
+def picture_bytes(pictures: Pictures, number: int) -> bytes:
     """Return the stored picture; empty where a source holds regions alone."""
     place = pictures.places[number]
     members = pictures.source.members(place.shard, place.sample)

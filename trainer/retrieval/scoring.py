@@ -55,7 +55,7 @@ class Scorer:
         assert isinstance(head, MatchingHead)
         tokens = [self._tokenizer.encode(text, self._most_tokens) for text in texts]
         sequences = (Packed(tokens[caption], pictures[picture]) for caption, picture in pairs.tolist())
-        shown = tqdm(sequences, total=len(pairs), desc="cross-encoder", unit="pair", leave=False)
+        shown = tqdm(sequences, total=len(pairs), desc="cross-encoder", unit="pair", leave=False, disable=None)
         return self._run(shown, lambda hidden, layout, every: head(hidden[layout.starts[every]]))
 
     def _run(self, sequences: Iterable[Packed], read: Read) -> Floats:

@@ -171,7 +171,7 @@ def restore(path: Path, state: State, engine: "Engine", ranks: Ranks) -> None:
         random = reader.extra(ranks.rank, "random")
     if state.ranks != ranks.world_size or ranks.device.type not in {"cpu", *random}:
         # Dropout follows a generator a rank; other ranks than those that were saved start new ones.
-        torch.manual_seed(key(state.recipe["run"]["seed"], "dropout", state.step, ranks.rank) & 0x7FFFFFFFFFFFFFFF)
+        torch.manual_seed(key("dropout", state.recipe["run"]["seed"], ranks.rank, state.step))
         return
     torch.set_rng_state(random["cpu"])
     if ranks.device.type == "cuda":

@@ -170,7 +170,9 @@ def _share_cores() -> None:
 
     sizes = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")  # torchrun, deepspeed, srun
     here = next((int(os.environ[name]) for name in sizes if os.environ.get(name, "").isdigit()), 1)
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
+    mine = len(os.sched_getaffinity(0))
+    bound = mine < (os.cpu_count() or mine)  # a launcher has given this rank cores of its own
+    torch.set_num_threads(mine if bound else max(1, mine // here))
 
 
 def _meet(place: Place, device: "torch.device", timeout_seconds: float) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.utils.tensorboard.writer import SummaryWriter
 
 from trainer.data.plan import Plan
 from trainer.model.attention import backend
@@ -32,6 +33,9 @@ def announce(
         table.add_row(name, what)
     Console().print(table)
     folder = recipe.run.folder
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        writer.add_text("recipe", f"```yaml\n{dump_recipe(recipe)}```", first_step)
+        writer.add_text("parts", "\n".join(f"- **{name}**: {what}" for name, what in parts.items()), first_step)
     (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     environment = {
         "parts": parts,

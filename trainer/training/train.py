@@ -14,6 +14,7 @@ from trainer.data.order import ORDER_VERSION
 from trainer.data.plan import MicroBatchPlan, Plan, Turn
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import UserError
+from trainer.keys import key
 from trainer.model.build import build_model
 from trainer.objectives.objective import Context, Objective
 from trainer.recipe import Recipe
@@ -218,7 +219,7 @@ def _engine(recipe: Recipe, ds_config: Path, ranks: Ranks, plan: Plan, newest: P
     model = build_model(recipe.model, vocabulary, recipe.visual, recipe.tasks, recipe.run.seed, load=newest is None)
     if newest is not None:
         load_weights(model, newest)  # now, because DeepSpeed makes its copies of the weights when it starts
-    torch.manual_seed(recipe.run.seed * 1_000_003 + ranks.rank)  # dropout: a generator a rank
+    torch.manual_seed(key("dropout", recipe.run.seed, ranks.rank))  # the one choice that belongs to a rank
     return Engine(model, recipe.optimizer, ds_config, ranks, plan.turns_per_step)
 
 

@@ -96,11 +96,14 @@ def decode(data: bytes, size: int, largest: int) -> Image.Image:
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
             _check_pixels(width, height, largest)
             return Image.fromarray(simplejpeg.decode_jpeg(data, min_height=size, min_width=size, min_factor=1))
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as picture:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            _check_pixels(*picture.size, largest)
-            return picture.convert("RGB")
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `largest` is the rule
+            with Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as picture:
+                _check_pixels(*picture.size, largest)
+                return picture.convert("RGB")
+    except BadSample:
+        raise
+    except Exception as error:  # on broken bytes decoders raise nearly anything, from OSError to KeyError
         raise BadSample(f"unreadable picture: {error}") from error
 
 

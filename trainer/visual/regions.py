@@ -1,11 +1,9 @@
 """Stored region features of an object detector: M3P's own visual source (`KEY.regions.npz`)."""
 
 import io
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,16 +42,19 @@ class Regions(BaseModel):
         if "regions.npz" not in members:
             raise BadSample("no member regions.npz")
         try:
-            with np.load(io.BytesIO(members["regions.npz"]), allow_pickle=False) as arrays:
-                boxes, features = arrays["boxes"][: self.most], arrays["features"][: self.most].astype(np.float32)
-                ids = arrays["class_ids"][: self.most] if self.classes else None
-                probs = arrays["class_probs"][: self.most] if self.classes and "class_probs" in arrays else None
-        except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+            with np.lib.npyio.NpzFile(io.BytesIO(members["regions.npz"]), allow_pickle=False) as arrays:
+                boxes, features = arrays["boxes"], arrays["features"]
+                ids = arrays["class_ids"] if self.classes else None
+                probs = arrays["class_probs"] if self.classes and "class_probs" in arrays else None
+        except Exception as error:  # on broken bytes its parsers raise nearly anything, from KeyError to TokenError
             raise BadSample(f"unreadable regions.npz: {error}") from error
         _check(boxes, features, self.feature_size)
+        if ids is not None:
+            _check_classes(ids, probs, len(features))
+            ids = _most_likely(ids[: self.most], None if probs is None else probs[: self.most], self.classes)
+        features = features[: self.most].astype(np.float32)
         norms = np.linalg.norm(features, axis=1, keepdims=True)
-        class_ids = None if ids is None else _most_likely(ids, probs, self.classes)
-        return VisualTokens(features / np.maximum(norms, 1e-12), boxes.astype(np.float32), class_ids)
+        return VisualTokens(features / np.maximum(norms, 1e-12), boxes[: self.most].astype(np.float32), ids)
 
     def embedder(self, width: int, eps: float) -> nn.Module:
         """Return the module that turns features and boxes into vectors."""
@@ -78,23 +79,33 @@ class RegionEmbedder(nn.Module):
         return self.norm(self.feature(features) + self.box(torch.cat([boxes, area[:, None]], 1)))
 
 
-def _check(boxes: NDArray[np.float32], features: NDArray[np.float32], width: int) -> None:
+def _check(boxes: NDArray[np.generic], features: NDArray[np.generic], width: int) -> None:
     if features.ndim != 2 or features.shape[1] != width:
         raise BadSample(f"features are {features.shape}, but visual.feature_size is {width}")
     if boxes.shape != (len(features), 4) or not len(features):
         raise BadSample(
             f"boxes are {boxes.shape} for {len(features)} regions: want one row of 4 a region, at least one"
         )
-    if not (np.isfinite(features).all() and np.isfinite(boxes).all()):
-        raise BadSample("NaN or infinity in the regions")
+    for name, array in (("boxes", boxes), ("features", features)):
+        if array.dtype.kind not in "fiu":
+            raise BadSample(f"{name} are {array.dtype}: want numbers")
+        if not (np.abs(array) <= np.finfo(np.float32).max).all():
+            raise BadSample(f"NaN, infinity or a number beyond float32 in the {name}")
 
 
-def _most_likely(ids: NDArray[np.int64], probs: NDArray[np.float32] | None, classes: int) -> NDArray[np.int64]:
+def _check_classes(ids: NDArray[np.generic], probs: NDArray[np.generic] | None, count: int) -> None:
+    if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2) or len(ids) != count or not ids.size:
+        raise BadSample(f"class_ids are {ids.dtype} {ids.shape} for {count} regions: want whole numbers, [R] or [R, K]")
+    if probs is not None and (probs.dtype.kind != "f" or probs.shape != ids.shape):
+        raise BadSample(f"class_probs are {probs.dtype} {probs.shape}: want floats, {ids.shape} like class_ids")
+
+
+def _most_likely(ids: NDArray[Any], probs: NDArray[Any] | None, classes: int) -> NDArray[np.int64]:
     """Return the class of each region: as stored, or the likeliest of the stored few."""
     if ids.ndim == 2:
-        best = np.zeros(len(ids), np.int64) if probs is None else probs.astype(np.float32).argmax(1)
+        best = np.zeros(len(ids), np.int64) if probs is None else probs.argmax(1)
         ids = ids[np.arange(len(ids)), best]
     ids = ids.astype(np.int64)
-    if len(ids) and not (ids.min() >= 0 and ids.max() < classes):
+    if not (ids.min() >= 0 and ids.max() < classes):
         raise BadSample(f"a class id of {ids.min()}..{ids.max()} is outside 0..{classes - 1} (visual.classes)")
     return ids

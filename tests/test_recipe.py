@@ -1,0 +1,113 @@
+from pathlib import Path
+
+import pytest
+
+from tests.launch import ROOT
+from tests.tiny import tiny_recipe
+from trainer.errors import UserError
+from trainer.recipe import dump_recipe, load_recipe, parse_recipe
+from trainer.training.deepspeed_config import read_deepspeed_config
+
+SHIPPED = sorted((ROOT / "trainer" / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_right_and_opens_with_its_command(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.plan().turns_per_step >= 1
+    head = path.read_text().partition("\nrun:")[0]
+    assert "trainer/run.py --recipe" in head or "sbatch" in head
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda path: path.stem)
+def test_no_shipped_deepspeed_file_sets_what_is_the_recipes(path: Path) -> None:
+    assert "zero_optimization" in read_deepspeed_config(path)
+
+
+def test_dumping_and_loading_gives_the_same_recipe(tmp_path: Path) -> None:
+    recipe = parse_recipe(tiny_recipe(tmp_path), "tiny")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(recipe))
+    assert load_recipe(path) == recipe
+
+
+def test_overrides_reach_sections_lists_and_values_of_any_type(tmp_path: Path) -> None:
+    overrides = ["run.seed=7", "objectives.image_caption.sources.0.languages=[de, ja]", "model.dropout=0.25"]
+    recipe = parse_recipe(tiny_recipe(tmp_path), "tiny", overrides)
+    assert recipe.run.seed == 7
+    assert recipe.model.dropout == 0.25
+    assert recipe.active_objectives["image_caption"].sources[0].languages == ["de", "ja"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.seed", "not of the form section.key=value"),
+        ("objectives.image_caption.sources.3.path=x", "'3' is not a place in a list of 1"),
+        ("run.seed.deeper=1", "seed is a value, not a section"),
+        ("run.seed=[1", "the value is not YAML"),
+    ],
+)
+def test_a_wrong_override_says_what_is_wrong(tmp_path: Path, override: str, message: str) -> None:
+    raw = tiny_recipe(tmp_path)
+    raw["run"]["seed"] = 0
+    with pytest.raises(UserError) as caught:
+        parse_recipe(raw, "tiny", [override])
+    assert message in str(caught.value)
+
+
+def mistakes(tmp_path: Path, *overrides: str) -> list[str]:
+    """Return the lines of the message that a wrong recipe gives."""
+    with pytest.raises(UserError) as caught:
+        parse_recipe(tiny_recipe(tmp_path), "tiny", overrides)
+    first, *lines = str(caught.value).splitlines()
+    assert first == f"tiny has {len(lines)} mistake(s):"
+    return lines
+
+
+def test_field_mistakes_and_impossible_combinations_come_together(tmp_path: Path) -> None:
+    lines = mistakes(
+        tmp_path,
+        "run.sed=1",
+        "model.pooling=last",
+        "run.stop_after=99",
+        "schedule.warmup_steps=20",
+        "objectives.code_switched.batch_size=1",
+        "objectives.multilingual_text.most_tokens=100",
+        "objectives.image_captoin.weight=1",
+    )
+    text = "\n".join(lines)
+    for part in (
+        "run.sed: there is no such field; did you mean seed?",
+        "model.pooling = 'last'",
+        "stop_after = 99 is beyond steps = 20",
+        "objectives.image_captoin: there is no such field; did you mean image_caption?",
+    ):
+        assert part in text
+
+
+def test_combinations_over_sections(tmp_path: Path) -> None:
+    lines = mistakes(
+        tmp_path,
+        "schedule.warmup_steps=20",
+        "objectives.code_switched.batch_size=1",
+        "objectives.multilingual_text.most_tokens=100",
+        "visual=null",
+    )
+    text = "\n".join(lines)
+    assert "schedule.warmup_steps = 20: not below run.steps = 20" in text
+    assert text.count("objectives.code_switched.batch_size = 1") == 2  # matching and contrastive
+    assert "objectives.multilingual_text.most_tokens = 100: model.shape.positions = 66 holds 64 tokens" in text
+    assert "visual: missing" in text
+
+
+def test_a_task_of_another_objective_is_refused(tmp_path: Path) -> None:
+    assert "tasks.matching does not exist here; possible: masked_words" in "\n".join(
+        mistakes(tmp_path, "objectives.multilingual_text.tasks={matching: 1}")
+    )
+
+
+def test_an_objective_at_weight_0_is_left_out(tmp_path: Path) -> None:
+    recipe = parse_recipe(tiny_recipe(tmp_path), "tiny", ["objectives.code_switched.weight=0"])
+    assert list(recipe.active_objectives) == ["multilingual_text", "image_caption"]
+    assert recipe.plan().turns_per_step == 2

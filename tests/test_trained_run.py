@@ -1,0 +1,116 @@
+"""What comes after training, on a tiny run that was really trained: evaluation, re-ranking, export, refusals."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.launch import ROOT
+from trainer.batch import Packer, Sequence
+from trainer.data.tokenizer import Tokenizer
+from trainer.errors import UserError
+from trainer.export import export_run
+from trainer.retrieval.evaluate import evaluate_run, load_pictures, load_run
+from trainer.retrieval.scoring import Scorer, shortlist
+from trainer.retrieval.search import search
+
+
+def program(recipe: Path, run: Path, *overrides: str) -> "subprocess.CompletedProcess[str]":
+    """Train on one rank, without a launcher."""
+    command = [sys.executable, str(ROOT / "trainer" / "run.py"), "--recipe", str(recipe)]
+    command += ["--deepspeed_config", str(ROOT / "ds_configs" / "zero2.json"), f"run.folder={run}", *overrides]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+
+
+@pytest.fixture(scope="module")
+def run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    done = program(tiny, folder, "run.steps=6", "schedule.warmup_steps=1", "run.evaluate=true")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def test_the_run_folder_holds_what_other_tools_rely_on(run: Path) -> None:
+    names = {"recipe.yaml", "environment.json", "metrics.jsonl", "tensorboard", "checkpoints", "evaluation", "status"}
+    assert names <= {path.name for path in run.iterdir()}
+    assert (run / "status").read_text() == "done\n"
+    assert (run / "checkpoints" / "latest").read_text() == "step-00000006\n"
+    found = json.loads((run / "evaluation" / "train.json").read_text())
+    assert {"protocol", "split", "scoring", "images", "captions", "languages"} <= found.keys()
+    assert {"text_to_image", "image_to_text", "mean_recall"} <= found["languages"]["de"].keys()
+    assert (run / "evaluation" / "train.html").read_text().count("data:image/png") > 5
+
+
+def test_reranking_by_the_cross_encoder_stands_beside_the_first_result(run: Path) -> None:
+    (result,) = evaluate_run(run, ["train"], rerank=4)
+    assert result.scoring == "dual+cross"
+    assert result.shortlist is not None
+    assert result.shortlist.k == 4
+    assert (run / "evaluation" / "train-rerank4.json").is_file()
+
+
+def test_embeddings_and_matching_do_not_depend_on_the_batch(run: Path) -> None:
+    recipe, model, _ = load_run(run)
+    pictures = load_pictures(recipe, "train", recipe.evaluation["train"])
+    texts = ["dog cat", "moon", "stone bread river"]
+    pairs = np.array([[c, n] for c in range(3) for n in range(5)])
+    tokenizer = Tokenizer(recipe.tokenizer_folder)
+    one, many = (Scorer(model, tokenizer, 6, 32, size) for size in (1, 50))
+    np.testing.assert_allclose(one.embed_texts(texts), many.embed_texts(texts), atol=1e-6)
+    np.testing.assert_allclose(one.embed_pictures(pictures.visuals), many.embed_pictures(pictures.visuals), atol=1e-6)
+    visuals = pictures.visuals
+    np.testing.assert_allclose(one.match(texts, visuals, pairs), many.match(texts, visuals, pairs), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(many.embed_texts(texts), axis=1), 1, atol=1e-5)
+
+
+def test_searching_ranks_the_pictures_and_shows_them(run: Path) -> None:
+    hits, page = search(run, "Hund Katze", "", 3)
+    assert len({hit.image for hit in hits}) == 3
+    assert hits[0].score >= hits[1].score >= hits[2].score
+    assert page.read_text().count("data:image/png") == 3
+    with pytest.raises(UserError, match="no evaluation 'test' to search; it has train"):
+        search(run, "Hund", "test", 3)
+
+
+def test_the_exported_folder_gives_the_same_logits_to_transformers(run: Path, tmp_path: Path) -> None:
+    from transformers import XLMRobertaForMaskedLM
+
+    message = export_run(run, tmp_path / "export")
+    assert "step 6" in message
+    recipe, model, _ = load_run(run)
+    tokens = Tokenizer(recipe.tokenizer_folder).encode("dog cat tree moon", 32)
+    packer = Packer(model.visual_size)
+    packer.add(Sequence(tokens))
+    packer.target("masked_words", slots=np.arange(len(tokens)), labels=tokens)
+    theirs = XLMRobertaForMaskedLM.from_pretrained(tmp_path / "export").eval()
+    with torch.inference_mode():
+        ours = model(packer.finish(1)).tasks["masked_words"]
+        other = theirs(torch.from_numpy(tokens)[None]).logits[0]
+    assert float((ours - other).abs().max()) < 1e-5
+    with pytest.raises(UserError, match="is not empty"):
+        export_run(run, tmp_path / "export")
+
+
+def test_another_recipe_does_not_go_on_from_this_run(tiny: Path, run: Path) -> None:
+    done = program(tiny, run, "run.steps=6", "schedule.warmup_steps=1", "optimizer.learning_rate=0.5", "run.seed=3")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "optimizer.learning_rate: 0.003 then, 0.5 now" in done.stderr
+    assert "run.seed: 0 then, 3 now" in done.stderr
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no checkpoint of a run"):
+        evaluate_run(tmp_path)
+
+
+def test_a_shortlist_is_the_best_in_order() -> None:
+    scores = np.array([[0.1, 0.9, 0.5, 0.7]], np.float32)
+    assert shortlist(scores, 3).tolist() == [[1, 3, 2]]
+    assert shortlist(scores, 9).tolist() == [[1, 3, 2, 0]]

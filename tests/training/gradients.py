@@ -1,0 +1,27 @@
+"""Runs the trainer, and has rank 0 write the gradients of the step that it is about to take beside the run's folder."""
+
+import runpy
+import sys
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from trainer.training import distributed
+from trainer.training.engine import Engine
+
+take_step = Engine.step
+
+
+def write_and_step(self: Engine, share: float) -> tuple[float, float]:
+    """ZeRO 0 leaves the averaged gradients on the parameters."""
+    if distributed.is_main():
+        gradients = {name: p.grad for name, p in self.deepspeed.module.named_parameters() if p.grad is not None}
+        save_file(gradients, sys.argv[-1].removeprefix("run.folder=") + ".gradients")
+    return take_step(self, share)
+
+
+Engine.step = write_and_step  # type: ignore[method-assign]  # the point of this file
+
+if __name__ == "__main__":
+    sys.argv = [str(Path(__file__).parents[2] / "trainer" / "run.py"), *sys.argv[1:]]
+    runpy.run_path(sys.argv[0], run_name="__main__")

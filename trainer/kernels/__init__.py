@@ -1,1 +1,0 @@
-"""Fused operations, each beside its plain reference."""

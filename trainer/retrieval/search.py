@@ -1,0 +1,43 @@
+"""`m3p search`: ask a run's pictures in any language."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.data.tokenizer import Tokenizer
+from trainer.errors import UserError
+from trainer.retrieval.evaluate import load_pictures, load_run, most_tokens, picture_bytes
+from trainer.retrieval.gallery import Finding, html_page
+from trainer.retrieval.scoring import Scorer, shortlist
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One picture that was found."""
+
+    image: str
+    score: float
+    """Cosine of the query's and the picture's embedding."""
+
+
+def search(run: Path, query: str, name: str, most: int) -> tuple[list[Hit], Path]:
+    """Rank the pictures of evaluation `name` (the recipe's first, if "") by the dual encoder.
+
+    Returns the best `most`, best first, and a page that shows them: `run`/search.html. Raises UserError.
+    """
+    recipe, model, _ = load_run(run)
+    name = name or next(iter(recipe.evaluation), "")
+    if name not in recipe.evaluation:
+        raise UserError(
+            f"{run}: its recipe has no evaluation {name!r} to search; it has {', '.join(recipe.evaluation) or 'none'}"
+        )
+    config = recipe.evaluation[name]
+    pictures = load_pictures(recipe, name, config)
+    assert recipe.visual is not None, "load_pictures wants one too"
+    tokenizer = Tokenizer(recipe.tokenizer_folder)
+    scorer = Scorer(model, tokenizer, recipe.visual.feature_size, most_tokens(recipe), config.batch_size)
+    scores = scorer.embed_texts([query]) @ scorer.embed_pictures(pictures.visuals).T
+    best = shortlist(scores, most)[0].tolist()
+    shown = [(picture_bytes(pictures, n), float(scores[0, n]), False) for n in best]
+    page = run / "search.html"
+    page.write_text(html_page([Finding("", query, [found for found in shown if found[0]])], "Found"), encoding="utf-8")
+    return [Hit(pictures.pool.images[n], float(scores[0, n])) for n in best], page
