@@ -29,6 +29,11 @@ def main() -> None:
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
+def wrap(owner: Any, name: str, function: Any) -> None:
+    """Put `function` in place of a function of the program."""
+    setattr(owner, name, function)
+
+
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -37,7 +42,7 @@ def in_share(fault: dict[str, Any]) -> None:
     """Die when half of the rank's share is written."""
     from trainer.training import checkpoint_files as files
 
-    real = files.save_file
+    real: Any = vars(files)["save_file"]
 
     def save_file(tensors: Any, path: Path, metadata: Any) -> None:
         real(tensors, path, metadata)
@@ -45,7 +50,7 @@ def in_share(fault: dict[str, Any]) -> None:
             os.truncate(path, path.stat().st_size // 2)
             die()
 
-    files.save_file = save_file
+    wrap(files, "save_file", save_file)
 
 
 def at_state(fault: dict[str, Any]) -> None:
@@ -59,7 +64,7 @@ def at_state(fault: dict[str, Any]) -> None:
             die()
         real(folder, state)
 
-    files.write_state = write_state
+    wrap(files, "write_state", write_state)
 
 
 def at_rename(fault: dict[str, Any]) -> None:
@@ -76,7 +81,7 @@ def at_rename(fault: dict[str, Any]) -> None:
         if hit:
             die()
 
-    os.replace = replace
+    wrap(os, "replace", replace)
 
 
 def at_prune(fault: dict[str, Any]) -> None:
@@ -89,7 +94,7 @@ def at_prune(fault: dict[str, Any]) -> None:
             die()
         real(path, *others, **other)
 
-    shutil.rmtree = rmtree  # type: ignore[assignment]
+    wrap(shutil, "rmtree", rmtree)
 
 
 def poison(fault: dict[str, Any]) -> None:
@@ -115,7 +120,7 @@ def poison(fault: dict[str, Any]) -> None:
         real(self, name, weights, batches, allow, losses)
         self.deepspeed.__dict__.pop("backward", None)
 
-    module.Engine.turn = turn  # type: ignore[method-assign]
+    wrap(module.Engine, "turn", turn)
 
 
 def stall(fault: dict[str, Any]) -> None:
@@ -133,7 +138,7 @@ def stall(fault: dict[str, Any]) -> None:
             time.sleep(10_000)
         real(self, *others)
 
-    module.Engine.turn = turn  # type: ignore[method-assign]
+    wrap(module.Engine, "turn", turn)
 
 
 def record(fault: dict[str, Any]) -> None:
@@ -145,7 +150,7 @@ def record(fault: dict[str, Any]) -> None:
     folder, rank = Path(fault["folder"]), int(os.environ["RANK"])
     folder.mkdir(parents=True, exist_ok=True)
     now = _know_the_step(train)
-    real_turn, real_restore = module.Engine.turn, train.restore
+    real_turn, real_restore = module.Engine.turn, vars(train)["restore"]
 
     def turn(self: Any, name: str, weights: Any, batches: Any, allow: Any, losses: Any) -> None:
         with (folder / f"batches-{rank}.jsonl").open("a") as file:
@@ -163,8 +168,8 @@ def record(fault: dict[str, Any]) -> None:
         real_restore(path, state, engine, ranks)
         files.write_share(folder / files.share_name(rank), *checkpoint._copy_share(engine, ranks))
 
-    module.Engine.turn = turn  # type: ignore[method-assign]
-    train.restore = restore
+    wrap(module.Engine, "turn", turn)
+    wrap(train, "restore", restore)
 
 
 def logits(fault: dict[str, Any]) -> None:
@@ -189,7 +194,7 @@ def logits(fault: dict[str, Any]) -> None:
         torch.save(found.float(), fault["file"] + os.environ["RANK"])
         return complete
 
-    train._Loop.run = run  # type: ignore[method-assign]
+    wrap(train._Loop, "run", run)
 
 
 def _know_the_step(train: Any) -> list[int]:
@@ -200,7 +205,7 @@ def _know_the_step(train: Any) -> list[int]:
         now[0] = number + 1
         real(self, number, *others)
 
-    train._Loop._step = step
+    wrap(train._Loop, "_step", step)
     return now
 
 

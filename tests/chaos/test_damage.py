@@ -39,6 +39,11 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(content)
 
 
+def empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "share deleted": lambda step: (step / "rank-00001.safetensors").unlink(),
     "share truncated": lambda step: os.truncate(step / "rank-00000.safetensors", 1000),
@@ -49,7 +54,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "step in the state changed": lambda step: (step / STATE_FILE).write_text(
         (step / STATE_FILE).read_text().replace('"step": 8', '"step": 9')
     ),
-    "folder emptied": lambda step: [path.unlink() for path in step.iterdir()],
+    "folder emptied": empty,
 }
 
 

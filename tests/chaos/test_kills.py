@@ -3,6 +3,7 @@
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ EVERY = 6
 SETTINGS = (f"run.checkpoint_every={EVERY}", "model.dropout=0.1", "data.workers=1", "run.keep_checkpoints=2")
 ZERO = ROOT / "ds_configs" / "zero2.json"
 OUTSIDE = ("one rank", "all ranks", "launcher", "worker")
-INSIDE = {
+INSIDE: dict[str, dict[str, Any]] = {
     "half a share": {"point": "share"},
     "half a share of one rank": {"point": "share", "rank": 1},
     "before state.json": {"point": "state", "rank": 0},

@@ -100,7 +100,7 @@ def test_a_nan_region_is_reported_with_shard_and_key_and_training_goes_on(
             path = raw / "regions" / "p003.npz"
             arrays = dict(np.load(path))
             arrays["features"][1, 2] = np.nan
-            np.savez(path, **arrays)  # type: ignore[arg-type]
+            np.savez(path, **arrays)
         return record
 
     monkeypatch.setattr(module, "_record", spoilt)

@@ -37,7 +37,7 @@ def changed(place: str, value: Any) -> dict[str, Any]:
             return [change(one, names[1:]) if number == int(names[0]) else one for number, one in enumerate(node)]
         return {**node, names[0]: change(node.get(names[0]), names[1:])}
 
-    return change(RECIPE, place.split("."))  # type: ignore[no-any-return]
+    return change(RECIPE, place.split("."))
 
 
 FREE = [

@@ -83,7 +83,7 @@ def fragments(engine: Any) -> Iterator[Fragment]:
             yield Fragment(name, tuple(parameter.shape), 0, size, share, tensors)
 
 
-def _scattered(name: str, parameter: nn.Parameter, engine: Any) -> Iterator[Fragment]:
+def _scattered(name: str, parameter: Any, engine: Any) -> Iterator[Fragment]:
     """ZeRO 3: rank r holds the r-th of equal parts; the last ones are padded."""
     piece = parameter.ds_tensor
     part = piece.ds_numel
@@ -102,7 +102,7 @@ def _scattered(name: str, parameter: nn.Parameter, engine: Any) -> Iterator[Frag
     yield Fragment(name, tuple(parameter.ds_shape), start, real, range(start, start + real), tensors)
 
 
-def _linked(name: str, parameter: nn.Parameter) -> Iterator[Fragment]:
+def _linked(name: str, parameter: Any) -> Iterator[Fragment]:
     """ZeRO 1 and 2: a rank holds a stretch of all parameters laid end to end."""
     mapping = parameter._hp_mapping
     if mapping is None:
