@@ -184,7 +184,8 @@ def logits(fault: dict[str, Any]) -> None:
 
     def run(self: Any, *others: Any) -> bool:
         complete = real(self, *others)
-        engine = self._engine.deepspeed.eval()
+        engine = self._engine.deepspeed
+        engine.eval()
         packer = Packer(engine.module.visual_size)
         tokens = np.array(fault["tokens"])
         packer.add(Sequence(tokens))

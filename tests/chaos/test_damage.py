@@ -13,7 +13,7 @@ from tests.chaos.harness import newest_step, run, start
 from tests.launch import ROOT, launch
 from trainer.errors import UserError
 from trainer.training.checkpoint import newest_whole
-from trainer.training.checkpoint_files import STATE_FILE, read_state
+from trainer.training.checkpoint_files import STATE_FILE, prune, step_of
 
 ZERO = ROOT / "ds_configs" / "zero1.json"
 
@@ -82,18 +82,6 @@ def test_latest_is_for_people(copied: Path, text: str | None) -> None:
 
 
 @pytest.mark.launcher
-def test_a_run_goes_on_from_the_whole_one_and_replaces_the_damaged_one(
-    tiny: Path, copied: Path, tmp_path: Path
-) -> None:
-    flip(copied / "checkpoints" / "step-00000008" / "rank-00001.safetensors", -7)
-    settings = ("run.steps=12", "run.stop_after=8", "run.checkpoint_every=4", f"run.folder={copied}")
-    text = run(tiny, ZERO, 2, [], *settings, name="again", folder=tmp_path)
-    assert "rank-00001.safetensors: its content is not what was written" in text
-    assert newest_step(copied) == 8
-    assert not list((copied / "checkpoints").glob(".*"))
-
-
-@pytest.mark.launcher
 def test_without_a_whole_one_the_run_is_not_started_anew(tiny: Path, copied: Path) -> None:
     for step in ("step-00000004", "step-00000008"):
         flip(copied / "checkpoints" / step / "rank-00000.safetensors", -7)
@@ -113,7 +101,10 @@ def test_another_format_is_no_damage(copied: Path) -> None:
 
 
 @pytest.mark.launcher
-def test_a_change_that_matters_is_refused_by_name_until_it_is_accepted(tiny: Path, copied: Path) -> None:
+def test_a_damaged_one_is_passed_over_and_replaced_and_a_change_is_refused_until_accepted(
+    tiny: Path, copied: Path
+) -> None:
+    flip(copied / "checkpoints" / "step-00000008" / "rank-00001.safetensors", -7)
     settings = ("run.steps=12", "run.checkpoint_every=4", f"run.folder={copied}", "optimizer.beta2=0.9")
     done = launch(tiny, ZERO, 1, *settings, check=False)
     assert done.returncode != 0
@@ -121,7 +112,12 @@ def test_a_change_that_matters_is_refused_by_name_until_it_is_accepted(tiny: Pat
     assert "run.accept_changes=true" in done.stderr
     done = launch(tiny, ZERO, 1, *settings, "run.accept_changes=true")
     assert "accepted change: optimizer.beta2: 0.98 then, 0.9 now" in done.stderr
-    assert newest_step(copied) == 12
+    assert "not whole" in done.stderr
+    assert "rank-00001.safetensors: its content is not what was written" in done.stderr
+    assert [step_of(path) for path in sorted((copied / "checkpoints").glob("step-*"))] == [8, 12]
+    assert newest_whole(copied)[1] == []
+    assert not list((copied / "checkpoints").glob(".*"))
+    assert not (copied / "stacks").exists()
 
 
 @pytest.fixture
@@ -161,10 +157,15 @@ def test_a_read_only_folder_is_refused_before_anything_starts(tiny: Path, disk: 
     assert f"run.folder = {disk / 'run'}: cannot be written" in done.stderr
 
 
-@pytest.mark.launcher
-def test_kept_checkpoints(tiny: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    settings = ("run.steps=20", "run.checkpoint_every=2", "run.keep_checkpoints=2", "run.keep_every=8")
-    launch(tiny, ZERO, 1, *settings, f"run.folder={folder}")
-    kept = [read_state(path).step for path in sorted((folder / "checkpoints").glob("step-*"))]
-    assert kept == [8, 16, 18, 20]
+def test_kept_checkpoints(tmp_path: Path) -> None:
+    for step in (*range(2, 22, 2), 24):
+        (tmp_path / f"step-{step:08d}").mkdir()
+    prune(tmp_path, 20, keep=2, keep_every=8)
+    kept = [step_of(path) for path in sorted(tmp_path.iterdir())]
+    assert kept == [
+        8,
+        16,
+        18,
+        20,
+        24,
+    ]  # one beyond the present step is a damaged one: it is replaced when it is its turn

@@ -55,6 +55,7 @@ def test_other_ranks_and_stages_go_on_as_if_nothing_had_changed(tiny: Path, tmp_
     assert_losses(metrics(parted), metrics(whole), 1e-4)
 
 
+@pytest.mark.slow  # weights after kills are compared in test_kills.py too
 def test_the_same_ranks_get_the_same_micro_batches_and_end_bit_equal(tiny: Path, tmp_path: Path) -> None:
     settings = ("run.steps=12", "model.dropout=0.1", "data.workers=1")
     record = [{"point": "record", "folder": str(tmp_path / "seen-whole")}]

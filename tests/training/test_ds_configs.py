@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.launch import ROOT, launch, metrics
+from tests.chaos.harness import assert_equal, run, tensors
+from tests.launch import ROOT, metrics
 from trainer.errors import UserError
 from trainer.training import deepspeed_config
+from trainer.training.checkpoint import newest_whole
 from trainer.training.deepspeed_config import read_deepspeed_config, resolve
 from trainer.training.optimizer import OptimizerConfig
 
@@ -26,19 +28,25 @@ def written(folder: Path, **settings: Any) -> dict[str, Any]:
 
 
 @pytest.mark.launcher
-@pytest.mark.parametrize("path", [path for path in FILES if path.stem not in REFUSED], ids=lambda path: path.stem)
-def test_it_trains_in_bf16_too(tiny: Path, tmp_path: Path, path: Path) -> None:
-    """The files as they are run in float32 on a CPU, in other tests; this is the precision that they have on a GPU."""
-    settings = json.loads(path.read_text())
-    settings["bf16"] = {"enabled": True}
-    bf16 = tmp_path / path.name
-    bf16.write_text(json.dumps(settings))
+def test_each_goes_on_from_the_one_before_in_bf16_with_its_exact_state(tiny: Path, tmp_path: Path) -> None:
+    """Other tests run them in float32; bf16, which they have on a GPU, keeps its weights in other places."""
     folder = tmp_path / "run"
-    for stop in (4, 8):  # a checkpoint, and going on from it
-        launch(tiny, bf16, 2, "run.steps=8", f"run.stop_after={stop}", f"run.folder={folder}")
+    files = [path for path in FILES if path.stem not in REFUSED]
+    for number, path in enumerate(files):
+        before, _ = newest_whole(folder)
+        settings = json.loads(path.read_text())
+        settings["bf16"] = {"enabled": True}
+        bf16 = tmp_path / path.name
+        bf16.write_text(json.dumps(settings))
+        seen = tmp_path / f"seen-{path.stem}"
+        fault = [{"point": "record", "folder": str(seen)}]
+        overrides = ("run.steps=24", f"run.stop_after={4 * (number + 1)}", f"run.folder={folder}")
+        run(tiny, bf16, 2, fault, *overrides, name=path.stem, folder=tmp_path)
+        if before is not None:
+            assert_equal(tensors(seen), tensors(before))
     losses = [line["loss"] for line in metrics(folder)]
-    assert len(losses) == 8
-    assert all(0 < loss < 100 for loss in losses)
+    assert len(losses) == 4 * len(files)
+    assert sum(losses[-4:]) < sum(losses[:4])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

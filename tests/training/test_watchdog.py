@@ -18,11 +18,3 @@ def test_a_stalled_rank_ends_the_run_and_every_rank_leaves_its_stacks(tiny: Path
         assert "trainer/training/train.py" in text
     assert "in all_reduce" in texts[0]
     assert "tests/chaos/runner.py" in texts[1]
-
-
-@pytest.mark.launcher
-def test_a_run_that_ends_well_leaves_no_stacks(tiny: Path, tmp_path: Path) -> None:
-    from tests.launch import launch
-
-    launch(tiny, ROOT / "ds_configs" / "zero1.json", 1, "run.steps=5", f"run.folder={tmp_path / 'run'}")
-    assert not (tmp_path / "run" / "stacks").exists()
