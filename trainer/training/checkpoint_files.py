@@ -126,9 +126,8 @@ def publish(aside: Path, name: str) -> None:
     """Give the finished folder `aside` its name beside it, then make `latest` name it. Each of the two is one rename."""
     parent = aside.parent
     final = parent / name
+    spoilt = parent / f".{name}.spoilt.partial"
     if final.exists():  # a spoilt one, from before this start
-        spoilt = parent / f".{name}.spoilt.partial"
-        shutil.rmtree(spoilt, ignore_errors=True)
         os.replace(final, spoilt)
     os.replace(aside, final)
     sync_folder(parent)
@@ -139,6 +138,7 @@ def publish(aside: Path, name: str) -> None:
         os.fsync(file.fileno())
     os.replace(pointer, parent / "latest")
     sync_folder(parent)
+    shutil.rmtree(spoilt, ignore_errors=True)
 
 
 def remove_partial(parent: Path) -> None:
