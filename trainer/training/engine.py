@@ -60,6 +60,7 @@ class Engine:
         self.precision = deepspeed_config.precision(settings)
         self.stage: int = settings.get("zero_optimization", {}).get("stage", 0)
         self.optimizer = make_optimizer(model, config)
+        set_rate(self.optimizer, 0.0)  # ZeRO 0 in half precision takes a step right away, which must not decay weights
         self.deepspeed, _, _, _ = deepspeed.initialize(
             model=model, optimizer=self.optimizer, config=settings, dist_init_required=False
         )

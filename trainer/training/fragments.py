@@ -39,10 +39,12 @@ class Fragment:
 
 
 def make_moments(engine: Any) -> None:
-    """Create the optimizer's moments, zero, with no update counted. Call once, after `deepspeed.initialize`."""
+    """Create the optimizer's moments, zero, with no update counted. Call once, after `deepspeed.initialize`.
+
+    ZeRO 0 in half precision has taken a step by then, with gradients of zero; that one is forgotten too.
+    """
     states = engine.basic_optimizer.state
     for owner in _owners(engine):
-        assert owner not in states, "the optimizer has stepped already"
         states[owner] = {
             "step": torch.zeros((), dtype=torch.float32, device=owner.device),
             **{kind: torch.zeros_like(owner, memory_format=torch.preserve_format) for kind in MOMENTS},
