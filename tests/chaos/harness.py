@@ -105,10 +105,16 @@ def last_step(run_folder: Path) -> int:
     return 0
 
 
-def wait_for_step(job: Job, run_folder: Path, step: int, seconds: float = 120) -> None:
-    """Wait until the run has done `step`, or has ended."""
+def metrics_file(run_folder: Path) -> int | None:
+    """Return the identity of a run's metrics.jsonl, which every start writes anew; None where there is none."""
+    path = run_folder / "metrics.jsonl"
+    return path.stat().st_ino if path.exists() else None
+
+
+def wait_for_step(job: Job, run_folder: Path, step: int, before: int | None, seconds: float = 240) -> None:
+    """Wait until this start of the run has done `step`, or has ended. `before`: `metrics_file` before it started."""
     end = time.monotonic() + seconds
-    while last_step(run_folder) < step and job.process.poll() is None:
+    while (metrics_file(run_folder) == before or last_step(run_folder) < step) and job.process.poll() is None:
         assert time.monotonic() < end, f"no step {step} after {seconds} s\n{job.text()[-4000:]}"
         time.sleep(0.05)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.harness import Job, assert_equal, kill, newest_step, run, start, tensors, wait_for_step
+from tests.chaos.harness import Job, assert_equal, kill, metrics_file, newest_step, run, start, tensors, wait_for_step
 from tests.launch import ROOT
 
 pytestmark = pytest.mark.launcher
@@ -53,11 +53,12 @@ def survive(tiny: Path, tmp_path: Path, kinds: list[str], steps: int, seed: int)
         ahead = max(1, (steps - done) // (EVERY * (len(kinds) - number + 1)))
         save = min(done + EVERY * ahead, steps - EVERY) if done < steps - EVERY else steps
         faults = [{**INSIDE[kind], "step": save}] if kind in INSIDE else []
+        before = metrics_file(folder)
         job = start(tiny, ZERO, 2, faults, *settings, name=f"kill-{number}", folder=tmp_path)
         if kind in OUTSIDE:
             step = rng.randint(min(done + 1, steps - 1), max(done + 1, min(save, steps - 1)))
-            wait_for_step(job, folder, step)
-            time.sleep(rng.random() * 0.2)
+            wait_for_step(job, folder, step, before)
+            time.sleep(rng.random() * 0.1)
             orphans = strike(job, kind, rng)
             job.wait()
             if kind == "launcher":

@@ -40,7 +40,12 @@ def test_each_goes_on_from_the_one_before_in_bf16_with_its_exact_state(tiny: Pat
         bf16.write_text(json.dumps(settings))
         seen = tmp_path / f"seen-{path.stem}"
         fault = [{"point": "record", "folder": str(seen)}]
-        overrides = ("run.steps=24", f"run.stop_after={4 * (number + 1)}", f"run.folder={folder}")
+        overrides = (
+            "run.steps=24",
+            "run.keep_checkpoints=9",
+            f"run.stop_after={4 * (number + 1)}",
+            f"run.folder={folder}",
+        )
         run(tiny, bf16, 2, fault, *overrides, name=path.stem, folder=tmp_path)
         if before is not None:
             assert_equal(tensors(seen), tensors(before))

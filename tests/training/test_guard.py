@@ -1,3 +1,4 @@
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from tests.chaos.harness import run, start
 from tests.launch import ROOT, launch, metrics
 from tests.test_equality import zero
 from tests.tiny import make_tiny
+from trainer.prepare import captions
+from trainer.prepare.regions import pack_regions
 from trainer.training.checkpoint import newest_whole
 from trainer.training.checkpoint_files import read_state
 from trainer.training.guard import ENOUGH, Guard
@@ -86,26 +89,16 @@ def test_too_many_in_a_row_end_the_run(tiny: Path, tmp_path: Path) -> None:
 def test_a_nan_region_is_reported_with_shard_and_key_and_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import numpy as np
+    calls = itertools.count()
 
-    from tests import tiny as module
-    from trainer.prepare import regions
+    def pack(arrays: Any) -> bytes:
+        """Spoil the fourth picture's regions as the shard is written; preparing refuses them where it reads."""
+        if next(calls) == 3:
+            arrays["features"][1, 2] = float("nan")
+        return pack_regions(arrays)
 
-    real = module._record
-
-    def spoilt(raw: Path, rng: Any, number: int, words: list[int]) -> dict[str, Any]:
-        record = real(raw, rng, number, words)
-        if number == 3:
-            path = raw / "regions" / "p003.npz"
-            arrays = dict(np.load(path))
-            arrays["features"][1, 2] = np.nan
-            np.savez(path, **arrays)
-        return record
-
-    monkeypatch.setattr(module, "_record", spoilt)
-    with monkeypatch.context() as preparing:
-        preparing.setattr(regions, "_check_values", lambda *arrays: None)
-        recipe = make_tiny(tmp_path)
+    monkeypatch.setattr(captions, "pack_regions", pack)
+    recipe = make_tiny(tmp_path)
     settings = ("run.steps=10", "data.most_bad=0.5", f"run.folder={tmp_path / 'run'}")
     launch(recipe, ROOT / "ds_configs" / "zero1.json", 2, *settings)
     bad = (tmp_path / "run" / "bad_samples.txt").read_text()

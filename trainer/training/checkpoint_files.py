@@ -185,6 +185,8 @@ class Reader:
                 ) from error
             self._shares.append(share)
             self.shapes |= {name: tuple(shape) for name, (_, shape) in self._pieces[-1].items()}
+        if not self._shares:
+            raise UserError(f"{folder}: holds no share of a checkpoint (rank-*.safetensors)")
 
     def __enter__(self) -> "Reader":
         return self
