@@ -6,11 +6,13 @@
 Every file is flushed to disk before the folder gets its name, so a folder with that name is whole unless a disk spoils it.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -125,13 +127,10 @@ def sync_folder(folder: Path) -> None:
 def publish(aside: Path, name: str) -> None:
     """Give the finished folder `aside` its name beside it, then make `latest` name it. Each of the two is one rename."""
     parent = aside.parent
-    final = parent / name
-    spoilt = parent / f".{name}.spoilt.partial"
-    if final.exists():  # a spoilt one, from before this start
-        os.replace(final, spoilt)
-    os.replace(aside, final)
+    spoilt = parent / f"{aside.stem}.spoilt.partial"
+    _take_name(aside, parent / name, spoilt)
     sync_folder(parent)
-    pointer = parent / ".latest.partial"
+    pointer = parent / f"{aside.stem}.latest.partial"
     with pointer.open("w") as file:
         file.write(name + "\n")
         file.flush()
@@ -139,6 +138,20 @@ def publish(aside: Path, name: str) -> None:
     os.replace(pointer, parent / "latest")
     sync_folder(parent)
     shutil.rmtree(spoilt, ignore_errors=True)
+
+
+def _take_name(aside: Path, final: Path, spoilt: Path) -> None:
+    """Rename `aside` to `final`; one that is there already is spoilt, or the same of a start that has lost its folder."""
+    for attempts_left in (2, 1, 0):
+        try:
+            if final.exists():
+                os.replace(final, spoilt)
+            os.replace(aside, final)
+            return
+        except OSError as error:  # another start did it at the same moment
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT) or not attempts_left:
+                raise
+            shutil.rmtree(spoilt, ignore_errors=True)
 
 
 def remove_partial(parent: Path) -> None:
@@ -156,8 +169,9 @@ def prune(parent: Path, step: int, keep: int, keep_every: int | None) -> None:
     for path in old:
         if not (keep_every and step_of(path) % keep_every == 0):
             gone = path.with_name(f".{path.name}.old.partial")  # so that a half-removed one has no name
-            os.replace(path, gone)
-            shutil.rmtree(gone)
+            with suppress(FileNotFoundError):  # a start that has lost its folder may be at it too
+                os.replace(path, gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
 
 def step_of(folder: Path) -> int:
