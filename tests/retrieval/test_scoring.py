@@ -64,7 +64,7 @@ def test_cosines_are_the_logits_of_training_without_the_temperature(
     with torch.inference_mode():
         text, image = model(batch).tasks["contrastive"].chunk(2)
         trained = (text @ image.T).numpy()
-    scale = float(model.get_parameter("heads.contrastive.log_scale").exp())
+    scale = model.get_parameter("heads.contrastive.log_scale").exp().item()
     scoring = scorer(model, tokenizer, 4)
     found = scoring.embed_texts(pairs[0]) @ scoring.embed_pictures(pairs[1]).T
     np.testing.assert_allclose(found * scale, trained, atol=2e-5)

@@ -139,7 +139,10 @@ class Source:
         concept = str(record.get("concept", key_name))
         _check_unicode("id or concept", key_name, concept)
         rng = generator(*owner, "augment") if augment else None
-        visual = self._load_picture(members, rng) if self._load_picture else None
+        try:
+            visual = self._load_picture(members, rng) if self._load_picture else None
+        except BadSample as reason:
+            raise BadSample(f"{record.get('id', number)}: {reason}") from reason
         return Sample(key_name, owner, "", "", captions, concept, visual)
 
 
