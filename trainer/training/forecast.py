@@ -108,7 +108,8 @@ class Planner:
             activation_memory(self.sizes, stream.sample * self._largest(stream, setting.ranks, smaller), setting)
             for stream in self.streams.values()
         ]
-        memory |= max(parts, key=_sum)
+        largest = max(parts, key=_sum)
+        memory |= largest
         if kind is not None:
             memory["reserved"] = RESERVED * GIB
         flops = sum(
