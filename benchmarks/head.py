@@ -5,6 +5,7 @@
 Each measurement is a process of its own. Peak memory is what the head adds to the weights and rows that stand before it:
 logits, their gradient, and the gradient of the weight, which every form must make. `plain` is a linear layer and
 cross-entropy over the masked words alone; rows whose plain form would not fit the memory are left out of it, and said so.
+Ratios `head_memory_ROWS` are our peak over the plain form's: less is better.
 On a CPU ours works chunk by chunk in torch; on a GPU the loss and gradient of a chunk are one Triton kernel ("fused").
 """
 

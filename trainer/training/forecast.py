@@ -28,7 +28,9 @@ NETWORK = 50.0
 """GB/s of a GPU to other nodes, one way: a 400 Gbit/s card each."""
 NODE = 8
 RESERVED = 2.0
-"""GiB: CUDA context, NCCL, and what the allocator cannot use."""
+"""GiB of a GPU: CUDA context, NCCL, and what the allocator cannot use."""
+PROGRAM = 0.49
+"""GiB of a rank on a CPU: Python, torch and DeepSpeed, as measured with a network of nothing."""
 TRIED = 64
 """Samples of an objective that are read to learn its lengths."""
 GIB = 2**30
@@ -110,8 +112,7 @@ class Planner:
         ]
         largest = max(parts, key=_sum)
         memory |= largest
-        if kind is not None:
-            memory["reserved"] = RESERVED * GIB
+        memory |= {"program": PROGRAM * GIB} if kind is None else {"reserved": RESERVED * GIB}
         flops = sum(
             self.sizes.training_flops(stream.sample) * stream.batch_size * stream.turns
             for stream in self.streams.values()
