@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from trainer.batch import VisualTokens
@@ -50,8 +51,8 @@ class Sample:
 
     name: str
     """Source, shard and key, for messages."""
-    owner: tuple[int | str, ...]
-    """What its random choices are keyed by: seed, objective, source, epoch, shard, sample."""
+    owner: int
+    """What its random choices are keyed by: the hash of seed, objective, source, epoch, shard, sample."""
     language: str
     text: str
     """The passage of a text source; "" for pictures."""
@@ -62,7 +63,7 @@ class Sample:
 
     def generator(self, purpose: str) -> np.random.Generator:
         """The sample's own generator for `purpose`: the same in every run, on every rank, in every worker."""
-        return generator(*self.owner, purpose)
+        return generator(self.owner, purpose)
 
 
 @dataclass
@@ -93,7 +94,8 @@ class Source:
         window: int,
         load_picture: LoadPicture | None,
     ) -> None:
-        self.folder, self._config, self._owner, self._load_picture = folder, config, owner, load_picture
+        self.folder, self._config, self._load_picture = folder, config, load_picture
+        self._owner = key(*owner)
         self.manifest = Manifest.load(folder)
         check_shards(folder, self.manifest)
         _check_kind(folder, self.manifest, config, load_picture)
@@ -109,15 +111,20 @@ class Source:
         """
         return self.read_place(self.order.place(index), bad, augment)
 
+    def read_many(self, indices: NDArray[np.int64], bad: BadSamples) -> list[Sample]:
+        """Return the samples at `indices` [N] of the endless order."""
+        places = self.order.locate(indices)
+        rows = zip(places.epoch.tolist(), places.shard.tolist(), places.sample.tolist(), strict=True)
+        return [self.read_place(Place(*row), bad, True) for row in rows]
+
     def read_place(self, place: Place, bad: BadSamples, augment: bool) -> Sample:
         """As `read`, from a place in the shards."""
         for further in range(min(MOST_REPLACED, self._counts[place.shard])):
             number = (place.sample + further) % self._counts[place.shard]
-            name = f"{self.folder.name}/{self.manifest.shards[place.shard].name}"
             try:
-                return self._decode(place, number, name, augment)
+                return self._decode(place, number, augment)
             except BadSample as reason:
-                bad.seen.append(f"{name}, sample {number}: {reason}")
+                bad.seen.append(f"{self._name(place.shard)}, sample {number}: {reason}")
         raise UserError(
             f"{self.folder / self.manifest.shards[place.shard].name}: {further + 1} bad samples in a row; "
             f"the last: {bad.seen[-1]}. Prepare this source again, or take it out of the recipe."
@@ -127,9 +134,13 @@ class Source:
         """Return a sample as stored: extension -> bytes. Raises BadSample."""
         return self._reader.read(shard, sample)
 
-    def _decode(self, place: Place, number: int, name: str, augment: bool) -> Sample:
+    def _name(self, shard: int) -> str:
+        return f"{self.folder.name}/{self.manifest.shards[shard].name}"
+
+    def _decode(self, place: Place, number: int, augment: bool) -> Sample:
+        name = self._name(place.shard)
         members = self.members(place.shard, number)
-        owner = (*self._owner, place.epoch, place.shard, number)
+        owner = key(self._owner, place.epoch, place.shard, number)
         language = self.manifest.language or ""
         if self.manifest.kind == "text":
             return Sample(name, owner, language, _text(members), {}, "", None)
@@ -137,7 +148,7 @@ class Source:
         captions = _captions(record, self._config.languages)
         key_name = f"{name}/{record.get('id', number)}"
         concept = str(record.get("concept", key_name))
-        rng = generator(*owner, "augment") if augment else None
+        rng = generator(owner, "augment") if augment else None
         visual = self._load_picture(members, rng) if self._load_picture else None
         return Sample(key_name, owner, "", "", captions, concept, visual)
 
@@ -156,6 +167,16 @@ class Mix:
         """Return the sample at `position` of the objective's endless order."""
         source, index = self._shares.place(position)
         return self.sources[source].read(index, bad)
+
+    def read_many(self, positions: range, bad: BadSamples) -> dict[int, Sample]:
+        """Return the samples at `positions`; places are computed for all at once, and read source by source."""
+        sources, indices = self._shares.locate(np.arange(positions.start, positions.stop))
+        found: dict[int, Sample] = {}
+        for number in np.unique(sources).tolist():
+            mine = (sources == number).nonzero()[0]
+            samples = self.sources[number].read_many(indices[mine], bad)
+            found.update(zip((mine + positions.start).tolist(), samples, strict=True))
+        return found
 
 
 def find_folders(pattern: str, field: str) -> list[Path]:

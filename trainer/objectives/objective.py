@@ -90,7 +90,7 @@ class Objective:
         """Pack the samples at `positions`, a part of the positions of `turn`: -> one micro-batch."""
         packer = Packer(self.context.visual.feature_size if self.context.visual else 1)
         bad = BadSamples([])
-        samples: dict[int, Sample] = {}
+        samples = self.mix.read_many(positions, bad)
 
         def sample(position: int) -> Sample:
             if position not in samples:
