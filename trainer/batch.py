@@ -169,7 +169,7 @@ def _visual_length(sequence: Sequence) -> int:
     return 0 if sequence.visual is None else len(sequence.visual.features)
 
 
-def _stack(arrays: Sequences[NDArray[np.float32]] | Sequences[NDArray[np.uint8]], width: int) -> Tensor:
+def _stack(arrays: Sequences[NDArray[Any]], width: int) -> Tensor:
     """Lay rows [R, width] end to end. A data worker writes them into shared memory at once, which saves a copy."""
     if not arrays:
         return torch.zeros(0, width)
@@ -178,7 +178,7 @@ def _stack(arrays: Sequences[NDArray[np.float32]] | Sequences[NDArray[np.uint8]]
     if torch.utils.data.get_worker_info() is None:
         whole = torch.empty(shape, dtype=kind)
     else:
-        storage = torch.UntypedStorage._new_shared(shape[0] * width * kind.itemsize)
+        storage = torch.UntypedStorage._new_shared(shape[0] * width * kind.itemsize)  # type: ignore[no-untyped-call]
         whole = torch.empty(0, dtype=kind).set_(storage, 0, shape)  # type: ignore[call-overload]
     np.concatenate(arrays, out=whole.numpy())
     return whole

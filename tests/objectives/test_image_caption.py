@@ -91,22 +91,11 @@ def test_masked_regions_ask_for_the_features_that_were_hidden(objectives: dict[s
     assert torch.allclose(targets["features"].norm(dim=1), torch.ones(len(hidden)), atol=1e-5)
 
 
-def test_every_pair_is_matched_once_truly_and_once_falsely_with_another(objectives: dict[str, Objective]) -> None:
+def test_every_pair_is_matched_once_truly_and_once_falsely(objectives: dict[str, Objective]) -> None:
     objective = objectives["image_caption"]
     assert isinstance(objective, ImageCaption)
     batch = objective.batch(TURN, TURN)
     assert batch.targets["matching"]["labels"].tolist() == [1.0, 0.0] * len(TURN)
-
-    def read(position: int) -> Any:
-        return objective.mix.read(position, BadSamples([]))
-
-    for position in TURN:
-        mine = read(position)
-        caption = objective.caption(mine, None)
-        other = objective._partner(TURN, position, read, caption)
-        assert other is not None
-        assert other.concept != mine.concept
-        assert objective.caption(other, None).casefold() != caption.casefold()
 
 
 def test_true_and_mismatched_captions_are_switched_alike(objectives: dict[str, Objective]) -> None:

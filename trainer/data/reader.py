@@ -9,8 +9,14 @@ import numpy as np
 from trainer.data.index import members
 from trainer.errors import BadSample
 
-MOST_OPEN = 64
-"""Shards that are open at once; a window of the order touches a few."""
+Offsets = np.ndarray[tuple[int], np.dtype[np.uint64]]
+
+MOST_OPEN = 128
+"""Shards that a process keeps open, over all its sources: two descriptors each, of the 1,024 that are usual."""
+
+_open: "OrderedDict[tuple[ShardReader, int], tuple[int, Offsets]]" = OrderedDict()
+"""Descriptor and offsets of the open shards, the one read last at the end. Here and not in the readers: a hundred
+languages share the bound, and a reader that goes to another process leaves its descriptors behind."""
 
 
 class ShardReader:
@@ -18,7 +24,6 @@ class ShardReader:
 
     def __init__(self, paths: list[Path]) -> None:
         self._paths = paths
-        self._open: OrderedDict[int, tuple[int, np.ndarray[tuple[int], np.dtype[np.uint64]]]] = OrderedDict()
 
     def read(self, shard: int, sample: int) -> dict[str, bytes]:
         """Return the members of a sample by extension, `json`, `jpg`, ... Raises BadSample where the bytes are no tar."""
@@ -31,14 +36,13 @@ class ShardReader:
             )
         return members(span)
 
-    def _shard(self, shard: int) -> tuple[int, np.ndarray[tuple[int], np.dtype[np.uint64]]]:
-        if shard in self._open:
-            self._open.move_to_end(shard)
-            return self._open[shard]
-        if len(self._open) >= MOST_OPEN:
-            _, (oldest, _) = self._open.popitem(last=False)
-            os.close(oldest)
-        path = self._paths[shard]
-        offsets = np.load(path.with_suffix(".idx"), mmap_mode="r", allow_pickle=False)
-        self._open[shard] = (os.open(path, os.O_RDONLY | os.O_CLOEXEC), offsets)
-        return self._open[shard]
+    def _shard(self, shard: int) -> tuple[int, Offsets]:
+        if (self, shard) not in _open:
+            if len(_open) >= MOST_OPEN:
+                _, (oldest, _) = _open.popitem(last=False)
+                os.close(oldest)
+            path = self._paths[shard]
+            offsets = np.load(path.with_suffix(".idx"), mmap_mode="r", allow_pickle=False)
+            _open[self, shard] = (os.open(path, os.O_RDONLY | os.O_CLOEXEC), offsets)
+        _open.move_to_end((self, shard))
+        return _open[self, shard]

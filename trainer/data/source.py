@@ -148,6 +148,7 @@ class Source:
         captions = _captions(record, self._config.languages)
         key_name = f"{name}/{record.get('id', number)}"
         concept = str(record.get("concept", key_name))
+        _check_unicode("id or concept", key_name, concept)
         rng = generator(owner, "augment") if augment else None
         visual = self._load_picture(members, rng) if self._load_picture else None
         return Sample(key_name, owner, "", "", captions, concept, visual)
@@ -221,7 +222,7 @@ def _record(members: dict[str, bytes], language: str | None) -> dict[str, object
     """Return the JSON of a pair; a plain KEY.txt caption in `language` (img2dataset) stands in for missing captions."""
     try:
         record = json.loads(members["json"]) if "json" in members else {}
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, or a number of thousands of digits
         raise BadSample(f"json cannot be read ({error})") from error
     if not isinstance(record, dict):
         raise BadSample("json is not an object")
@@ -237,6 +238,7 @@ def _captions(record: dict[str, object], languages: list[str] | None) -> dict[st
     if not isinstance(captions, dict):
         raise BadSample("captions is not an object of language -> texts")
     chosen: dict[str, list[str]] = {}
+    _check_unicode("a language of captions", *captions)
     for language, texts in captions.items():
         if languages is not None and language not in languages:
             continue
@@ -247,7 +249,16 @@ def _captions(record: dict[str, object], languages: list[str] | None) -> dict[st
             or not texts
         ):
             raise BadSample(f"captions.{language} is not a list of texts, or one of them is empty")
+        _check_unicode(f"captions.{language}", *texts)
         chosen[language] = texts
     if not chosen:
         raise BadSample(f"no caption in {', '.join(languages or [])}" if languages else "no caption")
     return chosen
+
+
+def _check_unicode(field: str, *texts: str) -> None:
+    """JSON can spell halves of characters ("\\ud800"), which nothing else can write."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        raise BadSample(f"{field} is not Unicode text ({error.reason})") from error

@@ -40,8 +40,8 @@ class CodeSwitched(ImageCaption):
         return [f"switches {lemma} lemmas; percent of words found: {found}"]
 
     def caption(self, sample: Sample, packer: Packer | None) -> str:
-        """Choose the caption and switch it."""
-        switched = self.switcher.switch(super().caption(sample, packer), sample.generator("switch"))
+        """Switch the caption chosen."""
+        switched = self.switcher.switch(self.choose(sample), sample.generator("switch"))
         if packer is not None:
             packer.count("switching/words", switched.words)
             packer.count("switching/found", switched.found)

@@ -62,16 +62,21 @@ class ImageCaption(Objective):
         if "contrastive" in self.tasks:
             text, _ = packer.add(Sequence(tokens))
             image, _ = packer.add(Sequence(np.array([BOS], np.int64), visual))
-            ask_contrast(packer, text, image, position - turn.start, caption.casefold(), sample.concept)
+            # By the caption as it was written: two that were switched apart still say the same.
+            ask_contrast(packer, text, image, position - turn.start, self.choose(sample).casefold(), sample.concept)
         if self.tasks.keys() & {"masked_words", "masked_regions", "matching"}:
             masked = self.mask(tokens, visual, sample.generator("mask"))
             joint = self._add_joint(packer, masked, tokens, visual)
             if "matching" in self.tasks:
                 ask_match(packer, joint, True)
-                self._add_mismatch(packer, turn, position, read, caption, tokens)
+                self._add_mismatch(packer, turn, position, read, tokens)
 
     def caption(self, sample: Sample, packer: Packer | None) -> str:
-        """Choose the caption: language and text each equally likely. The same whoever asks for it (`packer` counts)."""
+        """Return the caption as the network sees it. The same whoever asks for it (`packer` counts)."""
+        return self.choose(sample)
+
+    def choose(self, sample: Sample) -> str:
+        """Choose the caption: language and text each equally likely. The same whoever asks for it."""
         rng = sample.generator("caption")
         languages = sorted(sample.captions)
         texts = sample.captions[languages[rng.integers(len(languages))]]
@@ -101,10 +106,10 @@ class ImageCaption(Objective):
             ask_regions(packer, first + len(tokens), masked.regions, visual)
         return number
 
-    def _add_mismatch(self, packer: Packer, turn: range, position: int, read: Read, caption: str, tokens: Ids) -> None:
+    def _add_mismatch(self, packer: Packer, turn: range, position: int, read: Read, tokens: Ids) -> None:
         """Pack the pair with another's picture or another's caption, masked alike; its labels are dropped."""
         sample = read(position)
-        other = self._partner(turn, position, read, caption)
+        other = _partner(turn, position, read)
         if other is None:
             return
         rng = sample.generator("mismatch")
@@ -117,14 +122,19 @@ class ImageCaption(Objective):
         number, _ = packer.add(Sequence(masked.tokens, masked.visual))
         ask_match(packer, number, False)
 
-    def _partner(self, turn: range, position: int, read: Read, caption: str) -> Sample | None:
-        """Return the next sample of the turn (cyclically) that differs in caption and picture; None if none of 8 does."""
-        mine = read(position)
-        for step in range(1, min(len(turn), 9)):
-            other = read(turn[(position - turn.start + step) % len(turn)])
-            if other.concept != mine.concept and self.caption(other, None).casefold() != caption.casefold():
-                return other
-        return None
+
+def _partner(turn: range, position: int, read: Read) -> Sample | None:
+    """Return the next sample of the turn (cyclically) with another concept and no caption in common; None if none of 8."""
+    mine = read(position)
+    for step in range(1, min(len(turn), 9)):
+        other = read(turn[(position - turn.start + step) % len(turn)])
+        if other.concept != mine.concept and _texts(other).isdisjoint(_texts(mine)):
+            return other
+    return None
+
+
+def _texts(sample: Sample) -> set[str]:
+    return {text.casefold() for texts in sample.captions.values() for text in texts}
 
 
 def _picture(sample: Sample) -> VisualTokens:

@@ -94,7 +94,8 @@ class Objective:
 
         def sample(position: int) -> Sample:
             if position not in samples:
-                samples[position] = self.mix.read(position, bad)
+                # A partner of a pair is counted where it is packed.
+                samples[position] = self.mix.read(position, bad if position in positions else BadSamples([]))
             return samples[position]
 
         for position in positions:

@@ -6,7 +6,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-NO_DECAY = ("bias", "norm.weight", "norm.bias", "log_scale", "positions.weight", "types.weight", "places.weight")
+PLACES = ("positions.weight", "types.weight", "places.weight")
+"""Tables that do not decay; nor does any vector: biases, norms, the temperature."""
 
 
 class OptimizerConfig(BaseModel):
@@ -33,7 +34,8 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             new = name.startswith(("visual.", "heads."))
-            groups.setdefault((new, not name.endswith(NO_DECAY)), []).append(parameter)
+            decayed = parameter.ndim > 1 and not name.endswith(PLACES)
+            groups.setdefault((new, decayed), []).append(parameter)
     new_rate = config.new_learning_rate or config.learning_rate
     return [
         {

@@ -1,0 +1,131 @@
+"""Records of strangers: whatever a shard says, a sample is used or named as bad; nothing else happens."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer.batch import VisualTokens
+from trainer.data.order import Place
+from trainer.data.source import BadSamples, Sample, Source, SourceConfig
+from trainer.errors import BadSample, UserError
+from trainer.keys import key
+from trainer.prepare.shards import ShardWriter
+
+GOOD = {"captions": {"en": ["a dog"], "de": "ein Hund"}}
+
+
+def no_picture(members: dict[str, bytes], rng: np.random.Generator | None) -> VisualTokens:
+    return VisualTokens(np.zeros((1, 1), np.float32), np.zeros((1, 4), np.float32))
+
+
+def source(folder: Path, *samples: dict[str, bytes], languages: list[str] | None = None) -> Source:
+    """A source of one shard with `samples`, and a good one behind them."""
+    with ShardWriter(folder, "captions", 100) as writer:
+        for members in (*samples, {"jpg": b"", "json": json.dumps(GOOD).encode()}):
+            writer.write(members)
+    config = SourceConfig(path=str(folder), languages=languages)
+    return Source(folder, config, (0, "image_caption", 0), 1, no_picture)
+
+
+def read(folder: Path, record: bytes, languages: list[str] | None = None) -> tuple[Sample, list[str]]:
+    """Read a sample with this record; return what came, and why it is not the one asked for."""
+    bad = BadSamples([])
+    found = source(folder, {"jpg": b"", "json": record}, languages=languages)
+    return found.read_place(Place(0, 0, 0), bad, augment=True), bad.seen
+
+
+def as_json(**changes: Any) -> bytes:
+    return json.dumps({**GOOD, **changes}).encode()
+
+
+def test_captions_are_texts_or_lists_of_texts(tmp_path: Path) -> None:
+    sample, bad = read(tmp_path, as_json(id="x", concept="dogs"))
+    assert bad == []
+    assert sample.captions == {"en": ["a dog"], "de": ["ein Hund"]}
+    assert sample.concept == "dogs"
+    assert sample.name.endswith("shard-000000.tar/x")
+
+
+def test_without_a_concept_every_picture_is_its_own(tmp_path: Path) -> None:
+    sample, _ = read(tmp_path, as_json())
+    assert sample.concept == sample.name
+
+
+def test_the_captions_of_other_languages_are_left_alone(tmp_path: Path) -> None:
+    sample, bad = read(tmp_path, as_json(captions={"en": "a dog", "fr": [""]}), languages=["en"])
+    assert (sample.captions, bad) == ({"en": ["a dog"]}, [])
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (b"{", "json cannot be read"),
+        (b"\xff\xfe", "json cannot be read"),
+        (b"[" * 100_000, "json cannot be read"),
+        (b'{"captions": ' + b"9" * 5000 + b"}", "json cannot be read"),
+        (b"[]", "json is not an object"),
+        (b"{}", "no captions"),
+        (as_json(captions=[]), "captions is not an object"),
+        (as_json(captions={}), "no caption"),
+        (as_json(captions={"en": []}), "captions.en is not a list of texts, or one of them is empty"),
+        (as_json(captions={"en": ["a", " "]}), "captions.en is not"),
+        (as_json(captions={"en": [1]}), "captions.en is not"),
+        (as_json(captions={"en": None}), "captions.en is not"),
+        (as_json(captions={"en": ["a \ud800 dog"]}), "captions.en .*Unicode"),
+        (as_json(captions={"\ud800": []}), "a language of captions is not Unicode"),
+        (as_json(concept="\udfff"), "id or concept is not Unicode"),
+        (as_json(id="\udfff"), "id or concept is not Unicode"),
+    ],
+)
+def test_a_record_that_cannot_be_used_is_replaced_and_its_fault_named(
+    tmp_path: Path, record: bytes, reason: str
+) -> None:
+    sample, bad = read(tmp_path, record)
+    assert sample.name.endswith("/1")
+    assert len(bad) == 1
+    assert bad[0].startswith(f"{tmp_path.name}/shard-000000.tar, sample 0: ")
+    assert re.search(reason, bad[0]), bad[0]
+
+
+TEXTS = st.text(st.characters(exclude_categories=()), max_size=5)
+"""Halves of surrogate pairs too."""
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=8,
+)
+CAPTIONS = st.dictionaries(st.sampled_from(["en", "de"]), TEXTS | st.lists(TEXTS, max_size=2) | VALUES)
+
+
+@settings(max_examples=150)
+@given(st.fixed_dictionaries({"captions": CAPTIONS | VALUES}, optional={"id": VALUES, "concept": VALUES}) | VALUES)
+def test_any_json_is_used_or_named(tmp_path_factory: pytest.TempPathFactory, record: Any) -> None:
+    sample, bad = read(tmp_path_factory.mktemp("any"), json.dumps(record).encode())
+    assert len(bad) <= 1
+    assert "".join(bad).encode() is not None, "it is written to a file"
+    for texts in sample.captions.values():
+        assert all(text.strip() and text.encode() for text in texts)
+    key(sample.concept, sample.name)
+
+
+def test_too_many_in_a_row_are_given_up_with_the_last_reason(tmp_path: Path) -> None:
+    found = source(tmp_path)
+    config = SourceConfig(path=str(tmp_path))
+
+    def refuse(members: dict[str, bytes], rng: np.random.Generator | None) -> VisualTokens:
+        raise BadSample("too dark")
+
+    dark = Source(found.folder, config, (0, "image_caption", 0), 1, refuse)
+    with pytest.raises(UserError, match=r"shard-000000\.tar: 1 bad samples in a row; the last: .*too dark"):
+        dark.read(0, BadSamples([]))
+
+
+def test_a_language_that_no_caption_has_names_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no caption in tlh .*; it has captions in de, en"):
+        source(tmp_path, languages=["en", "tlh"])

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.batch import Packer, Sequence, VisualTokens
+from trainer.keys import generator
+from trainer.objectives.tasks.masked_regions import MaskedRegions, ask_regions, mask_regions
+from trainer.objectives.tasks.matching import Matching
+
+
+def picture(regions: int, classes: list[int] | None = None) -> VisualTokens:
+    rng = np.random.default_rng(0)
+    features, boxes = rng.normal(size=(regions, 3)).astype(np.float32), rng.random((regions, 4), np.float32)
+    return VisualTokens(features, boxes, None if classes is None else np.array(classes))
+
+
+def test_fifteen_in_a_hundred_are_chosen_and_nine_in_ten_of_them_lose_their_feature() -> None:
+    whole = picture(20_000)
+    seen, places = mask_regions(whole, generator("rates"), 0.15, None)
+    assert len(places) / 20_000 == pytest.approx(0.15, abs=0.01)
+    empty = ~seen.features[places].any(1)
+    assert empty.mean() == pytest.approx(0.9, abs=0.02)
+    assert np.array_equal(seen.features[places][~empty], whole.features[places][~empty])
+
+
+@given(st.integers(1, 12), st.floats(0.001, 0.999), st.integers(0, 10**9))
+def test_at_least_one_is_chosen_boxes_stay_and_the_original_is_not_touched(
+    regions: int, rate: float, number: int
+) -> None:
+    whole = picture(regions)
+    seen, places = mask_regions(whole, generator(number), rate, None)
+    assert len(set(places.tolist())) == len(places) >= 1
+    assert np.array_equal(seen.boxes, whole.boxes)
+    assert np.array_equal(whole.features, picture(regions).features)
+    rest = np.setdiff1d(np.arange(regions), places)
+    assert np.array_equal(seen.features[rest], whole.features[rest])
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=8), st.integers(0, 10**9))
+def test_background_is_never_chosen(classes: list[int], number: int) -> None:
+    seen, places = mask_regions(picture(len(classes), classes), generator(number), 0.9, background=0)
+    assert all(classes[place] for place in places)
+    assert bool(len(places)) == any(classes)
+    assert any(classes) or np.array_equal(seen.features, picture(len(classes)).features)
+
+
+def test_what_is_asked_is_the_true_picture_at_the_right_slots() -> None:
+    packer, whole = Packer(3), picture(4, [5, 6, 7, 8])
+    packer.add(Sequence(np.array([0, 2])))
+    _, first = packer.add(Sequence(np.array([0, 9, 2]), whole))
+    ask_regions(packer, first + 3, np.array([1, 3]), whole)
+    targets = packer.finish(2).targets["masked_regions"]
+    assert targets["slots"].tolist() == [2 + 3 + 1, 2 + 3 + 3]
+    assert targets["classes"].tolist() == [6, 8]
+    assert np.array_equal(targets["features"].numpy(), whole.features[[1, 3]])
+
+
+def test_the_loss_is_the_relative_error_of_the_feature_and_the_entropy_of_the_class() -> None:
+    targets = {"features": torch.tensor([[0.0, 2.0], [1.0, 0.0]]), "classes": torch.tensor([1, 0])}
+    feature = torch.tensor([[1.0, 2.0], [1.0, 3.0]])
+    assert float(MaskedRegions().loss(feature, targets)) == pytest.approx(1 / 4 + 9 / 1)
+    logits = torch.tensor([[0.0, 0.0, 0.0], [2.0, 1.0, 0.0]])
+    entropy = np.log(3) + np.log(np.exp(2) + np.exp(1) + 1) - 2
+    assert float(MaskedRegions().loss(torch.cat([feature, logits], 1), targets)) == pytest.approx(9.25 + entropy)
+    assert MaskedRegions().count({"slots": torch.tensor([3, 4])}) == 2
+
+
+def test_a_region_without_a_feature_does_not_divide_by_zero() -> None:
+    targets = {"features": torch.zeros(1, 2), "classes": torch.tensor([-1])}
+    assert bool(MaskedRegions().loss(torch.ones(1, 2), targets).isfinite())
+
+
+def test_matching_is_the_entropy_of_its_logits() -> None:
+    targets = {"labels": torch.tensor([1.0, 0.0]), "sequences": torch.tensor([0, 1])}
+    found = Matching().loss(torch.tensor([2.0, -1.0]), targets)
+    assert float(found) == pytest.approx(np.log(1 + np.exp(-2)) + np.log(1 + np.exp(-1)))
+    assert Matching().count(targets) == 2

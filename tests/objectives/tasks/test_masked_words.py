@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.data.tokenizer import BOS, EOS, Tokenizer
+from trainer.keys import generator
+from trainer.objectives.tasks.masked_words import mask_words
+
+
+def sentence(pieces: int, tokenizer: Tokenizer, piece: int | None = None) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    rng = np.random.default_rng(0)
+    body = rng.integers(tokenizer.first_piece, tokenizer.mask, pieces) if piece is None else np.full(pieces, piece)
+    return np.concatenate([[BOS], body, [EOS]]).astype(np.int64)
+
+
+def test_fifteen_in_a_hundred_are_chosen_and_80_10_10_of_them_hidden_replaced_kept(tokenizer: Tokenizer) -> None:
+    pieces, true = 40_000, tokenizer.first_piece
+    hidden, places = mask_words(sentence(pieces, tokenizer, true), generator("rates"), 0.15, tokenizer)
+    assert len(places) / pieces == pytest.approx(0.15, abs=0.008)
+    shown = hidden[places]
+    assert np.mean(shown == tokenizer.mask) == pytest.approx(0.8, abs=0.02)
+    # A random piece is the true one now and then.
+    drawn = np.mean((shown != tokenizer.mask) & (shown != true))
+    assert drawn == pytest.approx(0.1 * (1 - 1 / (tokenizer.mask - tokenizer.first_piece)), abs=0.015)
+    assert np.mean(shown == true) == pytest.approx(0.1, abs=0.015)
+    replaced = shown[(shown != tokenizer.mask) & (shown != true)]
+    assert set(range(tokenizer.first_piece, tokenizer.mask)) - set(replaced.tolist()) <= {true}
+
+
+@given(st.integers(1, 30), st.floats(0.001, 0.999), st.integers(0, 10**9))
+def test_specials_stay_and_at_least_one_piece_is_chosen(
+    tokenizer: Tokenizer, pieces: int, rate: float, number: int
+) -> None:
+    tokens = sentence(pieces, tokenizer)
+    before = tokens.copy()
+    hidden, places = mask_words(tokens, generator(number), rate, tokenizer)
+    assert np.array_equal(tokens, before), "the true ids are the labels"
+    assert len(set(places.tolist())) == len(places) >= 1
+    assert 1 <= places.min() <= places.max() <= pieces
+    rest = np.setdiff1d(np.arange(len(tokens)), places)
+    assert np.array_equal(hidden[rest], tokens[rest])
+    assert ((hidden[places] >= tokenizer.first_piece) & (hidden[places] <= tokenizer.mask)).all()
+
+
+def test_a_sentence_without_pieces_has_nothing_to_hide(tokenizer: Tokenizer) -> None:
+    hidden, places = mask_words(np.array([BOS, EOS]), generator("none"), 0.15, tokenizer)
+    assert hidden.tolist() == [BOS, EOS]
+    assert len(places) == 0

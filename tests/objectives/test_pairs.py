@@ -1,0 +1,232 @@
+"""What a pair becomes, read back from the packed micro-batch; and what two objectives make of twins."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.tiny import CLASSES, FEATURE_SIZE
+from tests.visual.test_regions import packed
+from trainer.batch import Batch
+from trainer.data.source import BadSamples, Sample
+from trainer.data.tokenizer import Tokenizer
+from trainer.objectives import OBJECTIVES
+from trainer.objectives.image_caption import ImageCaption
+from trainer.objectives.objective import Context
+from trainer.prepare.shards import ShardWriter
+from trainer.recipe import Recipe
+from trainer.visual.regions import Regions
+
+TASKS = ("masked_words", "masked_regions", "matching", "contrastive")
+
+
+def regions(number: int) -> bytes:
+    rng = np.random.default_rng(number)
+    corner = rng.random((3, 2)).astype(np.float32) / 2
+    return packed(
+        {
+            "boxes": np.concatenate([corner, corner + 0.5], 1),
+            "features": rng.normal(size=(3, FEATURE_SIZE)).astype(np.float16),
+            "class_ids": rng.integers(0, CLASSES, 3),
+        }
+    )
+
+
+def pairs(
+    folder: Path, tiny_recipe: Recipe, name: str, records: list[dict[str, Any]], tasks: tuple[str, ...] = TASKS
+) -> ImageCaption:
+    """The objective `name` on these records."""
+    with ShardWriter(folder, "captions", 100) as writer:
+        for number, record in enumerate(records):
+            writer.write({"png": b"", "json": json.dumps(record).encode(), "regions.npz": regions(number)})
+    fields: dict[str, Any] = {"batch_size": 4, "sources": [{"path": str(folder)}], "tasks": dict.fromkeys(tasks, 1.0)}
+    if name == "code_switched":
+        switching = getattr(tiny_recipe.objectives, name).switching
+        fields["switching"] = switching.model_copy(update={"word_rate": 1.0})
+    visual = Regions(kind="regions", feature_size=FEATURE_SIZE, classes=CLASSES)
+    context = Context(name, 0, Tokenizer(tiny_recipe.tokenizer_folder), visual, 1)
+    built = OBJECTIVES[name].model_validate(fields).build(context)
+    assert isinstance(built, ImageCaption)
+    return built
+
+
+def read(objective: ImageCaption, position: int) -> Sample:
+    return objective.mix.read(position, BadSamples([]))
+
+
+def words_of(batch: Batch, sequence: int) -> list[int]:
+    start = int(batch.lengths[:sequence].sum())
+    inside = (batch.token_slots >= start) & (batch.token_slots < start + int(batch.lengths[sequence]))
+    return batch.token_ids[inside].tolist()
+
+
+def boxes_of(batch: Batch, sequence: int) -> list[list[float]]:
+    start = int(batch.lengths[:sequence].sum())
+    inside = (batch.visual_slots >= start) & (batch.visual_slots < start + int(batch.lengths[sequence]))
+    return batch.visual_boxes[inside].tolist()
+
+
+@pytest.fixture(scope="module")
+def batch(tiny_recipe: Recipe) -> tuple[ImageCaption, range, Batch]:
+    """A large turn of the tiny run's pairs."""
+    context = Context("image_caption", 0, Tokenizer(tiny_recipe.tokenizer_folder), tiny_recipe.visual, 2)
+    objective = tiny_recipe.active_objectives["image_caption"].build(context)
+    assert isinstance(objective, ImageCaption)
+    turn = range(30, 90)
+    return objective, turn, objective.batch(turn, turn)
+
+
+def test_a_pair_is_a_text_a_picture_the_two_joined_and_a_mismatch(batch: tuple[ImageCaption, range, Batch]) -> None:
+    objective, turn, packed_pairs = batch
+    contrast, matching = packed_pairs.targets["contrastive"], packed_pairs.targets["matching"]
+    assert contrast["rows"].tolist() == list(range(len(turn)))
+    assert len(packed_pairs.lengths) == 4 * len(turn)
+    for row, position in enumerate(turn):
+        sample = read(objective, position)
+        assert sample.visual is not None
+        tokens = objective.context.tokenizer.encode(objective.caption(sample, None), 32).tolist()
+        assert words_of(packed_pairs, int(contrast["text_sequences"][row])) == tokens
+        picture = int(contrast["image_sequences"][row])
+        assert words_of(packed_pairs, picture) == [0]
+        assert int(packed_pairs.lengths[picture]) == 1 + len(sample.visual.features)
+        joint = int(matching["sequences"][2 * row])
+        assert int(packed_pairs.lengths[joint]) == len(tokens) + len(sample.visual.features)
+
+
+def test_labels_stand_at_the_slots_of_the_words_that_they_name(batch: tuple[ImageCaption, range, Batch]) -> None:
+    """The true ids are those of the text alone; the labels must be what they say at the same place."""
+    _, turn, packed_pairs = batch
+    contrast, matching = packed_pairs.targets["contrastive"], packed_pairs.targets["matching"]
+    labels = dict(
+        zip(
+            packed_pairs.targets["masked_words"]["slots"].tolist(),
+            packed_pairs.targets["masked_words"]["labels"].tolist(),
+            strict=True,
+        )
+    )
+    starts = torch.cumsum(packed_pairs.lengths, 0) - packed_pairs.lengths
+    asked = 0
+    for row in range(len(turn)):
+        true = words_of(packed_pairs, int(contrast["text_sequences"][row]))
+        joint = int(matching["sequences"][2 * row])
+        shown, start = words_of(packed_pairs, joint), int(starts[joint])
+        for place, (truly, seen) in enumerate(zip(true, shown, strict=True)):
+            if start + place in labels:
+                assert labels[start + place] == truly
+                asked += 1
+            else:
+                assert seen == truly
+    assert asked == len(labels) > 0
+
+
+def test_a_pair_hides_words_or_regions_never_both_and_a_mismatch_is_asked_for_nothing(
+    batch: tuple[ImageCaption, range, Batch],
+) -> None:
+    _, turn, packed_pairs = batch
+    ends = torch.cumsum(packed_pairs.lengths, 0)
+    owners = {
+        task: Counter(torch.searchsorted(ends, packed_pairs.targets[task]["slots"], right=True).tolist())
+        for task in ("masked_words", "masked_regions")
+    }
+    joints = set(packed_pairs.targets["matching"]["sequences"][::2].tolist())
+    assert not owners["masked_words"].keys() & owners["masked_regions"].keys()
+    assert owners["masked_words"].keys() | owners["masked_regions"].keys() == joints
+    assert 0.3 < len(owners["masked_words"]) / len(turn) < 0.7
+
+
+def test_mismatches_take_the_others_picture_and_the_others_caption_alike_often(
+    batch: tuple[ImageCaption, range, Batch],
+) -> None:
+    """And they are masked like the true pairs, so that a mask gives nothing away."""
+    objective, turn, packed_pairs = batch
+    matching = packed_pairs.targets["matching"]
+    mask = objective.context.tokenizer.mask
+    own, masked = 0, Counter[bool]()
+    for row in range(len(turn)):
+        true, false = (int(matching["sequences"][2 * row + which]) for which in (0, 1))
+        own += boxes_of(packed_pairs, true) == boxes_of(packed_pairs, false)
+        for good, sequence in ((True, true), (False, false)):
+            masked[good] += mask in words_of(packed_pairs, sequence)
+    assert 0.25 < own / len(turn) < 0.75
+    assert abs(masked[True] - masked[False]) < 0.3 * len(turn)
+
+
+CAPTIONS = [
+    {"captions": {"en": ["dog cat"]}, "id": "a", "concept": "dogs"},
+    {"captions": {"en": ["Dog Cat"]}, "id": "b", "concept": "more dogs"},
+    {"captions": {"en": ["moon tree"]}, "id": "c", "concept": "dogs"},
+]
+
+
+@pytest.mark.parametrize("name", ["image_caption", "code_switched"])
+def test_a_mismatch_is_never_of_the_same_concept_or_caption(tmp_path: Path, tiny_recipe: Recipe, name: str) -> None:
+    """Of these three only the second and the third do not fit together, however their words are switched."""
+    objective = pairs(tmp_path, tiny_recipe, name, CAPTIONS)
+    for epoch in range(12):
+        turn = range(3 * epoch, 3 * epoch + 3)
+        labels = Counter(objective.batch(turn, turn).targets["matching"]["labels"].tolist())
+        assert labels == {1.0: 3, 0.0: 2}
+
+
+def test_a_caption_that_the_other_picture_has_too_makes_no_mismatch(tmp_path: Path, tiny_recipe: Recipe) -> None:
+    """Whichever of its captions is drawn."""
+    both = [
+        {"captions": {"en": ["dog cat", "moon tree"]}, "id": "a"},
+        {"captions": {"en": ["moon tree", "house"]}, "id": "b"},
+    ]
+    objective = pairs(tmp_path, tiny_recipe, "image_caption", both)
+    for epoch in range(12):
+        turn = range(2 * epoch, 2 * epoch + 2)
+        assert objective.batch(turn, turn).targets["matching"]["labels"].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ["image_caption", "code_switched"])
+def test_identical_captions_have_one_name_however_their_words_are_switched(
+    tmp_path: Path, tiny_recipe: Recipe, name: str
+) -> None:
+    objective = pairs(tmp_path, tiny_recipe, name, CAPTIONS)
+    shown = set()
+    for epoch in range(12):
+        turn = range(3 * epoch, 3 * epoch + 3)
+        targets = objective.batch(turn, turn).targets["contrastive"]
+        ids = [read(objective, position).name.rsplit("/", 1)[-1] for position in turn]
+        captions = dict(zip(ids, targets["captions"].tolist(), strict=True))
+        pictures = dict(zip(ids, targets["pictures"].tolist(), strict=True))
+        assert captions["a"] == captions["b"] != captions["c"]
+        assert pictures["a"] == pictures["c"] != pictures["b"]
+        shown.add(objective.caption(read(objective, turn[ids.index("a")]), None))
+    assert (len(shown) > 2) == (name == "code_switched")
+
+
+@pytest.mark.parametrize(
+    ("tasks", "sequences"),
+    [(("contrastive",), 2), (("masked_words",), 1), (("masked_regions",), 1), (("matching",), 2), (TASKS, 4)],
+)
+def test_only_what_the_tasks_need_is_packed(
+    tmp_path: Path, tiny_recipe: Recipe, tasks: tuple[str, ...], sequences: int
+) -> None:
+    different = [{"captions": {"en": [word]}} for word in ("dog", "cat", "moon", "tree")]
+    found = pairs(tmp_path, tiny_recipe, "image_caption", different, tasks).batch(range(4), range(4))
+    assert len(found.lengths) == 4 * sequences
+    assert found.targets.keys() <= set(tasks)
+    assert set(tasks) - {"masked_words", "masked_regions"} <= found.targets.keys()
+
+
+def test_a_bad_sample_is_counted_once_however_the_turn_is_split(tmp_path: Path, tiny_recipe: Recipe) -> None:
+    """Its neighbour reads it too, as a partner; but it is one bad sample."""
+    records = [{"captions": {"en": [word]}} for word in ("dog", "cat", "moon", "tree")]
+    records[2] = {"captions": {}}
+    objective = pairs(tmp_path, tiny_recipe, "image_caption", records)
+    turn = range(4)
+    whole = objective.batch(turn, turn).bad
+    assert len(whole) == 1
+    assert [bad for position in turn for bad in objective.batch(turn, range(position, position + 1)).bad] == whole
+
+
+def test_an_empty_part_of_a_turn_asks_nothing(tmp_path: Path, tiny_recipe: Recipe) -> None:
+    found = pairs(tmp_path, tiny_recipe, "image_caption", CAPTIONS).batch(range(4), range(0))
+    assert (found.samples, found.targets, found.names, found.bad) == (0, {}, [], [])
