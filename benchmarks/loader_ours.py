@@ -30,7 +30,11 @@ class PlainPairs(ImageCaption):
     def add(self, packer: Packer, turn: range, position: int, read: Read) -> None:
         """Pack one pair."""
         sample = read(position)
-        packer.add(Sequence(self.context.tokenizer.encode(self.caption(sample, packer), self.config.most_tokens), sample.visual))
+        packer.add(
+            Sequence(
+                self.context.tokenizer.encode(self.caption(sample, packer), self.config.most_tokens), sample.visual
+            )
+        )
 
 
 def start(kind: str, data: Path, workers: int, first: int, masks: bool) -> Iterator[Batch]:

@@ -5,6 +5,7 @@ one Tokenizer, batches of 64 as torch tensors. Each peer is set up as its own do
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -26,6 +27,8 @@ from trainer.data.tokenizer import Tokenizer
 BATCH = 64
 MOST_TOKENS = 128
 RESUME_AT = 1_000_000
+WARM_UP = 64
+"""Batches that are not counted: more than any loader has ready when the first one is asked for."""
 READ_AHEAD = 20_000
 """Samples that a loader without a state skips; what the whole way would take follows from them."""
 
@@ -150,7 +153,12 @@ def energon(task: Task, first: int) -> Iterator[Any]:
     def make() -> Any:
         config = en.WorkerConfig(rank=0, world_size=1, num_workers=task.workers)
         dataset = en.get_train_dataset(
-            folder, worker_config=config, batch_size=BATCH, shuffle_buffer_size=1000, max_samples_per_sequence=100, task_encoder=Encoder()
+            folder,
+            worker_config=config,
+            batch_size=BATCH,
+            shuffle_buffer_size=1000,
+            max_samples_per_sequence=100,
+            task_encoder=Encoder(),
         )
         return en.get_savable_loader(dataset, **({"prefetch_factor": 4} if task.workers else {}))
 
@@ -172,7 +180,15 @@ def _prepared_for_energon(task: Task) -> str:
         for tar in task.tars:
             os.link(tar, folder / Path(tar).name)
         program = str(Path(sys.executable).with_name("energon"))
-        options = ["--non-interactive", "--split-ratio", "1,0,0", "--sample-type", "CrudeWebdataset", "--num-workers", "1"]
+        options = [
+            "--non-interactive",
+            "--split-ratio",
+            "1,0,0",
+            "--sample-type",
+            "CrudeWebdataset",
+            "--num-workers",
+            "1",
+        ]
         subprocess.run([program, "prepare", str(folder), *options], check=True, stdout=subprocess.DEVNULL)
     return str(folder)
 
@@ -190,13 +206,17 @@ def litdata(task: Task, first: int) -> Iterator[Any]:
         )
     samples = litdata.StreamingDataset(str(folder), shuffle=True, drop_last=False, transform=task.sample)
     more: dict[str, Any] = {"prefetch_factor": 4} if task.workers else {}
-    loader = litdata.StreamingDataLoader(samples, batch_size=BATCH, num_workers=task.workers, collate_fn=collate, **more)
+    loader = litdata.StreamingDataLoader(
+        samples, batch_size=BATCH, num_workers=task.workers, collate_fn=collate, **more
+    )
     if first:
         list(itertools.islice(loader, 20))
         state = loader.state_dict()
         _Clock.start()
         samples = litdata.StreamingDataset(str(folder), shuffle=True, drop_last=False, transform=task.sample)
-        loader = litdata.StreamingDataLoader(samples, batch_size=BATCH, num_workers=task.workers, collate_fn=collate, **more)
+        loader = litdata.StreamingDataLoader(
+            samples, batch_size=BATCH, num_workers=task.workers, collate_fn=collate, **more
+        )
         loader.load_state_dict(state)
     return itertools.chain.from_iterable(itertools.repeat(loader))
 
@@ -228,7 +248,7 @@ def main() -> None:
     parser.add_argument("kind", choices=["pictures", "text"])
     parser.add_argument("workers", type=int)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--batches", type=int, default=100)
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -240,20 +260,38 @@ def main() -> None:
         seconds = time.perf_counter() - _Clock.began
         print(json.dumps({"seconds": seconds * RESUME_AT / skipped}))
     else:
-        print(json.dumps({"rate": rate(start(task, 0), options.seconds, 2 * (task.workers * 4 + 1))}))
+        print(json.dumps(rate(start(task, 0), options.batches)))
     sys.stdout.flush()
     os._exit(0)  # some loaders take seconds to let their workers go
 
 
-def rate(batches: Iterator[Any], seconds: float, warm_up: int) -> float:
-    """Return samples a second, once the buffers that were filled in advance are used up."""
-    for _ in range(warm_up):
+def rate(batches: Iterator[Any], number: int) -> dict[str, float]:
+    """Load `number` batches, once the buffers that were filled in advance are used up.
+
+    -> "rate": samples a second; "cpu": samples a second of processor time, workers included, which other programs on the
+    machine disturb less.
+    """
+    for _ in range(WARM_UP):
         next(batches)
-    began, number = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
+    began, used = time.perf_counter(), processor_seconds()
+    for _ in range(number):
         next(batches)
-        number += 1
-    return number * BATCH / (time.perf_counter() - began)
+    samples = number * BATCH
+    return {"rate": samples / (time.perf_counter() - began), "cpu": samples / (processor_seconds() - used)}
+
+
+def processor_seconds() -> float:
+    """Return the processor time of this process and all that it started and that still live."""
+    parents, ticks = {}, {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = entry.read_text().rpartition(")")[2].split()
+            pid = int(entry.parent.name)
+            parents[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
+    mine = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in mine and pid not in mine}:
+        mine |= more
+    return sum(ticks[pid] for pid in mine) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

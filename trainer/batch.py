@@ -7,7 +7,7 @@ A task says what it wants from the network by the slots or sequences that it nam
 from collections.abc import Callable
 from collections.abc import Sequence as Sequences
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -40,8 +40,7 @@ class VisualTokens:
         return scaled(chosen) if self.features.dtype == np.uint8 else chosen
 
 
-@dataclass(frozen=True)
-class Sequence:
+class Sequence(NamedTuple):
     """One sequence before packing: words first, then the picture's tokens."""
 
     token_ids: NDArray[np.int64]
@@ -136,13 +135,14 @@ class Packer:
         words = [len(s.token_ids) for s in self._sequences]
         lengths = np.array([n + _visual_length(s) for n, s in zip(words, self._sequences, strict=True)], np.int64)
         starts = np.cumsum(lengths) - lengths
-        places = [np.arange(n, dtype=np.int64) for n in words]
-        firsts = (starts + np.array(words)).tolist()
+        word_counts = np.array(words, np.int64)
+        places = np.arange(word_counts.sum()) - np.repeat(np.cumsum(word_counts) - word_counts, word_counts)
+        firsts = (starts + word_counts).tolist()
         pictures = [(first, s.visual) for first, s in zip(firsts, self._sequences, strict=True) if s.visual]
         return Batch(
             token_ids=torch.from_numpy(np.concatenate([s.token_ids for s in self._sequences])),
-            token_slots=torch.from_numpy(np.concatenate([p + s for p, s in zip(places, starts, strict=True)])),
-            token_places=torch.from_numpy(np.concatenate(places)),
+            token_slots=torch.from_numpy(places + np.repeat(starts, word_counts)),
+            token_places=torch.from_numpy(places),
             visual_features=_stack([v.features for _, v in pictures], self.feature_size),
             visual_boxes=_stack([v.boxes for _, v in pictures], 4),
             visual_slots=torch.from_numpy(

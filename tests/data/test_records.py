@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from trainer.batch import VisualTokens
 from trainer.data.order import Place
-from trainer.data.source import BadSamples, Sample, Source, SourceConfig
+from trainer.data.sample import BadSamples, Sample
+from trainer.data.source import Source, SourceConfig
 from trainer.errors import BadSample, UserError
 from trainer.keys import key
 from trainer.prepare.shards import ShardWriter

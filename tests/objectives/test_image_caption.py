@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from trainer.batch import Batch
 from trainer.data.plan import split
-from trainer.data.source import BadSamples
+from trainer.data.sample import BadSamples
 from trainer.objectives.image_caption import ImageCaption
 from trainer.objectives.objective import Objective
 from trainer.recipe import load_recipe

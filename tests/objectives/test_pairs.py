@@ -12,7 +12,7 @@ import torch
 from tests.tiny import CLASSES, FEATURE_SIZE
 from tests.visual.test_regions import packed
 from trainer.batch import Batch
-from trainer.data.source import BadSamples, Sample
+from trainer.data.sample import BadSamples, Sample
 from trainer.data.tokenizer import Tokenizer
 from trainer.objectives import OBJECTIVES
 from trainer.objectives.image_caption import ImageCaption

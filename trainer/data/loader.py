@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainer.batch import Batch
 from trainer.data.plan import MicroBatch, MicroBatchPlan
+from trainer.data.threads import set_threads
 from trainer.errors import OneRankError, UserError
 
 
@@ -22,6 +23,7 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     workers: int = Field(1, ge=0, description="Worker processes a rank; 0 loads in the training process.")
+    threads: int = Field(2, ge=1, description="Threads of each worker that decode pictures.")
     prefetch: int = Field(4, ge=1, description="Micro-batches that each worker prepares ahead.")
     window: int = Field(4, ge=1, description="Shards whose samples are shuffled together.")
     most_bad: float = Field(0.01, ge=0, le=1, description="Share of bad samples above which the run stops.")
@@ -82,10 +84,12 @@ def load(
         num_workers=config.workers,
         prefetch_factor=config.prefetch if config.workers else None,
         pin_memory=pin,
-        worker_init_fn=_Start(start_worker),
+        worker_init_fn=_Start(start_worker, config.threads),
         # Of its own: the loader draws a seed for its workers, which must not move the generator that dropout uses.
         generator=torch.Generator(),
     )
+    if not config.workers:
+        set_threads(config.threads)
     for batch in loader:
         if isinstance(batch, Failure):
             raise OneRankError(batch.message)
@@ -93,11 +97,12 @@ def load(
 
 
 class _Start:
-    """Worker start: one thread each (workers are the parallelism), then `start_worker`."""
+    """Worker start: no threads of torch (workers are the parallelism), those of the decoders, then `start_worker`."""
 
-    def __init__(self, start_worker: Callable[[int], None]) -> None:
-        self._start_worker = start_worker
+    def __init__(self, start_worker: Callable[[int], None], threads: int) -> None:
+        self._start_worker, self._threads = start_worker, threads
 
     def __call__(self, worker: int) -> None:
         torch.set_num_threads(1)
+        set_threads(self._threads)
         self._start_worker(worker)

@@ -1,8 +1,6 @@
 """A source: one folder of shards, read in its endless order. A mix: the sources of one objective, read by position."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +12,9 @@ from trainer.batch import VisualTokens
 from trainer.data.manifest import Manifest, check_shards
 from trainer.data.order import Place, SourceOrder
 from trainer.data.reader import ShardReader
+from trainer.data.sample import BadSamples, Sample, check_unicode, choose_captions, read_record, read_text
 from trainer.data.shares import Shares, temperature_weights
+from trainer.data.threads import each
 from trainer.errors import BadSample, UserError
 from trainer.keys import generator, key
 
@@ -43,34 +43,6 @@ class LoadPicture(Protocol):
 
     def __call__(self, members: dict[str, bytes], rng: np.random.Generator | None) -> VisualTokens:
         """Raises BadSample."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One sample, read and decoded."""
-
-    name: str
-    """Source, shard and key, for messages."""
-    owner: int
-    """What its random choices are keyed by: the hash of seed, objective, source, epoch, shard, sample."""
-    language: str
-    text: str
-    """The passage of a text source; "" for pictures."""
-    captions: dict[str, list[str]]
-    concept: str
-    """Pictures of one concept share their captions; the sample's own name where there is none."""
-    visual: VisualTokens | None
-
-    def generator(self, purpose: str) -> np.random.Generator:
-        """The sample's own generator for `purpose`: the same in every run, on every rank, in every worker."""
-        return generator(self.owner, purpose)
-
-
-@dataclass
-class BadSamples:
-    """Bad samples met since the last look, as "shard/key: reason"."""
-
-    seen: list[str]
 
 
 class Source:
@@ -102,6 +74,8 @@ class Source:
         counts = [shard.samples for shard in self.manifest.shards]
         self.order = SourceOrder(counts, window, key(*owner, "order"))
         self._counts = counts
+        self._names = [f"{folder.name}/{shard.name}" for shard in self.manifest.shards]
+        self._language = self.manifest.language or ""
         self._reader = ShardReader([folder / shard.name for shard in self.manifest.shards])
 
     def read(self, index: int, bad: BadSamples, augment: bool = True) -> Sample:
@@ -112,19 +86,22 @@ class Source:
         return self.read_place(self.order.place(index), bad, augment)
 
     def read_many(self, indices: NDArray[np.int64], bad: BadSamples) -> list[Sample]:
-        """Return the samples at `indices` [N] of the endless order."""
-        places = self.order.locate(indices)
-        rows = zip(places.epoch.tolist(), places.shard.tolist(), places.sample.tolist(), strict=True)
-        return [self.read_place(Place(*row), bad, True) for row in rows]
+        """Return the samples at `indices` [N] of the endless order: read in turn, pictures decoded by threads."""
+        rows = zip(*(array.tolist() for array in self.order.locate(indices)), strict=True)
+        places = [Place(*row) for row in rows]
+        stored = [self._read(place) for place in places]
+        found = each(self._try, places, stored) if self._load_picture else map(self._try, places, stored)
+        # A bad one is read once more, alone: one rule, whether samples are read singly or together.
+        return [sample or self.read_place(place, bad, True) for place, sample in zip(places, found, strict=True)]
 
     def read_place(self, place: Place, bad: BadSamples, augment: bool) -> Sample:
         """As `read`, from a place in the shards."""
         for further in range(min(MOST_REPLACED, self._counts[place.shard])):
             number = (place.sample + further) % self._counts[place.shard]
             try:
-                return self._decode(place, number, augment)
+                return self._decode(place, number, self._reader.read(place.shard, number), augment)
             except BadSample as reason:
-                bad.seen.append(f"{self._name(place.shard)}, sample {number}: {reason}")
+                bad.seen.append(f"{self._names[place.shard]}, sample {number}: {reason}")
         raise UserError(
             f"{self.folder / self.manifest.shards[place.shard].name}: {further + 1} bad samples in a row; "
             f"the last: {bad.seen[-1]}. Prepare this source again, or take it out of the recipe."
@@ -134,24 +111,31 @@ class Source:
         """Return a sample as stored: extension -> bytes. Raises BadSample."""
         return self._reader.read(shard, sample)
 
-    def _name(self, shard: int) -> str:
-        return f"{self.folder.name}/{self.manifest.shards[shard].name}"
+    def _read(self, place: Place) -> dict[str, bytes] | None:
+        """Return a sample as stored, or None where it is bad."""
+        try:
+            return self._reader.read(place.shard, place.sample)
+        except BadSample:
+            return None
 
-    def _decode(self, place: Place, number: int, augment: bool) -> Sample:
-        name = self._name(place.shard)
-        members = self.members(place.shard, number)
-        owner = key(self._owner, place.epoch, place.shard, number)
-        language = self.manifest.language or ""
-        if self.manifest.kind == "text":
-            return Sample(name, owner, language, _text(members), {}, "", None)
-        record = _record(members, self.manifest.language)
-        captions = _captions(record, self._config.languages)
+    def _try(self, place: Place, members: dict[str, bytes] | None) -> Sample | None:
+        """Decode what was read; None where it is bad. Runs in any thread."""
+        try:
+            return self._decode(place, place.sample, members, True) if members is not None else None
+        except BadSample:
+            return None
+
+    def _decode(self, place: Place, number: int, members: dict[str, bytes], augment: bool) -> Sample:
+        name, owner = self._names[place.shard], (self._owner, place.epoch, place.shard, number)
+        if self._load_picture is None:
+            return Sample(name, owner, self._language, read_text(members), {}, "", None)
+        record = read_record(members, self.manifest.language)
+        captions = choose_captions(record, self._config.languages)
         key_name = f"{name}/{record.get('id', number)}"
         concept = str(record.get("concept", key_name))
-        _check_unicode("id or concept", key_name, concept)
-        rng = generator(owner, "augment") if augment else None
-        visual = self._load_picture(members, rng) if self._load_picture else None
-        return Sample(key_name, owner, "", "", captions, concept, visual)
+        check_unicode("id or concept", key_name, concept)
+        rng = generator(*owner, "augment") if augment else None
+        return Sample(key_name, owner, "", "", captions, concept, self._load_picture(members, rng))
 
 
 class Mix:
@@ -204,61 +188,3 @@ def _check_kind(folder: Path, manifest: Manifest, config: SourceConfig, load_pic
         raise UserError(
             f"{folder}: no caption in {', '.join(missing)} (languages of its source in the recipe); it has captions in {known}"
         )
-
-
-def _text(members: dict[str, bytes]) -> str:
-    try:
-        text = members["txt"].decode().strip()
-    except KeyError as error:
-        raise BadSample("no member txt") from error
-    except UnicodeDecodeError as error:
-        raise BadSample(f"txt is not UTF-8 ({error.reason})") from error
-    if not text:
-        raise BadSample("an empty text")
-    return text
-
-
-def _record(members: dict[str, bytes], language: str | None) -> dict[str, object]:
-    """Return the JSON of a pair; a plain KEY.txt caption in `language` (img2dataset) stands in for missing captions."""
-    try:
-        record = json.loads(members["json"]) if "json" in members else {}
-    except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, or a number of thousands of digits
-        raise BadSample(f"json cannot be read ({error})") from error
-    if not isinstance(record, dict):
-        raise BadSample("json is not an object")
-    if "captions" not in record:
-        if language is None:
-            raise BadSample("json has no captions, and the manifest names no language for txt (`m3p index --language`)")
-        record = {**record, "captions": {language: [_text(members)]}}
-    return record
-
-
-def _captions(record: dict[str, object], languages: list[str] | None) -> dict[str, list[str]]:
-    captions = record["captions"]
-    if not isinstance(captions, dict):
-        raise BadSample("captions is not an object of language -> texts")
-    chosen: dict[str, list[str]] = {}
-    _check_unicode("a language of captions", *captions)
-    for language, texts in captions.items():
-        if languages is not None and language not in languages:
-            continue
-        texts = [texts] if isinstance(texts, str) else texts
-        if (
-            not isinstance(texts, list)
-            or not all(isinstance(text, str) and text.strip() for text in texts)
-            or not texts
-        ):
-            raise BadSample(f"captions.{language} is not a list of texts, or one of them is empty")
-        _check_unicode(f"captions.{language}", *texts)
-        chosen[language] = texts
-    if not chosen:
-        raise BadSample(f"no caption in {', '.join(languages or [])}" if languages else "no caption")
-    return chosen
-
-
-def _check_unicode(field: str, *texts: str) -> None:
-    """JSON can spell halves of characters ("\\ud800"), which nothing else can write."""
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError as error:
-        raise BadSample(f"{field} is not Unicode text ({error.reason})") from error

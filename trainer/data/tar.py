@@ -86,6 +86,11 @@ def _kind_and_size(header: bytes, position: int) -> tuple[bytes, int]:
 
 def _number(field: bytes, position: int) -> int:
     """Parse a number: octal digits, or GNU's base-256 form for 8 GiB and above."""
+    if field[:-1].isdigit() and field[-1] in b" \0":  # as nearly all are written
+        try:
+            return int(field[:-1], 8)
+        except ValueError:
+            pass
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     digits = field.partition(b"\0")[0].strip()

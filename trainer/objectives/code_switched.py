@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from trainer.batch import Packer
-from trainer.data.source import BadSamples, Sample
+from trainer.data.sample import BadSamples, Sample
 from trainer.objectives.image_caption import ImageCaption, ImageCaptionConfig
 from trainer.objectives.objective import Context
 from trainer.objectives.switching import CodeSwitcher, SwitchingConfig

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from trainer.batch import Packer, Sequence, VisualTokens
-from trainer.data.source import Sample
+from trainer.data.sample import Sample
 from trainer.data.tokenizer import BOS
 from trainer.objectives.objective import Context, Objective, ObjectiveConfig, Read
 from trainer.objectives.tasks.contrastive import ask_contrast

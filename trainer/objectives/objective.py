@@ -7,7 +7,8 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trainer.batch import Batch, Packer
-from trainer.data.source import BadSamples, Mix, Sample, Source, SourceConfig, find_folders
+from trainer.data.sample import BadSamples, Sample
+from trainer.data.source import Mix, Source, SourceConfig, find_folders
 from trainer.data.tokenizer import Tokenizer
 from trainer.visual import VisualConfig
 

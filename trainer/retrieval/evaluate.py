@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from trainer.batch import VisualTokens
 from trainer.data.order import Place
-from trainer.data.source import BadSamples, Source, SourceConfig
+from trainer.data.sample import BadSamples
+from trainer.data.source import Source, SourceConfig
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import UserError
 from trainer.model.build import build_model
