@@ -34,7 +34,7 @@ class VisualTokens:
         """What stands in `features` where nothing is to be seen: 0, or mid grey."""
         return 128 if self.features.dtype == np.uint8 else 0
 
-    def numbers(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+    def numbers(self, places: NDArray[np.int64] | slice) -> NDArray[np.float32]:
         """Return the features at `places` [K] as the network sees them, float32 [K, F]."""
         chosen = self.features[places].astype(np.float32)
         return scaled(chosen) if self.features.dtype == np.uint8 else chosen
