@@ -23,7 +23,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # started as a file, Python would look beside it
 
-from benchmarks import loader_data  # noqa: E402
+from benchmarks.loader_data import make  # noqa: E402
 from benchmarks.machine import machine  # noqa: E402
 
 INSTALL: dict[str, list[str]] = {
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     data = options.peers / "data"
-    loader_data.make(data, options.pictures, options.passages)
+    make(data, options.pictures, options.passages)
     python = {name: environment(options.peers, name, packages) for name, packages in INSTALL.items()}
     python |= dict.fromkeys(OURS, sys.executable)
     rows = [row for kind in BATCHES for row in measure(kind, python, data, options.rounds)]

@@ -41,7 +41,14 @@ def start(kind: str, data: Path, workers: int, first: int, masks: bool) -> Itera
     """Return the micro-batches of 64 from number `first` on."""
     objective = _objective(kind, data, masks)
     plan = MicroBatchPlan(Plan([Stream(kind, 1, BATCH)], None), 1, 0, {kind: BATCH})
-    return load(MicroBatches(plan, {kind: objective}), first, FOR_EVER, DataConfig(workers=workers), False, _nothing)
+    return load(
+        MicroBatches(plan, {kind: objective}),
+        first,
+        FOR_EVER,
+        DataConfig(workers=workers),
+        False,
+        _nothing,
+    )
 
 
 def _nothing(worker: int) -> None:

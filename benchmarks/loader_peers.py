@@ -287,7 +287,7 @@ def processor_seconds() -> float:
         with contextlib.suppress(OSError):
             fields = entry.read_text().rpartition(")")[2].split()
             pid = int(entry.parent.name)
-            parents[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
+            parents[pid], ticks[pid] = int(fields[1]), sum(map(int, fields[11:15]))  # with the children that have ended
     mine = {os.getpid()}
     while more := {pid for pid, parent in parents.items() if parent in mine and pid not in mine}:
         mine |= more

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-import torch.utils.data
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -169,16 +168,29 @@ def _visual_length(sequence: Sequence) -> int:
     return 0 if sequence.visual is None else len(sequence.visual.features)
 
 
+Room = Callable[[tuple[int, ...], torch.dtype], Tensor | None]
+
+
+def _fresh(shape: tuple[int, ...], kind: torch.dtype) -> Tensor | None:
+    return None
+
+
+_room: Room = _fresh
+
+
+def set_room(room: Room) -> None:
+    """Pack pictures, from now on and in this process, into what `room` gives for a shape, where it gives something."""
+    global _room
+    _room = room
+
+
 def _stack(arrays: Sequences[NDArray[Any]], width: int) -> Tensor:
-    """Lay rows [R, width] end to end. A data worker writes them into shared memory at once, which saves a copy."""
+    """Lay rows [R, width] end to end."""
     if not arrays:
         return torch.zeros(0, width)
     shape = (sum(len(array) for array in arrays), width)
     kind = torch.uint8 if arrays[0].dtype == np.uint8 else torch.float32
-    if torch.utils.data.get_worker_info() is None:
-        whole = torch.empty(shape, dtype=kind)
-    else:
-        storage = torch.UntypedStorage._new_shared(shape[0] * width * kind.itemsize)  # type: ignore[no-untyped-call]
-        whole = torch.empty(0, dtype=kind).set_(storage, 0, shape)  # type: ignore[call-overload]
+    whole = _room(shape, kind) if width > 4 else None  # boxes are small
+    whole = torch.empty(shape, dtype=kind) if whole is None else whole
     np.concatenate(arrays, out=whole.numpy())
     return whole

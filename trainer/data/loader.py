@@ -9,12 +9,15 @@ from typing import Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from trainer.batch import Batch
+from trainer.batch import Batch, set_room
+from trainer.data.arena import Arena, Desk, Parcel
 from trainer.data.plan import MicroBatch, MicroBatchPlan
-from trainer.data.threads import set_threads
 from trainer.errors import OneRankError, UserError
+
+HELD = 4
+"""Slots of a worker for micro-batches that the training process still uses; short of slots, it copies."""
 
 
 class DataConfig(BaseModel):
@@ -23,7 +26,6 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     workers: int = Field(1, ge=0, description="Worker processes a rank; 0 loads in the training process.")
-    threads: int = Field(2, ge=1, description="Threads of each worker that decode pictures.")
     prefetch: int = Field(4, ge=1, description="Micro-batches that each worker prepares ahead.")
     window: int = Field(4, ge=1, description="Shards whose samples are shuffled together.")
     most_bad: float = Field(0.01, ge=0, le=1, description="Share of bad samples above which the run stops.")
@@ -43,18 +45,21 @@ class Failure:
     message: str
 
 
-class MicroBatches(Dataset[Batch | Failure]):
+class MicroBatches(Dataset[Batch | Parcel | Failure]):
     """Map-style dataset of one rank's micro-batches, in the order of the plan."""
 
     def __init__(self, plan: MicroBatchPlan, objectives: Mapping[str, MakesBatches]) -> None:
         self._plan, self._objectives = plan, objectives
+        self.desk: Desk | None = None
+        """Set in a worker: where it packs."""
 
-    def __getitem__(self, number: int) -> Batch | Failure:
+    def __getitem__(self, number: int) -> Batch | Parcel | Failure:
         place: MicroBatch = self._plan.locate(number)
         try:
-            return self._objectives[place.turn.objective].batch(place.turn.positions, place.positions)
+            batch = self._objectives[place.turn.objective].batch(place.turn.positions, place.positions)
         except UserError as error:
             return Failure(str(error))
+        return self.desk.pack(batch) if self.desk else batch
 
 
 class Numbers:
@@ -77,32 +82,40 @@ def load(
 
     Raises OneRankError for what the user can mend, such as a shard without a good sample.
     """
-    loader: DataLoader[Batch | Failure] = DataLoader(
+    # A worker has so many micro-batches under way, and the training process may hold those of some turns.
+    arena = Arena(config.workers, config.prefetch + HELD) if config.workers else None
+    loader: DataLoader[Batch | Parcel | Failure] = DataLoader(
         dataset,
         batch_size=None,
         sampler=Numbers(first, last),
         num_workers=config.workers,
+        multiprocessing_context="fork" if config.workers else None,
         prefetch_factor=config.prefetch if config.workers else None,
         pin_memory=pin,
-        worker_init_fn=_Start(start_worker, config.threads),
+        worker_init_fn=_Start(start_worker, arena),
         # Of its own: the loader draws a seed for its workers, which must not move the generator that dropout uses.
         generator=torch.Generator(),
     )
-    if not config.workers:
-        set_threads(config.threads)
     for batch in loader:
         if isinstance(batch, Failure):
             raise OneRankError(batch.message)
-        yield batch
+        yield batch.open() if isinstance(batch, Parcel) else batch
 
 
 class _Start:
-    """Worker start: no threads of torch (workers are the parallelism), those of the decoders, then `start_worker`."""
+    """Worker start: one thread each (workers are the parallelism), a place to pack at, then `start_worker`."""
 
-    def __init__(self, start_worker: Callable[[int], None], threads: int) -> None:
-        self._start_worker, self._threads = start_worker, threads
+    def __init__(self, start_worker: Callable[[int], None], arena: Arena | None) -> None:
+        self._start_worker, self._arena = start_worker, arena
 
     def __call__(self, worker: int) -> None:
         torch.set_num_threads(1)
-        set_threads(self._threads)
+        if self._arena:
+            desk = Desk(self._arena, worker)
+            information = get_worker_info()
+            assert information is not None
+            dataset = information.dataset
+            assert isinstance(dataset, MicroBatches)
+            dataset.desk = desk
+            set_room(desk.room)
         self._start_worker(worker)

@@ -14,7 +14,6 @@ from trainer.data.order import Place, SourceOrder
 from trainer.data.reader import ShardReader
 from trainer.data.sample import BadSamples, Sample, check_unicode, choose_captions, read_record, read_text
 from trainer.data.shares import Shares, temperature_weights
-from trainer.data.threads import each
 from trainer.errors import BadSample, UserError
 from trainer.keys import generator, key
 
@@ -86,13 +85,9 @@ class Source:
         return self.read_place(self.order.place(index), bad, augment)
 
     def read_many(self, indices: NDArray[np.int64], bad: BadSamples) -> list[Sample]:
-        """Return the samples at `indices` [N] of the endless order: read in turn, pictures decoded by threads."""
+        """Return the samples at `indices` [N] of the endless order, their places computed together."""
         rows = zip(*(array.tolist() for array in self.order.locate(indices)), strict=True)
-        places = [Place(*row) for row in rows]
-        stored = [self._read(place) for place in places]
-        found = each(self._try, places, stored) if self._load_picture else map(self._try, places, stored)
-        # A bad one is read once more, alone: one rule, whether samples are read singly or together.
-        return [sample or self.read_place(place, bad, True) for place, sample in zip(places, found, strict=True)]
+        return [self.read_place(Place(*row), bad, True) for row in rows]
 
     def read_place(self, place: Place, bad: BadSamples, augment: bool) -> Sample:
         """As `read`, from a place in the shards."""
@@ -110,20 +105,6 @@ class Source:
     def members(self, shard: int, sample: int) -> dict[str, bytes]:
         """Return a sample as stored: extension -> bytes. Raises BadSample."""
         return self._reader.read(shard, sample)
-
-    def _read(self, place: Place) -> dict[str, bytes] | None:
-        """Return a sample as stored, or None where it is bad."""
-        try:
-            return self._reader.read(place.shard, place.sample)
-        except BadSample:
-            return None
-
-    def _try(self, place: Place, members: dict[str, bytes] | None) -> Sample | None:
-        """Decode what was read; None where it is bad. Runs in any thread."""
-        try:
-            return self._decode(place, place.sample, members, True) if members is not None else None
-        except BadSample:
-            return None
 
     def _decode(self, place: Place, number: int, members: dict[str, bytes], augment: bool) -> Sample:
         name, owner = self._names[place.shard], (self._owner, place.epoch, place.shard, number)

@@ -2,7 +2,6 @@
 
 import io
 import math
-import threading
 import warnings
 from collections.abc import Mapping
 from functools import cache
@@ -20,8 +19,6 @@ from trainer.batch import VisualTokens, scaled
 from trainer.errors import BadSample
 
 Pixels = NDArray[np.uint8]
-_own = threading.local()
-
 IMAGE_KINDS = ("jpg", "jpeg", "png", "webp")
 
 
@@ -100,7 +97,7 @@ class PatchEmbedder(nn.Module):
 def decode(data: bytes, size: int, largest: int) -> Pixels:
     """Decode JPEG (scaled while decoding, never below `size`), PNG or WebP: -> RGB [height, width, 3].
 
-    The pixels may lie in a buffer that the next call in the same thread overwrites. Raises BadSample.
+    The pixels may lie in a buffer that the next call overwrites. Raises BadSample.
     """
     try:
         if data[:2] == b"\xff\xd8":
@@ -144,11 +141,10 @@ def _cut(pixels: Pixels, patch: int) -> Pixels:
     return cells.copy().reshape(side * side, -1)
 
 
+@cache
 def _scratch(size: int) -> Pixels:
     """Room for one picture, used again and again: fresh memory costs a page fault every 4 kB."""
-    if getattr(_own, "size", 0) != size:
-        _own.size, _own.pixels = size, np.empty((size, size, 3), np.uint8)
-    return _own.pixels
+    return np.empty((size, size, 3), np.uint8)
 
 
 @cache
