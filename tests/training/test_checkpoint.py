@@ -259,9 +259,3 @@ def test_all_differences_are_named_at_once(tmp_path: Path) -> None:
         check_resumable(tmp_path, state(), with_recipe(run={"seed": 1}, optimizer={"learning_rate": 0.2}))
     assert "run.seed" in str(caught.value)
     assert "optimizer.learning_rate" in str(caught.value)
-
-
-def test_a_longer_name_that_begins_alike_is_not_free(tmp_path: Path) -> None:
-    """`run.evaluate` is free; that must not free `run.evaluate_this`."""
-    with pytest.raises(UserError, match="run.folder_layout"):
-        check_resumable(tmp_path, state(), with_recipe(run={"folder_layout": 2}))

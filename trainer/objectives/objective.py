@@ -1,5 +1,6 @@
 """What every objective shares: its recipe fields, and how positions become packed micro-batches."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -47,8 +48,8 @@ class ObjectiveConfig(BaseModel):
         unknown = [task for task in self.tasks if task not in self.possible_tasks]
         if unknown:
             raise ValueError(f"tasks.{unknown[0]} does not exist here; possible: {', '.join(self.possible_tasks)}")
-        if any(weight < 0 for weight in self.tasks.values()):
-            raise ValueError(f"tasks = {self.tasks}: a weight is negative; 0 leaves a task out")
+        if not all(0 <= weight < math.inf for weight in self.tasks.values()):
+            raise ValueError(f"tasks = {self.tasks}: a weight is negative or no number; 0 leaves a task out")
         if self.weight > 0 and not self.active_tasks:
             raise ValueError("tasks are all 0: give one a weight, or set weight = 0 to leave the objective out")
         if len({source.weight is None for source in self.sources}) > 1:
