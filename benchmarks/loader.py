@@ -17,14 +17,12 @@ import venv
 from pathlib import Path
 from typing import Any
 
+from loader_data import make
+from machine import machine
 from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)  # started as a file, Python would look beside it
-
-from benchmarks.loader_data import make  # noqa: E402
-from benchmarks.machine import machine  # noqa: E402
 
 INSTALL: dict[str, list[str]] = {
     "webdataset": [],

@@ -74,7 +74,7 @@ def collate(samples: Sequence[Work]) -> dict[str, torch.Tensor]:
 
 def ours(task: Task, first: int, masks: bool = False) -> Iterator[Any]:
     """Our loader; without `masks` an objective that only packs, as the peers do, with them the real one."""
-    from benchmarks.loader_ours import start
+    from loader_ours import start
 
     return start(task.kind, task.data, task.workers, first // BATCH, masks)
 
@@ -99,12 +99,12 @@ class _Random:
     """Samples by number, for grain: our own index and reader, since it reads no tars."""
 
     def __init__(self, task: Task) -> None:
-        from trainer.data.manifest import Manifest
+        from trainer.data.folders import LocalFolder
         from trainer.data.reader import ShardReader
 
-        counts = [shard.samples for shard in Manifest.load(task.folder).shards]
-        self._ends = np.cumsum(counts)
-        self._reader = ShardReader([Path(tar) for tar in task.tars])
+        folder = LocalFolder(task.folder)
+        self._ends = np.cumsum([shard.samples for shard in folder.manifest.shards])
+        self._reader = ShardReader(folder)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -136,7 +136,7 @@ def energon(task: Task, first: int) -> Iterator[Any]:
 
     folder = _prepared_for_energon(task)
 
-    @en.stateless
+    @en.stateless  # type: ignore[untyped-decorator]
     def cook(crude: dict[str, Any]) -> Any:
         return en.TextSample(**en.basic_sample_keys(crude), text=task.sample(crude))
 

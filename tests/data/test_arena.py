@@ -1,5 +1,6 @@
 import gc
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -20,12 +21,12 @@ def packed(number: int) -> Batch:
 
 
 @pytest.fixture
-def room(request: pytest.FixtureRequest) -> tuple[Arena, Desk]:
+def room() -> Iterator[tuple[Arena, Desk]]:
     made = Arena(2, 3)
     desk = Desk(made, 1)
     set_room(desk.room)
-    request.addfinalizer(lambda: set_room(lambda shape, kind: None))
-    return made, desk
+    yield made, desk
+    set_room(lambda shape, kind: None)
 
 
 def assert_same(found: Batch, wanted: Batch) -> None:
@@ -58,7 +59,9 @@ def test_slots_come_back_when_tensors_are_gone_and_not_before(room: tuple[Arena,
     assert made._used.sum() == 0
 
 
-def test_a_batch_too_large_for_a_slot_travels_all_the_same(room: tuple[Arena, Desk], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_too_large_for_a_slot_travels_all_the_same(
+    room: tuple[Arena, Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(arena, "SLOT", 16)
     assert_same(room[1].pack(packed(5)).open(), packed(5))
 

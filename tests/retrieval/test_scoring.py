@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.tiny import FEATURE_SIZE
 from trainer.batch import Batch, VisualTokens
-from trainer.data.source import BadSamples
+from trainer.data.sample import BadSamples
 from trainer.data.tokenizer import Tokenizer
 from trainer.model.build import build_model
 from trainer.model.m3p import M3P

@@ -5,6 +5,7 @@ It has no state: worker count and prefetching are a matter of speed, and resumin
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -28,6 +29,10 @@ class DataConfig(BaseModel):
     workers: int = Field(1, ge=0, description="Worker processes a rank; 0 loads in the training process.")
     prefetch: int = Field(4, ge=1, description="Micro-batches that each worker prepares ahead.")
     window: int = Field(4, ge=1, description="Shards whose samples are shuffled together.")
+    cache_folder: Path | None = Field(
+        None, description="Where shards behind URLs are kept, on a disk of the node; shared by its ranks."
+    )
+    cache_bytes: int = Field(100 * 10**9, ge=1, description="Bytes that the cache may hold; two windows fit in.")
     most_bad: float = Field(0.01, ge=0, le=1, description="Share of bad samples above which the run stops.")
 
 

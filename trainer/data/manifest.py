@@ -76,15 +76,25 @@ class Manifest(BaseModel):
     def load(cls, folder: Path) -> Self:
         """Read the manifest of `folder`. Raises UserError where it is missing, broken, or of another version."""
         path = folder / FILE_NAME
-        again = f"make it again with `m3p index {folder} --kind captions|text`"
         try:
-            content = json.loads(path.read_bytes())
+            content = path.read_bytes()
         except FileNotFoundError:
             raise UserError(
                 f"{folder} is not a source: it has no {FILE_NAME}. Write one from raw data with `m3p prepare ...`, or "
                 f"index tars made elsewhere with `m3p index {folder} --kind captions|text`."
             ) from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error}).") from None
+        return cls.parse(content, str(folder))
+
+    @classmethod
+    def parse(cls, text: bytes, folder: str) -> Self:
+        """Read `text`, the content of the manifest of `folder`. Raises UserError where it is broken or of another version."""
+        path = f"{folder}/{FILE_NAME}"
+        again = f"make it again with `m3p index {folder} --kind captions|text`"
+        try:
+            content = json.loads(text)
+        except ValueError as error:
             raise UserError(f"{path} cannot be read ({error}): {again}.") from None
         version = content.get("format_version") if isinstance(content, dict) else None
         if version != FORMAT_VERSION:

@@ -123,6 +123,16 @@ class SourceOrder:
         before = int(window.ends[shard - 1]) if shard else 0
         return Place(epoch, int(window.shards[shard]), sample - before)
 
+    def shards(self, position: int) -> tuple[list[int], list[int]]:
+        """Return the shards of the window of `position`, and those of the window after it."""
+        epoch, offset = divmod(position, self.samples)
+        now = self._epoch(epoch)
+        number = int(now.ends.searchsorted(offset, "right"))
+        last = number + 1 == len(now.ends)
+        after = self._epoch(epoch + 1).shards[: self._window] if last else now.shards[(number + 1) * self._window :]
+        mine = now.shards[number * self._window : (number + 1) * self._window]
+        return mine.tolist(), after[: self._window].tolist()
+
     def locate(self, positions: NDArray[np.int64]) -> Places:
         """Return the places of `positions` [N], 0 or more, in any order; sorted ones touch each window once."""
         positions = np.asarray(positions, np.int64)

@@ -1,18 +1,23 @@
-"""Reads samples of local shards by offset: one `pread` a sample, file descriptors bounded."""
+"""Reads samples of shards by offset: one `pread` a sample, file descriptors bounded."""
 
 import os
 from collections import OrderedDict
-from pathlib import Path
+from collections.abc import Collection
+from contextlib import suppress
 
 import numpy as np
 
+from trainer.data.folders import Folder
 from trainer.data.index import members
-from trainer.errors import BadSample
+from trainer.errors import BadSample, OneRankError
 
 Offsets = np.ndarray[tuple[int], np.dtype[np.uint64]]
 
 MOST_OPEN = 128
 """Shards that a process keeps open, over all its sources: two descriptors each, of the 1,024 that are usual."""
+
+MOST_LOST = 3
+"""Times that a shard may go between fetching and opening it."""
 
 _open: "OrderedDict[tuple[ShardReader, int], tuple[int, Offsets]]" = OrderedDict()
 """Descriptor and offsets of the open shards, the one read last at the end. Here and not in the readers: a hundred
@@ -22,8 +27,8 @@ languages share the bound, and a reader that goes to another process leaves its 
 class ShardReader:
     """The shards of one source, opened when first read."""
 
-    def __init__(self, paths: list[Path]) -> None:
-        self._paths = paths
+    def __init__(self, folder: Folder) -> None:
+        self._folder, self._shards = folder, folder.manifest.shards
 
     def read(self, shard: int, sample: int) -> dict[str, bytes]:
         """Return the members of a sample by extension, `json`, `jpg`, ... Raises BadSample where the bytes are no tar."""
@@ -41,8 +46,27 @@ class ShardReader:
             if len(_open) >= MOST_OPEN:
                 _, (oldest, _) = _open.popitem(last=False)
                 os.close(oldest)
-            path = self._paths[shard]
-            offsets = np.load(path.with_suffix(".idx"), mmap_mode="r", allow_pickle=False)
-            _open[self, shard] = (os.open(path, os.O_RDONLY | os.O_CLOEXEC), offsets)
+            _open[self, shard] = self._load(shard)
         _open.move_to_end((self, shard))
         return _open[self, shard]
+
+    def keep(self, shards: Collection[int]) -> None:
+        """Close all shards of this source but `shards`: open files keep the space of what the cache has deleted."""
+        for owner, shard in list(_open):
+            if owner is self and shard not in shards:
+                os.close(_open.pop((owner, shard))[0])
+
+    def _load(self, shard: int) -> tuple[int, Offsets]:
+        entry = self._shards[shard]
+        for _ in range(MOST_LOST):
+            path = self._folder.file(entry.name, entry.bytes)
+            index = self._folder.file(entry.index_name, None)
+            with suppress(
+                FileNotFoundError
+            ):  # the cache has deleted it again: its bound is too small for the processes
+                offsets = np.load(index, mmap_mode="r", allow_pickle=False)
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC), offsets
+        raise OneRankError(
+            f"{self._folder}/{entry.name} or its index was deleted while in use. Copy it there again; if it is remote, "
+            "data.cache_bytes is too small for the windows that the processes of this node read: raise it"
+        )

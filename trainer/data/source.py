@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from trainer.batch import VisualTokens
-from trainer.data.manifest import Manifest, check_shards
+from trainer.data.folders import Folder, LocalFolder, RemoteFolder, is_url
+from trainer.data.manifest import Manifest
 from trainer.data.order import Place, SourceOrder
 from trainer.data.reader import ShardReader
 from trainer.data.sample import BadSamples, Sample, check_unicode, choose_captions, read_record, read_text
@@ -27,7 +28,8 @@ class SourceConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str = Field(
-        description="A folder of shards, or a pattern such as data_shards/text/* for one source a folder."
+        description="A folder of shards, any fsspec URL of one (https://..., s3://...), or a pattern such as "
+        "data_shards/text/* for one source a folder."
     )
     weight: float | None = Field(
         None, gt=0, description="Share among the sources; all or none. Without: by temperature."
@@ -48,7 +50,7 @@ class Source:
     """One folder of shards.
 
     Args:
-        folder: with manifest.json.
+        folder: with manifest.json; local, or remote through the node's cache.
         owner: (seed, objective, source number), the key of its order.
         window: shards whose samples are shuffled together.
         load_picture: decodes the picture of a sample; None for text.
@@ -59,23 +61,26 @@ class Source:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | Folder,
         config: SourceConfig,
         owner: tuple[int | str, ...],
         window: int,
         load_picture: LoadPicture | None,
     ) -> None:
-        self.folder, self._config, self._load_picture = folder, config, load_picture
+        self.folder = folder = LocalFolder(folder) if isinstance(folder, Path) else folder
+        self._config, self._load_picture = config, load_picture
         self._owner = key(*owner)
-        self.manifest = Manifest.load(folder)
-        check_shards(folder, self.manifest)
+        self.manifest = folder.manifest
         _check_kind(folder, self.manifest, config, load_picture)
         counts = [shard.samples for shard in self.manifest.shards]
         self.order = SourceOrder(counts, window, key(*owner, "order"))
         self._counts = counts
+        if isinstance(folder, RemoteFolder):
+            folder.check_room(2 * window)
         self._names = [f"{folder.name}/{shard.name}" for shard in self.manifest.shards]
         self._language = self.manifest.language or ""
-        self._reader = ShardReader([folder / shard.name for shard in self.manifest.shards])
+        self._reader = ShardReader(folder)
+        self._window: list[int] | None = None
 
     def read(self, index: int, bad: BadSamples, augment: bool = True) -> Sample:
         """Return the sample at `index` of the endless order.
@@ -86,6 +91,7 @@ class Source:
 
     def read_many(self, indices: NDArray[np.int64], bad: BadSamples) -> list[Sample]:
         """Return the samples at `indices` [N] of the endless order, their places computed together."""
+        self._fetch_ahead(int(indices[-1]))
         rows = zip(*(array.tolist() for array in self.order.locate(indices)), strict=True)
         return [self.read_place(Place(*row), bad, True) for row in rows]
 
@@ -98,9 +104,19 @@ class Source:
             except BadSample as reason:
                 bad.seen.append(f"{self._names[place.shard]}, sample {number}: {reason}")
         raise UserError(
-            f"{self.folder / self.manifest.shards[place.shard].name}: {further + 1} bad samples in a row; "
+            f"{self.folder}/{self.manifest.shards[place.shard].name}: {further + 1} bad samples in a row; "
             f"the last: {bad.seen[-1]}. Prepare this source again, or take it out of the recipe."
         )
+
+    def _fetch_ahead(self, index: int) -> None:
+        """Where a new window begins, have the one after it fetched, and let go of the shards before."""
+        if isinstance(self.folder, LocalFolder):
+            return
+        mine, after = self.order.shards(index)
+        if mine != self._window:
+            self._window = mine
+            self._reader.keep([*mine, *after])
+            self.folder.fetch_ahead(after)
 
     def members(self, shard: int, sample: int) -> dict[str, bytes]:
         """Return a sample as stored: extension -> bytes. Raises BadSample."""
@@ -145,19 +161,19 @@ class Mix:
         return found
 
 
-def find_folders(pattern: str, field: str) -> list[Path]:
-    """Return the folder `pattern`, or the folders with a manifest that it matches. Raises UserError where none is."""
-    if not any(sign in pattern for sign in "*?["):
-        return [Path(pattern)]
+def find_folders(pattern: str, field: str) -> list[str]:
+    """Return the folder or URL `pattern`, or the folders with a manifest that it matches. Raises UserError for none."""
+    if is_url(pattern) or not any(sign in pattern for sign in "*?["):
+        return [pattern]
     anchor = Path(pattern).anchor
     base, rest = (Path(anchor), pattern[len(anchor) :]) if anchor else (Path(), pattern)
     found = sorted(folder for folder in base.glob(rest) if (folder / "manifest.json").is_file())
     if not found:
         raise UserError(f"{field} = {pattern}: no folder with a manifest.json matches; make one with `m3p prepare`")
-    return found
+    return [str(folder) for folder in found]
 
 
-def _check_kind(folder: Path, manifest: Manifest, config: SourceConfig, load_picture: LoadPicture | None) -> None:
+def _check_kind(folder: Folder, manifest: Manifest, config: SourceConfig, load_picture: LoadPicture | None) -> None:
     wanted = "text" if load_picture is None else "captions"
     if manifest.kind != wanted:
         raise UserError(

@@ -8,6 +8,8 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trainer.batch import Batch, Packer
+from trainer.data.cache import Cache
+from trainer.data.folders import open_folder
 from trainer.data.sample import BadSamples, Sample
 from trainer.data.source import Mix, Source, SourceConfig, find_folders
 from trainer.data.tokenizer import Tokenizer
@@ -26,6 +28,8 @@ class Context:
     visual: VisualConfig | None
     window: int
     """Shards whose samples are shuffled together."""
+    cache: Cache | None = None
+    """Where shards behind URLs are kept."""
 
 
 class ObjectiveConfig(BaseModel):
@@ -80,11 +84,13 @@ class Objective:
         sources: list[Source] = []
         weights: list[float | None] = []
         for number, entry in enumerate(config.sources):
-            for folder in find_folders(entry.path, f"objectives.{context.name}.sources.{number}.path"):
+            field = f"objectives.{context.name}.sources.{number}.path"
+            for path in find_folders(entry.path, field):
+                folder = open_folder(path, context.cache, field)
                 owner = (context.seed, context.name, len(sources))
                 sources.append(Source(folder, entry, owner, context.window, load))
                 if self.needs_pictures and context.visual:
-                    context.visual.check(folder, sources[-1].manifest.region_features)
+                    context.visual.check(str(folder), sources[-1].manifest.region_features)
                 weights.append(entry.weight)
         self.mix = Mix(sources, weights, config.temperature)
 

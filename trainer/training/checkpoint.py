@@ -176,7 +176,15 @@ _FREE = (
 
 def _that_matters(recipe: dict[str, Any]) -> dict[str, Any]:
     flat = _flatten(recipe)
-    free = (*_FREE, "evaluation.", "data.workers", "data.prefetch", "data.most_bad")
+    free = (
+        *_FREE,
+        "evaluation.",
+        "data.workers",
+        "data.prefetch",
+        "data.cache_folder",
+        "data.cache_bytes",
+        "data.most_bad",
+    )
     return {name: value for name, value in flat.items() if not name.startswith(free)}
 
 

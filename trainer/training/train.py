@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from trainer.batch import Batch
+from trainer.data.cache import Cache
 from trainer.data.loader import MicroBatches, load
 from trainer.data.order import ORDER_VERSION
 from trainer.data.plan import MicroBatchPlan, Plan
@@ -51,9 +52,10 @@ def train(recipe: Recipe, ds_config: Path, ranks: Ranks) -> bool:
 
 def build_objectives(recipe: Recipe) -> dict[str, Objective]:
     """Build the active objectives, their sources checked. Raises UserError."""
-    tokenizer = Tokenizer(recipe.tokenizer_folder)
+    tokenizer, data = Tokenizer(recipe.tokenizer_folder), recipe.data
+    cache = Cache(data.cache_folder, data.cache_bytes) if data.cache_folder else None
     return {
-        name: config.build(Context(name, recipe.run.seed, tokenizer, recipe.visual, recipe.data.window))
+        name: config.build(Context(name, recipe.run.seed, tokenizer, recipe.visual, data.window, cache))
         for name, config in recipe.active_objectives.items()
     }
 

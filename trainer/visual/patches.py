@@ -5,7 +5,6 @@ import math
 import warnings
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -54,7 +53,7 @@ class Patches(BaseModel):
         """Pixels have no object classes."""
         return 0
 
-    def check(self, folder: Path, width: int | None) -> None:
+    def check(self, folder: str, width: int | None) -> None:
         """Pixels are there in every source of pairs."""
 
     def load(self, members: Mapping[str, bytes], rng: np.random.Generator | None) -> VisualTokens:

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +27,7 @@ class Regions(BaseModel):
         None, ge=0, description="A class that is never a masking target (0 in Visual Genome)."
     )
 
-    def check(self, folder: Path, width: int | None) -> None:
+    def check(self, folder: str, width: int | None) -> None:
         """Raise UserError unless the source in `folder` stores features of our width."""
         if width != self.feature_size:
             has = "no region features" if width is None else f"region features of width {width}"
