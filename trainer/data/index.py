@@ -17,10 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from tqdm import tqdm
 
-from trainer.data.manifest import LANGUAGE_TAG, Kind, Manifest, Shard, index_name, write_manifest
+from trainer.data.manifest import Kind, index_name
 from trainer.data.tar import TarError, walk
 from trainer.errors import BadSample, UserError
 
@@ -32,8 +30,7 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb
 class TarIndex:
     """What one walk over a tar finds."""
 
-    offsets: NDArray[np.uint64]
-    """[samples + 1] byte offsets."""
+    samples: int
     bytes: int
     """Size of the tar."""
     fingerprint: str
@@ -108,7 +105,7 @@ def index_tar(path: Path, kind: Kind, language: str = "en") -> TarIndex:
                 raise UserError(f"{path} is no whole tar: {error}. Copy it or make it again.") from None
     partial = path.with_name(f".{path.name}.idx.partial")
     with partial.open("wb") as file:
-        np.save(file, index.offsets, allow_pickle=False)
+        np.save(file, scan.offsets, allow_pickle=False)
     os.replace(partial, path.with_name(index_name(path.name)))
     return index
 
@@ -118,6 +115,8 @@ class _Scan:
 
     def __init__(self, path: Path, kind: Kind, language: str, content: mmap.mmap) -> None:
         self.path, self.kind, self.language, self.content = path, kind, language, content
+        self.offsets = np.zeros(0, np.uint64)
+        """[samples + 1] byte offsets, once `run` is through."""
         self.captions: Counter[str] = Counter()
         self.width: int | None = None
         self.plain = self.unusable = 0
@@ -146,8 +145,9 @@ class _Scan:
             extents[extension] = (member.data, member.size)
             end = member.end
         self.finish(sample, extents)
+        self.offsets = np.array([*offsets, end], dtype=np.uint64)
         return TarIndex(
-            offsets=np.array([*offsets, end], dtype=np.uint64),
+            samples=len(offsets),
             bytes=size,
             fingerprint=digest.hexdigest(),
             captions=self.captions,
@@ -211,57 +211,3 @@ def feature_width(archive: bytes) -> int | None:
     except Exception:  # on broken bytes these parsers raise nearly anything, from KeyError to TokenError
         return None
     return int(shape[1]) if len(shape) == 2 else None
-
-
-def index_folder(folder: Path, kind: Kind, language: str | None = None) -> Manifest:
-    """Index every *.tar in `folder` and write its manifest; tars made elsewhere are taken as they are.
-
-    `language` is needed for text; for captions it is the language of KEY.txt captions (English if left out).
-    Raises UserError for no tars, no samples, nothing usable, or anything that `index_tar` refuses.
-    """
-    paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
-    _check_arguments(folder, paths, kind, language)
-    indexes: list[TarIndex] = []
-    total = sum(path.stat().st_size for path in paths)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="index", leave=False, disable=None) as bar:
-        for path in paths:
-            indexes.append(index_tar(path, kind, language or "en"))
-            bar.update(indexes[-1].bytes)
-    widths = {index.region_features: path.name for path, index in zip(paths, indexes, strict=True)}
-    widths.pop(None, None)
-    if len(widths) > 1:
-        listed = ", ".join(f"{width} ({name})" for width, name in sorted(widths.items(), key=str))
-        raise UserError(f"{folder}: region features of different widths: {listed}. Make them with one detector.")
-    samples = sum(len(index.offsets) - 1 for index in indexes)
-    unusable = sum(index.unusable for index in indexes)
-    if samples == unusable:
-        needs = "a picture (jpg, png, webp) and a caption" if kind == "captions" else "text (KEY.txt)"
-        raise UserError(f"{folder}: none of its {samples} samples has {needs}. Is --kind {kind} right?")
-    if unusable:
-        tqdm.write(f"{folder}: {unusable} of {samples} samples lack a picture, a caption, text or readable regions.")
-    captions = sum((index.captions for index in indexes), Counter[str]())
-    plain = any(index.plain_captions for index in indexes)
-    manifest = Manifest(
-        kind=kind,
-        language=language or "en" if kind == "text" or plain else None,
-        samples=samples,
-        captions=dict(sorted(captions.items())),
-        region_features=next(iter(widths), None),
-        shards=tuple(
-            Shard(name=path.name, samples=len(index.offsets) - 1, bytes=index.bytes, fingerprint=index.fingerprint)
-            for path, index in zip(paths, indexes, strict=True)
-        ),
-    )
-    write_manifest(folder, manifest)
-    return manifest
-
-
-def _check_arguments(folder: Path, paths: list[Path], kind: Kind, language: str | None) -> None:
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: give the folder that holds the .tar files.")
-    if not paths:
-        raise UserError(f"{folder} holds no .tar file: give the folder that holds the shards.")
-    if kind == "text" and language is None:
-        raise UserError(f"{folder}: text needs its language: m3p index {folder} --kind text --language xx.")
-    if language is not None and not LANGUAGE_TAG.fullmatch(language):
-        raise UserError(f"language {language!r} is no language tag; write it like de, zh-Hant or ca-valencia.")

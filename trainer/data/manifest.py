@@ -5,25 +5,26 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, model_validator
 
 from trainer.errors import UserError
 
 FORMAT_VERSION: Literal[1] = 1
 FILE_NAME = "manifest.json"
+INDEX_HEADER = 128
+"""Bytes that numpy writes before the offsets of an index."""
 Kind = Literal["captions", "text"]
 
 LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 """What a BCP-47 language tag looks like: "de", "zh-Hant", "ca-valencia"."""
 
 
-class Shard(BaseModel):
-    """One tar of a source."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Shard(NamedTuple):
+    """One tar of a source. A tuple, since a manifest may have 100,000 of them: a model each would take five times the room."""
 
     name: Annotated[str, Field(pattern=r"^[^/\\.][^/\\]*\.tar$")]
     """File name inside the folder; never a path."""
@@ -72,6 +73,10 @@ class Manifest(BaseModel):
             raise ValueError("text needs a language")
         return self
 
+    @field_serializer("shards")
+    def _as_objects(self, shards: tuple[Shard, ...]) -> list[dict[str, Any]]:
+        return [shard._asdict() for shard in shards]
+
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read the manifest of `folder`. Raises UserError where it is missing, broken, or of another version."""
@@ -93,18 +98,19 @@ class Manifest(BaseModel):
         path = f"{folder}/{FILE_NAME}"
         again = f"make it again with `m3p index {folder} --kind captions|text`"
         try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+        # Taken apart once more, for a message about what is most likely wrong.
+        try:
             content = json.loads(text)
         except ValueError as error:
             raise UserError(f"{path} cannot be read ({error}): {again}.") from None
         version = content.get("format_version") if isinstance(content, dict) else None
         if version != FORMAT_VERSION:
             raise UserError(f"{path}: format_version is {version!r}, this program reads {FORMAT_VERSION}: {again}.")
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or "manifest"
-            raise UserError(f"{path}: {field}: {first['msg']}: {again}.") from None
+        field = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise UserError(f"{path}: {field}: {first['msg']}: {again}.")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -124,7 +130,16 @@ def check_shards(folder: Path, manifest: Manifest) -> None:
 
     Names up to five bad shards, so that a half-copied source is seen as one, before a run has spent an hour on it.
     """
-    bad = [f"{shard.name} {reason}" for shard in manifest.shards for reason in _faults(folder, shard)]
+    sizes = _sizes(folder, manifest)
+    indexes = INDEX_HEADER + 8 * (np.array([shard.samples for shard in manifest.shards]) + 1)
+    suspects = (
+        (sizes != np.stack([[shard.bytes for shard in manifest.shards], indexes], 1)).any(1).nonzero()[0].tolist()
+    )
+    bad = [
+        f"{manifest.shards[number].name} {reason}"
+        for number in suspects
+        for reason in _faults(folder, manifest.shards[number], *sizes[number].tolist())
+    ]
     if bad:
         more = f", and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise UserError(
@@ -134,22 +149,38 @@ def check_shards(folder: Path, manifest: Manifest) -> None:
         )
 
 
-def _faults(folder: Path, shard: Shard) -> Iterator[str]:
-    tar = folder / shard.name
-    if not tar.is_file():
+def _sizes(folder: Path, manifest: Manifest) -> NDArray[np.int64]:
+    """Return the bytes of each shard and of its index, [shards, 2], -1 for a file that is not there.
+
+    By one listing instead of three system calls a shard: for 100,000 shards it takes a second.
+    """
+    numbers = {shard.name: number for number, shard in enumerate(manifest.shards)}
+    sizes = np.full((len(numbers), 2), -1, np.int64)
+    for entry in os.scandir(folder):
+        stem, _, suffix = entry.name.rpartition(".")
+        number = numbers.get(f"{stem}.tar") if suffix in ("tar", "idx") else None
+        if number is not None and entry.is_file():
+            sizes[number, int(suffix == "idx")] = entry.stat().st_size
+    return sizes
+
+
+def _faults(folder: Path, shard: Shard, size: int, index_size: int) -> Iterator[str]:
+    if size < 0:
         yield "is missing"
-        return
-    size = tar.stat().st_size
-    if size != shard.bytes:
+    elif size != shard.bytes:
         yield f"has {size:,} bytes but was indexed with {shard.bytes:,} (truncated, or changed since)"
-        return
-    try:
-        offsets = np.load(folder / shard.index_name, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
+    elif index_size < 0:
         yield f"has no index ({shard.index_name})"
+    elif index_size != INDEX_HEADER + 8 * (shard.samples + 1):
+        yield from index_faults(folder / shard.index_name, shard.samples)
+
+
+def index_faults(path: Path, samples: int) -> Iterator[str]:
+    """Yield what is wrong with the index at `path` of a shard of so many samples."""
+    try:
+        offsets = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        yield f"has an index that cannot be read ({path.name})"
         return
-    except (OSError, ValueError):
-        yield f"has an index that cannot be read ({shard.index_name})"
-        return
-    if offsets.dtype != np.uint64 or offsets.shape != (shard.samples + 1,):
-        yield f"has an index of another tar ({shard.index_name})"
+    if offsets.dtype != np.uint64 or offsets.shape != (samples + 1,):
+        yield f"has an index of another tar ({path.name})"

@@ -9,6 +9,7 @@ import numpy as np
 
 from trainer.data.folders import Folder
 from trainer.data.index import members
+from trainer.data.manifest import index_faults
 from trainer.errors import BadSample, OneRankError
 
 Offsets = np.ndarray[tuple[int], np.dtype[np.uint64]]
@@ -64,6 +65,8 @@ class ShardReader:
             with suppress(
                 FileNotFoundError
             ):  # the cache has deleted it again: its bound is too small for the processes
+                for fault in index_faults(index, entry.samples):
+                    raise OneRankError(f"{self._folder}/{entry.name} {fault}: run `m3p index` again")
                 offsets = np.load(index, mmap_mode="r", allow_pickle=False)
                 return os.open(path, os.O_RDONLY | os.O_CLOEXEC), offsets
         raise OneRankError(

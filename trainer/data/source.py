@@ -54,6 +54,7 @@ class Source:
         owner: (seed, objective, source number), the key of its order.
         window: shards whose samples are shuffled together.
         load_picture: decodes the picture of a sample; None for text.
+        augments: whether that draws from a generator; making one costs as much as reading the sample.
 
     Raises:
         UserError: no manifest, a missing or changed shard, or no caption in the wanted languages.
@@ -66,18 +67,18 @@ class Source:
         owner: tuple[int | str, ...],
         window: int,
         load_picture: LoadPicture | None,
+        augments: bool = True,
     ) -> None:
         self.folder = folder = LocalFolder(folder) if isinstance(folder, Path) else folder
-        self._config, self._load_picture = config, load_picture
+        self._config, self._load_picture, self._augments = config, load_picture, augments
         self._owner = key(*owner)
         self.manifest = folder.manifest
         _check_kind(folder, self.manifest, config, load_picture)
-        counts = [shard.samples for shard in self.manifest.shards]
+        counts = np.array([shard.samples for shard in self.manifest.shards])
         self.order = SourceOrder(counts, window, key(*owner, "order"))
         self._counts = counts
         if isinstance(folder, RemoteFolder):
             folder.check_room(2 * window)
-        self._names = [f"{folder.name}/{shard.name}" for shard in self.manifest.shards]
         self._language = self.manifest.language or ""
         self._reader = ShardReader(folder)
         self._window: list[int] | None = None
@@ -97,12 +98,13 @@ class Source:
 
     def read_place(self, place: Place, bad: BadSamples, augment: bool) -> Sample:
         """As `read`, from a place in the shards."""
-        for further in range(min(MOST_REPLACED, self._counts[place.shard])):
-            number = (place.sample + further) % self._counts[place.shard]
+        count = int(self._counts[place.shard])
+        for further in range(min(MOST_REPLACED, count)):
+            number = (place.sample + further) % count
             try:
                 return self._decode(place, number, self._reader.read(place.shard, number), augment)
             except BadSample as reason:
-                bad.seen.append(f"{self._names[place.shard]}, sample {number}: {reason}")
+                bad.seen.append(f"{self._name(place.shard)}, sample {number}: {reason}")
         raise UserError(
             f"{self.folder}/{self.manifest.shards[place.shard].name}: {further + 1} bad samples in a row; "
             f"the last: {bad.seen[-1]}. Prepare this source again, or take it out of the recipe."
@@ -122,8 +124,11 @@ class Source:
         """Return a sample as stored: extension -> bytes. Raises BadSample."""
         return self._reader.read(shard, sample)
 
+    def _name(self, shard: int) -> str:
+        return f"{self.folder.name}/{self.manifest.shards[shard].name}"
+
     def _decode(self, place: Place, number: int, members: dict[str, bytes], augment: bool) -> Sample:
-        name, owner = self._names[place.shard], (self._owner, place.epoch, place.shard, number)
+        name, owner = self._name(place.shard), (self._owner, place.epoch, place.shard, number)
         if self._load_picture is None:
             return Sample(name, owner, self._language, read_text(members), {}, "", None)
         record = read_record(members, self.manifest.language)
@@ -131,7 +136,7 @@ class Source:
         key_name = f"{name}/{record.get('id', number)}"
         concept = str(record.get("concept", key_name))
         check_unicode("id or concept", key_name, concept)
-        rng = generator(*owner, "augment") if augment else None
+        rng = generator(*owner, "augment") if augment and self._augments else None
         return Sample(key_name, owner, "", "", captions, concept, self._load_picture(members, rng))
 
 

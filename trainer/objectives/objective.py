@@ -81,6 +81,7 @@ class Objective:
         self.config, self.context = config, context
         self.tasks: Mapping[str, float] = config.active_tasks
         load = context.visual.load if self.needs_pictures and context.visual else None
+        augments = context.visual is not None and context.visual.augments
         sources: list[Source] = []
         weights: list[float | None] = []
         for number, entry in enumerate(config.sources):
@@ -88,7 +89,7 @@ class Objective:
             for path in find_folders(entry.path, field):
                 folder = open_folder(path, context.cache, field)
                 owner = (context.seed, context.name, len(sources))
-                sources.append(Source(folder, entry, owner, context.window, load))
+                sources.append(Source(folder, entry, owner, context.window, load, augments))
                 if self.needs_pictures and context.visual:
                     context.visual.check(str(folder), sources[-1].manifest.region_features)
                 weights.append(entry.weight)

@@ -53,6 +53,11 @@ class Patches(BaseModel):
         """Pixels have no object classes."""
         return 0
 
+    @property
+    def augments(self) -> bool:
+        """Whether training pictures are changed at random."""
+        return self.flip or self.crop < 1
+
     def check(self, folder: str, width: int | None) -> None:
         """Pixels are there in every source of pairs."""
 

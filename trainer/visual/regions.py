@@ -27,6 +27,11 @@ class Regions(BaseModel):
         None, ge=0, description="A class that is never a masking target (0 in Visual Genome)."
     )
 
+    @property
+    def augments(self) -> bool:
+        """Stored features are taken as they are."""
+        return False
+
     def check(self, folder: str, width: int | None) -> None:
         """Raise UserError unless the source in `folder` stores features of our width."""
         if width != self.feature_size:
