@@ -54,7 +54,11 @@ def flipped(content: bytes) -> bytes:
             PATCHES,
             "captions.en is not a list of texts, or one of them is",
         ),
-        ({**GOOD, "regions.npz": regions(float("nan"))}, REGIONS, "NaN, infinity or a number beyond float32 in the features"),
+        (
+            {**GOOD, "regions.npz": regions(float("nan"))},
+            REGIONS,
+            "NaN, infinity or a number beyond float32 in the features",
+        ),
         ({**GOOD, "regions.npz": flipped(GOOD["regions.npz"])}, REGIONS, "unreadable regions.npz"),
         ({**GOOD, "regions.npz": GOOD["regions.npz"][:400]}, REGIONS, "unreadable regions.npz"),
     ],

@@ -16,7 +16,7 @@ from trainer.prepare.shards import ShardWriter
 SHARDS, SAMPLES = 100_000, 10_000
 
 MEASURE = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 from trainer.data.source import Source, SourceConfig
 began = time.process_time()
@@ -28,7 +28,9 @@ def seconds(first):
         source.order.place(position)
     return time.process_time() - began
 near, far = min(seconds(0) for _ in range(2)), min(seconds(10**12) for _ in range(2))
-memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# The largest so far; what getrusage says would hold the memory of the process that forked this one.
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+memory = int(status["VmHWM"].split()[0]) * 1024
 print(json.dumps({"start": started, "near": near, "far": far, "memory": memory, "samples": source.manifest.samples}))
 """
 

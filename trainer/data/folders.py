@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import fsspec
+import numpy as np
 from fsspec.registry import known_implementations
 
 from trainer.data.cache import ATTEMPTS, FIRST_PAUSE, Cache
@@ -50,7 +51,7 @@ class RemoteFolder:
 
     def check_room(self, shards: int) -> None:
         """Raise UserError unless the cache holds the `shards` largest ones at once."""
-        needed = sum(sorted(shard.bytes for shard in self.manifest.shards)[-shards:])
+        needed = int(np.sort(self.manifest.shards.bytes)[-shards:].sum())
         if needed > self._cache.most:
             raise UserError(
                 f"data.cache_bytes = {self._cache.most:,}: two windows of {self.url} have up to {needed:,} bytes; raise it, "

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from trainer.data.manifest import Kind, index_name
+from trainer.data.manifest import Kind
+from trainer.data.shard_table import index_name
 from trainer.data.tar import TarError, walk
 from trainer.errors import BadSample, UserError
 

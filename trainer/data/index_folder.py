@@ -12,7 +12,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from trainer.data.index import TarIndex, index_tar
-from trainer.data.manifest import LANGUAGE_TAG, Kind, Manifest, Shard, write_manifest
+from trainer.data.manifest import LANGUAGE_TAG, Kind, Manifest, write_manifest
+from trainer.data.shard_table import Shard, ShardTable
 from trainer.errors import UserError
 
 PROGRESS = ".index.progress"
@@ -50,7 +51,7 @@ def index_folder(folder: Path, kind: Kind, language: str | None = None) -> Manif
         samples=samples,
         captions=dict(sorted(captions.items())),
         region_features=next(iter(widths), None),
-        shards=tuple(
+        shards=ShardTable(
             Shard(name=path.name, samples=index.samples, bytes=index.bytes, fingerprint=index.fingerprint)
             for path, index in zip(paths, indexes, strict=True)
         ),

@@ -1,16 +1,16 @@
 """The manifest of a source: which shards it has, how many samples each holds, and what is in them."""
 
-import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_serializer, model_validator
 
+from trainer.data.shard_table import Shard, ShardTable, read_json
 from trainer.errors import UserError
 
 FORMAT_VERSION: Literal[1] = 1
@@ -23,28 +23,14 @@ LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 """What a BCP-47 language tag looks like: "de", "zh-Hant", "ca-valencia"."""
 
 
-class Shard(NamedTuple):
-    """One tar of a source. A tuple, since a manifest may have 100,000 of them: a model each would take five times the room."""
-
-    name: Annotated[str, Field(pattern=r"^[^/\\.][^/\\]*\.tar$")]
-    """File name inside the folder; never a path."""
-    samples: Annotated[int, Field(ge=0)]
-    """Samples in it."""
-    bytes: Annotated[int, Field(ge=0)]
-    """Size of the tar."""
-    fingerprint: str
-    """blake2b over (name, size, offset) of every member: changes when the tar is packed again with other content."""
-
-    @property
-    def index_name(self) -> str:
-        """File name of its index."""
-        return index_name(self.name)
+def _as_table(shards: Any) -> Any:
+    return shards if isinstance(shards, ShardTable) else ShardTable(shards)
 
 
 class Manifest(BaseModel):
     """What a source holds: written as manifest.json beside its shards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
     format_version: Literal[1] = 1
     """Version of this file's layout."""
@@ -58,23 +44,22 @@ class Manifest(BaseModel):
     """How many samples have a caption in each language; empty for text."""
     region_features: Annotated[int, Field(ge=1)] | None = None
     """Width D of the stored region features; null without regions."""
-    shards: tuple[Shard, ...]
+    shards: Annotated[ShardTable, BeforeValidator(_as_table)]
     """In the order that positions count them."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        total = sum(shard.samples for shard in self.shards)
+        total = int(self.shards.samples.sum())
         if total != self.samples:
             raise ValueError(f"samples is {self.samples}, but its shards hold {total}")
-        names = [shard.name for shard in self.shards]
-        if len(set(names)) != len(names):
+        if len({shard.name for shard in self.shards}) != len(self.shards):
             raise ValueError("a shard is listed twice")
         if self.kind == "text" and self.language is None:
             raise ValueError("text needs a language")
         return self
 
     @field_serializer("shards")
-    def _as_objects(self, shards: tuple[Shard, ...]) -> list[dict[str, Any]]:
+    def _as_objects(self, shards: ShardTable) -> list[dict[str, Any]]:
         return [shard._asdict() for shard in shards]
 
     @classmethod
@@ -98,19 +83,18 @@ class Manifest(BaseModel):
         path = f"{folder}/{FILE_NAME}"
         again = f"make it again with `m3p index {folder} --kind captions|text`"
         try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-        # Taken apart once more, for a message about what is most likely wrong.
-        try:
-            content = json.loads(text)
+            content = read_json(text)
         except ValueError as error:
             raise UserError(f"{path} cannot be read ({error}): {again}.") from None
         version = content.get("format_version") if isinstance(content, dict) else None
         if version != FORMAT_VERSION:
             raise UserError(f"{path}: format_version is {version!r}, this program reads {FORMAT_VERSION}: {again}.")
-        field = ".".join(str(part) for part in first["loc"]) or "manifest"
-        raise UserError(f"{path}: {field}: {first['msg']}: {again}.")
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or "manifest"
+            raise UserError(f"{path}: {field}: {first['msg']}: {again}.") from None
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -118,11 +102,6 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     partial = folder / f".{FILE_NAME}.partial"
     partial.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     os.replace(partial, folder / FILE_NAME)
-
-
-def index_name(shard_name: str) -> str:
-    """Return the file name of a shard's index: shard-000000.tar -> shard-000000.idx."""
-    return shard_name.removesuffix(".tar") + ".idx"
 
 
 def check_shards(folder: Path, manifest: Manifest) -> None:

@@ -74,7 +74,7 @@ class Source:
         self._owner = key(*owner)
         self.manifest = folder.manifest
         _check_kind(folder, self.manifest, config, load_picture)
-        counts = np.array([shard.samples for shard in self.manifest.shards])
+        counts = self.manifest.shards.samples
         self.order = SourceOrder(counts, window, key(*owner, "order"))
         self._counts = counts
         if isinstance(folder, RemoteFolder):
