@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from transformers import XLMRobertaForMaskedLM, XLMRobertaModel, XLMRobertaTokenizer
 
 from tests.tiny import tiny_recipe
@@ -20,7 +19,7 @@ from trainer.model.huggingface import write_folder
 from trainer.model.m3p import M3P
 from trainer.recipe import dump_recipe, parse_recipe
 from trainer.retrieval.evaluate import load_run
-from trainer.training.checkpoint import FORMAT_VERSION, State
+from trainer.training.checkpoint_files import FORMAT_VERSION, State, share_name, write_share, write_state
 
 
 def write_run(tiny: Path, run: Path, *overrides: str) -> M3P:
@@ -33,20 +32,14 @@ def write_run(tiny: Path, run: Path, *overrides: str) -> M3P:
     folder = run / "checkpoints" / "step-00000003"
     folder.mkdir(parents=True)
     (run / "recipe.yaml").write_text(dump_recipe(recipe))
-    save_file(
-        {name: parameter.detach() for name, parameter in model.named_parameters()}, folder / "weights.safetensors"
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    entry = write_share(
+        folder / share_name(0),
+        {f"weight/{name}": weight.reshape(-1) for name, weight in weights.items()},
+        {name: (0, tuple(weight.shape)) for name, weight in weights.items()},
     )
-    state = State(
-        format_version=FORMAT_VERSION,
-        step=3,
-        ranks=1,
-        stage=1,
-        precision="float32",
-        order_version=1,
-        recipe={},
-        data={},
-    )
-    (folder / "state.json").write_text(state.model_dump_json())
+    state = State(format_version=FORMAT_VERSION, step=3, ranks=1, order_version=1, recipe={}, data={})
+    write_state(folder, state.model_copy(update={"files": {share_name(0): entry}}))
     return model.eval()
 
 

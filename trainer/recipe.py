@@ -39,10 +39,20 @@ class RunConfig(BaseModel):
     seed: int = Field(0, ge=0, description="Of the order, every random choice, and the starting weights.")
     checkpoint_every: int = Field(1000, ge=1, description="Steps from one checkpoint to the next.")
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
+    keep_every: int | None = Field(None, ge=1, description="Checkpoints at multiples of this many steps stay for good.")
+    accept_changes: bool = Field(
+        False, description="Go on from a checkpoint although recipe or data changed in a way that matters."
+    )
+    most_skipped: int = Field(10, ge=1, description="Steps without an update in a row (not finite) that end the run.")
+    spike: float | None = Field(3.0, gt=1, description="A loss of this many times the median of 64 steps is a spike.")
+    skip_spikes: bool = Field(False, description="Make no update in the step of a spike; else it is only said.")
     turns_per_step: int | None = Field(
         None, ge=1, description="Turns of a step; one whole cycle of the round-robin if left out."
     )
-    timeout_seconds: float = Field(600, gt=0, description="Longest wait for another rank before the run ends.")
+    timeout_seconds: float = Field(600, gt=0, description="Longest wait for another rank until the first step is done.")
+    stall_seconds: float = Field(
+        300, gt=0, description="From then on: a turn that takes longer ends the run, stacks in RUN/stacks/."
+    )
     evaluate: bool = Field(True, description="Run the recipe's evaluations when the last step is done.")
 
     @model_validator(mode="after")

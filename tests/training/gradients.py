@@ -12,7 +12,7 @@ from trainer.training.engine import Engine
 take_step = Engine.step
 
 
-def write_and_step(self: Engine, share: float) -> tuple[float, float]:
+def write_and_step(self: Engine, share: float) -> tuple[float, float, bool]:
     """ZeRO 0 leaves the averaged gradients on the parameters."""
     if distributed.is_main():
         gradients = {name: p.grad for name, p in self.deepspeed.module.named_parameters() if p.grad is not None}

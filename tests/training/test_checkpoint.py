@@ -11,98 +11,112 @@ import pytest
 import torch
 
 from trainer.errors import UserError
-from trainer.training import checkpoint
-from trainer.training.checkpoint import (
-    FORMAT_VERSION,
-    Checkpoints,
-    State,
-    check_resumable,
-    read_state,
-    read_weights,
-)
+from trainer.training import checkpoint_files as files
+from trainer.training.checkpoint import Checkpoints, load_weights, newest_whole, read_weights, restore
+from trainer.training.checkpoint_files import FORMAT_VERSION, STATE_FILE, Reader, State, read_state
 from trainer.training.distributed import Ranks
+from trainer.training.fragments import make_moments, updates
 
 RANKS = Ranks(0, 0, 1, torch.device("cpu"), "python")
-RECIPE: dict[str, Any] = {
-    "run": {"folder": "runs/a", "steps": 20, "seed": 0, "checkpoint_every": 5},
-    "optimizer": {"learning_rate": 0.1},
-    "objectives": {"image_caption": {"sources": [{"path": "a"}, {"path": "b"}]}},
-    "data": {"workers": 1, "window": 4},
-    "evaluation": {"dev": {"path": "d"}},
-}
 
 
-def state(step: int = 0, **changes: Any) -> State:
-    fields = {"ranks": 2, "stage": 1, "precision": "float32", "order_version": 1, "recipe": RECIPE, "data": {"a": "ff"}}
-    return State.model_validate({"format_version": FORMAT_VERSION, "step": step, **fields, **changes})
+class FakeEngine:
+    """A network of five numbers under plain AdamW: what ZeRO 0 in float32 is to a checkpoint."""
+
+    def __init__(self) -> None:
+        module = torch.nn.Linear(4, 1)
+        optimizer = torch.optim.AdamW(module.parameters(), fused=True)
+        self.deepspeed = SimpleNamespace(module=module, optimizer=optimizer, basic_optimizer=optimizer)
+        make_moments(self.deepspeed)
+
+    def train(self, steps: int = 1) -> None:
+        for _ in range(steps):
+            self.deepspeed.module(torch.arange(4.0)).square().sum().backward()
+            self.deepspeed.optimizer.step()
+            self.deepspeed.optimizer.zero_grad()
+
+    def everything(self) -> list[torch.Tensor]:
+        states = self.deepspeed.optimizer.state.values()
+        return [p.detach() for p in self.deepspeed.module.parameters()] + [t for s in states for t in s.values()]
+
+    def set_loss_scale(self, values: dict[str, float]) -> None:
+        assert values == {}
 
 
-def with_recipe(**sections: dict[str, Any]) -> State:
-    recipe = {name: {**fields, **sections.get(name, {})} for name, fields in RECIPE.items()}
-    return state(recipe={**recipe, **{name: fields for name, fields in sections.items() if name not in recipe}})
+@pytest.fixture
+def engine(alone: None) -> FakeEngine:
+    return FakeEngine()
+
+
+def make(run: Path, keep: int = 2, owner: str = "us") -> Checkpoints:
+    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    return Checkpoints(run, owner, keep, None, RANKS)
+
+
+def state(step: int, engine: Any) -> State:
+    recipe = {"run": {"seed": 0}}
+    count = updates(engine.deepspeed)
+    return State(
+        format_version=FORMAT_VERSION, step=step, updates=count, ranks=1, order_version=1, recipe=recipe, data={}
+    )
+
+
+def save(checkpoints: Checkpoints, engine: Any, step: int) -> None:
+    checkpoints.save(engine, state(step, engine))
+    checkpoints.finish()
+
+
+def load(path: Path) -> FakeEngine:
+    engine: Any = FakeEngine()
+    load_weights(engine.deepspeed.module, path)
+    restore(path, read_state(path), engine, RANKS)
+    return engine
+
+
+def names(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def test_what_is_saved_comes_back_and_goes_on_alike(engine: FakeEngine, tmp_path: Path) -> None:
+    checkpoints = make(tmp_path)
+    assert newest_whole(tmp_path) == (None, [])
+    engine.train(3)
+    torch.manual_seed(3)
+    save(checkpoints, engine, 5)
+    expected = torch.rand(4)
+    found, problems = newest_whole(tmp_path)
+    assert found is not None
+    assert (found.name, problems) == ("step-00000005", [])
+    assert read_state(found).updates == 3
+    torch.manual_seed(99)
+    again = load(found)
+    assert torch.equal(torch.rand(4), expected), "dropout goes on where it was"
+    for one in (engine, again):
+        one.train(2)
+    assert all(torch.equal(a, b) for a, b in zip(engine.everything(), again.everything(), strict=True))
+
+
+def test_training_goes_on_while_a_copy_is_written(engine: FakeEngine, tmp_path: Path) -> None:
+    checkpoints = make(tmp_path)
+    engine.train()
+    before = [tensor.clone() for tensor in engine.everything()]
+    checkpoints.save(engine, state(1, engine))  # type: ignore[arg-type]
+    engine.train(20)
+    checkpoints.finish()
+    found, _ = newest_whole(tmp_path)
+    assert found is not None
+    assert all(torch.equal(a, b) for a, b in zip(load(found).everything(), before, strict=True))
+
+
+def test_only_the_newest_are_kept(engine: FakeEngine, tmp_path: Path) -> None:
+    checkpoints = make(tmp_path)
+    for step in (5, 10, 15):
+        save(checkpoints, engine, step)
+    assert names(tmp_path) == ["latest", "step-00000010", "step-00000015"]
 
 
 class Kill(BaseException):
     """Stands for the end of the process: nothing that catches errors catches it."""
-
-
-class FakeDeepSpeed:
-    """Saves one number, as DeepSpeed saves its state."""
-
-    def __init__(self) -> None:
-        self.module = torch.nn.Linear(1, 1)
-        self.number = 0.0
-
-    def save_checkpoint(self, folder: str, tag: str, client_state: object, save_latest: bool) -> None:
-        (Path(folder) / tag).mkdir(parents=True)
-        (Path(folder) / tag / "number").write_text(str(self.number))
-
-    def load_checkpoint(self, folder: str, tag: str, load_lr_scheduler_states: bool) -> tuple[str | None, None]:
-        path = Path(folder) / tag / "number"
-        if not path.is_file():
-            return None, None
-        self.number = float(path.read_text())
-        return folder, None
-
-
-@pytest.fixture
-def engine(alone: None, monkeypatch: pytest.MonkeyPatch) -> Any:
-    def weights(model: torch.nn.Module, keep: bool) -> dict[str, torch.Tensor]:
-        return {"number": torch.tensor([fake.deepspeed.number])}
-
-    fake = SimpleNamespace(deepspeed=FakeDeepSpeed())
-    monkeypatch.setattr(checkpoint, "gather_weights", weights)
-    return fake
-
-
-def save(checkpoints: Checkpoints, engine: Any, step: int) -> None:
-    engine.deepspeed.number = float(step)
-    checkpoints.save(engine, RANKS, state(step))
-
-
-def test_what_is_saved_comes_back(engine: Any, tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    assert checkpoints.latest() is None
-    torch.manual_seed(3)
-    save(checkpoints, engine, 5)
-    expected = torch.rand(4)
-    found = checkpoints.latest()
-    assert found is not None
-    assert found.name == "step-00000005"
-    assert read_state(found) == state(5)
-    assert read_weights(found)["number"].item() == 5.0
-    engine.deepspeed.number = -1.0
-    torch.manual_seed(99)
-    checkpoints.load(found, engine, RANKS)
-    assert engine.deepspeed.number == 5.0
-    assert torch.equal(torch.rand(4), expected), "dropout goes on where it was"
-
-
-def test_only_the_newest_are_kept(engine: Any, tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    for step in (5, 10, 15):
-        save(checkpoints, engine, step)
-    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["latest", "step-00000010", "step-00000015"]
 
 
 def killed_at(monkeypatch: pytest.MonkeyPatch, moment: int) -> Callable[[], int]:
@@ -113,31 +127,26 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, moment: int) -> Callable[[], int]
     def deadly(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             seen[0] = next(count) + 1
-            if seen[0] == moment:
+            if seen[0] >= moment:
                 raise Kill
             return function(*args, **kwargs)
 
         return call
 
     for owner, name in (
-        (os, "replace"),
-        (os, "unlink"),
-        (os, "rmdir"),
-        (os, "mkdir"),
-        (torch, "save"),
-        (checkpoint, "save_file"),
-        (Path, "write_text"),
-    ):
+        (os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "mkdir"), (os, "fsync"), (files, "save_file"), (json, "dump"),
+    ):  # fmt: skip
         monkeypatch.setattr(owner, name, deadly(getattr(owner, name)))
     return lambda: seen[0]
 
 
-def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(engine: Any, tmp_path: Path) -> None:
+def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(engine: FakeEngine, tmp_path: Path) -> None:
     """Old or new, its weights and its state are of one step; and the next save works and cleans up."""
     for moment in itertools.count(1):
         run = tmp_path / str(moment)
-        checkpoints = Checkpoints(run, keep=1)
+        checkpoints = make(run, keep=1)
         save(checkpoints, engine, 5)
+        engine.train()
         with pytest.MonkeyPatch.context() as patch:
             changes = killed_at(patch, moment)
             try:
@@ -147,115 +156,87 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(engine: Any, t
             else:
                 assert changes() < moment
                 break
-        found = Checkpoints(run, keep=1).latest()
+        found, _ = newest_whole(run)
         assert found is not None, moment
-        step = read_state(found).step
-        assert step in (5, 10)
-        checkpoints.load(found, engine, RANKS)
-        assert engine.deepspeed.number == read_weights(found)["number"].item() == step, moment
-        for again in (10, 15):
-            save(Checkpoints(run, keep=1), engine, again)
-        assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["latest", "step-00000015"], moment
-    assert moment > 8, "the save was really interrupted"
+        assert read_state(found).step in (5, 10)
+        assert updates(load(found).deepspeed) == read_state(found).updates
+        for step in (10, 15):
+            save(make(run, keep=1), engine, step)
+        assert names(run) == ["latest", "step-00000015"], moment
+    assert moment > 12, "the save was really interrupted"
 
 
-def folder_of(checkpoints: Checkpoints, step: int, whole: bool = True) -> Path:
-    path = checkpoints.folder / f"step-{step:08d}"
-    path.mkdir(parents=True)
-    (path / "weights.safetensors").touch()
-    if whole:
-        (path / "state.json").write_text(state(step).model_dump_json())
-    return path
+def test_partial_folders_are_not_checkpoints_and_are_cleared_away(engine: FakeEngine, tmp_path: Path) -> None:
+    save(make(tmp_path), engine, 5)
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "step-00000005", folder / ".step-00000020.them.partial")
+    shutil.copytree(folder / "step-00000005", folder / "step-00000010")
+    (folder / "step-00000010" / STATE_FILE).unlink()
+    found, problems = newest_whole(tmp_path)
+    assert found == folder / "step-00000005"
+    assert len(problems) == 1
+    make(tmp_path)
+    assert ".step-00000020.them.partial" not in names(tmp_path)
 
 
-def test_partial_folders_are_not_checkpoints(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    folder_of(checkpoints, 10, whole=False)
-    (checkpoints.folder / ".step-00000020.partial").mkdir()
-    assert checkpoints.latest() is None
-    whole = folder_of(checkpoints, 5)
-    assert checkpoints.latest() == whole
+def test_two_starts_never_write_into_one_folder(engine: FakeEngine, tmp_path: Path) -> None:
+    ours, theirs = make(tmp_path, owner="us"), make(tmp_path, owner="them")
+    for checkpoints in (ours, theirs):
+        checkpoints.save(engine, state(5, engine))  # type: ignore[arg-type]
+    for checkpoints in (ours, theirs):
+        checkpoints.finish()
+    assert newest_whole(tmp_path)[1] == []
+    assert names(tmp_path) == ["latest", "step-00000005"]
 
 
-@pytest.mark.parametrize("named", ["step-00000099\n", "step-00000010\n", "", "\n", "../checkpoints\n"])
-def test_a_name_that_points_nowhere_is_passed_over(tmp_path: Path, named: str) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    whole = folder_of(checkpoints, 5)
-    folder_of(checkpoints, 10, whole=False)
-    (checkpoints.folder / "latest").write_text(named)
-    assert checkpoints.latest() == whole
-
-
-def test_the_named_one_goes_before_a_newer_one(tmp_path: Path) -> None:
-    """So one can go back by hand."""
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    older, _ = folder_of(checkpoints, 5), folder_of(checkpoints, 10)
-    (checkpoints.folder / "latest").write_text("step-00000005\n")
-    assert checkpoints.latest() == older
-
-
-def test_a_checkpoint_without_deepspeeds_files_says_so(engine: Any, tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=1)
+def test_a_write_that_fails_is_said_and_leaves_the_earlier_one(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = make(tmp_path)
     save(checkpoints, engine, 5)
-    found = checkpoints.latest()
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "save_file", full)
+    checkpoints.save(engine, state(10, engine))  # type: ignore[arg-type]
+    with pytest.raises(
+        UserError, match=r"step-00000010 could not be written: .*No space left.*earlier checkpoints are kept"
+    ):
+        checkpoints.finish()
+    assert names(tmp_path) == ["latest", "step-00000005"]
+
+
+def test_space_is_looked_at_before(engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match=r"takes 1,048,636 bytes and 1,000 are free, so none was written"):
+        save(make(tmp_path), engine, 5)
+    assert names(tmp_path) == []
+
+
+def test_another_network_is_refused(engine: FakeEngine, tmp_path: Path) -> None:
+    save(make(tmp_path), engine, 5)
+    found, _ = newest_whole(tmp_path)
     assert found is not None
-    shutil.rmtree(found / "deepspeed")
-    with pytest.raises(UserError, match="DeepSpeed finds no state in it; remove the folder"):
-        checkpoints.load(found, engine, RANKS)
+    with pytest.raises(UserError, match="another network than the recipe describes; they differ in bias, weight"):
+        load_weights(torch.nn.Linear(5, 2), found)
+
+
+def test_shares_of_other_ranks_make_one_whole(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).view(3, 4)
+    for rank, (first, last) in enumerate([(0, 5), (5, 5), (5, 12)]):
+        part = {"weight/w": whole.view(-1)[first:last].clone()} if last > first else {}
+        files.write_share(tmp_path / files.share_name(rank), part, {"w": (first, (3, 4))} if part else {})
+    assert torch.equal(read_weights(tmp_path)["w"], whole)
+    with Reader(tmp_path) as reader:
+        for first, last in itertools.combinations(range(13), 2):
+            assert torch.equal(reader.part("weight", "w", range(first, last)), whole.view(-1)[first:last])
+    (tmp_path / files.share_name(2)).unlink()
+    with pytest.raises(UserError, match="weight of w is not complete"):
+        read_weights(tmp_path)
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "state.json").write_text(json.dumps({"format_version": 99}))
+    (tmp_path / STATE_FILE).write_text(json.dumps({"format_version": 99}))
     with pytest.raises(UserError, match=f"format 99, but this program reads {FORMAT_VERSION}"):
         read_state(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("now", "line"),
-    [
-        (state(ranks=3), "ranks: 2 then, 3 now"),
-        (state(stage=3), "stage: 1 then, 3 now"),
-        (state(precision="bfloat16"), "precision: float32 then, bfloat16 now"),
-        (state(order_version=2), "order_version: 1 then, 2 now"),
-        (state(data={"a": "ee"}), "a: ff then, ee now"),
-        (state(data={"a": "ff", "b": "11"}), "b: not set then, 11 now"),
-        (with_recipe(run={"seed": 3}), "run.seed: 0 then, 3 now"),
-        (with_recipe(run={"steps": 30}), "run.steps: 20 then, 30 now"),
-        (with_recipe(data={"window": 8}), "data.window: 4 then, 8 now"),
-        (with_recipe(optimizer={"clip": 1.0}), "optimizer.clip: not set then, 1.0 now"),
-        (
-            with_recipe(objectives={"image_caption": {"sources": [{"path": "a"}, {"path": "c"}]}}),
-            "objectives.image_caption.sources.1.path: b then, c now",
-        ),
-        (
-            with_recipe(objectives={"image_caption": {"sources": [{"path": "a"}]}}),
-            "objectives.image_caption.sources.1.path: b then, not set now",
-        ),
-    ],
-)
-def test_what_would_make_another_run_of_it_is_named(tmp_path: Path, now: State, line: str) -> None:
-    with pytest.raises(UserError) as caught:
-        check_resumable(tmp_path, state(), now)
-    assert [text.strip() for text in str(caught.value).splitlines()[1:-1]] == [f"- {line}"]
-    assert "set another run.folder" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "now",
-    [
-        state(10),
-        with_recipe(run={"folder": "elsewhere", "stop_after": 7, "checkpoint_every": 1, "keep_checkpoints": 9}),
-        with_recipe(run={"timeout_seconds": 5, "evaluate": False}),
-        with_recipe(data={"workers": 8, "prefetch": 2, "most_bad": 1.0}),
-        with_recipe(evaluation={"test": {"path": "e"}}),
-    ],
-)
-def test_what_does_not_matter_may_change(tmp_path: Path, now: State) -> None:
-    check_resumable(tmp_path, state(), now)
-
-
-def test_all_differences_are_named_at_once(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as caught:
-        check_resumable(tmp_path, state(), with_recipe(run={"seed": 1}, optimizer={"learning_rate": 0.2}))
-    assert "run.seed" in str(caught.value)
-    assert "optimizer.learning_rate" in str(caught.value)

@@ -137,7 +137,11 @@ class Source:
         concept = str(record.get("concept", key_name))
         check_unicode("id or concept", key_name, concept)
         rng = generator(*owner, "augment") if augment and self._augments else None
-        return Sample(key_name, owner, "", "", captions, concept, self._load_picture(members, rng))
+        try:
+            visual = self._load_picture(members, rng)
+        except BadSample as reason:
+            raise BadSample(f"{record.get('id', number)}: {reason}") from reason
+        return Sample(key_name, owner, "", "", captions, concept, visual)
 
 
 class Mix:

@@ -27,7 +27,7 @@ from trainer.retrieval.gallery import Finding, contact_sheet, html_page
 from trainer.retrieval.metrics import Pool, Ranks, query_ranks
 from trainer.retrieval.report import Conditions, Evaluation, Shortlist, print_table, write_tensorboard
 from trainer.retrieval.scoring import Floats, Scorer, shortlist
-from trainer.training.checkpoint import Checkpoints, read_state, read_weights
+from trainer.training.checkpoint import load_weights, newest_whole, read_state
 from trainer.visual.patches import IMAGE_KINDS
 
 SHOWN_QUERIES, SHOWN_PICTURES = 3, 5
@@ -71,15 +71,13 @@ def evaluate_run(run: Path, names: Sequence[str] = (), rerank: int | None = None
 
 def load_run(run: Path) -> tuple[Recipe, M3P, int]:
     """Return the recipe, the network of the newest checkpoint (evaluation mode) and its step. Raises UserError."""
-    newest = Checkpoints(run, keep=1).latest()
+    newest, _ = newest_whole(run)
     if newest is None or not (run / "recipe.yaml").is_file():
         raise UserError(f"{run} holds no checkpoint of a run; train first: deepspeed trainer/run.py --recipe ...")
     recipe = load_recipe(run / "recipe.yaml")
     vocabulary = Tokenizer(recipe.tokenizer_folder).size
     model = build_model(recipe.model, vocabulary, recipe.visual, recipe.tasks, recipe.run.seed, load=False)
-    missing, unexpected = model.load_state_dict(read_weights(newest), strict=False)
-    tied = {"heads.masked_words.weight"}  # stored once, under the word embedding's name
-    assert not unexpected and set(missing) <= tied, (missing, unexpected)  # noqa: PT018
+    load_weights(model, newest)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return recipe, model.eval().to(device), read_state(newest).step
 

@@ -1,208 +1,235 @@
-"""Checkpoints: whole or absent.
+"""Checkpoints: whole or absent, one form for every ZeRO stage and number of ranks, written while training goes on.
 
-checkpoints/step-00001000/ holds DeepSpeed's own files (`deepspeed/`), the random state of each rank, `weights.safetensors`
-(the whole network in float32, for evaluation and export, whatever the ZeRO stage) and `state.json`, written last.
-It is written aside and renamed, and only then named by `latest`.
+Training stands still while each rank copies what it holds (nobody is sent anything) to its own memory. A thread then writes
+that rank's share and flushes it; when all ranks have, rank 0 writes state.json, gives the folder its name, and points
+`latest` at it. The newest whole checkpoint is the one that counts, whatever `latest` says: to go back, remove newer ones.
+DeepSpeed's own form is not used: it can be read only by as many ranks of the same stage, and is pickled.
 """
 
-import json
-import os
 import shutil
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trainer.errors import UserError
-from trainer.training.distributed import Ranks
+from trainer.keys import key
+from trainer.training import checkpoint_files as files
+from trainer.training.checkpoint_files import FORMAT_VERSION, Reader, State, read_state
+from trainer.training.distributed import Ranks, all_reduce_max, broadcast_object
 
 if TYPE_CHECKING:
     from trainer.training.engine import Engine
 
-FORMAT_VERSION = 1
+__all__ = ["FORMAT_VERSION", "Checkpoints", "State", "load_weights", "newest_whole", "read_state", "read_weights"]
 
+BYTES_OF_PARAMETER = 12
+"""Weight and two moments in float32."""
+SPARE_BYTES = 1 << 20
+"""For headers and state.json."""
+LONGEST_WRITE = timedelta(hours=6)
 
-class State(BaseModel):
-    """What state.json says of a checkpoint."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    format_version: int
-    step: int
-    """Steps that are done."""
-    ranks: int
-    stage: int
-    """ZeRO stage."""
-    precision: str
-    order_version: int
-    recipe: dict[str, Any]
-    """The resolved recipe of the run."""
-    data: dict[str, str]
-    """Fingerprint of each source."""
+Share = tuple[dict[str, Tensor], dict[str, tuple[int, tuple[int, ...]]]]
 
 
 class Checkpoints:
-    """The checkpoints of one run."""
+    """Writes the checkpoints of one run; every rank calls every method.
 
-    def __init__(self, run: Path, keep: int) -> None:
+    Args:
+        run: the run folder.
+        owner: name of this start of the run; two starts never write into one unfinished folder.
+        keep: newest checkpoints that are kept. keep_every: those at multiples of this many steps are kept too.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+
+    def __init__(self, run: Path, owner: str, keep: int, keep_every: int | None, ranks: Ranks) -> None:
         self.folder = run / "checkpoints"
-        self._keep = keep
-
-    def latest(self) -> Path | None:
-        """Return the newest whole checkpoint, or None."""
-        whole = sorted(path for path in self.folder.glob("step-*") if (path / "state.json").is_file())
-        named = self.folder / "latest"
-        if named.is_file() and (self.folder / named.read_text().strip()) in whole:
-            return self.folder / named.read_text().strip()
-        return whole[-1] if whole else None
-
-    def save(self, engine: "Engine", ranks: Ranks, state: State) -> None:
-        """Write a checkpoint after `state.step`. Every rank calls it."""
-        name = f"step-{state.step:08d}"
-        aside = self.folder / f".{name}.partial"
+        self._owner, self._keep, self._keep_every, self._ranks = owner, keep, keep_every, ranks
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+        # The writing threads talk through their own group: what they send must not fall between training's collectives.
+        self._group = dist.new_group(backend="gloo", timeout=LONGEST_WRITE)
         if ranks.rank == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-        dist.barrier()
-        engine.deepspeed.save_checkpoint(str(aside / "deepspeed"), tag="state", client_state={}, save_latest=False)
-        torch.save(_random_states(ranks), aside / f"random-{ranks.rank}.pt")
-        weights = gather_weights(engine.deepspeed.module, keep=ranks.rank == 0)
-        dist.barrier()
-        if ranks.rank == 0:
-            save_file(weights, aside / "weights.safetensors")
-            (aside / "state.json").write_text(state.model_dump_json(indent=1) + "\n")
-            self._publish(aside, name)
-        dist.barrier()
+            files.remove_partial(self.folder)
 
-    def load(self, path: Path, engine: "Engine", ranks: Ranks) -> None:
-        """Put engine and random state back to where `path` left them. Every rank calls it."""
-        loaded, _ = engine.deepspeed.load_checkpoint(
-            str(path / "deepspeed"), tag="state", load_lr_scheduler_states=False
-        )
-        if loaded is None:
+    def save(self, engine: "Engine", state: State) -> None:
+        """Copy everything, and write it in the background. Waits for the previous save. Raises UserError: no space."""
+        self.finish()
+        self._check_space(engine.deepspeed.module)
+        share = _copy_share(engine, self._ranks)
+        self._pending = self._thread.submit(self._write, share, state)
+
+    def poll(self) -> None:
+        """Raise the UserError of a background save that failed; all ranks raise at the same call."""
+        if self._pending is not None and not all_reduce_max(0 if self._pending.done() else 1)[0]:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the save that is being written, if any. Raises UserError if it failed."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def _check_space(self, module: nn.Module) -> None:
+        needed = BYTES_OF_PARAMETER * sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters()) + SPARE_BYTES
+        free = broadcast_object(shutil.disk_usage(self.folder).free if self._ranks.rank == 0 else 0)
+        if free < needed:
             raise UserError(
-                f"{path}: DeepSpeed finds no state in it; remove the folder to go on from an earlier checkpoint"
+                f"{self.folder}: a checkpoint takes {needed:,} bytes and {free:,} are free, so none was written; the earlier "
+                "ones are kept. Make room (run.keep_checkpoints is how many stay), then start again"
             )
-        random = torch.load(path / f"random-{ranks.rank}.pt", weights_only=True)
-        torch.set_rng_state(random["cpu"])
-        if ranks.device.type == "cuda":
-            torch.cuda.set_rng_state(random["cuda"], ranks.device)
 
-    def _publish(self, aside: Path, name: str) -> None:
-        final = self.folder / name
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(aside, final)
-        pointer = self.folder / ".latest.partial"
-        pointer.write_text(name + "\n")
-        os.replace(pointer, self.folder / "latest")
-        for old in sorted(self.folder.glob("step-*"))[: -self._keep]:
-            shutil.rmtree(old)
+    def _write(self, share: Share, state: State) -> None:
+        """Write this rank's share; rank 0 makes the whole of it. Every rank's thread ends alike."""
+        name = f"step-{state.step:08d}"
+        aside = self.folder / f".{name}.{self._owner}.partial"
+        file = files.share_name(self._ranks.rank)
+        entry, error = _attempt(lambda: _write_share(aside / file, share))
+        outcomes = self._gather((file, entry, error))
+        error = next((error for _, _, error in outcomes if error), None)
+        if error is None and self._ranks.rank == 0:
+            complete = state.model_copy(update={"files": {file: entry for file, entry, _ in outcomes}})
+            _, error = _attempt(lambda: self._publish(aside, name, complete))
+        error = self._gather(error)[0] or error
+        if error is not None:
+            if self._ranks.rank == 0:
+                shutil.rmtree(aside, ignore_errors=True)
+            raise UserError(
+                f"{self.folder / name} could not be written: {error}. The earlier checkpoints are kept; "
+                "mend the cause and start again"
+            )
+
+    def _publish(self, aside: Path, name: str, state: State) -> None:
+        files.write_state(aside, state)
+        files.publish(aside, name)
+        files.prune(self.folder, state.step, self._keep, self._keep_every)
+
+    def _gather(self, value: Any) -> list[Any]:
+        every: list[Any] = [None] * self._ranks.world_size
+        dist.all_gather_object(every, value, group=self._group)
+        return every
 
 
-def read_state(path: Path) -> State:
-    """Return what a checkpoint says of itself. Raises UserError for another format."""
-    raw = json.loads((path / "state.json").read_text())
-    if raw.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{path}: format {raw.get('format_version')}, but this program reads {FORMAT_VERSION}")
-    return State.model_validate(raw)
+def newest_whole(run: Path, ranks: Ranks | None = None) -> tuple[Path | None, list[str]]:
+    """Return the newest whole checkpoint of a run or None, and why newer ones are not whole.
 
-
-def check_resumable(path: Path, found: State, now: State) -> None:
-    """Raise UserError where going on from `path` would not be the same run. The message names what differs."""
-    differences = [
-        f"{name}: {getattr(found, name)} then, {getattr(now, name)} now"
-        for name in ("ranks", "stage", "precision", "order_version")
-        if getattr(found, name) != getattr(now, name)
-    ]
-    differences += _differences(_that_matters(found.recipe), _that_matters(now.recipe))
-    differences += _differences(found.data, now.data)
-    if differences:
-        lines = "\n".join(f"  - {line}" for line in differences)
-        raise UserError(
-            f"{path} was written by another run than this one would be:\n{lines}\n"
-            "Put these back to go on, or set another run.folder to start anew."
-        )
+    Sizes and hashes are compared; the ranks share the hashing and agree. Every rank calls it, or one process alone.
+    Raises UserError for checkpoints of another format: they are whole, and going on without them would lose them.
+    """
+    folder = run / "checkpoints"
+    candidates = sorted(folder.glob("step-*"), key=files.step_of, reverse=True)
+    reasons: list[str] = []
+    for path in broadcast_object(candidates) if ranks else candidates:
+        problem = _problem(path, ranks)
+        if problem is None:
+            return path, reasons
+        reasons.append(problem)
+    return None, reasons
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the float32 weights of a checkpoint by our names; the tied word weight stands once."""
-    return load_file(path / "weights.safetensors")
+    """Return the float32 weights of a checkpoint by our names; the tied word weight stands once. Raises UserError."""
+    with Reader(path) as reader:
+        return {name: reader.whole("weight", name) for name in reader.shapes}
 
 
-def gather_weights(model: nn.Module, keep: bool) -> dict[str, Tensor]:
-    """Return all weights in float32 on the CPU, from any ZeRO stage. Every rank calls it; only one that keeps gets them."""
-    from deepspeed.utils import safe_get_full_fp32_param  # takes seconds, and reading a checkpoint does not need it
-
-    weights = {}
-    for name, parameter in model.named_parameters():  # a tied weight comes once
-        full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
-        if full is None:
-            with _whole(parameter):
-                full = parameter.detach().clone()
-        if keep:
-            weights[name] = full.float().cpu().contiguous()
-    return weights
-
-
-def _whole(parameter: nn.Parameter) -> AbstractContextManager[Any]:
-    """ZeRO-3 scatters parameters; this gathers one."""
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters([parameter]) if hasattr(parameter, "ds_id") else nullcontext()
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Put the weights of a checkpoint into a plain network. Raises UserError where the network is another one."""
+    weights = read_weights(path)
+    own = dict(model.named_parameters())
+    wrong = sorted(weights.keys() ^ own.keys())
+    wrong += sorted(name for name in weights.keys() & own.keys() if weights[name].shape != own[name].shape)
+    if wrong:
+        shown = ", ".join(wrong[:5]) + (", ..." if len(wrong) > 5 else "")
+        raise UserError(
+            f"{path} holds another network than the recipe describes; they differ in {shown}. Set another run.folder"
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
 
 
-def _random_states(ranks: Ranks) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
+def restore(path: Path, state: State, engine: "Engine", ranks: Ranks) -> None:
+    """Put moments, master weights and random state back; the weights were there before `deepspeed.initialize`."""
+    from trainer.training import fragments
+
+    with Reader(path) as reader, torch.no_grad():
+        for fragment in fragments.fragments(engine.deepspeed):
+            for kind, tensor in fragment.tensors.items():
+                if len(fragment.tensors) > 1:  # a frozen weight is there already, in the network's precision
+                    tensor.copy_(
+                        reader.part(kind, fragment.name, range(fragment.start, fragment.start + fragment.numel))
+                    )
+        fragments.set_updates(engine.deepspeed, state.updates)
+        engine.set_loss_scale(state.loss_scale)
+        random = reader.extra(ranks.rank, "random")
+    if state.ranks != ranks.world_size or ranks.device.type not in {"cpu", *random}:
+        # Dropout follows a generator a rank; other ranks than those that were saved start new ones.
+        torch.manual_seed(key("dropout", state.recipe["run"]["seed"], ranks.rank, state.step))
+        return
+    torch.set_rng_state(random["cpu"])
     if ranks.device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(ranks.device)
-    return states
+        torch.cuda.set_rng_state(random["cuda"], ranks.device)
 
 
-# What may change from one start to the next without changing the training.
-_FREE = (
-    "run.folder",
-    "run.stop_after",
-    "run.checkpoint_every",
-    "run.keep_checkpoints",
-    "run.timeout_seconds",
-    "run.evaluate",
-)
+def _problem(path: Path, ranks: Ranks | None) -> str | None:
+    """Return why a checkpoint is not whole, or None; the same on all ranks."""
+    first = _first_problem(path, ranks.rank if ranks else 0, ranks.world_size if ranks else 1)
+    if ranks is None:
+        return first
+    every: list[str | None] = [None] * ranks.world_size
+    dist.all_gather_object(every, first)
+    return next((problem for problem in every if problem), None)
 
 
-def _that_matters(recipe: dict[str, Any]) -> dict[str, Any]:
-    flat = _flatten(recipe)
-    free = (
-        *_FREE,
-        "evaluation.",
-        "data.workers",
-        "data.prefetch",
-        "data.cache_folder",
-        "data.cache_bytes",
-        "data.most_bad",
-    )
-    return {name: value for name, value in flat.items() if not name.startswith(free)}
+def _first_problem(path: Path, rank: int, ranks: int) -> str | None:
+    try:
+        state = read_state(path)
+    except UserError as error:
+        if ": format " in str(error):
+            raise
+        return str(error)
+    for number, (name, entry) in enumerate(sorted(state.files.items())):
+        file = path / name
+        size = file.stat().st_size if file.is_file() else None
+        if size != entry.bytes:
+            return f"{file}: {'missing' if size is None else f'{size:,} bytes'}, should have {entry.bytes:,}"
+        if number % ranks == rank and files.describe(file) != entry:
+            return f"{file}: its content is not what was written"
+    return None
 
 
-def _flatten(node: Any, name: str = "") -> dict[str, Any]:
-    if isinstance(node, dict):
-        inner = {f"{name}.{key}" if name else key: value for key, value in node.items()}
-    elif isinstance(node, list):
-        inner = {f"{name}.{number}": value for number, value in enumerate(node)}
-    else:
-        return {name: node}
-    return {place: value for key, child in inner.items() for place, value in _flatten(child, key).items()}
+def _copy_share(engine: "Engine", ranks: Ranks) -> Share:
+    from trainer.training.fragments import fragments
+
+    tensors: dict[str, Tensor] = {}
+    pieces: dict[str, tuple[int, tuple[int, ...]]] = {}
+    for fragment in fragments(engine.deepspeed):
+        if len(fragment.saved):
+            tensors |= {f"{kind}/{fragment.name}": tensor for kind, tensor in fragment.copy().items()}
+            pieces[fragment.name] = (fragment.saved.start, fragment.shape)
+    tensors["random/cpu"] = torch.get_rng_state()
+    if ranks.device.type == "cuda":
+        tensors["random/cuda"] = torch.cuda.get_rng_state(ranks.device)
+    return tensors, pieces
 
 
-def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    names = sorted(then.keys() | now.keys())
-    missing = "not set"
-    return [
-        f"{name}: {then.get(name, missing)} then, {now.get(name, missing)} now"
-        for name in names
-        if then.get(name, missing) != now.get(name, missing)
-    ]
+def _write_share(path: Path, share: Share) -> files.FileEntry:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return files.write_share(path, *share)
+
+
+def _attempt(action: Any) -> tuple[Any, str | None]:
+    """Return the result and None, or None and why it failed, to be told to the other ranks."""
+    from safetensors import SafetensorError
+
+    try:
+        return action(), None
+    except (OSError, SafetensorError) as error:
+        return None, str(error)

@@ -37,14 +37,16 @@ def read_deepspeed_config(path: Path) -> dict[str, Any]:
 
 
 def resolve(config: dict[str, Any], optimizer: OptimizerConfig, device: torch.device) -> dict[str, Any]:
-    """Return the whole configuration for `deepspeed.initialize` on `device`. Raises UserError for fp16 on a CPU."""
+    """Return the whole configuration for `deepspeed.initialize` on `device`. Raises UserError: fp16 on a CPU, NVMe."""
     config = json.loads(json.dumps(config))
     bf16 = config.setdefault("bf16", {"enabled": "auto"})
     fp16 = config.get("fp16", {}).get("enabled", False)
     if bf16.get("enabled") == "auto":
         bf16["enabled"] = device.type == "cuda" and not fp16 and torch.cuda.is_bf16_supported()
+    bf16.setdefault("check_grad_overflow", True)  # an update with a gradient that is not finite is never made
     if fp16 and device.type == "cpu":
         raise UserError("fp16.enabled: DeepSpeed has no fp16 on a CPU; use a file of ds_configs/ without it, or a GPU")
+    _check_nvme(config.get("zero_optimization", {}))
     # The engine says itself where a step ends and scales the losses itself; what DeepSpeed wants to know is filled in.
     # More than 1, because with 1 the offload path keeps no sum over micro-batches.
     config["gradient_accumulation_steps"] = 2
@@ -58,6 +60,26 @@ def resolve(config: dict[str, Any], optimizer: OptimizerConfig, device: torch.de
     config.setdefault("steps_per_print", None)
     config.setdefault("wall_clock_breakdown", False)
     return config
+
+
+def have_aio() -> bool:
+    """Whether DeepSpeed can read and write NVMe drives here: its aio operation builds only where libaio is installed."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    return bool(AsyncIOBuilder().is_compatible(verbose=False))
+
+
+def _check_nvme(zero: dict[str, Any]) -> None:
+    if zero.get("offload_optimizer", {}).get("device") == "nvme":
+        raise UserError(
+            "zero_optimization.offload_optimizer.device = nvme: checkpoints cannot reach moments on a drive; set it to cpu. "
+            "offload_param.device = nvme is fine (ds_configs/zero3_nvme.json)"
+        )
+    if zero.get("offload_param", {}).get("device") == "nvme" and not have_aio():
+        raise UserError(
+            "zero_optimization.offload_param.device = nvme: DeepSpeed's aio operation cannot be built here; install the "
+            "headers of libaio (libaio-dev), or set the device to cpu"
+        )
 
 
 def precision(config: dict[str, Any]) -> torch.dtype:

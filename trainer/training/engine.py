@@ -4,7 +4,8 @@ A turn's loss is, for each task, the sum over all ranks and micro-batches divide
 averages gradients over ranks, so every rank's part is multiplied by their number. A step averages over its turns.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from trainer.objectives.tasks import TASKS
 from trainer.objectives.tasks.contrastive import Contrastive, turn_targets
 from trainer.training import deepspeed_config
 from trainer.training.distributed import Ranks, all_reduce_sum
+from trainer.training.fragments import make_moments
 from trainer.training.optimizer import OptimizerConfig, make_optimizer, set_rate
 
 
@@ -30,6 +32,8 @@ class Losses:
     """This rank's part, on the device: reading it early would wait for the GPU."""
     counts: dict[str, int] = field(default_factory=dict)
     """Of all ranks."""
+    parts: list[Tensor] = field(default_factory=list)
+    """A number of each micro-batch of this rank, finite if its losses are."""
 
     def add(self, name: str, part: Tensor, count: int = 0) -> None:
         """Add this rank's `part` of a sum, and a global `count` of its terms."""
@@ -44,6 +48,9 @@ class Losses:
         return {name: value / max(self.counts[name], 1) for name, value in zip(self.sums, total.tolist(), strict=True)}
 
 
+_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
 class Engine:
     """Trains `model` as the recipe's optimizer section and a file of ds_configs/ say."""
 
@@ -53,18 +60,26 @@ class Engine:
         self.precision = deepspeed_config.precision(settings)
         self.stage: int = settings.get("zero_optimization", {}).get("stage", 0)
         self.optimizer = make_optimizer(model, config)
+        set_rate(self.optimizer, 0.0)  # ZeRO 0 in half precision takes a step right away, which must not decay weights
         self.deepspeed, _, _, _ = deepspeed.initialize(
             model=model, optimizer=self.optimizer, config=settings, dist_init_required=False
         )
+        make_moments(self.deepspeed)
         # A forward twice over, as the contrastive task needs it, must drop the same units both times.
         self._dropout = any(getattr(module, "dropout", 0.0) > 0 for module in model.modules())
 
     def turn(
-        self, name: str, weights: Mapping[str, float], batches: Sequence[Batch], ends_step: bool, losses: Losses
+        self,
+        name: str,
+        weights: Mapping[str, float],
+        batches: Sequence[Batch],
+        allow: Callable[[], bool] | None,
+        losses: Losses,
     ) -> None:
         """Forward and backward over this rank's micro-batches of one turn of objective `name`.
 
-        `weights` are its tasks'. Loss sums and counts are added to `losses`. Every rank calls it for the same turn.
+        `weights` are its tasks'. Loss sums and counts are added to `losses`. The last turn of a step brings `allow`, which is
+        asked when all losses are there; if it says no, `step` makes no update. Every rank calls it for the same turn.
         """
         batches = [batch.to(self._ranks.device) for batch in batches]
         counts = self._counts(weights, batches)
@@ -75,12 +90,14 @@ class Engine:
             kept, gradient = self._contrast(batches, counts[Contrastive.name], f"{name}/{Contrastive.name}", losses)
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
-            self.deepspeed.set_gradient_accumulation_boundary(ends_step and last)
+            self.deepspeed.set_gradient_accumulation_boundary(allow is not None and last)
             outputs = (
                 kept.outputs if kept and kept.outputs else self._forward(batch, kept.random[number] if kept else None)
             )
             loss = outputs.touch.float()
+            part = loss.detach()
             for task, output in outputs.tasks.items():
+                part = part + output.detach().float().sum()
                 scale = weights[task] * self._ranks.world_size / (max(counts[task], 1) * self._turns_per_step)
                 if task == Contrastive.name:
                     assert gradient is not None
@@ -89,15 +106,43 @@ class Engine:
                     total = TASKS[task].loss(output, batch.targets[task])
                     loss = loss + scale * total
                     losses.add(f"{name}/{task}", total.detach())
+            losses.parts.append(part)
+            if allow is not None and last and not allow():
+                loss = loss * float("nan")  # what DeepSpeed drops an update for, in every stage
             self.deepspeed.backward(loss, scale_wrt_gas=False)
 
-    def step(self, share: float) -> tuple[float, float]:
-        """Take the optimizer step at `share` of the peak rates: -> (the encoder's rate, gradient norm before clipping)."""
+    def step(self, share: float) -> tuple[float, float, bool]:
+        """Take the optimizer step at `share` of the peak rates.
+
+        -> (the encoder's rate, gradient norm before clipping, whether the update was made). It is not made where a
+        gradient of any rank is not finite.
+        """
         rate = set_rate(self.optimizer, share)
         norm = self._plain_norm() if self.stage == 0 and self.precision == torch.float32 else None
+        if norm is not None and not math.isfinite(norm):  # the one case in which DeepSpeed does not look
+            self.deepspeed.zero_grad()
+            return rate, norm, False
         self.deepspeed.step()
         norm = self.deepspeed.get_global_grad_norm() if norm is None else norm
-        return rate, float(norm) if norm is not None else float("nan")
+        return rate, float(norm) if norm is not None else float("nan"), self.deepspeed.was_step_applied()
+
+    def loss_scale(self) -> dict[str, float]:
+        """Return the state of fp16's loss scaling, for a checkpoint; empty in other precisions."""
+        scaler = self._scaler()
+        return {name: float(getattr(scaler, name)) for name in _SCALER_FIELDS if hasattr(scaler, name)}
+
+    def set_loss_scale(self, values: Mapping[str, float]) -> None:
+        """Put back what `loss_scale` returned; a run in another precision keeps its own."""
+        scaler = self._scaler()
+        for name, value in values.items():
+            if hasattr(scaler, name):
+                setattr(scaler, name, type(getattr(scaler, name))(value))
+
+    def _scaler(self) -> Any:
+        if self.precision != torch.float16:
+            return None
+        zero = self.deepspeed.optimizer
+        return getattr(zero, "loss_scaler", None) or getattr(zero, "loss_scale_config", None)
 
     def _counts(self, weights: Mapping[str, float], batches: Sequence[Batch]) -> dict[str, int]:
         """Return the global number of terms of each task in the turn."""

@@ -1,6 +1,7 @@
 """Figures of every step: a progress bar, TensorBoard, and one JSON line a step. Rank 0 writes."""
 
 import json
+import math
 import sys
 import time
 from collections import Counter
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from trainer.batch import Batch
 from trainer.errors import UserError
 from trainer.training.bad_report import BadReport
-from trainer.training.memory import resident
+from trainer.training.resident import resident
 
 SETTLED = 200
 """Samples after which the share of bad ones is judged."""
@@ -80,6 +81,12 @@ class Monitor:
         self._waited, self._began, self._bad = 0.0, time.perf_counter(), []
         self._counts.clear()
 
+    def say(self, line: str) -> None:
+        """Print a line above the progress bar, and keep it with TensorBoard's texts. Rank 0 only."""
+        if self._writer is not None:
+            tqdm.write(line, file=sys.stderr)
+            self._writer.add_text("events", line)
+
     def close(self) -> None:
         """Flush and close."""
         if self._writer is not None:
@@ -99,7 +106,7 @@ class Monitor:
     def _write(self, figures: dict[str, Any], counts: Counter[str], bad: list[str]) -> None:
         assert self._writer is not None and self._bar is not None  # noqa: PT018
         with (self._folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(figures) + "\n")
+            file.write(json.dumps(_finite(figures)) + "\n")
         step = figures["step"]
         for name in (
             "loss",
@@ -151,6 +158,13 @@ class Monitor:
                 f"{total} of {samples} samples are bad, more than data.most_bad = {self._most_bad}. The last ones:\n{shown}\n"
                 f"All are listed in {self._folder / 'bad_samples.txt'}. Mend or leave out their shards, or raise the limit."
             )
+
+
+def _finite(node: Any) -> Any:
+    """Return figures with null for what is not finite; JSON has no word for it."""
+    if isinstance(node, dict):
+        return {name: _finite(value) for name, value in node.items()}
+    return None if isinstance(node, float) and not math.isfinite(node) else node
 
 
 def _forget_after(path: Path, step: int) -> None:

@@ -1,8 +1,10 @@
 """The training loop: from a recipe to a trained run."""
 
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,19 +12,26 @@ from trainer.batch import Batch
 from trainer.data.cache import Cache
 from trainer.data.loader import MicroBatches, load
 from trainer.data.order import ORDER_VERSION
-from trainer.data.plan import MicroBatchPlan, Plan
+from trainer.data.plan import MicroBatchPlan, Plan, Turn
 from trainer.data.tokenizer import Tokenizer
+from trainer.errors import UserError
 from trainer.keys import key
 from trainer.model.build import build_model
 from trainer.objectives.objective import Context, Objective
 from trainer.recipe import Recipe
-from trainer.training.checkpoint import FORMAT_VERSION, Checkpoints, State, check_resumable, read_state
+from trainer.training import distributed
+from trainer.training.checkpoint import Checkpoints, load_weights, newest_whole, restore
+from trainer.training.checkpoint_files import FORMAT_VERSION, State, read_state
 from trainer.training.distributed import Ranks
 from trainer.training.engine import Engine, Losses
+from trainer.training.fragments import updates
+from trainer.training.guard import Guard
 from trainer.training.monitor import Monitor
+from trainer.training.resumable import check_resumable, fingerprints
 from trainer.training.schedules import share_of_peak
 from trainer.training.startup import announce
 from trainer.training.stop import Incarnation, StopSignal, ignore_in_worker, write_done, write_stopped
+from trainer.training.watchdog import Watchdog
 
 
 def train(recipe: Recipe, ds_config: Path, ranks: Ranks) -> bool:
@@ -30,24 +39,19 @@ def train(recipe: Recipe, ds_config: Path, ranks: Ranks) -> bool:
 
     Goes on from the newest checkpoint of `run.folder`. Every rank calls it. Raises UserError.
     """
-    folder = recipe.run.folder
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _make_folder(recipe.run.folder)
     with StopSignal(folder) as stop:
         objectives = build_objectives(recipe)
-        checkpoints = Checkpoints(folder, recipe.run.keep_checkpoints)
-        newest = checkpoints.latest()
         plan = recipe.plan()
-        engine = _engine(recipe, ds_config, ranks, plan, from_checkpoint=newest is not None)
-        now = _state(recipe, engine, ranks, objectives)
-        first = 0
-        if newest is not None:
-            found = read_state(newest)
-            check_resumable(newest, found, now)
-            checkpoints.load(newest, engine, ranks)
-            first = found.step
+        now = _state(recipe, ranks, objectives)
+        newest, found = _find(recipe, ranks, now)
+        engine = _engine(recipe, ds_config, ranks, plan, newest)
+        if newest is not None and found is not None:
+            restore(newest, found, engine, ranks)
+        first = 0 if found is None else found.step
         announce(recipe, engine, ranks, plan, objectives, first)
-        loop = _Loop(recipe, engine, ranks, plan, objectives, checkpoints, now, Incarnation(folder))
-        return loop.run(first, stop)
+        loop = _Loop(recipe, engine, ranks, plan, objectives, now)
+        return loop.run(first, stop, {} if found is None else found.guard)
 
 
 def build_objectives(recipe: Recipe) -> dict[str, Objective]:
@@ -70,39 +74,47 @@ class _Loop:
         ranks: Ranks,
         plan: Plan,
         objectives: dict[str, Objective],
-        checkpoints: Checkpoints,
         state: State,
-        incarnation: Incarnation,
     ) -> None:
         self._recipe, self._engine, self._ranks, self._plan = recipe, engine, ranks, plan
-        self._objectives, self._checkpoints, self._state = objectives, checkpoints, state
-        self._incarnation = incarnation
+        self._objectives, self._state = objectives, state
+        run = recipe.run
+        self._incarnation = Incarnation(run.folder)
+        self._checkpoints = Checkpoints(run.folder, self._incarnation.name, run.keep_checkpoints, run.keep_every, ranks)
+        self._guard = Guard(run.folder, run.most_skipped, run.spike, run.skip_spikes)
+        self._watchdog = Watchdog(run.folder, ranks.rank, run.timeout_seconds, run.stall_seconds)
         micro_batch = {name: config.micro_batch for name, config in recipe.active_objectives.items()}
         self._micro_batches = MicroBatchPlan(plan, ranks.world_size, ranks.rank, micro_batch)
 
-    def run(self, first: int, stop: StopSignal) -> bool:
-        """Run steps from `first` on; say whether the run is complete."""
+    def run(self, first: int, stop: StopSignal, guard: dict[str, Any]) -> bool:
+        """Run steps from `first` on, with what the guard remembered; say whether the run is complete."""
         run = self._recipe.run
         last = min(run.steps, run.stop_after or run.steps)
+        self._guard.restore(guard)
         monitor = Monitor(run.folder, first, run.steps, self._recipe.data.most_bad, self._ranks.rank == 0)
         batches = self._batches(first, last)
         self._engine.deepspeed.train()
+        reason = None
+        done = first
         try:
-            for step in range(first, last):
-                self._step(step, batches, monitor)
-                reason = stop.requested(step + 1)
-                if reason or step + 1 == last or (step + 1) % run.checkpoint_every == 0:
-                    self._save(step + 1)
-                if reason and step + 1 < run.steps:
-                    write_stopped(run.folder, reason, step + 1)
-                    return False
+            while done < last and not reason:
+                self._step(done, batches, monitor)
+                done += 1
+                self._watchdog.settle()
+                self._checkpoints.poll()
+                reason = stop.requested(done)
+                if reason or done == last or done % run.checkpoint_every == 0:
+                    self._save(done)
+            with self._watchdog.paused():
+                self._checkpoints.finish()
         finally:
             monitor.close()
-        if last < run.steps:
-            write_stopped(run.folder, "planned", last)
-            return False
-        write_done(run.folder)
-        return True
+            self._watchdog.close()
+        if done == run.steps:
+            write_done(run.folder)
+            return True
+        write_stopped(run.folder, reason or "planned", done)
+        return False
 
     def _batches(self, first: int, last: int) -> Iterator[Batch]:
         return load(
@@ -116,19 +128,38 @@ class _Loop:
 
     def _step(self, step: int, batches: Iterator[Batch], monitor: Monitor) -> None:
         """One optimizer step: its turns, the update, the figures."""
-        losses = Losses()
+        losses, means = Losses(), dict[str, float]()
         turns = self._plan.turns(step)
-        for number, turn in enumerate(turns):
+        seen: list[tuple[Turn, Batch]] = []
+        refused: list[str | None] = [None]
+
+        def allow() -> bool:
+            means.update(losses.means())
+            refused[0] = self._guard.judge(means, self._total(means))
+            return refused[0] is None
+
+        for turn in turns:
+            where = f"step {step + 1}, turn {turn.number} ({turn.objective})"
+            self._watchdog.beat(f"{where}: waiting for data")
             began = time.perf_counter()
             of_turn = [next(batches) for _ in range(self._micro_batches.parts[turn.objective])]
             monitor.waited(time.perf_counter() - began)
+            self._watchdog.beat(f"{where}: computing")
             tasks = self._objectives[turn.objective].tasks
-            self._engine.turn(turn.objective, tasks, of_turn, number == len(turns) - 1, losses)
+            self._engine.turn(turn.objective, tasks, of_turn, allow if turn is turns[-1] else None, losses)
+            seen += [(turn, batch) for batch in of_turn]
             monitor.saw(turn.objective, of_turn)
-        share = share_of_peak(step, self._recipe.run.steps, self._recipe.schedule)
-        rate, norm = self._engine.step(share)
-        means = losses.means()
-        monitor.step(step + 1, means, self._total(means), rate, norm)
+        self._watchdog.beat(f"step {step + 1}: update")
+        rate, norm, made = self._engine.step(share_of_peak(step, self._recipe.run.steps, self._recipe.schedule))
+        loss = self._total(means)
+        monitor.step(step + 1, means, loss, rate, norm)
+        if made:
+            if spike := self._guard.spike(loss):
+                monitor.say(f"step {step + 1}: {spike}")
+            self._guard.made(loss)
+        else:
+            reason = refused[0] or f"gradient not finite (norm {norm})"
+            monitor.say(self._guard.skipped(step + 1, reason, seen, losses.parts))
 
     def _total(self, means: dict[str, float]) -> float:
         """Return the weighted sum of the losses: what the step minimised, objectives in equal parts."""
@@ -137,34 +168,69 @@ class _Loop:
         )
 
     def _save(self, step: int) -> None:
+        self._watchdog.beat(f"step {step}: checkpoint")
         self._incarnation.check()
-        self._checkpoints.save(self._engine, self._ranks, self._state.model_copy(update={"step": step}))
+        memory = {"updates": updates(self._engine.deepspeed), "guard": self._guard.state()}
+        state = self._state.model_copy(update={"step": step, "loss_scale": self._engine.loss_scale(), **memory})
+        with self._watchdog.paused():
+            self._checkpoints.finish()
+        self._checkpoints.save(self._engine, state)
 
 
-def _engine(recipe: Recipe, ds_config: Path, ranks: Ranks, plan: Plan, from_checkpoint: bool) -> Engine:
+def _make_folder(folder: Path) -> Path:
+    """Make the run folder. Raises UserError, on every rank, where nothing can be written there."""
+    problem = None
+    if distributed.is_main():
+        try:
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            probe = folder / "checkpoints" / ".probe.partial"
+            probe.write_bytes(b"x")
+            probe.unlink()
+        except OSError as error:
+            problem = f"run.folder = {folder}: cannot be written ({error}); name another folder, or make room in it"
+    problem = distributed.broadcast_object(problem)
+    if problem is not None:
+        raise UserError(problem)
+    return folder
+
+
+def _find(recipe: Recipe, ranks: Ranks, now: State) -> tuple[Path | None, State | None]:
+    """Return the checkpoint to go on from and its state. Raises UserError: another run's, or none is whole."""
+    newest, problems = newest_whole(recipe.run.folder, ranks)
+    if newest is None:
+        if problems:
+            lines = "\n".join(f"  - {problem}" for problem in problems)
+            raise UserError(
+                f"{recipe.run.folder / 'checkpoints'}: no checkpoint is whole:\n{lines}\nPut a copy back to go on, or remove "
+                "them to start anew"
+            )
+        return None, None
+    found = read_state(newest)
+    changes = check_resumable(newest, found, now, recipe.run.accept_changes)
+    if distributed.is_main():
+        for line in [
+            *(f"not whole: {problem}" for problem in problems),
+            *(f"accepted change: {line}" for line in changes),
+        ]:
+            print(f"{newest.name}: {line}", file=sys.stderr)
+    return newest, found
+
+
+def _engine(recipe: Recipe, ds_config: Path, ranks: Ranks, plan: Plan, newest: Path | None) -> Engine:
     vocabulary = Tokenizer(recipe.tokenizer_folder).size
-    model = build_model(
-        recipe.model, vocabulary, recipe.visual, recipe.tasks, recipe.run.seed, load=not from_checkpoint
-    )
+    model = build_model(recipe.model, vocabulary, recipe.visual, recipe.tasks, recipe.run.seed, load=newest is None)
+    if newest is not None:
+        load_weights(model, newest)  # now, because DeepSpeed makes its copies of the weights when it starts
     torch.manual_seed(key("dropout", recipe.run.seed, ranks.rank))  # the one choice that belongs to a rank
     return Engine(model, recipe.optimizer, ds_config, ranks, plan.turns_per_step)
 
 
-def _state(recipe: Recipe, engine: Engine, ranks: Ranks, objectives: dict[str, Objective]) -> State:
-    data = {
-        f"objectives.{name}.sources: {source.folder}": "-".join(
-            shard.fingerprint[:8] for shard in source.manifest.shards[:8]
-        )
-        for name, objective in objectives.items()
-        for source in objective.mix.sources
-    }
+def _state(recipe: Recipe, ranks: Ranks, objectives: dict[str, Objective]) -> State:
     return State(
         format_version=FORMAT_VERSION,
         step=0,
         ranks=ranks.world_size,
-        stage=engine.stage,
-        precision=str(engine.precision).removeprefix("torch."),
         order_version=ORDER_VERSION,
         recipe=recipe.model_dump(mode="json", exclude_none=True),
-        data=data,
+        data=fingerprints(recipe, objectives),
     )

@@ -1,0 +1,139 @@
+"""Starts runs with faults by the real launcher, kills their processes, and compares what is left."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from tests.launch import ROOT, free_port
+from trainer.training.checkpoint import newest_whole
+from trainer.training.checkpoint_files import Reader, read_state
+
+RUNNER = ROOT / "tests" / "chaos" / "runner.py"
+
+
+@dataclass
+class Job:
+    """One start of a run."""
+
+    process: "subprocess.Popen[str]"
+    output: Path
+
+    def tree(self) -> dict[str, list[psutil.Process]]:
+        """Return the live processes by part: launcher, rank, worker."""
+        found: dict[str, list[psutil.Process]] = {"launcher": [], "rank": [], "worker": []}
+        try:
+            every = psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return found
+        for one in every:
+            try:
+                words, parent = one.cmdline(), one.parent()
+                if "deepspeed.launcher.launch" in words:
+                    found["launcher"].append(one)
+                elif str(RUNNER) in words and parent is not None:
+                    of_rank = str(RUNNER) in parent.cmdline() and "deepspeed.launcher.launch" not in parent.cmdline()
+                    found["worker" if of_rank else "rank"].append(one)
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
+    def wait(self, seconds: float = 240) -> int:
+        """Wait for the launcher's end; return its exit code."""
+        return self.process.wait(timeout=seconds)
+
+    def text(self) -> str:
+        """Return what it printed."""
+        return self.output.read_text()
+
+
+def start(
+    recipe: Path, zero: Path, ranks: int, faults: list[dict[str, Any]], *overrides: str, name: str, folder: Path
+) -> Job:
+    """Start a run in the background; its output and faults are files in `folder`."""
+    faults_file = folder / f"{name}.faults.json"
+    faults_file.write_text(json.dumps(faults))
+    output = folder / f"{name}.out"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore"}
+    import sys
+
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    command = ["deepspeed", "--num_gpus", str(ranks), "--master_port", str(free_port()), str(RUNNER)]
+    command += ["--recipe", str(recipe), "--deepspeed_config", str(zero), str(faults_file), *overrides]
+    with output.open("w") as file:
+        process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, text=True)
+    return Job(process, output)
+
+
+def run(
+    recipe: Path, zero: Path, ranks: int, faults: list[dict[str, Any]], *overrides: str, name: str, folder: Path
+) -> str:
+    """Run to its end, which must be a good one; return what it printed."""
+    job = start(recipe, zero, ranks, faults, *overrides, name=name, folder=folder)
+    code = job.wait()
+    assert code == 0, job.text()[-6000:]
+    return job.text()
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    """Kill these processes, at once and without a chance to tidy up."""
+    for process in processes:
+        try:
+            process.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def last_step(run_folder: Path) -> int:
+    """Return the last step in a run's metrics; 0 where there is none."""
+    path = run_folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"])
+        except json.JSONDecodeError:
+            continue
+    return 0
+
+
+def metrics_file(run_folder: Path) -> int | None:
+    """Return the identity of a run's metrics.jsonl, which every start writes anew; None where there is none."""
+    path = run_folder / "metrics.jsonl"
+    return path.stat().st_ino if path.exists() else None
+
+
+def wait_for_step(job: Job, run_folder: Path, step: int, before: int | None, seconds: float = 240) -> None:
+    """Wait until this start of the run has done `step`, or has ended. `before`: `metrics_file` before it started."""
+    end = time.monotonic() + seconds
+    while (metrics_file(run_folder) == before or last_step(run_folder) < step) and job.process.poll() is None:
+        assert time.monotonic() < end, f"no step {step} after {seconds} s\n{job.text()[-4000:]}"
+        time.sleep(0.05)
+
+
+def newest_step(run_folder: Path) -> int:
+    """Return the step of the newest whole checkpoint; 0 where there is none."""
+    newest, _ = newest_whole(run_folder)
+    return 0 if newest is None else read_state(newest).step
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    """Return weights and moments of a checkpoint, or of a folder of shares, by "KIND/NAME"."""
+    with Reader(folder) as reader:
+        kinds = ("weight", "exp_avg", "exp_avg_sq")
+        return {f"{kind}/{name}": reader.whole(kind, name) for name in reader.shapes for kind in kinds}
+
+
+def assert_equal(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Compare bit by bit."""
+    assert found.keys() == wanted.keys()
+    different = [name for name in wanted if not torch.equal(found[name], wanted[name])]
+    assert not different, different

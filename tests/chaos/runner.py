@@ -1,0 +1,219 @@
+"""Runs trainer/run.py with faults at chosen points: `runner.py FAULTS.json` and the trainer's own arguments.
+
+FAULTS.json is a list of {"point", "step", "rank" (all ranks, if left out), ...}. The program under test holds no hook: its
+functions are wrapped here.
+"""
+
+import hashlib
+import json
+import os
+import runpy
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+
+def main() -> None:
+    (faults_file,) = [argument for argument in sys.argv if argument.endswith(".faults.json")]
+    sys.argv.remove(faults_file)
+    sys.argv[0] = str(ROOT / "trainer" / "run.py")
+    rank = int(os.environ["RANK"])
+    for fault in json.loads(Path(faults_file).read_text()):
+        if fault.get("rank", rank) == rank:
+            POINTS[fault["point"]](fault)
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def wrap(owner: Any, name: str, function: Any) -> None:
+    """Put `function` in place of a function of the program."""
+    setattr(owner, name, function)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def in_share(fault: dict[str, Any]) -> None:
+    """Die when half of the rank's share is written."""
+    from trainer.training import checkpoint_files as files
+
+    real: Any = vars(files)["save_file"]
+
+    def save_file(tensors: Any, path: Path, metadata: Any) -> None:
+        real(tensors, path, metadata)
+        if f"step-{fault['step']:08d}" in str(path):
+            os.truncate(path, path.stat().st_size // 2)
+            die()
+
+    wrap(files, "save_file", save_file)
+
+
+def at_state(fault: dict[str, Any]) -> None:
+    """Die when all shares are written, state.json is not."""
+    from trainer.training import checkpoint_files as files
+
+    real = files.write_state
+
+    def write_state(folder: Path, state: Any) -> None:
+        if state.step == fault["step"]:
+            die()
+        real(folder, state)
+
+    wrap(files, "write_state", write_state)
+
+
+def at_rename(fault: dict[str, Any]) -> None:
+    """Die before (or after) one rename: of the folder to its name, or of `latest`."""
+    real = os.replace
+    step = f"step-{fault['step']:08d}"
+
+    def replace(source: Any, target: Any, **other: Any) -> None:
+        name = Path(target).name
+        hit = name == step if fault["of"] == "folder" else name == "latest" and Path(source).read_text().strip() == step
+        if hit and not fault["after"]:
+            die()
+        real(source, target, **other)
+        if hit:
+            die()
+
+    wrap(os, "replace", replace)
+
+
+def at_prune(fault: dict[str, Any]) -> None:
+    """Die when half of an old checkpoint is removed."""
+    real = shutil.rmtree
+
+    def rmtree(path: Any, *others: Any, **other: Any) -> None:
+        if str(path).endswith(".old.partial"):
+            min(Path(path).iterdir()).unlink()
+            die()
+        real(path, *others, **other)
+
+    wrap(shutil, "rmtree", rmtree)
+
+
+def poison(fault: dict[str, Any]) -> None:
+    """Make the pictures of one micro-batch NaN (`what` = batch), or a gradient while losses are finite (`what` = gradient)."""
+    from trainer.training import engine as module
+    from trainer.training import train
+
+    now = _know_the_step(train)
+    real = module.Engine.turn
+
+    def turn(self: Any, name: str, weights: Any, batches: Any, allow: Any, losses: Any) -> None:
+        hit = now[0] in range(fault["step"], fault.get("until", fault["step"]) + 1) and name == "image_caption"
+        if hit and fault["what"] == "batch":
+            batches[0].visual_features.fill_(float("nan"))
+        backward = self.deepspeed.backward
+
+        def poisoned(loss: Any, **other: Any) -> None:
+            loss.register_hook(lambda gradient: gradient * float("nan"))
+            backward(loss, **other)
+
+        if hit and fault["what"] == "gradient":
+            self.deepspeed.backward = poisoned
+        real(self, name, weights, batches, allow, losses)
+        self.deepspeed.__dict__.pop("backward", None)
+
+    wrap(module.Engine, "turn", turn)
+
+
+def stall(fault: dict[str, Any]) -> None:
+    """Sleep for ever in place of one turn."""
+    import time
+
+    from trainer.training import engine as module
+    from trainer.training import train
+
+    now = _know_the_step(train)
+    real = module.Engine.turn
+
+    def turn(self: Any, *others: Any) -> None:
+        if now[0] == fault["step"]:
+            time.sleep(10_000)
+        real(self, *others)
+
+    wrap(module.Engine, "turn", turn)
+
+
+def record(fault: dict[str, Any]) -> None:
+    """Write what the oracle compares into `folder`: each micro-batch, and the state restored before the first step."""
+    from trainer.training import checkpoint, train
+    from trainer.training import checkpoint_files as files
+    from trainer.training import engine as module
+
+    folder, rank = Path(fault["folder"]), int(os.environ["RANK"])
+    folder.mkdir(parents=True, exist_ok=True)
+    now = _know_the_step(train)
+    real_turn, real_restore = module.Engine.turn, vars(train)["restore"]
+
+    def turn(self: Any, name: str, weights: Any, batches: Any, allow: Any, losses: Any) -> None:
+        with (folder / f"batches-{rank}.jsonl").open("a") as file:
+            for batch in batches:
+                tensors = [batch.token_ids, batch.visual_features, batch.visual_boxes, batch.lengths]
+                tensors += [tensor for _, of in sorted(batch.targets.items()) for _, tensor in sorted(of.items())]
+                digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
+                line = {"step": now[0], "objective": name, "names": batch.names, "digest": digest}
+                line["tokens"] = batch.token_ids.tolist() if batch.samples else []
+                line["features"] = batch.visual_features.double().sum(1).tolist() if batch.samples else []
+                file.write(json.dumps(line) + "\n")
+        real_turn(self, name, weights, batches, allow, losses)
+
+    def restore(path: Path, state: Any, engine: Any, ranks: Any) -> None:
+        real_restore(path, state, engine, ranks)
+        files.write_share(folder / files.share_name(rank), *checkpoint._copy_share(engine, ranks))
+
+    wrap(module.Engine, "turn", turn)
+    wrap(train, "restore", restore)
+
+
+def logits(fault: dict[str, Any]) -> None:
+    """When training is done, save the word logits of `tokens` as the run's own engine computes them, on every rank."""
+    import numpy as np
+    import torch
+
+    from trainer.batch import Packer, Sequence
+    from trainer.training import train
+
+    real = train._Loop.run
+
+    def run(self: Any, *others: Any) -> bool:
+        complete = real(self, *others)
+        engine = self._engine.deepspeed
+        engine.eval()
+        packer = Packer(engine.module.visual_size)
+        tokens = np.array(fault["tokens"])
+        packer.add(Sequence(tokens))
+        packer.target("masked_words", slots=np.arange(len(tokens)), labels=tokens)
+        with torch.no_grad():
+            found = engine(packer.finish(1)).tasks["masked_words"]
+        torch.save(found.float(), fault["file"] + os.environ["RANK"])
+        return complete
+
+    wrap(train._Loop, "run", run)
+
+
+def _know_the_step(train: Any) -> list[int]:
+    """Return a list whose only element is always the step under way, counted from 1."""
+    now, real = [0], train._Loop._step
+
+    def step(self: Any, number: int, *others: Any) -> None:
+        now[0] = number + 1
+        real(self, number, *others)
+
+    wrap(train._Loop, "_step", step)
+    return now
+
+
+POINTS = {
+    "share": in_share, "state": at_state, "rename": at_rename, "prune": at_prune,
+    "poison": poison, "stall": stall, "record": record, "logits": logits,
+}  # fmt: skip
+
+if __name__ == "__main__":
+    main()

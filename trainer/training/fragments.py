@@ -1,0 +1,142 @@
+"""Where a rank holds its part of every parameter, its master weight and its moments, under each ZeRO stage.
+
+A fragment is a run of elements of one flattened parameter. Together the ranks' fragments cover every parameter once, so
+each can write what it holds without a word to the others, and any number of ranks of any stage can read it back.
+The moments exist from the start (zeros), where torch would make them in the first step: the same numbers, and a place to
+put those of a checkpoint without the warm-up step that `safe_set_full_optimizer_state` needs.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+WEIGHT = "weight"
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A rank's part of one parameter."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of the whole parameter."""
+    start: int
+    """First element that this rank holds, in the flattened parameter."""
+    numel: int
+    saved: range
+    """Elements that this rank writes: all that it holds, or its share where every rank holds all."""
+    tensors: dict[str, Tensor]
+    """`weight` (float32 where trained), `exp_avg`, `exp_avg_sq` -> flat views [numel]; a frozen one has no moments."""
+
+    def copy(self) -> dict[str, Tensor]:
+        """Return what this rank writes, float32, in host memory that training does not touch."""
+        first, last = self.saved.start - self.start, self.saved.stop - self.start
+        return {kind: _host_copy(tensor[first:last]) for kind, tensor in self.tensors.items()}
+
+
+def make_moments(engine: Any) -> None:
+    """Create the optimizer's moments, zero, with no update counted. Call once, after `deepspeed.initialize`.
+
+    ZeRO 0 in half precision has taken a step by then, with gradients of zero; that one is forgotten too.
+    """
+    states = engine.basic_optimizer.state
+    for owner in _owners(engine):
+        states[owner] = {
+            "step": torch.zeros((), dtype=torch.float32, device=owner.device),
+            **{kind: torch.zeros_like(owner, memory_format=torch.preserve_format) for kind in MOMENTS},
+        }
+    link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
+    if link is not None:  # ZeRO 1 and 2 find a parameter's moments by views that are made here
+        link()
+
+
+def updates(engine: Any) -> int:
+    """Return how many updates the optimizer has made; skipped steps do not count."""
+    return int(engine.basic_optimizer.state[next(_owners(engine))]["step"].item())
+
+
+def set_updates(engine: Any, number: int) -> None:
+    """Make `number` the optimizer's count of updates."""
+    for owner in _owners(engine):
+        engine.basic_optimizer.state[owner]["step"].fill_(number)
+
+
+def fragments(engine: Any) -> Iterator[Fragment]:
+    """Yield this rank's fragments, in the order of `named_parameters`; a tied weight comes once."""
+    masters = _masters(engine)
+    states = engine.basic_optimizer.state
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    for name, parameter in engine.module.named_parameters():
+        if hasattr(parameter, "ds_id"):
+            yield from _scattered(name, parameter, engine)
+        elif hasattr(parameter, "_hp_mapping"):
+            yield from _linked(name, parameter)
+        else:
+            master = masters.get(parameter, parameter)
+            tensors = {WEIGHT: master.detach().view(-1)}
+            if parameter.requires_grad:
+                tensors |= {kind: states[master][kind].view(-1) for kind in MOMENTS}
+            size = parameter.numel()
+            share = range(size * rank // ranks, size * (rank + 1) // ranks)
+            yield Fragment(name, tuple(parameter.shape), 0, size, share, tensors)
+
+
+def _scattered(name: str, parameter: Any, engine: Any) -> Iterator[Fragment]:
+    """ZeRO 3: rank r holds the r-th of equal parts; the last ones are padded."""
+    piece = parameter.ds_tensor
+    part = piece.ds_numel
+    start = part * torch.distributed.get_rank()
+    real = min(part, parameter.ds_numel - start)
+    if real <= 0:
+        return
+    if parameter.requires_grad:
+        zero = engine.optimizer
+        group, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
+        owner = zero.fp32_partitioned_groups_flat[group]
+        flat = {WEIGHT: owner.detach(), **{kind: engine.basic_optimizer.state[owner][kind] for kind in MOMENTS}}
+        tensors = {kind: tensor.narrow(0, offset, real) for kind, tensor in flat.items()}
+    else:
+        tensors = {WEIGHT: piece.detach().narrow(0, 0, real)}
+    yield Fragment(name, tuple(parameter.ds_shape), start, real, range(start, start + real), tensors)
+
+
+def _linked(name: str, parameter: Any) -> Iterator[Fragment]:
+    """ZeRO 1 and 2: a rank holds a stretch of all parameters laid end to end."""
+    mapping = parameter._hp_mapping
+    if mapping is None:
+        return
+    place = mapping.lp_fragment_address
+    tensors = {WEIGHT: mapping.get_hp_fragment().detach()}
+    tensors |= {kind: mapping.get_hp_fragment(kind) for kind in MOMENTS}
+    saved = range(place.start, place.start + place.numel)
+    yield Fragment(name, tuple(parameter.shape), place.start, place.numel, saved, tensors)
+
+
+def _owners(engine: Any) -> Iterator[Tensor]:
+    """Yield the tensors that the torch optimizer keeps state for."""
+    if hasattr(engine.optimizer, "fp32_partitioned_groups_flat"):  # ZeRO 3 hands them over one by one in its step
+        yield from engine.optimizer.fp32_partitioned_groups_flat
+    else:
+        for group in engine.basic_optimizer.param_groups:
+            yield from group["params"]
+
+
+def _masters(engine: Any) -> dict[nn.Parameter, Tensor]:
+    """ZeRO 0 in half precision: parameter -> its float32 master weight; empty in every other case."""
+    zero = engine.optimizer
+    if not hasattr(zero, "fp16_groups") or hasattr(zero, "fp32_partitioned_groups_flat"):
+        return {}
+    pairs = [
+        pair
+        for half, full in zip(zero.fp16_groups, zero.fp32_groups, strict=True)
+        for pair in zip(half, full, strict=True)
+    ]
+    return dict(pairs)
+
+
+def _host_copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32, copy=True)
