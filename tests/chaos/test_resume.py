@@ -19,13 +19,13 @@ STEPS = "run.steps=15"
 
 
 def batches(folder: Path) -> dict[tuple[int, str], dict[str, Any]]:
-    """Return what the ranks together saw, by step and objective: samples, tokens and features in order of the ranks."""
+    """Return what the ranks together saw, by step and objective: samples, words and features, sorted."""
     found: dict[tuple[int, str], dict[str, Any]] = {}
     for path in sorted(folder.glob("batches-*.jsonl")):
         for line in map(json.loads, path.read_text().splitlines()):
-            seen = found.setdefault((line["step"], line["objective"]), {"names": [], "tokens": [], "features": []})
+            seen = found.setdefault((line["step"], line["objective"]), {"names": [], "words": [], "features": []})
             for name in seen:
-                seen[name] += line[name]
+                seen[name] = sorted([*seen[name], *line[name]])
     return found
 
 

@@ -1,9 +1,4 @@
-"""Where each sample lies inside its tar, so that any sample is one seek and one read.
-
-The index of shard-000000.tar is shard-000000.idx: a numpy .npy-format file of uint64 [samples + 1]; sample i is the
-bytes offsets[i]..offsets[i + 1] of the tar, headers included. `np.load(path, mmap_mode="r", allow_pickle=False)` reads
-it without a copy. The idea is webdataset's wids and NVIDIA DALI's wds2idx, which store one text line a member instead.
-"""
+"""One walk over a tar finds where each sample lies inside it, so that any sample is one seek and one read."""
 
 import hashlib
 import io
@@ -18,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from trainer.data.index_file import IndexFile, write_index
 from trainer.data.manifest import Kind
 from trainer.data.shard_table import index_name
 from trainer.data.tar import TarError, walk
 from trainer.errors import BadSample, UserError
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
+LARGEST_SIZE = 2**32 - 1
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -104,10 +101,7 @@ def index_tar(path: Path, kind: Kind, language: str = "en") -> TarIndex:
                 index = scan.run(size)
             except TarError as error:
                 raise UserError(f"{path} is no whole tar: {error}. Copy it or make it again.") from None
-    partial = path.with_name(f".{path.name}.idx.partial")
-    with partial.open("wb") as file:
-        np.save(file, scan.offsets, allow_pickle=False)
-    os.replace(partial, path.with_name(index_name(path.name)))
+    write_index(path.with_name(index_name(path.name)), IndexFile(scan.offsets, np.array(scan.sizes, np.uint32)))
     return index
 
 
@@ -118,6 +112,8 @@ class _Scan:
         self.path, self.kind, self.language, self.content = path, kind, language, content
         self.offsets = np.zeros(0, np.uint64)
         """[samples + 1] byte offsets, once `run` is through."""
+        self.sizes: list[int] = []
+        """Bytes of each sample's text or region features."""
         self.captions: Counter[str] = Counter()
         self.width: int | None = None
         self.plain = self.unusable = 0
@@ -161,6 +157,8 @@ class _Scan:
         """Count what the sample `key` offers."""
         if not extents:
             return
+        _, size = extents.get("txt" if self.kind == "text" else "regions.npz", (0, 0))
+        self.sizes.append(min(size, LARGEST_SIZE))
         if self.kind == "text":
             self.unusable += "txt" not in extents
             return

@@ -7,7 +7,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -43,7 +43,7 @@ class DataConfig(BaseModel):
 class MakesBatches(Protocol):
     """An objective, as far as the loader cares."""
 
-    def batch(self, turn: range, positions: range) -> Batch:
+    def batch(self, turn: range, positions: Sequence[int]) -> Batch:
         """Pack the samples at `positions` of `turn`."""
 
 
@@ -63,8 +63,8 @@ class MicroBatches(Dataset[Batch | Parcel | Failure]):
         """Set in a worker: where it packs."""
 
     def __getitem__(self, number: int) -> Batch | Parcel | Failure:
-        place: MicroBatch = self._plan.locate(number)
         try:
+            place: MicroBatch = self._plan.locate(number)
             batch = self._objectives[place.turn.objective].batch(place.turn.positions, place.positions)
         except UserError as error:
             return Failure(str(error))

@@ -1,6 +1,6 @@
 """A source: one folder of shards, read in its endless order. A mix: the sources of one objective, read by position."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +18,12 @@ from trainer.data.shares import Shares, temperature_weights
 from trainer.errors import BadSample, UserError
 from trainer.keys import generator, key
 
+BYTES_OF_TOKEN = 4
+"""Of text, roughly, in the languages and vocabularies that were tried: good enough to share work out by."""
+CAPTION_TOKENS = 20
+"""Taken for every caption: the index does not know which of a picture's captions a sample draws."""
+BYTES_OF_NUMBER = 2
+"""Region features are float16."""
 MOST_REPLACED = 100
 """Bad samples in a row after which their source is given up."""
 
@@ -120,6 +126,20 @@ class Source:
             self._reader.keep([*mine, *after])
             self.folder.fetch_ahead(after)
 
+    def lengths(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return roughly how many tokens the samples at `indices` [N] have, from the index files alone: [N].
+
+        Of a picture the tokens that differ between samples are counted: regions, and no patches.
+        """
+        _, shards, samples = self.order.locate(indices)
+        sizes = np.empty(len(indices))
+        for shard in np.unique(shards).tolist():
+            of_shard = (shards == shard).nonzero()[0]
+            sizes[of_shard] = self._reader.sizes(shard, samples[of_shard])
+        if self.manifest.kind == "text":
+            return sizes / BYTES_OF_TOKEN
+        return CAPTION_TOKENS + sizes / (BYTES_OF_NUMBER * (self.manifest.region_features or 1))
+
     def members(self, shard: int, sample: int) -> dict[str, bytes]:
         """Return a sample as stored: extension -> bytes. Raises BadSample."""
         return self._reader.read(shard, sample)
@@ -159,15 +179,27 @@ class Mix:
         source, index = self._shares.place(position)
         return self.sources[source].read(index, bad)
 
-    def read_many(self, positions: range, bad: BadSamples) -> dict[int, Sample]:
+    def read_many(self, positions: Sequence[int], bad: BadSamples) -> dict[int, Sample]:
         """Return the samples at `positions`; places are computed for all at once, and read source by source."""
-        sources, indices = self._shares.locate(np.arange(positions.start, positions.stop))
         found: dict[int, Sample] = {}
+        for source, mine, indices in self._by_source(positions):
+            samples = source.read_many(indices, bad)
+            found.update(zip((positions[number] for number in mine.tolist()), samples, strict=True))
+        return found
+
+    def lengths(self, positions: Sequence[int]) -> NDArray[np.float64]:
+        """Return roughly how many tokens the samples at `positions` [N] have: [N]. Nothing but index files is read."""
+        found = np.empty(len(positions))
+        for source, mine, indices in self._by_source(positions):
+            found[mine] = source.lengths(indices)
+        return found
+
+    def _by_source(self, positions: Sequence[int]) -> Iterator[tuple[Source, NDArray[np.int64], NDArray[np.int64]]]:
+        """Yield each source in use, where its samples stand in `positions`, and their indices in its order."""
+        sources, indices = self._shares.locate(np.array(positions, np.int64))
         for number in np.unique(sources).tolist():
             mine = (sources == number).nonzero()[0]
-            samples = self.sources[number].read_many(indices[mine], bad)
-            found.update(zip((mine + positions.start).tolist(), samples, strict=True))
-        return found
+            yield self.sources[number], mine, indices[mine]
 
 
 def find_folders(pattern: str, field: str) -> list[str]:

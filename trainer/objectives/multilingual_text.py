@@ -2,6 +2,8 @@
 
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from trainer.batch import Packer, Sequence
@@ -27,6 +29,10 @@ class MultilingualText(Objective):
     """One sequence a passage."""
 
     config: MultilingualTextConfig
+
+    def costs(self, positions: range) -> NDArray[np.float64]:
+        """Return roughly how many tokens each passage has when it is cut: [N]."""
+        return np.minimum(super().costs(positions), self.config.most_tokens)
 
     def add(self, packer: Packer, turn: range, position: int, read: Read) -> None:
         """Pack one passage with masked words."""

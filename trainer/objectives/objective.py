@@ -1,10 +1,12 @@
 """What every objective shares: its recipe fields, and how positions become packed micro-batches."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trainer.batch import Batch, Packer
@@ -95,16 +97,20 @@ class Objective:
                 weights.append(entry.weight)
         self.mix = Mix(sources, weights, config.temperature)
 
-    def batch(self, turn: range, positions: range) -> Batch:
-        """Pack the samples at `positions`, a part of the positions of `turn`: -> one micro-batch."""
+    def costs(self, positions: range) -> NDArray[np.float64]:
+        """Return roughly what each sample at `positions` [N] costs to train on, in tokens: [N]."""
+        return self.mix.lengths(positions)
+
+    def batch(self, turn: range, positions: Sequence[int]) -> Batch:
+        """Pack the samples at `positions`, some of the positions of `turn`: -> one micro-batch."""
         packer = Packer(self.context.visual.feature_size if self.context.visual else 1)
         bad = BadSamples([])
-        samples = self.mix.read_many(positions, bad)
+        samples, mine = self.mix.read_many(positions, bad), frozenset(positions)
 
         def sample(position: int) -> Sample:
             if position not in samples:
                 # A partner of a pair is counted where it is packed.
-                samples[position] = self.mix.read(position, bad if position in positions else BadSamples([]))
+                samples[position] = self.mix.read(position, bad if position in mine else BadSamples([]))
             return samples[position]
 
         for position in positions:

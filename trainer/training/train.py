@@ -84,7 +84,8 @@ class _Loop:
         self._guard = Guard(run.folder, run.most_skipped, run.spike, run.skip_spikes)
         self._watchdog = Watchdog(run.folder, ranks.rank, run.timeout_seconds, run.stall_seconds)
         micro_batch = {name: config.micro_batch for name, config in recipe.active_objectives.items()}
-        self._micro_batches = MicroBatchPlan(plan, ranks.world_size, ranks.rank, micro_batch)
+        costs = {name: objective.costs for name, objective in objectives.items()}
+        self._micro_batches = MicroBatchPlan(plan, ranks.world_size, ranks.rank, micro_batch, costs)
 
     def run(self, first: int, stop: StopSignal, guard: dict[str, Any]) -> bool:
         """Run steps from `first` on, with what the guard remembered; say whether the run is complete."""
