@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from trainer.batch import VisualTokens
 from trainer.errors import BadSample, UserError
 
+BOX_SLACK = 0.01
+"""Detectors round: a box may stick out of its picture by so much of a side."""
+
 
 class Regions(BaseModel):
     """Region features, L2-normalised, with their boxes and object classes."""
@@ -95,6 +98,11 @@ def _check(boxes: NDArray[np.generic], features: NDArray[np.generic], width: int
             raise BadSample(f"{name} are {array.dtype}: want numbers")
         if not (np.abs(array) <= np.finfo(np.float32).max).all():
             raise BadSample(f"NaN, infinity or a number beyond float32 in the {name}")
+    low, high = boxes.min(), boxes.max()
+    if low < -BOX_SLACK or high > 1 + BOX_SLACK:
+        raise BadSample(
+            f"boxes run from {low:.4g} to {high:.4g}: want x1, y1, x2, y2 in 0..1; divide pixels by width and height"
+        )
 
 
 def _check_classes(ids: NDArray[np.generic], probs: NDArray[np.generic] | None, count: int) -> None:
