@@ -15,6 +15,12 @@ def layout_of(lengths: list[int]) -> Layout:
     return Layout(torch.tensor(lengths), max(lengths))
 
 
+def attend_packed(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
+    """`attend` on the packed order: qkv [T, 3, heads, size] -> [T, heads, size]."""
+    arranged = layout.arrange(qkv.flatten(1), dropout).view(qkv.shape)
+    return layout.restore(attend(arranged, layout, dropout).flatten(1)).view(-1, *qkv.shape[2:])
+
+
 def reference(qkv: Tensor, lengths: list[int]) -> Tensor:
     """Plain softmax attention over all slots at once, with everything outside the own sequence masked."""
     owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
@@ -31,18 +37,20 @@ def test_grouped_attention_is_attention_inside_each_sequence(lengths: list[int],
     shape = (sum(lengths), 3, HEADS, SIZE)
     qkv = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
     weight = torch.randn(shape[0], HEADS, SIZE, generator=generator, dtype=torch.float64)
-    found, wanted = attend(qkv, layout_of(lengths), 0.0), reference(qkv, lengths)
+    found, wanted = attend_packed(qkv, layout_of(lengths), 0.0), reference(qkv, lengths)
     torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)
     (mine,) = torch.autograd.grad((found * weight).sum(), qkv)
     (theirs,) = torch.autograd.grad((wanted * weight).sum(), qkv)
     torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
 
 
-def test_sequences_of_one_length_need_no_mask_and_no_padding() -> None:
+def test_sequences_of_one_length_lie_together_without_mask_and_padding() -> None:
     layout = layout_of([5, 5, 20, 5])
-    layout.group()
-    assert [group.valid for group in layout.groups] == [None, None]
-    assert sum(group.slots.numel() for group in layout.groups) == 35
+    x = torch.arange(35.0)[:, None]
+    arranged = layout.arrange(x, 0.0)
+    assert layout.groups == [(3, 5), (1, 20)]
+    assert arranged[:, 0].tolist() == [*range(10), *range(30, 35), *range(10, 30)]
+    assert torch.equal(layout.restore(arranged), x)
 
 
 def test_a_layout_knows_where_sequences_begin() -> None:
@@ -56,7 +64,7 @@ def test_dropout_of_weights_changes_the_outcome_and_repeats_with_the_seed() -> N
     outcomes = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        outcomes.append(attend(qkv, layout_of([2, 4]), 0.5))
+        outcomes.append(attend_packed(qkv, layout_of([2, 4]), 0.5))
     assert torch.equal(outcomes[0], outcomes[1])
     assert not torch.equal(outcomes[0], outcomes[2])
 
@@ -80,5 +88,5 @@ def test_the_variable_length_kernel_agrees_with_the_grouped_one() -> None:
     lengths = [1, 7, 64, 130]
     qkv = torch.randn(sum(lengths), 3, 4, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     device = torch.device("cuda")
-    fast = attend(qkv.to(device), Layout(torch.tensor(lengths, device=device), max(lengths)), 0.0)
-    torch.testing.assert_close(fast.cpu(), attend(qkv, layout_of(lengths), 0.0), atol=2e-2, rtol=2e-2)
+    fast = attend_packed(qkv.to(device), Layout(torch.tensor(lengths, device=device), max(lengths)), 0.0)
+    torch.testing.assert_close(fast.cpu(), attend_packed(qkv, layout_of(lengths), 0.0), atol=2e-2, rtol=2e-2)

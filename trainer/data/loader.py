@@ -4,6 +4,7 @@ It has no state: worker count and prefetching are a matter of speed, and resumin
 """
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -119,6 +120,7 @@ class _Start:
 
     def __call__(self, worker: int) -> None:
         torch.set_num_threads(1)
+        gc.enable()  # the training process, of which this is a copy, collects at fixed steps alone
         if self._arena:
             desk = Desk(self._arena, worker)
             information = get_worker_info()

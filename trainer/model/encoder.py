@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from trainer.model.attention import Layout, attend
 
@@ -78,12 +79,16 @@ class Layer(nn.Module):
 class Encoder(nn.Module):
     """A stack of layers over packed sequences."""
 
-    def __init__(self, shape: EncoderShape, dropout: float, attention_dropout: float) -> None:
+    def __init__(self, shape: EncoderShape, dropout: float, attention_dropout: float, recompute: bool) -> None:
         super().__init__()
+        self.recompute = recompute
+        self.attention_dropout = attention_dropout
         self.layers = nn.ModuleList(Layer(shape, dropout, attention_dropout) for _ in range(shape.layers))
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """[T, width] -> [T, width]."""
+        recompute = self.recompute and torch.is_grad_enabled()
+        x = layout.arrange(x, self.attention_dropout if self.training else 0.0)
         for layer in self.layers:
-            x = layer(x, layout)
-        return x
+            x = checkpoint(layer, x, layout, use_reentrant=False) if recompute else layer(x, layout)
+        return layout.restore(x)

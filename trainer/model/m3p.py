@@ -27,7 +27,7 @@ class Outputs:
     """What a forward gives."""
 
     tasks: dict[str, Tensor]
-    """Head outputs by task, for the tasks that the batch names."""
+    """Head outputs by task, for the tasks that the batch names; of masked words with labels, the summed loss."""
     touch: Tensor
     """A zero that depends on every module the batch did not use; add it to the loss."""
 
@@ -47,7 +47,7 @@ class M3P(nn.Module):
         self.text = TextEmbedder(shape, vocabulary, config.dropout)
         self.visual = None if visual is None else visual.embedder(shape.width, shape.layer_norm_eps)
         self.visual_size = 1 if visual is None else visual.feature_size
-        self.encoder = Encoder(shape, config.dropout, config.attention_dropout)
+        self.encoder = Encoder(shape, config.dropout, config.attention_dropout, config.recompute)
         # Ordered as in HEADS, on every rank.
         wanted = set(tasks)
         self.heads = nn.ModuleDict({name: self._head(name, config, shape, visual) for name in HEADS if name in wanted})
@@ -82,8 +82,8 @@ class M3P(nn.Module):
             assert isinstance(head, Head)
             targets = batch.targets.get(name)
             rows = None if targets is None else head.rows(hidden, layout, targets)
-            if rows is not None and len(rows):
-                tasks[name] = head(rows)
+            if targets is not None and rows is not None and len(rows):
+                tasks[name] = head(rows, targets["labels"]) if _has_labels(head, targets) else head(rows)
             else:
                 # A row of the encoder's output, so that an empty micro-batch touches the encoder too. And a row that wants
                 # a gradient, as real ones do: ZeRO-3 frees what it gathered for a module when the gradient of its input
@@ -110,6 +110,10 @@ class M3P(nn.Module):
         order = torch.empty_like(slots)
         order[slots] = torch.arange(len(slots), device=slots.device)
         return torch.cat([text, self.visual(features, boxes)])[order], touch
+
+
+def _has_labels(head: Head, targets: dict[str, Tensor]) -> bool:
+    return head.takes_labels and "labels" in targets
 
 
 def _touch(module: nn.Module, *zeros: Tensor) -> Tensor:
