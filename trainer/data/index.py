@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainer.data.manifest import Kind
 from trainer.data.shard_table import index_name
@@ -85,7 +86,17 @@ def members(span: bytes) -> dict[str, bytes]:
 
 
 def index_tar(path: Path, kind: Kind, language: str = "en") -> TarIndex:
-    """Walk the tar at `path`, write its index beside it, and return what is in it.
+    """Walk the tar at `path` as `scan_tar` does, write its index beside it, and return what is in it."""
+    index, offsets = scan_tar(path, kind, language)
+    partial = path.with_name(f".{path.name}.idx.partial")
+    with partial.open("wb") as file:
+        np.save(file, offsets, allow_pickle=False)
+    os.replace(partial, path.with_name(index_name(path.name)))
+    return index
+
+
+def scan_tar(path: Path, kind: Kind, language: str = "en") -> tuple[TarIndex, NDArray[np.uint64]]:
+    """Walk the tar at `path`; return what is in it, and the offsets [samples + 1] of its samples.
 
     `language` is the language of captions that come as KEY.txt (img2dataset's layout). Raises UserError for a
     compressed, truncated or broken tar, for a sample whose members are apart, and for region features of two widths.
@@ -104,11 +115,7 @@ def index_tar(path: Path, kind: Kind, language: str = "en") -> TarIndex:
                 index = scan.run(size)
             except TarError as error:
                 raise UserError(f"{path} is no whole tar: {error}. Copy it or make it again.") from None
-    partial = path.with_name(f".{path.name}.idx.partial")
-    with partial.open("wb") as file:
-        np.save(file, scan.offsets, allow_pickle=False)
-    os.replace(partial, path.with_name(index_name(path.name)))
-    return index
+    return index, scan.offsets
 
 
 class _Scan:

@@ -124,6 +124,10 @@ class Source:
         """Return a sample as stored: extension -> bytes. Raises BadSample."""
         return self._reader.read(shard, sample)
 
+    def try_sample(self, shard: int, sample: int) -> Sample:
+        """Return this very sample, replaced by no other. Raises BadSample."""
+        return self._decode(Place(0, shard, sample), sample, self._reader.read(shard, sample), augment=False)
+
     def _name(self, shard: int) -> str:
         return f"{self.folder.name}/{self.manifest.shards[shard].name}"
 
@@ -140,7 +144,7 @@ class Source:
         try:
             visual = self._load_picture(members, rng)
         except BadSample as reason:
-            raise BadSample(f"{record.get('id', number)}: {reason}") from reason
+            raise BadSample(f"{reason} (id {record.get('id', number)!r})") from reason
         return Sample(key_name, owner, "", "", captions, concept, visual)
 
 
@@ -158,6 +162,10 @@ class Mix:
         """Return the sample at `position` of the objective's endless order."""
         source, index = self._shares.place(position)
         return self.sources[source].read(index, bad)
+
+    def source(self, position: int) -> Source:
+        """Return the source that the sample at `position` comes from."""
+        return self.sources[self._shares.place(position).source]
 
     def read_many(self, positions: range, bad: BadSamples) -> dict[int, Sample]:
         """Return the samples at `positions`; places are computed for all at once, and read source by source."""

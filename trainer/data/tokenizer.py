@@ -40,6 +40,19 @@ class Tokenizer:
         ids += 1
         return ids
 
+    @property
+    def unknown(self) -> int:
+        """The id of what the vocabulary does not know."""
+        return UNK
+
+    def piece(self, token: int) -> str:
+        """Return one token as it is written in the vocabulary: `<mask>`, or `▁dog` where a word begins."""
+        if token == self.mask:
+            return "<mask>"
+        return {BOS: "<s>", PAD: "<pad>", EOS: "</s>", UNK: "<unk>"}.get(token) or str(
+            self._pieces.id_to_piece(token - 1)
+        )
+
     def decode(self, ids: NDArray[np.int64]) -> str:
         """Return the text of `ids`, specials left out and `<mask>` shown as such."""
         words = [self._pieces.id_to_piece(int(i) - 1) if UNK < i < self.mask else "▁<mask>" for i in ids if i > UNK]
