@@ -12,7 +12,7 @@ from tests.tiny import tiny_recipe
 from trainer.batch import Packer, Sequence
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import UserError
-from trainer.export import export_run
+from trainer.export import export_run, load_exported
 from trainer.model.build import build_model
 from trainer.model.encoder import EncoderShape
 from trainer.model.huggingface import write_folder
@@ -59,7 +59,7 @@ def test_transformers_gives_the_same_hidden_states(tiny: Path, tmp_path: Path, w
     ]
     model = write_run(tiny, tmp_path / "run", *([] if with_head else only_contrast))
     export_run(tmp_path / "run", tmp_path / "out")
-    names = {"config.json", "model.safetensors", "sentencepiece.bpe.model"}
+    names = {"config.json", "model.safetensors", "sentencepiece.bpe.model", "m3p.safetensors", "recipe.yaml"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     (architecture,) = json.loads((tmp_path / "out" / "config.json").read_text())["architectures"]
     assert architecture == ("XLMRobertaForMaskedLM" if with_head else "XLMRobertaModel")
@@ -83,6 +83,17 @@ def test_the_weights_of_the_checkpoint_are_those_exported(tiny: Path, tmp_path: 
     assert torch.equal(words, model.text.words.weight)
     assert torch.equal(loaded.text.words.weight, words)
     assert theirs.lm_head.decoder.weight is words
+
+
+def test_the_whole_network_comes_back(tiny: Path, tmp_path: Path) -> None:
+    model = write_run(tiny, tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "out")
+    _, loaded = load_exported(tmp_path / "out")
+    own = dict(model.named_parameters())
+    back = dict(loaded.named_parameters())
+    assert own.keys() == back.keys()
+    assert any(name.startswith("visual.") for name in own)
+    assert all(torch.equal(own[name], back[name]) for name in own)
 
 
 def test_an_export_that_differs_is_not_called_done(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

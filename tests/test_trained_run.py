@@ -105,6 +105,26 @@ def test_another_recipe_does_not_go_on_from_this_run(tiny: Path, run: Path) -> N
     assert "run.seed: 0 then, 3 now" in done.stderr
 
 
+def test_fine_tuning_starts_where_the_other_run_ended(tiny: Path, run: Path, tmp_path: Path) -> None:
+    # At a rate of nothing the weights stay what they were at the start.
+    settings = ("run.steps=2", "schedule.warmup_steps=0", "run.evaluate=false", f"model.weights={run}")
+    done = program(tiny, tmp_path / "tuned", *settings, "optimizer.learning_rate=1e-30", "run.seed=5")
+    assert done.returncode == 0, done.stderr[-3000:]
+    (_, found, _), (_, wanted, _) = load_run(tmp_path / "tuned"), load_run(run)
+    other = dict(wanted.named_parameters())
+    assert all(torch.equal(parameter, other[name]) for name, parameter in found.named_parameters())
+
+
+def test_texts_longer_than_the_start_has_positions_for_are_refused(tiny: Path, run: Path, tmp_path: Path) -> None:
+    export_run(run, tmp_path / "start")
+    settings = ("model.shape=null", "model.tokenizer=null", f"model.initialise={tmp_path / 'start'}")
+    done = program(tiny, tmp_path / "run", *settings, "objectives.multilingual_text.most_tokens=65")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "objectives.multilingual_text.most_tokens = 65: model.initialise" in done.stderr
+    assert "has 66 positions and holds 64 tokens; lower most_tokens" in done.stderr
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no checkpoint of a run"):
         evaluate_run(tmp_path)

@@ -88,7 +88,7 @@ def compare_command(
 
 @app.command("export")
 def export_command(run: Run, output: Annotated[Path, typer.Option(help="Folder to write.")]) -> None:
-    """Write the text encoder of a run as an XLM-RoBERTa folder that `transformers` loads."""
+    """Write a run as one folder: its text encoder as `transformers` loads it, and all of it for model.weights."""
     from trainer.export import export_run
 
     typer.echo(export_run(run, output))

@@ -1,19 +1,27 @@
-"""`m3p export`: a run's text encoder and word head for `transformers`, compared with our own network before it says done."""
+"""`m3p export`: a run as one folder, compared with the run before it says done.
+
+config.json, model.safetensors, sentencepiece.bpe.model: text encoder and word head, as `transformers` loads an XLM-RoBERTa.
+m3p.safetensors, recipe.yaml: the whole network, for `load_exported` and for the `model.weights` of a recipe.
+"""
 
 import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from trainer.batch import Packer, Sequence
 from trainer.data.tokenizer import FILE_NAME, Tokenizer
 from trainer.errors import UserError
-from trainer.model.build import read_encoder_shape
+from trainer.model.build import build_model, read_encoder_shape
 from trainer.model.huggingface import write_folder
 from trainer.model.m3p import M3P
+from trainer.recipe import Recipe, dump_recipe, load_recipe
 from trainer.retrieval.evaluate import load_run
+from trainer.training.start_from import EXPORTED, start_from
 
+RECIPE = "recipe.yaml"
 LARGEST_DIFFERENCE = 1e-4
 """Between our hidden states and those of the exported model, float32."""
 
@@ -29,10 +37,30 @@ def export_run(run: Path, output: Path) -> str:
     weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     write_folder(output, weights, shape)
     shutil.copyfile(folder / FILE_NAME, output / FILE_NAME)
+    save_file({name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}, output / EXPORTED)
+    (output / RECIPE).write_text(dump_recipe(recipe))
     difference = _compare(model.cpu(), tokenizer, output)
+    _compare_whole(model, output)
     if difference > LARGEST_DIFFERENCE:
         raise UserError(f"{output}: its hidden states differ from the run's by {difference:.1e}; do not use it")
     return f"{output}: step {step}, {len(weights)} tensors; hidden states differ from the run's by at most {difference:.1e}"
+
+
+def load_exported(folder: Path) -> tuple[Recipe, M3P]:
+    """Return the recipe of an exported run and its whole network, float32, on the CPU, in evaluation mode. Raises UserError."""
+    recipe = load_recipe(folder / RECIPE)
+    model = build_model(recipe.model, Tokenizer(folder).size, recipe.visual, recipe.tasks, recipe.run.seed, load=False)
+    start_from(model, folder, None)
+    return recipe, model.eval()
+
+
+def _compare_whole(model: M3P, output: Path) -> None:
+    """Raise UserError unless every weight comes back as it was."""
+    _, loaded = load_exported(output)
+    back = dict(loaded.named_parameters())
+    changed = [name for name, parameter in model.named_parameters() if not torch.equal(parameter, back[name])]
+    if changed:
+        raise UserError(f"{output / EXPORTED}: {', '.join(changed)} did not come back as written; do not use it")
 
 
 def _compare(model: M3P, tokenizer: Tokenizer, output: Path) -> float:

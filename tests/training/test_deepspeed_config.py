@@ -55,7 +55,12 @@ def test_all_of_them_are_named_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "is not JSON"), ("[]", "is not a JSON object of settings")],
+    [
+        ("{", "is not JSON"),
+        ("[]", "is not a JSON object of settings"),
+        ('{"bf16": true}', r'bf16 = true is no section; write {"enabled": "auto"}'),
+        ('{"zero_optimization": 2}', r'zero_optimization = 2 is no section; write {"stage": 2}'),
+    ],
 )
 def test_a_file_that_is_no_settings_is_refused(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

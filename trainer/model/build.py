@@ -1,11 +1,8 @@
 """Builds the network that a recipe describes, with its starting weights."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from trainer.errors import UserError
 from trainer.model.config import ModelConfig
@@ -35,8 +32,6 @@ def build_model(
     if config.initialise is not None and load:
         _, unexpected = model.load_state_dict(read_weights(config.initialise, shape.layers), strict=False)
         assert all(name.startswith("heads.") for name in unexpected), unexpected
-    if config.weights is not None and load:
-        _load_weights(model, config.weights)
     _freeze(model, config)
     return model
 
@@ -57,25 +52,6 @@ def read_encoder_shape(config: ModelConfig, vocabulary: int) -> EncoderShape:
             raise UserError(f"model.layers = {config.layers}: {config.initialise} has {shape.layers}; lower it")
         shape = shape.model_copy(update={"layers": config.layers})
     return shape
-
-
-def _load_weights(model: M3P, path: Path) -> None:
-    """Start from a checkpoint of another run; heads that it did not train keep their fresh weights. Raises UserError."""
-    try:
-        found = load_file(path)
-    except (FileNotFoundError, SafetensorError) as error:
-        raise UserError(
-            f"model.weights = {path}: {error}; name the weights.safetensors of a checkpoint folder"
-        ) from error
-    own = model.state_dict()
-    wrong = [f"{name} {list(t.shape)}" for name, t in found.items() if name in own and own[name].shape != t.shape]
-    wrong += [f"{name} is missing" for name in own if name not in found and not name.startswith("heads.")]
-    if wrong:
-        raise UserError(
-            f"model.weights = {path}: {len(wrong)} tensors do not fit this recipe's model, such as {wrong[0]}; "
-            "use the model and visual sections of the run that wrote it"
-        )
-    model.load_state_dict(found, strict=False)
 
 
 def _freeze(model: M3P, config: ModelConfig) -> None:

@@ -21,7 +21,7 @@ class ModelConfig(BaseModel):
     )
     weights: Path | None = Field(
         None,
-        description="A weights.safetensors of a checkpoint to start from: fine-tuning. Sizes must be those of its run.",
+        description="Fine-tuning: a run folder, one of its checkpoints, or an exported folder to start from; of equal sizes.",
     )
     shape: EncoderShape | None = Field(None, description="Sizes of an encoder trained from scratch.")
     layers: int | None = Field(None, ge=1, description="Keep this many of the first layers of `initialise`.")

@@ -18,6 +18,8 @@ RECIPES_OWN = {
     "scheduler": "the schedule section",
     "tensorboard": "run.folder (TensorBoard files are always written there)",
 }
+SECTIONS = {"bf16": {"enabled": "auto"}, "fp16": {"enabled": True}, "zero_optimization": {"stage": 2}}
+"""Those that are read here, and what one looks like."""
 
 
 def read_deepspeed_config(path: Path) -> dict[str, Any]:
@@ -30,6 +32,9 @@ def read_deepspeed_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a JSON object of settings")
+    for name, example in SECTIONS.items():
+        if not isinstance(config.get(name, {}), dict):
+            raise UserError(f"{path}: {name} = {json.dumps(config[name])} is no section; write {json.dumps(example)}")
     twice = [f"{name} (set {field} in the recipe)" for name, field in RECIPES_OWN.items() if name in config]
     if twice:
         raise UserError(f"{path} sets what is the recipe's: {'; '.join(twice)}. Take it out of the file")

@@ -29,6 +29,7 @@ from trainer.training.guard import Guard
 from trainer.training.monitor import Monitor
 from trainer.training.resumable import check_resumable, fingerprints
 from trainer.training.schedules import share_of_peak
+from trainer.training.start_from import start_from
 from trainer.training.startup import announce
 from trainer.training.stop import Incarnation, StopSignal, ignore_in_worker, write_done, write_stopped
 from trainer.training.watchdog import Watchdog
@@ -219,10 +220,23 @@ def _find(recipe: Recipe, ranks: Ranks, now: State) -> tuple[Path | None, State 
 def _engine(recipe: Recipe, ds_config: Path, ranks: Ranks, plan: Plan, newest: Path | None) -> Engine:
     vocabulary = Tokenizer(recipe.tokenizer_folder).size
     model = build_model(recipe.model, vocabulary, recipe.visual, recipe.tasks, recipe.run.seed, load=newest is None)
+    _check_positions(recipe, model.text.positions.num_embeddings)
     if newest is not None:
         load_weights(model, newest)  # now, because DeepSpeed makes its copies of the weights when it starts
+    elif recipe.model.weights is not None:
+        start_from(model, recipe.model.weights, ranks)
     torch.manual_seed(key("dropout", recipe.run.seed, ranks.rank))  # the one choice that belongs to a rank
     return Engine(model, recipe.optimizer, ds_config, ranks, plan.turns_per_step)
+
+
+def _check_positions(recipe: Recipe, positions: int) -> None:
+    """Raise UserError where texts may be longer than the position table of `model.initialise`."""
+    for name, config in recipe.active_objectives.items():
+        if config.most_tokens > positions - 2:
+            raise UserError(
+                f"objectives.{name}.most_tokens = {config.most_tokens}: model.initialise = {recipe.model.initialise} has "
+                f"{positions} positions and holds {positions - 2} tokens; lower most_tokens"
+            )
 
 
 def _state(recipe: Recipe, ranks: Ranks, objectives: dict[str, Objective]) -> State:
