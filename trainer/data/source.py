@@ -9,12 +9,15 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from trainer.batch import VisualTokens
+from trainer.data.canvas import Canvas, Room
 from trainer.data.folders import Folder, LocalFolder, RemoteFolder, is_url
+from trainer.data.index import members
 from trainer.data.manifest import Manifest
 from trainer.data.order import Place, SourceOrder
 from trainer.data.reader import ShardReader
 from trainer.data.sample import BadSamples, Sample, check_unicode, choose_captions, read_record, read_text
 from trainer.data.shares import Shares, temperature_weights
+from trainer.data.threads import share
 from trainer.errors import BadSample, UserError
 from trainer.keys import generator, key
 
@@ -42,8 +45,10 @@ class SourceConfig(BaseModel):
 class LoadPicture(Protocol):
     """What a visual source does to the members of a sample."""
 
-    def __call__(self, members: dict[str, bytes], rng: np.random.Generator | None) -> VisualTokens:
-        """Raises BadSample."""
+    def __call__(
+        self, members: dict[str, bytes], rng: np.random.Generator | None, room: Room | None = None
+    ) -> VisualTokens:
+        """Decode, into `room` where it fits. Raises BadSample."""
 
 
 class Source:
@@ -82,6 +87,7 @@ class Source:
         self._language = self.manifest.language or ""
         self._reader = ShardReader(folder)
         self._window: list[int] | None = None
+        self._names: dict[int, str] = {}
 
     def read(self, index: int, bad: BadSamples, augment: bool = True) -> Sample:
         """Return the sample at `index` of the endless order.
@@ -90,23 +96,64 @@ class Source:
         """
         return self.read_place(self.order.place(index), bad, augment)
 
-    def read_many(self, indices: NDArray[np.int64], bad: BadSamples) -> list[Sample]:
-        """Return the samples at `indices` [N] of the endless order, their places computed together."""
+    def read_many(self, indices: NDArray[np.int64], bad: BadSamples, rooms: Sequence[Room | None] = ()) -> list[Sample]:
+        """Return the samples at `indices` [N] of the endless order, their pictures decoded into `rooms` [N].
+
+        Places are computed together, and pictures decoded by the threads of this process.
+        """
         self._fetch_ahead(int(indices[-1]))
-        rows = zip(*(array.tolist() for array in self.order.locate(indices)), strict=True)
-        return [self.read_place(Place(*row), bad, True) for row in rows]
+        places = [Place(*row) for row in zip(*(array.tolist() for array in self.order.locate(indices)), strict=True)]
+        spans = [self._reader.span(place.shard, place.sample) for place in places]
+        found: list[Sample | BadSample] = []
+        found += [BadSample("not read yet")] * len(places)
+
+        def decode(part: range) -> None:
+            for number in part:
+                place = places[number]
+                try:
+                    found[number] = self._decode(
+                        place, place.sample, members(spans[number]), True, rooms[number] if rooms else None
+                    )
+                except BadSample as reason:
+                    found[number] = reason
+
+        if self._load_picture is None:
+            decode(range(len(places)))
+        else:
+            share(decode, len(places))
+        return [
+            self._replace(place, one, bad, True) if isinstance(one, BadSample) else one
+            for place, one in zip(places, found, strict=True)
+        ]
 
     def read_place(self, place: Place, bad: BadSamples, augment: bool) -> Sample:
         """As `read`, from a place in the shards."""
-        count = int(self._counts[place.shard])
-        for further in range(min(MOST_REPLACED, count)):
+        try:
+            return self._read(place, place.sample, augment)
+        except BadSample as reason:
+            return self._replace(place, reason, bad, augment)
+
+    def try_sample(self, shard: int, sample: int) -> Sample:
+        """Return this very sample, replaced by no other. Raises BadSample."""
+        return self._read(Place(0, shard, sample), sample, augment=False)
+
+    def _read(self, place: Place, number: int, augment: bool) -> Sample:
+        return self._decode(place, number, members(self._reader.span(place.shard, number)), augment, None)
+
+    def _replace(self, place: Place, reason: BadSample, bad: BadSamples, augment: bool) -> Sample:
+        """Return the next good sample of the shard; note the one at `place`, bad for `reason`, and all others passed over."""
+        count, number = int(self._counts[place.shard]), place.sample
+        for further in range(1, min(MOST_REPLACED, count) + 1):
+            bad.seen.append(f"{self._name(place.shard)}, sample {number}: {reason}")
+            if further == min(MOST_REPLACED, count):
+                break
             number = (place.sample + further) % count
             try:
-                return self._decode(place, number, self._reader.read(place.shard, number), augment)
-            except BadSample as reason:
-                bad.seen.append(f"{self._name(place.shard)}, sample {number}: {reason}")
+                return self._read(place, number, augment)
+            except BadSample as another:
+                reason = another
         raise UserError(
-            f"{self.folder}/{self.manifest.shards[place.shard].name}: {further + 1} bad samples in a row; "
+            f"{self.folder}/{self.manifest.shards[place.shard].name}: {further} bad samples in a row; "
             f"the last: {bad.seen[-1]}. Prepare this source again, or take it out of the recipe."
         )
 
@@ -122,16 +169,14 @@ class Source:
 
     def members(self, shard: int, sample: int) -> dict[str, bytes]:
         """Return a sample as stored: extension -> bytes. Raises BadSample."""
-        return self._reader.read(shard, sample)
-
-    def try_sample(self, shard: int, sample: int) -> Sample:
-        """Return this very sample, replaced by no other. Raises BadSample."""
-        return self._decode(Place(0, shard, sample), sample, self._reader.read(shard, sample), augment=False)
+        return members(self._reader.span(shard, sample))
 
     def _name(self, shard: int) -> str:
-        return f"{self.folder.name}/{self.manifest.shards[shard].name}"
+        if shard not in self._names:
+            self._names[shard] = f"{self.folder.name}/{self.manifest.shards[shard].name}"
+        return self._names[shard]
 
-    def _decode(self, place: Place, number: int, members: dict[str, bytes], augment: bool) -> Sample:
+    def _decode(self, place: Place, number: int, members: dict[str, bytes], augment: bool, room: Room | None) -> Sample:
         name, owner = self._name(place.shard), (self._owner, place.epoch, place.shard, number)
         if self._load_picture is None:
             return Sample(name, owner, self._language, read_text(members), {}, "", None)
@@ -142,7 +187,7 @@ class Source:
         check_unicode("id or concept", key_name, concept)
         rng = generator(*owner, "augment") if augment and self._augments else None
         try:
-            visual = self._load_picture(members, rng)
+            visual = self._load_picture(members, rng, room)
         except BadSample as reason:
             raise BadSample(f"{reason} (id {record.get('id', number)!r})") from reason
         return Sample(key_name, owner, "", "", captions, concept, visual)
@@ -167,13 +212,14 @@ class Mix:
         """Return the source that the sample at `position` comes from."""
         return self.sources[self._shares.place(position).source]
 
-    def read_many(self, positions: range, bad: BadSamples) -> dict[int, Sample]:
-        """Return the samples at `positions`; places are computed for all at once, and read source by source."""
+    def read_many(self, positions: range, bad: BadSamples, canvas: Canvas) -> dict[int, Sample]:
+        """Return the samples at `positions`, pictures on `canvas`; places are computed at once, and read source by source."""
+        rooms = canvas.divide(len(positions))
         sources, indices = self._shares.locate(np.arange(positions.start, positions.stop))
         found: dict[int, Sample] = {}
         for number in np.unique(sources).tolist():
             mine = (sources == number).nonzero()[0]
-            samples = self.sources[number].read_many(indices[mine], bad)
+            samples = self.sources[number].read_many(indices[mine], bad, [rooms[place] for place in mine.tolist()])
             found.update(zip((mine + positions.start).tolist(), samples, strict=True))
         return found
 

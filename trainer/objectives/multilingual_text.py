@@ -5,7 +5,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from trainer.batch import Packer, Sequence
-from trainer.objectives.objective import Context, Objective, ObjectiveConfig, Read
+from trainer.data.sample import Sample
+from trainer.objectives.objective import Context, Ids, Objective, ObjectiveConfig, Read
 from trainer.objectives.tasks.masked_words import ask_words, mask_words
 
 
@@ -28,12 +29,14 @@ class MultilingualText(Objective):
 
     config: MultilingualTextConfig
 
-    def add(self, packer: Packer, turn: range, position: int, read: Read) -> None:
+    def text(self, sample: Sample, packer: Packer | None) -> str:
+        """The passage."""
+        return sample.text
+
+    def add(self, packer: Packer, turn: range, position: int, tokens: Ids, read: Read) -> None:
         """Pack one passage with masked words."""
         sample = read(position)
-        tokenizer = self.context.tokenizer
-        tokens = tokenizer.encode(sample.text, self.config.most_tokens)
-        hidden, places = mask_words(tokens, sample.generator("mask"), self.config.mask_rate, tokenizer)
+        hidden, places = mask_words(tokens, sample.generator("mask"), self.config.mask_rate, self.context.tokenizer)
         _, first = packer.add(Sequence(hidden))
         ask_words(packer, first, places, tokens)
         packer.count(f"language/{sample.language}", 1)
