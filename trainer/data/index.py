@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from trainer.data.manifest import Kind
 from trainer.data.shard_table import index_name
-from trainer.data.tar import TarError, walk
+from trainer.data.tar import TarError, plain_files, walk
 from trainer.errors import BadSample, UserError
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -66,20 +66,23 @@ def members(span: bytes) -> dict[str, bytes]:
     """
     found: dict[str, bytes] = {}
     sample = None
-    try:
-        for member in walk(span, whole=False):
-            parts = split_name(member.name)
-            if parts is None:
-                continue
-            key, extension = parts
-            if sample is not None and key != sample:
-                raise BadSample(f"members of two samples, {sample!r} and {key!r}: the index is not of this tar")
-            if extension in found:
-                raise BadSample(f"two members named {member.name!r}")
-            sample = key
-            found[extension] = span[member.data : member.data + member.size]
-    except TarError as error:
-        raise BadSample(f"broken tar: {error}") from None
+    files = plain_files(span)
+    if files is None:
+        try:
+            files = [(m.name, span[m.data : m.data + m.size]) for m in walk(span, whole=False)]
+        except TarError as error:
+            raise BadSample(f"broken tar: {error}") from None
+    for name, content in files:
+        parts = split_name(name)
+        if parts is None:
+            continue
+        key, extension = parts
+        if sample is not None and key != sample:
+            raise BadSample(f"members of two samples, {sample!r} and {key!r}: the index is not of this tar")
+        if extension in found:
+            raise BadSample(f"two members named {name!r}")
+        sample = key
+        found[extension] = content
     if not found:
         raise BadSample("no members")
     return found

@@ -12,7 +12,8 @@ from trainer.data.index import members
 from trainer.data.manifest import index_faults
 from trainer.errors import BadSample, OneRankError
 
-Offsets = np.ndarray[tuple[int], np.dtype[np.uint64]]
+Offsets = memoryview
+"""Of an index, mapped: [samples + 1]. An item of it is a plain number, in a tenth of the time that numpy takes."""
 
 MOST_OPEN = 128
 """Shards that a process keeps open, over all its sources: two descriptors each, of the 1,024 that are usual."""
@@ -34,7 +35,7 @@ class ShardReader:
     def span(self, shard: int, sample: int) -> bytes:
         """Return the bytes of a sample, all its members. Raises BadSample where the shard ends before."""
         descriptor, offsets = self._shard(shard)
-        first, end = offsets[sample : sample + 2].tolist()
+        first, end = offsets[sample], offsets[sample + 1]
         span = os.pread(descriptor, end - first, first)
         if len(span) != end - first:
             raise BadSample(
@@ -71,7 +72,7 @@ class ShardReader:
             ):  # the cache has deleted it again: its bound is too small for the processes
                 for fault in index_faults(index, entry.samples):
                     raise OneRankError(f"{self._folder}/{entry.name} {fault}: run `m3p index` again")
-                offsets = np.load(index, mmap_mode="r", allow_pickle=False)
+                offsets = memoryview(np.load(index, mmap_mode="r", allow_pickle=False))
                 return os.open(path, os.O_RDONLY | os.O_CLOEXEC), offsets
         raise OneRankError(
             f"{self._folder}/{entry.name} or its index was deleted while in use. Copy it there again; if it is remote, "

@@ -215,6 +215,9 @@ class Mix:
     def read_many(self, positions: range, bad: BadSamples, canvas: Canvas) -> dict[int, Sample]:
         """Return the samples at `positions`, pictures on `canvas`; places are computed at once, and read source by source."""
         rooms = canvas.divide(len(positions))
+        if len(self.sources) == 1:
+            whole = self.sources[0].read_many(np.arange(positions.start, positions.stop), bad, rooms)
+            return dict(zip(positions, whole, strict=True))
         sources, indices = self._shares.locate(np.arange(positions.start, positions.stop))
         found: dict[int, Sample] = {}
         for number in np.unique(sources).tolist():

@@ -1,6 +1,7 @@
 """XLM-R's tokens: a sentencepiece model with fairseq's ids (piece id + 1, `<mask>` last)."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -38,19 +39,23 @@ class Tokenizer:
         return self.encode_many([text], most)[0]
 
     def encode_many(self, texts: Sequence[str], most: int) -> list[NDArray[np.int64]]:
-        """As `encode`, many at once: beside what sentencepiece does, a call of numpy costs as much as 100 tokens."""
-        pieces = self._pieces.encode(list(texts), out_type="numpy", num_threads=1)
-        cut = [ids[: most - 2] for ids in pieces]
-        ends = np.cumsum([len(ids) + 2 for ids in cut])
-        starts = [0, *ends[:-1].tolist()]
-        whole = np.full(int(ends[-1]), BOS, np.int64)
-        whole[ends - 1] = EOS
-        inside = np.ones(len(whole), bool)
-        inside[starts] = inside[ends - 1] = False
-        ids = np.concatenate(cut)
-        ids[ids == 0] = UNK - 1  # sentencepiece's own <unk> is 0
-        whole[inside] = ids + 1
-        return [whole[start:end] for start, end in zip(starts, ends.tolist(), strict=True)]
+        """As `encode`, with one array for all: at 30 tokens, a call of numpy costs a tenth of what sentencepiece does.
+
+        (Its own call for many texts starts a thread each time, and waits for it.)
+        """
+        encode, most = self._pieces.encode, most - 2
+        flat: list[int] = []
+        ends = [0]
+        for text in texts:
+            ids = encode(text)
+            flat.append(BOS - 1)
+            flat += ids if len(ids) <= most else ids[:most]
+            flat.append(EOS - 1)
+            ends.append(len(flat))
+        whole = np.array(flat, np.int64)
+        whole[whole == 0] = UNK - 1  # sentencepiece's own <unk> is 0
+        whole += 1
+        return [whole[start:end] for start, end in pairwise(ends)]
 
     @property
     def unknown(self) -> int:
