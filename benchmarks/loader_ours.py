@@ -9,7 +9,7 @@ from trainer.data.plan import MicroBatchPlan, Plan, Stream
 from trainer.data.tokenizer import Tokenizer
 from trainer.objectives.image_caption import ImageCaption, ImageCaptionConfig
 from trainer.objectives.multilingual_text import MultilingualText, MultilingualTextConfig
-from trainer.objectives.objective import Context, Objective, Read
+from trainer.objectives.objective import Context, Ids, Objective, Read
 from trainer.visual.patches import Patches
 
 BATCH = 64
@@ -19,22 +19,17 @@ FOR_EVER = 10**9
 class PlainText(MultilingualText):
     """Passages, tokenised and packed."""
 
-    def add(self, packer: Packer, turn: range, position: int, read: Read) -> None:
+    def add(self, packer: Packer, turn: range, position: int, tokens: Ids, read: Read) -> None:
         """Pack one passage."""
-        packer.add(Sequence(self.context.tokenizer.encode(read(position).text, self.config.most_tokens)))
+        packer.add(Sequence(tokens))
 
 
 class PlainPairs(ImageCaption):
     """Pictures with a caption, decoded, tokenised and packed."""
 
-    def add(self, packer: Packer, turn: range, position: int, read: Read) -> None:
+    def add(self, packer: Packer, turn: range, position: int, tokens: Ids, read: Read) -> None:
         """Pack one pair."""
-        sample = read(position)
-        packer.add(
-            Sequence(
-                self.context.tokenizer.encode(self.caption(sample, packer), self.config.most_tokens), sample.visual
-            )
-        )
+        packer.add(Sequence(tokens, read(position).visual))
 
 
 def start(kind: str, data: Path, workers: int, first: int, masks: bool) -> Iterator[Batch]:

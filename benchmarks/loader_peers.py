@@ -1,7 +1,7 @@
 """One loader of `loader.py`, in a process and an environment of its own: prints what it measured as one line of JSON.
 
-Every loader does the same work with the same functions (`picture`, `tokens`): JPEG decoding by simplejpeg, tokens by the
-one Tokenizer, batches of 64 as torch tensors. Each peer is set up as its own documentation advises for speed.
+Every loader does the same work with the same functions (`Task`): JPEG decoding by simplejpeg, tokens by the one
+Tokenizer, a whole batch in a call, batches of 64 as torch tensors. Each peer is set up as its own documentation advises for speed.
 """
 
 import argparse
@@ -50,26 +50,22 @@ class Task:
         return sorted(str(path) for path in self.folder.glob("*.tar"))
 
     def sample(self, members: Work) -> Work:
-        """Decode one sample: {"jpg", "json"} or {"txt"} bytes -> {"pixels"?, "tokens"}."""
+        """Decode one sample: {"jpg", "json"} or {"txt"} bytes -> {"pixels"?, "text"}."""
         if self.kind == "text":
-            return {"tokens": self.tokens(str(members["txt"], "utf-8"))}
+            return {"text": str(members["txt"], "utf-8")}
         caption = json.loads(bytes(members["json"]))["captions"]["en"][0]
-        return {"pixels": simplejpeg.decode_jpeg(members["jpg"]), "tokens": self.tokens(caption)}
+        return {"pixels": simplejpeg.decode_jpeg(members["jpg"]), "text": caption}
 
-    def tokens(self, text: str) -> Any:
-        """Return ids [L]."""
-        return self.tokenizer.encode(text, MOST_TOKENS)
-
-
-def collate(samples: Sequence[Work]) -> dict[str, torch.Tensor]:
-    """Lay the samples of a batch together; token ids end to end, without padding."""
-    batch = {
-        "tokens": torch.from_numpy(np.concatenate([sample["tokens"] for sample in samples])),
-        "lengths": torch.tensor([len(sample["tokens"]) for sample in samples]),
-    }
-    if "pixels" in samples[0]:
-        batch["pixels"] = torch.from_numpy(np.stack([sample["pixels"] for sample in samples]))
-    return batch
+    def collate(self, samples: Sequence[Work]) -> dict[str, torch.Tensor]:
+        """Lay the samples of a batch together: texts tokenised in one call, as ours are, ids end to end, without padding."""
+        tokens = self.tokenizer.encode_many([sample["text"] for sample in samples], MOST_TOKENS)
+        batch = {
+            "tokens": torch.from_numpy(np.concatenate(tokens)),
+            "lengths": torch.tensor([len(ids) for ids in tokens]),
+        }
+        if "pixels" in samples[0]:
+            batch["pixels"] = torch.from_numpy(np.stack([sample["pixels"] for sample in samples]))
+        return batch
 
 
 def ours(task: Task, first: int, masks: bool = False) -> Iterator[Any]:
@@ -86,7 +82,7 @@ def webdataset(task: Task, first: int) -> Iterator[Any]:
     pipeline = wds.WebDataset(task.tars, shardshuffle=100, empty_check=False, seed=0).repeat().shuffle(1000)
     if first:
         pipeline = pipeline.compose(partial(_skip, number=first))
-    pipeline = pipeline.map(task.sample).batched(BATCH, collation_fn=collate)
+    pipeline = pipeline.map(task.sample).batched(BATCH, collation_fn=task.collate)
     more = {"prefetch_factor": 4} if task.workers else {}
     return iter(wds.WebLoader(pipeline, batch_size=None, num_workers=task.workers, **more))
 
@@ -119,7 +115,7 @@ def grain(task: Task, first: int) -> Iterator[Any]:
     import grain
 
     samples = grain.MapDataset.source(_Random(task)).seed(0).shuffle().repeat().map(task.sample)
-    batches = samples.batch(BATCH, batch_fn=collate)
+    batches = samples.batch(BATCH, batch_fn=task.collate)
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
     if not task.workers:
         loader = iter(batches.to_iter_dataset(options))
@@ -145,7 +141,7 @@ def energon(task: Task, first: int) -> Iterator[Any]:
         cookers = (en.Cooker(cook),)
 
         def batch(self, samples: list[Any]) -> Any:
-            return collate([sample.text for sample in samples])
+            return task.collate([sample.text for sample in samples])
 
         def encode_batch(self, batch: Any) -> Any:
             return batch
@@ -207,7 +203,7 @@ def litdata(task: Task, first: int) -> Iterator[Any]:
     samples = litdata.StreamingDataset(str(folder), shuffle=True, drop_last=False, transform=task.sample)
     more: dict[str, Any] = {"prefetch_factor": 4} if task.workers else {}
     loader = litdata.StreamingDataLoader(
-        samples, batch_size=BATCH, num_workers=task.workers, collate_fn=collate, **more
+        samples, batch_size=BATCH, num_workers=task.workers, collate_fn=task.collate, **more
     )
     if first:
         list(itertools.islice(loader, 20))
@@ -215,7 +211,7 @@ def litdata(task: Task, first: int) -> Iterator[Any]:
         _Clock.start()
         samples = litdata.StreamingDataset(str(folder), shuffle=True, drop_last=False, transform=task.sample)
         loader = litdata.StreamingDataLoader(
-            samples, batch_size=BATCH, num_workers=task.workers, collate_fn=collate, **more
+            samples, batch_size=BATCH, num_workers=task.workers, collate_fn=task.collate, **more
         )
         loader.load_state_dict(state)
     return itertools.chain.from_iterable(itertools.repeat(loader))

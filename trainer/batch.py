@@ -4,6 +4,7 @@ Sequences of any kind (words, a picture, or both) lie side by side on one packed
 A task says what it wants from the network by the slots or sequences that it names in `targets`.
 """
 
+import threading
 from collections.abc import Callable
 from collections.abc import Sequence as Sequences
 from dataclasses import dataclass, field, fields, replace
@@ -83,7 +84,7 @@ class Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        """Return the batch in page-locked memory; torch's DataLoader calls this."""
+        """Return the batch in page-locked memory."""
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
@@ -175,13 +176,16 @@ def _fresh(shape: tuple[int, ...], kind: torch.dtype) -> Tensor | None:
     return None
 
 
-_room: Room = _fresh
+class _Own(threading.local):
+    room: Room = staticmethod(_fresh)
+
+
+_own = _Own()
 
 
 def set_room(room: Room) -> None:
-    """Pack pictures, from now on and in this process, into what `room` gives for a shape, where it gives something."""
-    global _room
-    _room = room
+    """Pack pictures, from now on and in this thread, into what `room` gives for a shape, where it gives something."""
+    _own.room = room
 
 
 def _stack(arrays: Sequences[NDArray[Any]], width: int) -> Tensor:
@@ -190,7 +194,7 @@ def _stack(arrays: Sequences[NDArray[Any]], width: int) -> Tensor:
         return torch.zeros(0, width)
     shape = (sum(len(array) for array in arrays), width)
     kind = torch.uint8 if arrays[0].dtype == np.uint8 else torch.float32
-    whole = _room(shape, kind) if width > 4 else None  # boxes are small
+    whole = _own.room(shape, kind) if width > 4 else None  # boxes are small
     whole = torch.empty(shape, dtype=kind) if whole is None else whole
     np.concatenate(arrays, out=whole.numpy())
     return whole

@@ -190,7 +190,7 @@ def logits(fault: dict[str, Any]) -> None:
         packer = Packer(engine.module.visual_size)
         tokens = np.array(fault["tokens"])
         packer.add(Sequence(tokens))
-        packer.target("masked_words", slots=np.arange(len(tokens)), labels=tokens)
+        packer.target("masked_words", slots=np.arange(len(tokens)))
         with torch.no_grad():
             found = engine(packer.finish(1)).tasks["masked_words"]
         torch.save(found.float(), fault["file"] + os.environ["RANK"])

@@ -111,5 +111,5 @@ class Parcel:
         return replace(self._rest, targets=targets, **tensors)  # type: ignore[arg-type]
 
     def pin_memory(self) -> Batch:
-        """Return the batch in page-locked memory; torch's DataLoader calls this."""
+        """Return the batch in page-locked memory."""
         return self.open().pin_memory()

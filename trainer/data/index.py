@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from trainer.data.index_file import IndexFile, write_index
+from trainer.data.index_file import write_index
 from trainer.data.manifest import Kind
 from trainer.data.shard_table import index_name
-from trainer.data.tar import TarError, walk
+from trainer.data.tar import TarError, plain_files, walk
 from trainer.errors import BadSample, UserError
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -62,27 +63,37 @@ def members(span: bytes) -> dict[str, bytes]:
     """
     found: dict[str, bytes] = {}
     sample = None
-    try:
-        for member in walk(span, whole=False):
-            parts = split_name(member.name)
-            if parts is None:
-                continue
-            key, extension = parts
-            if sample is not None and key != sample:
-                raise BadSample(f"members of two samples, {sample!r} and {key!r}: the index is not of this tar")
-            if extension in found:
-                raise BadSample(f"two members named {member.name!r}")
-            sample = key
-            found[extension] = span[member.data : member.data + member.size]
-    except TarError as error:
-        raise BadSample(f"broken tar: {error}") from None
+    files = plain_files(span)
+    if files is None:
+        try:
+            files = [(m.name, span[m.data : m.data + m.size]) for m in walk(span, whole=False)]
+        except TarError as error:
+            raise BadSample(f"broken tar: {error}") from None
+    for name, content in files:
+        parts = split_name(name)
+        if parts is None:
+            continue
+        key, extension = parts
+        if sample is not None and key != sample:
+            raise BadSample(f"members of two samples, {sample!r} and {key!r}: the index is not of this tar")
+        if extension in found:
+            raise BadSample(f"two members named {name!r}")
+        sample = key
+        found[extension] = content
     if not found:
         raise BadSample("no members")
     return found
 
 
 def index_tar(path: Path, kind: Kind, language: str = "en") -> TarIndex:
-    """Walk the tar at `path`, write its index beside it, and return what is in it.
+    """Walk the tar at `path` as `scan_tar` does, write its index beside it, and return what is in it."""
+    index, offsets, sizes = scan_tar(path, kind, language)
+    write_index(path.with_name(index_name(path.name)), offsets, sizes)
+    return index
+
+
+def scan_tar(path: Path, kind: Kind, language: str = "en") -> tuple[TarIndex, NDArray[np.uint64], NDArray[np.uint32]]:
+    """Walk the tar at `path`; return what is in it, and offsets [samples + 1] and sizes [samples] for its index file.
 
     `language` is the language of captions that come as KEY.txt (img2dataset's layout). Raises UserError for a
     compressed, truncated or broken tar, for a sample whose members are apart, and for region features of two widths.
@@ -101,8 +112,7 @@ def index_tar(path: Path, kind: Kind, language: str = "en") -> TarIndex:
                 index = scan.run(size)
             except TarError as error:
                 raise UserError(f"{path} is no whole tar: {error}. Copy it or make it again.") from None
-    write_index(path.with_name(index_name(path.name)), IndexFile(scan.offsets, np.array(scan.sizes, np.uint32)))
-    return index
+    return index, scan.offsets, np.array(scan.sizes, np.uint32)
 
 
 class _Scan:

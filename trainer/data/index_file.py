@@ -24,8 +24,8 @@ HEADER = 128
 class IndexFile(NamedTuple):
     """What an index file holds."""
 
-    offsets: NDArray[np.uint64]
-    """[samples + 1] bytes."""
+    offsets: memoryview
+    """[samples + 1] bytes. An item of it is a plain number, in a tenth of the time that numpy takes."""
     sizes: NDArray[np.uint32]
     """[samples] bytes of KEY.txt or of KEY.regions.npz, 0 without: a tar pads every file to 512 bytes, which hides this."""
 
@@ -35,12 +35,12 @@ def index_bytes(samples: Count) -> Count:
     return 2 * HEADER + 8 * (samples + 1) + 4 * samples
 
 
-def write_index(path: Path, index: IndexFile) -> None:
-    """Write it aside first: a reader never sees a part."""
+def write_index(path: Path, offsets: NDArray[np.uint64], sizes: NDArray[np.uint32]) -> None:
+    """Write what an `IndexFile` holds, aside first: a reader never sees a part."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
-        np.save(file, index.offsets, allow_pickle=False)
-        np.save(file, index.sizes, allow_pickle=False)
+        np.save(file, offsets, allow_pickle=False)
+        np.save(file, sizes, allow_pickle=False)
     os.replace(partial, path)
 
 
@@ -49,7 +49,7 @@ def open_index(path: Path) -> IndexFile:
     with path.open("rb") as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # closed when the arrays are gone
     samples = (len(content) - index_bytes(0)) // (index_bytes(1) - index_bytes(0))
-    offsets = np.frombuffer(content, np.uint64, samples + 1, HEADER)
+    offsets = memoryview(content)[HEADER : HEADER + 8 * (samples + 1)].cast("Q")
     return IndexFile(offsets, np.frombuffer(content, np.uint32, samples, 2 * HEADER + offsets.nbytes))
 
 

@@ -3,23 +3,19 @@
 It has no state: worker count and prefetching are a matter of speed, and resuming is starting at another number.
 """
 
-import ctypes
 import gc
-import os
-import signal
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from trainer.batch import Batch, set_room
 from trainer.data.arena import Arena, Desk, Parcel
 from trainer.data.plan import MicroBatch, MicroBatchPlan
+from trainer.data.threads import ahead, set_threads
+from trainer.data.workers import Workers
 from trainer.errors import OneRankError, UserError
 
 HELD = 4
@@ -31,7 +27,10 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    workers: int = Field(1, ge=0, description="Worker processes a rank; 0 loads in the training process.")
+    workers: int = Field(1, ge=0, description="Worker processes a rank; 0 loads in threads of the training process.")
+    threads: int = Field(
+        2, ge=1, description="Threads that decode pictures, of each worker (of the training process, at 0)."
+    )
     prefetch: int = Field(4, ge=1, description="Micro-batches that each worker prepares ahead.")
     window: int = Field(4, ge=1, description="Shards whose samples are shuffled together.")
     cache_folder: Path | None = Field(
@@ -48,97 +47,74 @@ class MakesBatches(Protocol):
         """Pack the samples at `positions` of `turn`."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """What a worker hands over instead of a batch; an exception would arrive with the worker's traceback as its text."""
-
-    message: str
-
-
-class MicroBatches(Dataset[Batch | Parcel | Failure]):
-    """Map-style dataset of one rank's micro-batches, in the order of the plan."""
+class MicroBatches:
+    """One rank's micro-batches by number, in the order of the plan."""
 
     def __init__(self, plan: MicroBatchPlan, objectives: Mapping[str, MakesBatches]) -> None:
         self._plan, self._objectives = plan, objectives
-        self.desk: Desk | None = None
-        """Set in a worker: where it packs."""
 
-    def __getitem__(self, number: int) -> Batch | Parcel | Failure:
-        try:
-            place: MicroBatch = self._plan.locate(number)
-            batch = self._objectives[place.turn.objective].batch(place.turn.positions, place.positions)
-        except UserError as error:
-            return Failure(str(error))
-        return self.desk.pack(batch) if self.desk else batch
-
-
-class Numbers:
-    """Sampler: the numbers first, first + 1, ... last - 1."""
-
-    def __init__(self, first: int, last: int) -> None:
-        self._numbers = range(first, last)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._numbers)
-
-    def __len__(self) -> int:
-        return len(self._numbers)
+    def __getitem__(self, number: int) -> Batch:
+        place: MicroBatch = self._plan.locate(number)
+        return self._objectives[place.turn.objective].batch(place.turn.positions, place.positions)
 
 
 def load(
-    dataset: MicroBatches, first: int, last: int, config: DataConfig, pin: bool, start_worker: Callable[[int], None]
+    batches: MicroBatches, first: int, last: int, config: DataConfig, pin: bool, start_worker: Callable[[int], None]
 ) -> Iterator[Batch]:
     """Yield micro-batches `first` to `last` - 1. `start_worker` runs in each worker before its work (signals).
 
     Raises OneRankError for what the user can mend, such as a shard without a good sample.
     """
+    numbers = range(first, last)
+    if not config.workers:
+        return ahead(_alone(batches, numbers, config, pin), config.prefetch)
+    found = _by_workers(batches, numbers, config, start_worker)
+    return ahead((batch.pin_memory() for batch in found), 2) if pin else found
+
+
+def _alone(batches: MicroBatches, numbers: range, config: DataConfig, pin: bool) -> Generator[Batch, None, None]:
+    """Load in this process: all of it in the thread that takes from here, but pictures, which it shares with others."""
+    set_threads(config.threads)
+    desk = Desk(Arena(1, config.prefetch + HELD), 0)
+    set_room(desk.room)
+    try:
+        for number in numbers:
+            batch = desk.pack(batches[number]).open()
+            yield batch.pin_memory() if pin else batch
+    except UserError as error:
+        raise OneRankError(str(error)) from error
+
+
+def _by_workers(
+    batches: MicroBatches, numbers: range, config: DataConfig, start_worker: Callable[[int], None]
+) -> Generator[Batch, None, None]:
+    """Load in worker processes, which pack their pictures into memory that this process sees."""
     # A worker has so many micro-batches under way, and the training process may hold those of some turns.
-    arena = Arena(config.workers, config.prefetch + HELD) if config.workers else None
-    loader: DataLoader[Batch | Parcel | Failure] = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=Numbers(first, last),
-        num_workers=config.workers,
-        multiprocessing_context="fork" if config.workers else None,
-        prefetch_factor=config.prefetch if config.workers else None,
-        pin_memory=pin,
-        worker_init_fn=_Start(start_worker, arena),
-        # Of its own: the loader draws a seed for its workers, which must not move the generator that dropout uses.
-        generator=torch.Generator(),
-    )
-    for batch in loader:
-        if isinstance(batch, Failure):
-            raise OneRankError(batch.message)
-        yield batch.open() if isinstance(batch, Parcel) else batch
+    arena = Arena(config.workers, config.prefetch + HELD)
+    desks = [Desk(arena, worker) for worker in range(config.workers)]
+    mine = _Mine(batches, desks, config.threads, start_worker)
+    workers: Workers[Parcel] = Workers(config.workers, numbers, config.prefetch, mine.start, mine.make)
+    for parcel in workers.results():
+        yield parcel.open()
 
 
-class _Start:
-    """Worker start: one thread each (workers are the parallelism), a place to pack at, then `start_worker`."""
+class _Mine:
+    """What a worker does."""
 
-    def __init__(self, start_worker: Callable[[int], None], arena: Arena | None) -> None:
-        self._start_worker, self._arena = start_worker, arena
+    def __init__(
+        self, batches: MicroBatches, desks: list[Desk], threads: int, start_worker: Callable[[int], None]
+    ) -> None:
+        self._batches, self._desks, self._threads, self._start_worker = batches, desks, threads, start_worker
+        self._desk = desks[0]
 
-    def __call__(self, worker: int) -> None:
+    def start(self, worker: int) -> None:
+        """torch without threads (workers are the parallelism), those that decode, and a place to pack at."""
         torch.set_num_threads(1)
         gc.enable()  # the training process, of which this is a copy, collects at fixed steps alone
-        if self._arena:
-            desk = Desk(self._arena, worker)
-            information = get_worker_info()
-            assert information is not None
-            dataset = information.dataset
-            assert isinstance(dataset, MicroBatches)
-            dataset.desk = desk
-            set_room(desk.room)
-        _end_with_parent()
+        set_threads(self._threads)
+        self._desk = self._desks[worker]
+        set_room(self._desk.room)
         self._start_worker(worker)
 
-
-PR_SET_PDEATHSIG = 1
-
-
-def _end_with_parent() -> None:
-    """Have the system kill this worker when the training process goes, even by kill -9 and even in the middle of a read."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1:  # it went before we asked
-            os._exit(1)
+    def make(self, number: int) -> Parcel:
+        return self._desk.pack(self._batches[number])

@@ -30,16 +30,20 @@ class ShardReader:
     def __init__(self, folder: Folder) -> None:
         self._folder, self._shards = folder, folder.manifest.shards
 
-    def read(self, shard: int, sample: int) -> dict[str, bytes]:
-        """Return the members of a sample by extension, `json`, `jpg`, ... Raises BadSample where the bytes are no tar."""
+    def span(self, shard: int, sample: int) -> bytes:
+        """Return the bytes of a sample, all its members. Raises BadSample where the shard ends before."""
         descriptor, (offsets, _) = self._shard(shard)
-        first, end = int(offsets[sample]), int(offsets[sample + 1])
+        first, end = offsets[sample], offsets[sample + 1]
         span = os.pread(descriptor, end - first, first)
         if len(span) != end - first:
             raise BadSample(
                 f"the shard ends at byte {first + len(span)}, inside the sample (truncated since it was indexed)"
             )
-        return members(span)
+        return span
+
+    def read(self, shard: int, sample: int) -> dict[str, bytes]:
+        """Return the members of a sample by extension, `json`, `jpg`, ... Raises BadSample where the bytes are no tar."""
+        return members(self.span(shard, sample))
 
     def sizes(self, shard: int, samples: NDArray[np.int64]) -> NDArray[np.uint32]:
         """Return the bytes of the texts or region features of `samples` [N] of a shard, without reading them: [N]."""

@@ -9,12 +9,15 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from trainer.batch import VisualTokens
+from trainer.data.canvas import Canvas, Room
 from trainer.data.folders import Folder, LocalFolder, RemoteFolder, is_url
+from trainer.data.index import members
 from trainer.data.manifest import Manifest
 from trainer.data.order import Place, SourceOrder
 from trainer.data.reader import ShardReader
 from trainer.data.sample import BadSamples, Sample, check_unicode, choose_captions, read_record, read_text
 from trainer.data.shares import Shares, temperature_weights
+from trainer.data.threads import share
 from trainer.errors import BadSample, UserError
 from trainer.keys import generator, key
 
@@ -48,8 +51,10 @@ class SourceConfig(BaseModel):
 class LoadPicture(Protocol):
     """What a visual source does to the members of a sample."""
 
-    def __call__(self, members: dict[str, bytes], rng: np.random.Generator | None) -> VisualTokens:
-        """Raises BadSample."""
+    def __call__(
+        self, members: dict[str, bytes], rng: np.random.Generator | None, room: Room | None = None
+    ) -> VisualTokens:
+        """Decode, into `room` where it fits. Raises BadSample."""
 
 
 class Source:
@@ -90,6 +95,7 @@ class Source:
         self._window: list[int] | None = None
         self.bytes_of_token = BYTES_OF_TOKEN
         """Of text, for `lengths`; whoever has the tokenizer may know better."""
+        self._names: dict[int, str] = {}
 
     def read(self, index: int, bad: BadSamples, augment: bool = True) -> Sample:
         """Return the sample at `index` of the endless order.
@@ -98,23 +104,64 @@ class Source:
         """
         return self.read_place(self.order.place(index), bad, augment)
 
-    def read_many(self, indices: NDArray[np.int64], bad: BadSamples) -> list[Sample]:
-        """Return the samples at `indices` [N] of the endless order, their places computed together."""
+    def read_many(self, indices: NDArray[np.int64], bad: BadSamples, rooms: Sequence[Room | None] = ()) -> list[Sample]:
+        """Return the samples at `indices` [N] of the endless order, their pictures decoded into `rooms` [N].
+
+        Places are computed together, and pictures decoded by the threads of this process.
+        """
         self._fetch_ahead(int(indices[-1]))
-        rows = zip(*(array.tolist() for array in self.order.locate(indices)), strict=True)
-        return [self.read_place(Place(*row), bad, True) for row in rows]
+        places = [Place(*row) for row in zip(*(array.tolist() for array in self.order.locate(indices)), strict=True)]
+        spans = [self._reader.span(place.shard, place.sample) for place in places]
+        found: list[Sample | BadSample] = []
+        found += [BadSample("not read yet")] * len(places)
+
+        def decode(part: range) -> None:
+            for number in part:
+                place = places[number]
+                try:
+                    found[number] = self._decode(
+                        place, place.sample, members(spans[number]), True, rooms[number] if rooms else None
+                    )
+                except BadSample as reason:
+                    found[number] = reason
+
+        if self._load_picture is None:
+            decode(range(len(places)))
+        else:
+            share(decode, len(places))
+        return [
+            self._replace(place, one, bad, True) if isinstance(one, BadSample) else one
+            for place, one in zip(places, found, strict=True)
+        ]
 
     def read_place(self, place: Place, bad: BadSamples, augment: bool) -> Sample:
         """As `read`, from a place in the shards."""
-        count = int(self._counts[place.shard])
-        for further in range(min(MOST_REPLACED, count)):
+        try:
+            return self._read(place, place.sample, augment)
+        except BadSample as reason:
+            return self._replace(place, reason, bad, augment)
+
+    def try_sample(self, shard: int, sample: int) -> Sample:
+        """Return this very sample, replaced by no other. Raises BadSample."""
+        return self._read(Place(0, shard, sample), sample, augment=False)
+
+    def _read(self, place: Place, number: int, augment: bool) -> Sample:
+        return self._decode(place, number, members(self._reader.span(place.shard, number)), augment, None)
+
+    def _replace(self, place: Place, reason: BadSample, bad: BadSamples, augment: bool) -> Sample:
+        """Return the next good sample of the shard; note the one at `place`, bad for `reason`, and all others passed over."""
+        count, number = int(self._counts[place.shard]), place.sample
+        for further in range(1, min(MOST_REPLACED, count) + 1):
+            bad.seen.append(f"{self._name(place.shard)}, sample {number}: {reason}")
+            if further == min(MOST_REPLACED, count):
+                break
             number = (place.sample + further) % count
             try:
-                return self._decode(place, number, self._reader.read(place.shard, number), augment)
-            except BadSample as reason:
-                bad.seen.append(f"{self._name(place.shard)}, sample {number}: {reason}")
+                return self._read(place, number, augment)
+            except BadSample as another:
+                reason = another
         raise UserError(
-            f"{self.folder}/{self.manifest.shards[place.shard].name}: {further + 1} bad samples in a row; "
+            f"{self.folder}/{self.manifest.shards[place.shard].name}: {further} bad samples in a row; "
             f"the last: {bad.seen[-1]}. Prepare this source again, or take it out of the recipe."
         )
 
@@ -144,12 +191,14 @@ class Source:
 
     def members(self, shard: int, sample: int) -> dict[str, bytes]:
         """Return a sample as stored: extension -> bytes. Raises BadSample."""
-        return self._reader.read(shard, sample)
+        return members(self._reader.span(shard, sample))
 
     def _name(self, shard: int) -> str:
-        return f"{self.folder.name}/{self.manifest.shards[shard].name}"
+        if shard not in self._names:
+            self._names[shard] = f"{self.folder.name}/{self.manifest.shards[shard].name}"
+        return self._names[shard]
 
-    def _decode(self, place: Place, number: int, members: dict[str, bytes], augment: bool) -> Sample:
+    def _decode(self, place: Place, number: int, members: dict[str, bytes], augment: bool, room: Room | None) -> Sample:
         name, owner = self._name(place.shard), (self._owner, place.epoch, place.shard, number)
         if self._load_picture is None:
             return Sample(name, owner, self._language, read_text(members), {}, "", None)
@@ -160,9 +209,9 @@ class Source:
         check_unicode("id or concept", key_name, concept)
         rng = generator(*owner, "augment") if augment and self._augments else None
         try:
-            visual = self._load_picture(members, rng)
+            visual = self._load_picture(members, rng, room)
         except BadSample as reason:
-            raise BadSample(f"{record.get('id', number)}: {reason}") from reason
+            raise BadSample(f"{reason} (id {record.get('id', number)!r})") from reason
         return Sample(key_name, owner, "", "", captions, concept, visual)
 
 
@@ -181,12 +230,18 @@ class Mix:
         source, index = self._shares.place(position)
         return self.sources[source].read(index, bad)
 
-    def read_many(self, positions: Sequence[int], bad: BadSamples) -> dict[int, Sample]:
-        """Return the samples at `positions`; places are computed for all at once, and read source by source."""
+    def source(self, position: int) -> Source:
+        """Return the source that the sample at `position` comes from."""
+        return self.sources[self._shares.place(position).source]
+
+    def read_many(self, positions: Sequence[int], bad: BadSamples, canvas: Canvas) -> dict[int, Sample]:
+        """Return the samples at `positions`, pictures on `canvas`; places are computed at once, and read source by source."""
+        rooms = canvas.divide(len(positions))
         found: dict[int, Sample] = {}
         for source, mine, indices in self._by_source(positions):
-            samples = source.read_many(indices, bad)
-            found.update(zip((positions[number] for number in mine.tolist()), samples, strict=True))
+            places = mine.tolist()
+            samples = source.read_many(indices, bad, [rooms[place] for place in places])
+            found.update(zip([positions[place] for place in places], samples, strict=True))
         return found
 
     def lengths(self, positions: Sequence[int]) -> NDArray[np.float64]:
@@ -198,6 +253,9 @@ class Mix:
 
     def _by_source(self, positions: Sequence[int]) -> Iterator[tuple[Source, NDArray[np.int64], NDArray[np.int64]]]:
         """Yield each source in use, where its samples stand in `positions`, and their indices in its order."""
+        if len(self.sources) == 1:
+            yield self.sources[0], np.arange(len(positions)), np.array(positions, np.int64)
+            return
         sources, indices = self._shares.locate(np.array(positions, np.int64))
         for number in np.unique(sources).tolist():
             mine = (sources == number).nonzero()[0]

@@ -73,6 +73,33 @@ def walk(buffer: "bytes | mmap.mmap", whole: bool) -> Iterator[Member]:
         raise TarError(f"the data ends at byte {length} without an end-of-archive block")
 
 
+def plain_files(span: bytes) -> list[tuple[str, bytes]] | None:
+    """Return (name, content) of the files of one sample's span, if all headers are as nearly all tools write them.
+
+    None for anything else, right or wrong: `walk` says what it is, in three times the time.
+    """
+    found, position, length = [], 0, len(span)
+    while position < length:
+        header = span[position : position + BLOCK]
+        digits, checksum = header[124:135], header[148:154]
+        # A regular file, numbers in octal digits, no folder beside the name.
+        if len(header) < BLOCK or header[156] != 48 or header[345] or not (digits.isdigit() and checksum.isdigit()):
+            return None
+        try:
+            size, total = int(digits, 8), int(checksum, 8)
+        except ValueError:  # an 8 or 9
+            return None
+        # As in `_kind_and_size`: 255 = 8 spaces that stand for the checksum in its own sum, less the 1 of Adler-32.
+        if ((zlib.adler32(header) & 0xFFFF) + 255 - sum(header[148:156]) - total) % 65_521:
+            return None
+        data = position + BLOCK
+        position = data + -(-size // BLOCK) * BLOCK
+        if position > length:
+            return None
+        found.append((_text(header[: header.index(0)] if header[99] == 0 else header[:100]), span[data : data + size]))
+    return found
+
+
 def _kind_and_size(header: bytes, position: int) -> tuple[bytes, int]:
     if len(header) < BLOCK:
         raise TarError(f"header at byte {position} is cut off")

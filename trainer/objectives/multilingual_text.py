@@ -9,10 +9,10 @@ from pydantic import Field
 from trainer.batch import Packer, Sequence
 from trainer.data.folders import LocalFolder
 from trainer.data.order import Place
-from trainer.data.sample import BadSamples
+from trainer.data.sample import BadSamples, Sample
 from trainer.data.source import Source
 from trainer.data.tokenizer import Tokenizer
-from trainer.objectives.objective import Context, Objective, ObjectiveConfig, Read
+from trainer.objectives.objective import Context, Ids, Objective, ObjectiveConfig, Read
 from trainer.objectives.tasks.masked_words import ask_words, mask_words
 
 MEASURED = 32
@@ -50,12 +50,14 @@ class MultilingualText(Objective):
         """Return roughly how many tokens each passage has when it is cut: [N]."""
         return np.minimum(super().costs(positions), self.config.most_tokens)
 
-    def add(self, packer: Packer, turn: range, position: int, read: Read) -> None:
+    def text(self, sample: Sample, packer: Packer | None) -> str:
+        """The passage."""
+        return sample.text
+
+    def add(self, packer: Packer, turn: range, position: int, tokens: Ids, read: Read) -> None:
         """Pack one passage with masked words."""
         sample = read(position)
-        tokenizer = self.context.tokenizer
-        tokens = tokenizer.encode(sample.text, self.config.most_tokens)
-        hidden, places = mask_words(tokens, sample.generator("mask"), self.config.mask_rate, tokenizer)
+        hidden, places = mask_words(tokens, sample.generator("mask"), self.config.mask_rate, self.context.tokenizer)
         _, first = packer.add(Sequence(hidden))
         ask_words(packer, first, places, tokens)
         packer.count(f"language/{sample.language}", 1)

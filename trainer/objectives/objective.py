@@ -11,12 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trainer.batch import Batch, Packer
 from trainer.data.cache import Cache
+from trainer.data.canvas import Canvas
 from trainer.data.folders import open_folder
 from trainer.data.sample import BadSamples, Sample
 from trainer.data.source import Mix, Source, SourceConfig, find_folders
 from trainer.data.tokenizer import Tokenizer
 from trainer.visual import VisualConfig
 
+Ids = NDArray[np.int64]
 Read = Callable[[int], Sample]
 
 
@@ -95,6 +97,7 @@ class Objective:
                 if self.needs_pictures and context.visual:
                     context.visual.check(str(folder), sources[-1].manifest.region_features)
                 weights.append(entry.weight)
+        self._canvas = Canvas(context.visual.shape if load and context.visual else None)
         self.mix = Mix(sources, weights, config.temperature)
 
     def costs(self, positions: range) -> NDArray[np.float64]:
@@ -105,17 +108,19 @@ class Objective:
         """Pack the samples at `positions`, some of the positions of `turn`: -> one micro-batch."""
         packer = Packer(self.context.visual.feature_size if self.context.visual else 1)
         bad = BadSamples([])
-        samples, mine = self.mix.read_many(positions, bad), frozenset(positions)
+        samples, mine = self.mix.read_many(positions, bad, self._canvas), frozenset(positions)
 
-        def sample(position: int) -> Sample:
+        def read(position: int) -> Sample:
             if position not in samples:
                 # A partner of a pair is counted where it is packed.
                 samples[position] = self.mix.read(position, bad if position in mine else BadSamples([]))
             return samples[position]
 
-        for position in positions:
-            packer.names.append(sample(position).name)
-            self.add(packer, turn, position, sample)
+        texts = [self.text(samples[position], packer) for position in positions]
+        tokens = self.context.tokenizer.encode_many(texts, self.config.most_tokens) if texts else []
+        for position, of_text in zip(positions, tokens, strict=True):
+            packer.names.append(samples[position].name)
+            self.add(packer, turn, position, of_text, read)
         batch = packer.finish(len(positions))
         batch.bad = bad.seen
         return batch
@@ -124,6 +129,10 @@ class Objective:
         """Lines for the table printed at start."""
         return []
 
-    def add(self, packer: Packer, turn: range, position: int, read: Read) -> None:
-        """Pack one sample: its sequences, and what the tasks ask of them."""
+    def text(self, sample: Sample, packer: Packer | None) -> str:
+        """Return the text of a sample as the network sees it. The same whoever asks for it (`packer` counts)."""
+        raise NotImplementedError
+
+    def add(self, packer: Packer, turn: range, position: int, tokens: Ids, read: Read) -> None:
+        """Pack the sample at `position`, whose `text` has become `tokens`: its sequences, and what the tasks ask of them."""
         raise NotImplementedError

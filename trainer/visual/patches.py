@@ -2,6 +2,7 @@
 
 import io
 import math
+import threading
 import warnings
 from collections.abc import Mapping
 from functools import cache
@@ -61,8 +62,15 @@ class Patches(BaseModel):
     def check(self, folder: str, width: int | None) -> None:
         """Pixels are there in every source of pairs."""
 
-    def load(self, members: Mapping[str, bytes], rng: np.random.Generator | None) -> VisualTokens:
-        """Decode, crop (with the sample's own `rng`; None: never), resize and cut. Raises BadSample."""
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Patches of a picture, and numbers of a patch."""
+        return (self.size // self.patch) ** 2, self.feature_size
+
+    def load(
+        self, members: Mapping[str, bytes], rng: np.random.Generator | None, room: Pixels | None = None
+    ) -> VisualTokens:
+        """Decode, crop (with the sample's own `rng`; None: never), resize and cut into `room` [R, F]. Raises BadSample."""
         kind = next((kind for kind in IMAGE_KINDS if kind in members), None)
         if kind is None:
             raise BadSample(f"no picture (a member {', '.join(IMAGE_KINDS)})")
@@ -72,7 +80,8 @@ class Patches(BaseModel):
         if pixels.shape[:2] != (self.size, self.size):
             picture = Image.fromarray(pixels).resize((self.size, self.size), Image.Resampling.BILINEAR)
             pixels = np.asarray(picture)
-        return VisualTokens(_cut(pixels, self.patch), _grid(self.size // self.patch))
+        room = np.empty(self.shape, np.uint8) if room is None else room
+        return VisualTokens(_cut(pixels, self.patch, room), _grid(self.size // self.patch))
 
     def embedder(self, width: int, eps: float) -> nn.Module:
         """Return the module that turns patches into vectors."""
@@ -138,17 +147,23 @@ def _augment(pixels: Pixels, rng: np.random.Generator, crop: float, flip: bool) 
     return pixels[:, ::-1] if flip and mirror < 0.5 else pixels
 
 
-def _cut(pixels: Pixels, patch: int) -> Pixels:
-    """[size, size, 3] -> [places, 3 patch^2]: a copy, whatever buffer `pixels` lies in."""
+def _cut(pixels: Pixels, patch: int, room: Pixels) -> Pixels:
+    """[size, size, 3] -> `room` [places, 3 patch^2]; `pixels` may lie in any buffer."""
     side = pixels.shape[0] // patch
-    cells = pixels.reshape(side, patch, side, patch, 3).swapaxes(1, 2)
-    return cells.copy().reshape(side * side, -1)
+    cells = pixels.reshape(side, patch, side, 3 * patch).swapaxes(1, 2)
+    np.copyto(room.reshape(side, side, patch, 3 * patch), cells)
+    return room
 
 
-@cache
+_own = threading.local()
+
+
 def _scratch(size: int) -> Pixels:
-    """Room for one picture, used again and again: fresh memory costs a page fault every 4 kB."""
-    return np.empty((size, size, 3), np.uint8)
+    """Room for one picture, each thread's own, used again and again: fresh memory costs a page fault every 4 kB."""
+    if getattr(_own, "size", None) != size:
+        _own.size, _own.scratch = size, np.empty((size, size, 3), np.uint8)
+    scratch: Pixels = _own.scratch
+    return scratch
 
 
 @cache

@@ -44,8 +44,15 @@ class Regions(BaseModel):
                 "prepare it with --regions, or use kind: patches"
             )
 
-    def load(self, members: Mapping[str, bytes], rng: np.random.Generator | None) -> VisualTokens:
-        """Read `regions.npz`; `rng` is not used, since regions are not augmented. Raises BadSample."""
+    @property
+    def shape(self) -> None:
+        """Pictures have different numbers of regions."""
+        return
+
+    def load(
+        self, members: Mapping[str, bytes], rng: np.random.Generator | None, room: NDArray[np.uint8] | None = None
+    ) -> VisualTokens:
+        """Read `regions.npz`; neither `rng`, since regions are not augmented, nor `room` is used. Raises BadSample."""
         if "regions.npz" not in members:
             raise BadSample("no member regions.npz")
         try:
