@@ -16,7 +16,7 @@ CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
 
 
 def linear_cross_entropy(
-    rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, chunk_rows: int | None = None
+    rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, chunk_rows: int | None = None, kernel: str | None = None
 ) -> Tensor:
     """Return the cross-entropy of `rows` @ `weight`.T + `bias` against `labels`, summed over rows, float32 or wider.
 
@@ -26,12 +26,13 @@ def linear_cross_entropy(
         bias: [vocabulary].
         labels: [M] int64.
         chunk_rows: rows whose logits exist at once; by default as many as `CHUNK_BYTES` holds.
+        kernel: "triton" or "torch" for what happens to a chunk of logits; by default Triton on a GPU.
     """
     if rows.dtype == torch.float16:
         # Gradients taken in the forward know no loss scale yet: in 16 bits of this kind they would underflow.
         rows, weight, bias = rows.float(), weight.float(), bias.float()
     apply = _LinearCrossEntropy.apply
-    return apply(rows, weight, bias, labels, chunk_rows, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+    return apply(rows, weight, bias, labels, chunk_rows, kernel, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
 
 
 def linear_cross_entropy_reference(rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
@@ -48,6 +49,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias: Tensor,
         labels: Tensor,
         chunk_rows: int | None,
+        kernel: str | None,
         with_gradient: bool,
     ) -> Tensor:
         step = chunk_rows or max(1, CHUNK_BYTES[rows.device.type] // (4 * len(weight)))
@@ -57,7 +59,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for first in range(0, len(rows), step):
             part = rows[first : first + step]
             torch.addmm(bias, part, weight.T, out=logits[: len(part)])
-            losses, gradient = loss_and_gradient(logits[: len(part)], labels[first : first + step])
+            losses, gradient = loss_and_gradient(logits[: len(part)], labels[first : first + step], kernel)
             loss += losses.sum()
             sums.add(first, part, weight, gradient)
         ctx.save_for_backward(*sums.finish())
@@ -67,7 +69,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         # In place, since a second [vocabulary, width] would be the largest tensor here; torch refuses a second backward.
         gradients = [None if g is None else g.mul_(upstream[0]) for g in ctx.saved_tensors]
-        return (*gradients, None, None, None)
+        return (*gradients, None, None, None, None)
 
 
 class _Gradients:
@@ -112,12 +114,12 @@ def _wide(kind: torch.dtype) -> torch.dtype:
     return torch.float32 if kind == torch.bfloat16 else kind
 
 
-def loss_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def loss_and_gradient(logits: Tensor, labels: Tensor, kernel: str | None = None) -> tuple[Tensor, Tensor]:
     """Return the loss of each row [C], float32 or wider, and the gradient with respect to `logits` [C, vocabulary].
 
-    `logits` is overwritten. On a GPU one Triton kernel does it in two passes over each row.
+    `logits` is overwritten. `kernel` as in `linear_cross_entropy`; Triton's does it in two passes over each row.
     """
-    if logits.is_cuda:
+    if (kernel or ("triton" if logits.is_cuda else "torch")) == "triton":
         from trainer.kernels.cross_entropy_triton import loss_and_gradient_triton
 
         return loss_and_gradient_triton(logits, labels)

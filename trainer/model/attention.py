@@ -1,8 +1,8 @@
 """Self-attention over packed sequences: every slot attends to the slots of its own sequence alone.
 
-Two backends of equal maths. `varlen` (CUDA, 16-bit) is torch's variable-length flash attention. `grouped` (everywhere)
-has the sequences lie in the order of their lengths, so that those of one length are one dense tensor, without a copy.
-Neither pads nor masks.
+Backends of equal maths. `varlen` (CUDA, 16-bit) is torch's variable-length flash attention, `flash_attn` that of the
+package of this name (arXiv 2307.08691). `grouped` (everywhere) has the sequences lie in the order of their lengths, so
+that those of one length are one dense tensor, without a copy. None pads or masks. `kernels/choice.py` chooses.
 """
 
 from dataclasses import dataclass, field
@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from trainer.kernels.choice import automatic_attention
 
 
 @dataclass
@@ -19,6 +21,8 @@ class Layout:
     lengths: Tensor
     """[S] int64."""
     longest: int
+    backend: str | None = None
+    """Of attention; where None, `arrange` takes what `auto` would."""
     starts: Tensor = field(init=False)
     """[S] int64: first slot of each sequence."""
     cumulative: Tensor = field(init=False)
@@ -36,7 +40,8 @@ class Layout:
 
     def arrange(self, x: Tensor, dropout: float) -> Tensor:
         """Put `x` [T, width] into the order that `attend` wants of these sequences; on a GPU `grouped` waits for the lengths."""
-        if _takes_varlen(x, dropout):
+        self.backend = self.backend or automatic_attention(x.device, x.dtype, dropout)
+        if self.backend != "grouped":
             return x
         if self.order is None:
             lengths, sequences = torch.sort(self.lengths, stable=True)
@@ -58,21 +63,9 @@ class Layout:
 
 def attend(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
     """Attend within each sequence. `qkv` [T, 3, heads, size], arranged -> [T, heads, size]; `dropout` is of the weights."""
-    return _varlen(qkv, layout) if _takes_varlen(qkv, dropout) else _grouped(qkv, layout, dropout)
-
-
-def _takes_varlen(x: Tensor, dropout: float) -> bool:
-    return x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0
-
-
-def backend(device: torch.device, precision: torch.dtype, dropout: float) -> str:
-    """Name the backend that `attend` takes, and why; for the table printed at start."""
-    if device.type == "cuda" and precision in (torch.bfloat16, torch.float16) and dropout == 0.0:
-        return "varlen: torch's variable-length flash attention (CUDA, 16-bit, no attention dropout)"
-    why = (
-        "no GPU" if device.type != "cuda" else "32-bit precision" if precision == torch.float32 else "attention dropout"
-    )
-    return f"grouped: torch's scaled-dot-product attention over the sequences of each length ({why})"
+    if layout.backend == "varlen":
+        return _varlen(qkv, layout)
+    return _flash_attn(qkv, layout, dropout) if layout.backend == "flash_attn" else _grouped(qkv, layout, dropout)
 
 
 def _varlen(qkv: Tensor, layout: Layout) -> Tensor:
@@ -81,6 +74,14 @@ def _varlen(qkv: Tensor, layout: Layout) -> Tensor:
     q, k, v = qkv.unbind(1)
     bounds = layout.cumulative
     out = varlen_attn(q, k, v, bounds, bounds, layout.longest, layout.longest)
+    assert isinstance(out, Tensor)
+    return out
+
+
+def _flash_attn(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
+    from flash_attn import flash_attn_varlen_qkvpacked_func
+
+    out = flash_attn_varlen_qkvpacked_func(qkv, layout.cumulative, layout.longest, dropout_p=dropout)
     assert isinstance(out, Tensor)
     return out
 

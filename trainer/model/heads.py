@@ -41,13 +41,14 @@ class WordHead(Head):
         # Registered here too, so that ZeRO-3 gathers the shared weight when this head runs.
         self.weight = words.weight
         self.bias = nn.Parameter(torch.zeros(vocabulary))
+        self.kernel: str | None = None
 
     def forward(self, rows: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the summed cross-entropy against `labels` [M], or without them logits [M, vocabulary]."""
         x = self.norm(F.gelu(self.dense(rows)))
         if labels is None:
             return F.linear(x, self.weight, self.bias)
-        return linear_cross_entropy(x, self.weight, self.bias, labels)
+        return linear_cross_entropy(x, self.weight, self.bias, labels, kernel=self.kernel)
 
 
 class RegionHead(Head):

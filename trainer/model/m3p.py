@@ -6,13 +6,14 @@ not touch: `forward` calls every module, always, in one order, with a row of zer
 and the returned `touch` (zero) joins every such call to the loss.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from trainer.batch import Batch
+from trainer.kernels.choice import Chosen
 from trainer.model.attention import Layout
 from trainer.model.config import ModelConfig
 from trainer.model.encoder import Encoder, EncoderShape, TextEmbedder
@@ -51,6 +52,7 @@ class M3P(nn.Module):
         # Ordered as in HEADS, on every rank.
         wanted = set(tasks)
         self.heads = nn.ModuleDict({name: self._head(name, config, shape, visual) for name in HEADS if name in wanted})
+        self.attention: str | None = None
         self.apply(_initialise)
         if "contrastive" in self.heads and config.projection in (None, shape.width):
             # Starting where the encoder already puts sentences keeps what a pre-trained one knows.
@@ -74,6 +76,14 @@ class M3P(nn.Module):
         assert visual is not None, "the recipe lets no task on regions through without a visual source"
         return RegionHead(shape.width, visual.feature_size, visual.classes, shape.layer_norm_eps)
 
+    def use(self, kernels: Mapping[str, Chosen]) -> None:
+        """Compute with these implementations; a network that was told none takes what `auto` would."""
+        self.attention = kernels["attention"].name
+        if "masked_words" in self.heads:
+            head = self.heads["masked_words"]
+            assert isinstance(head, WordHead)
+            head.kernel = kernels["word_head"].name
+
     def forward(self, batch: Batch) -> Outputs:
         """Run every module once over the whole micro-batch."""
         hidden, layout, touch = self.encode(batch)
@@ -93,7 +103,7 @@ class M3P(nn.Module):
 
     def encode(self, batch: Batch) -> tuple[Tensor, Layout, Tensor]:
         """Return hidden states [T, width], where the sequences lie, and the touch of the visual embedder."""
-        layout = Layout(batch.lengths, batch.longest)
+        layout = Layout(batch.lengths, batch.longest, self.attention)
         x, touch = self._embed(batch)
         return self.encoder(x, layout), layout, touch
 

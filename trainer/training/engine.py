@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from trainer.batch import Batch
+from trainer.kernels.choice import KernelsConfig, Situation, choose
 from trainer.model.m3p import M3P, Outputs
 from trainer.objectives.tasks import TASKS
 from trainer.objectives.tasks.contrastive import Contrastive, turn_targets
@@ -58,12 +59,25 @@ _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis
 class Engine:
     """Trains `model` as the recipe's optimizer section and a file of ds_configs/ say."""
 
-    def __init__(self, model: M3P, config: OptimizerConfig, ds_config: Path, ranks: Ranks, turns_per_step: int) -> None:
+    def __init__(
+        self,
+        model: M3P,
+        config: OptimizerConfig,
+        kernels: KernelsConfig,
+        ds_config: Path,
+        ranks: Ranks,
+        turns_per_step: int,
+    ) -> None:
         self._ranks, self._clip, self._turns_per_step = ranks, config.clip, turns_per_step
         settings = deepspeed_config.resolve(deepspeed_config.read_deepspeed_config(ds_config), config, ranks.device)
         self.precision = deepspeed_config.precision(settings)
-        self.stage: int = settings.get("zero_optimization", {}).get("stage", 0)
-        self.optimizer = make_optimizer(model, config)
+        zero = settings.get("zero_optimization", {})
+        self.stage: int = zero.get("stage", 0)
+        offloaded = "offload_optimizer" in zero
+        dropout = model.encoder.attention_dropout
+        self.kernels = choose(kernels, Situation(ranks.device.type, self.precision, dropout, self.stage, offloaded))
+        model.use(self.kernels)
+        self.optimizer = make_optimizer(model, config, self.kernels["optimizer"].name)
         set_rate(self.optimizer, 0.0)  # ZeRO 0 in half precision takes a step right away, which must not decay weights
         self.deepspeed, _, _, _ = deepspeed.initialize(
             model=model, optimizer=self.optimizer, config=settings, dist_init_required=False

@@ -238,7 +238,7 @@ def _engine(recipe: Recipe, ds_config: Path, ranks: Ranks, plan: Plan, newest: P
     elif recipe.model.weights is not None:
         start_from(model, recipe.model.weights, ranks)
     torch.manual_seed(key("dropout", recipe.run.seed, ranks.rank))  # the one choice that belongs to a rank
-    return Engine(model, recipe.optimizer, ds_config, ranks, plan.turns_per_step)
+    return Engine(model, recipe.optimizer, recipe.kernels, ds_config, ranks, plan.turns_per_step)
 
 
 def _check_positions(recipe: Recipe, positions: int) -> None:
