@@ -253,7 +253,7 @@ class Mix:
 
     def _by_source(self, positions: Sequence[int]) -> Iterator[tuple[Source, NDArray[np.int64], NDArray[np.int64]]]:
         """Yield each source in use, where its samples stand in `positions`, and their indices in its order."""
-        if len(self.sources) == 1:
+        if len(self.sources) == 1 and len(positions):
             yield self.sources[0], np.arange(len(positions)), np.array(positions, np.int64)
             return
         sources, indices = self._shares.locate(np.array(positions, np.int64))
