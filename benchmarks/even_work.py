@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from machine import machine
 from rich.console import Console
@@ -26,7 +27,7 @@ def main() -> None:
     """Measure and print."""
     arguments = _parse()
     objectives = build_objectives(load_recipe(arguments.recipe, arguments.overrides))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"objective": name, "ranks": ranks, **waiting(objective, ranks, arguments.samples, arguments.turns)}
         for name, objective in objectives.items()
         for ranks in map(int, arguments.ranks.split(","))
@@ -36,7 +37,9 @@ def main() -> None:
         table.add_row(str(row["objective"]), str(row["ranks"]), f"{row['consecutive']:.1%}", f"{row['by_length']:.1%}")
     Console().print(table, machine(), sep="\n")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+        ratios = {f"{row['objective']}_{row['ranks']}_ranks": row["by_length"] / row["consecutive"] for row in rows}
+        result = {"machine": machine(), "rows": rows, "ratios": ratios}
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def waiting(objective: Objective, ranks: int, samples: int, turns: int) -> dict[str, float]:
