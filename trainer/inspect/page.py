@@ -8,7 +8,7 @@ from trainer.inspect.peek import Line, Shown, ShownTurn, Word
 _STYLE = """
 :root { color-scheme: light dark; --masked: #d9822b; --switched: #2f7ed8; }
 body { font: 1rem/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-article { display: grid; grid-template-columns: 12rem 1fr; gap: 1rem; border-top: 1px solid #8886; padding: 1rem 0; }
+article { display: grid; grid-template-columns: 12rem minmax(0, 1fr); gap: 1rem; border-top: 1px solid #8886; padding: 1rem 0; }
 h2 { font-size: 1.15rem; } h3 { font: .8rem ui-monospace, monospace; margin: 0 0 .5rem; overflow-wrap: anywhere; }
 img { max-width: 12rem; max-height: 12rem; border-radius: .3rem; }
 .line img { max-width: 6rem; max-height: 6rem; }
@@ -17,7 +17,7 @@ dl { margin: 0; } dt { float: left; font: .75rem/1.9 ui-monospace, monospace; mi
 mark { background: none; color: inherit; border-bottom: 2px solid var(--masked); }
 .switched mark { border-color: var(--switched); }
 ruby rt { font-size: .7rem; color: var(--masked); } .switched ruby rt { color: var(--switched); }
-.piece { white-space: pre; margin-right: .15rem; }
+.piece { display: inline-block; white-space: pre; margin-right: .15rem; }
 """
 
 
