@@ -1,9 +1,12 @@
 """One training step (forward, backward, AdamW) on mixed lengths: ours against `transformers`, on the same weights.
 
     python benchmarks/step.py [--json FILE] [--layers 6 --width 384 --words 64000] [--device cuda --precision bfloat16]
+                              [--ours] [--kernels layer_norm=triton,...] [--profile FOLDER]
 
 The default size keeps the proportions of the published one: with 64,000 words, masked words cost 6 x 384 the same
 share of a step as 250,002 words cost 12 x 768. Before anything is timed, all three must give the same losses.
+--ours leaves the peers out; --kernels is the recipe's section; --profile writes a trace (trace.json.gz, for Perfetto) and
+a table of where the time goes.
 
 Ratios: `step_vs_transformers` and `step_vs_masked_only` are our samples/s over theirs, so more is better; `head_memory`
 is our peak over the plain form's at 250,002 words (from `benchmarks/head.py`), so less is better.
@@ -27,6 +30,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from trainer.batch import Batch
+from trainer.kernels.choice import KernelsConfig, Situation, choose
 from trainer.model.build import build_model
 from trainer.model.config import ModelConfig
 from trainer.model.encoder import EncoderShape
@@ -43,23 +47,24 @@ def main() -> None:
     arguments = _parse()
     torch.set_num_threads(arguments.threads)
     ours, peers = build(arguments)
-    models: dict[str, nn.Module] = dict(zip(NAMES, [ours, *peers], strict=True))
+    models: dict[str, nn.Module] = dict(zip(NAMES, [ours, *peers], strict=False))
     batches = make_batches(arguments)
     check_equal(models, batches[0])
     seconds = measure(models, batches, arguments)
     rows = [_row(name, times, batches, arguments) for name, times in seconds.items()]
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    ratios = {
-        "step_vs_transformers": medians[NAMES[1]] / medians[NAMES[0]],
-        "step_vs_masked_only": medians[NAMES[2]] / medians[NAMES[0]],
-    }
+    names = {"step_vs_transformers": NAMES[1], "step_vs_masked_only": NAMES[2]}
+    ratios = {ratio: medians[name] / medians[NAMES[0]] for ratio, name in names.items() if name in medians}
     if arguments.head_rows:
         ratios["head_memory"] = head_memory(arguments.head_rows)
     _print(rows, ratios, arguments)
     if arguments.json:
-        setting = {k: v for k, v in vars(arguments).items() if k != "json"}
+        setting = {k: v for k, v in vars(arguments).items() if k not in ("json", "profile")}
         result = {"machine": machine(), "setting": setting, "rows": rows, "ratios": ratios}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    if arguments.profile:
+        arguments.profile.mkdir(parents=True, exist_ok=True)
+        write_profile(ours, batches[:2], arguments.profile)
 
 
 def build(arguments: argparse.Namespace) -> tuple[M3P, list[Peer]]:
@@ -74,8 +79,13 @@ def build(arguments: argparse.Namespace) -> tuple[M3P, list[Peer]]:
     visual = Regions(kind="regions", feature_size=FEATURES, classes=CLASSES)
     config = ModelConfig(shape=shape, tokenizer=Path("unused"), dropout=0.1)
     ours = build_model(config, arguments.words, visual, ["masked_words", "masked_regions", "matching"], seed=0)
-    peers = [Peer(ours, shape, arguments.attention, masked_only) for masked_only in (False, True)]
+    kinds = [] if arguments.ours else [False, True]
+    peers = [Peer(ours, shape, arguments.attention, masked_only) for masked_only in kinds]
     device, kind = torch.device(arguments.device), getattr(torch, arguments.precision)
+    wanted = dict(pair.split("=") for pair in arguments.kernels.split(",") if pair)
+    chosen = choose(KernelsConfig.model_validate(wanted), Situation(arguments.device, kind, stage=1))
+    ours.use(chosen)
+    Console().print(*(f"{field}: {found}" for field, found in chosen.items() if field != "optimizer"), sep="\n")
     return ours.to(device, kind), [peer.to(device, kind) for peer in peers]
 
 
@@ -136,6 +146,21 @@ def measure(
     return seconds
 
 
+def write_profile(model: nn.Module, steps: list[list[Batch]], folder: Path) -> None:
+    """Write a trace of `steps` without the update, and the operations that take the most time of GPU and CPU."""
+    gpu = torch.cuda.is_available() and next(model.parameters()).is_cuda
+    kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if gpu else [])]
+    with torch.profiler.profile(activities=kinds, record_shapes=True) as profiler:
+        for step in steps:
+            for batch in step:
+                torch.autograd.backward(loss_of(model, batch))
+    profiler.export_chrome_trace(str(folder / "trace.json.gz"))
+    order = "self_device_time_total" if gpu else "self_cpu_time_total"
+    table = profiler.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=80)
+    (folder / "table.txt").write_text(table)
+    print(table)
+
+
 def _row(name: str, times: list[float], batches: list[list[Batch]], arguments: argparse.Namespace) -> dict[str, object]:
     median = statistics.median(times)
     tokens = statistics.mean(sum(batch.tokens for batch in step) for step in batches)
@@ -173,6 +198,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--attention", default="sdpa", help="of transformers: sdpa, flash_attention_2, ...")
+    parser.add_argument("--ours", action="store_true", help="leave the peers out")
+    parser.add_argument("--kernels", default="", help="ours: fields of the recipe's section, such as word_head=torch")
+    parser.add_argument("--profile", type=Path, help="folder for a trace and a table of where the time goes")
     parser.add_argument("--head-rows", type=int, default=4000, help="masked words of head_memory; 0 leaves it out")
     return parser.parse_args()
 

@@ -88,3 +88,22 @@ def test_very_large_and_very_small_logits_stay_finite() -> None:
     losses, gradient = loss_and_gradient_reference(logits.clone(), torch.tensor([2, 0]))
     torch.testing.assert_close(losses, torch.tensor([2e4, 1.0986123]))
     torch.testing.assert_close(gradient, torch.tensor([[1.0, 0.0, -1.0], [-2 / 3, 1 / 3, 1 / 3]]))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("kind", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
+@pytest.mark.parametrize("kernel", ["triton", "torch"])
+def test_on_a_gpu_both_kernels_come_near_the_exact_outcome(kind: torch.dtype, tolerance: float, kernel: str) -> None:
+    (rows, weight, bias), labels = make(70, 64, 40_003, 1, kind, 0.3)
+    exact = (rows.detach().double(), weight.detach().double(), bias.detach().double())
+    for tensor in exact:
+        tensor.requires_grad_()
+    wanted = torch.nn.functional.cross_entropy(exact[0] @ exact[1].T + exact[2], labels, reduction="sum")
+    there = (rows.detach().cuda(), weight.detach().cuda(), bias.detach().cuda())
+    for tensor in there:
+        tensor.requires_grad_()
+    found = linear_cross_entropy(there[0], there[1], there[2], labels.cuda(), chunk_rows=32, kernel=kernel)
+    assert found.item() == pytest.approx(wanted.item(), rel=tolerance)
+    for mine, theirs in zip(gradients(found, there), gradients(wanted, exact), strict=True):
+        assert float((mine.double().cpu() - theirs).norm()) < tolerance * float(theirs.norm())

@@ -16,7 +16,7 @@ from trainer.batch import Batch
 from trainer.kernels.choice import Chosen
 from trainer.model.attention import Layout
 from trainer.model.config import ModelConfig
-from trainer.model.encoder import Encoder, EncoderShape, TextEmbedder
+from trainer.model.encoder import Encoder, EncoderShape, ResidualNorm, TextEmbedder
 from trainer.model.heads import ContrastiveHead, Head, MatchingHead, RegionHead, WordHead
 from trainer.visual import VisualConfig
 
@@ -79,6 +79,9 @@ class M3P(nn.Module):
     def use(self, kernels: Mapping[str, Chosen]) -> None:
         """Compute with these implementations; a network that was told none takes what `auto` would."""
         self.attention = kernels["attention"].name
+        for module in self.encoder.modules():
+            if isinstance(module, ResidualNorm):
+                module.kernel = kernels["layer_norm"].name
         if "masked_words" in self.heads:
             head = self.heads["masked_words"]
             assert isinstance(head, WordHead)
