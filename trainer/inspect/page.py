@@ -4,6 +4,7 @@ import html
 from collections.abc import Sequence
 
 from trainer.inspect.peek import Line, Shown, ShownTurn, Word
+from trainer.page import document
 
 _STYLE = """
 :root { color-scheme: light dark; --masked: #d9822b; --switched: #2f7ed8; }
@@ -19,29 +20,14 @@ mark { background: none; color: inherit; border-bottom: 2px solid var(--masked);
 ruby rt { font-size: .7rem; color: var(--masked); } .switched ruby rt { color: var(--switched); }
 .piece { display: inline-block; white-space: pre; margin-right: .15rem; }
 """
+_EXPLANATION = """<p>The samples as the network gets them. Under each sample: what is stored, then every sequence that it is
+forwarded in. A masked piece is underlined, with the true one above it; a switched word too, with the word it stands for.</p>"""
 
 
 def page(turns: Sequence[ShownTurn], title: str) -> str:
     """Return one self-contained HTML page."""
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     body = "\n".join(_turn(turn) for turn in turns)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{html.escape(title)}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<h1>{html.escape(title)}</h1>
-<p>The samples as the network gets them. Under each sample: what is stored, then every sequence that it is forwarded in.
-A masked piece is underlined, with the true one above it; a switched word too, with the word it stands for.</p>
-{body}
-</body>
-</html>
-"""
+    return document(title, _STYLE, f"{_EXPLANATION}\n{body}")
 
 
 def _turn(turn: ShownTurn) -> str:
