@@ -215,6 +215,8 @@ class Mix:
     def read_many(self, positions: range, bad: BadSamples, canvas: Canvas) -> dict[int, Sample]:
         """Return the samples at `positions`, pictures on `canvas`; places are computed at once, and read source by source."""
         rooms = canvas.divide(len(positions))
+        if not positions:  # a rank has nothing left of a turn
+            return {}
         if len(self.sources) == 1:
             whole = self.sources[0].read_many(np.arange(positions.start, positions.stop), bad, rooms)
             return dict(zip(positions, whole, strict=True))
