@@ -153,10 +153,15 @@ def _cut(pixels: Pixels, patch: int, room: Pixels) -> Pixels:
     """[size, size, 3] -> `room` [places, 3 patch^2]; `pixels` may lie in any buffer."""
     side = pixels.shape[0] // patch
     # A patch's row as one item: numpy moves it at once.
-    row = np.dtype((np.void, 3 * patch))
+    row = _row(patch)
     rows = np.ascontiguousarray(pixels).reshape(side * patch, side, 3 * patch).view(row).reshape(side, patch, side)
     np.copyto(room.view(row).reshape(side, side, patch), rows.swapaxes(1, 2))
     return room
+
+
+@cache
+def _row(patch: int) -> np.dtype[np.void]:
+    return np.dtype((np.void, 3 * patch))
 
 
 _own = threading.local()
