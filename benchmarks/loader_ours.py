@@ -40,7 +40,7 @@ def start(kind: str, data: Path, workers: int, first: int, masks: bool) -> Itera
         MicroBatches(plan, {kind: objective}),
         first,
         FOR_EVER,
-        DataConfig(workers=workers),
+        DataConfig(workers=workers, threads=1 if workers > 1 else 2),
         False,
         _nothing,
     )

@@ -1,8 +1,8 @@
 """One loader of `loader.py`, in a process and an environment of its own: prints what it measured as one line of JSON.
 
 Every loader does the same work with the same functions (`Task`): JPEG decoding by simplejpeg, tokens by the one
-Tokenizer, a whole batch in a call, batches of 64 as torch tensors. Each peer is set up as its own documentation advises
-for speed.
+Tokenizer, a whole batch in a call, batches of 64 as torch tensors. Each peer is set up as its own documentation advises for
+speed.
 """
 
 import argparse

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from collections.abc import Sequence as Sequences
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -128,26 +128,32 @@ class Packer:
         """Add `number` to the monitor's counter `name`."""
         self.counts[name] = self.counts.get(name, 0) + number
 
-    def finish(self, samples: int) -> Batch:
-        """Pack everything. Without a sequence, one of a lone `<s>` keeps this rank in step with the others."""
+    def finish(self, samples: int, canvas: "Painted | None" = None) -> Batch:
+        """Pack everything. Without a sequence, one of a lone `<s>` keeps this rank in step with the others.
+
+        `canvas` is where the pictures were decoded to: if they are packed as they lie there, they are not copied.
+        """
         if not self._sequences:
             self.add(Sequence(np.zeros(1, np.int64)))
-        words = [len(s.token_ids) for s in self._sequences]
-        lengths = np.array([n + _visual_length(s) for n, s in zip(words, self._sequences, strict=True)], np.int64)
-        starts = np.cumsum(lengths) - lengths
-        word_counts = np.array(words, np.int64)
-        places = np.arange(word_counts.sum()) - np.repeat(np.cumsum(word_counts) - word_counts, word_counts)
-        firsts = (starts + word_counts).tolist()
-        pictures = [(first, s.visual) for first, s in zip(firsts, self._sequences, strict=True) if s.visual]
+        pictures = [(number, s.visual) for number, s in enumerate(self._sequences) if s.visual is not None]
+        words = np.array([len(s.token_ids) for s in self._sequences], np.int64)
+        lengths = words.copy()
+        for number, visual in pictures:
+            lengths[number] += len(visual.features)
+        starts = lengths.cumsum() - lengths
+        before = words.cumsum() - words
+        places = np.arange(words.sum())
+        slots = places + np.repeat(starts - before, words)
+        places -= np.repeat(before, words)
+        rows = lengths - words
+        seen = rows.cumsum() - rows
         return Batch(
             token_ids=torch.from_numpy(np.concatenate([s.token_ids for s in self._sequences])),
-            token_slots=torch.from_numpy(places + np.repeat(starts, word_counts)),
+            token_slots=torch.from_numpy(slots),
             token_places=torch.from_numpy(places),
-            visual_features=_stack([v.features for _, v in pictures], self.feature_size),
-            visual_boxes=_stack([v.boxes for _, v in pictures], 4),
-            visual_slots=torch.from_numpy(
-                np.concatenate([np.zeros(0, np.int64)] + [first + np.arange(len(v.features)) for first, v in pictures])
-            ),
+            visual_features=_features([visual.features for _, visual in pictures], self.feature_size, canvas),
+            visual_boxes=_stack([visual.boxes for _, visual in pictures], 4),
+            visual_slots=torch.from_numpy(np.arange(rows.sum()) + np.repeat(starts + words - seen, rows)),
             lengths=torch.from_numpy(lengths),
             targets={
                 task: {name: torch.from_numpy(np.concatenate(parts)) for name, parts in arrays.items()}
@@ -188,13 +194,35 @@ def set_room(room: Room) -> None:
     _own.room = room
 
 
+def find_room(shape: tuple[int, ...], kind: torch.dtype) -> Tensor | None:
+    """Return a tensor where this thread packs its pictures, or None where there is no such place."""
+    return _own.room(shape, kind)
+
+
+class Painted(Protocol):
+    """Where pictures were decoded to."""
+
+    rooms: "list[NDArray[np.uint8] | None]"
+    """[R, F] each."""
+    whole: Tensor | None
+    """All of them end to end, where that memory may be handed on."""
+
+
+def _features(arrays: Sequences[NDArray[Any]], width: int, canvas: Painted | None) -> Tensor:
+    """Lay features [R, width] end to end, unless they already lie so on the canvas."""
+    if canvas is None or canvas.whole is None or len(arrays) != len(canvas.rooms):
+        return _stack(arrays, width)
+    in_place = all(array is room for array, room in zip(arrays, canvas.rooms, strict=True))
+    return canvas.whole if in_place else _stack(arrays, width)
+
+
 def _stack(arrays: Sequences[NDArray[Any]], width: int) -> Tensor:
     """Lay rows [R, width] end to end."""
     if not arrays:
         return torch.zeros(0, width)
     shape = (sum(len(array) for array in arrays), width)
     kind = torch.uint8 if arrays[0].dtype == np.uint8 else torch.float32
-    whole = _own.room(shape, kind) if width > 4 else None  # boxes are small
+    whole = find_room(shape, kind) if width > 4 else None  # boxes are small
     whole = torch.empty(shape, dtype=kind) if whole is None else whole
     np.concatenate(arrays, out=whole.numpy())
     return whole

@@ -52,19 +52,20 @@ class Arena:
     def borrow(self, slot: int, shape: tuple[int, ...], kind: str) -> torch.Tensor:
         """Return what lies in a slot as a tensor; the slot is free again when the tensor is gone."""
         array = np.frombuffer(self._memory, kind, int(np.prod(shape)), slot * SLOT)
-        weakref.finalize(array, self._free, slot)
+        weakref.finalize(array, self.free, slot)
         return torch.from_numpy(array).view(shape)
 
-    def _free(self, slot: int) -> None:
+    def free(self, slot: int) -> None:
+        """Let a slot be taken again."""
         self._used[slot] = 0
 
 
 class Desk:
-    """Where a worker packs: gives out room in the arena, and remembers which slot the last micro-batch lies in."""
+    """Where a worker packs: gives out room in the arena, and remembers the slots given out for the micro-batch under way."""
 
     def __init__(self, arena: Arena, worker: int) -> None:
         self._arena, self._worker = arena, worker
-        self._last: tuple[torch.Tensor, int] | None = None
+        self._taken: list[tuple[torch.Tensor, int]] = []
 
     def room(self, shape: tuple[int, ...], kind: torch.dtype) -> torch.Tensor | None:
         """Return a tensor in a free slot, or None where there is none."""
@@ -73,15 +74,20 @@ class Desk:
         if slot is None:
             return None
         name = str(kind).removeprefix("torch.")
-        self._last = (torch.from_numpy(self._arena.array(slot, shape, name)), slot)
-        return self._last[0]
+        tensor = torch.from_numpy(self._arena.array(slot, shape, name))
+        self._taken.append((tensor, slot))
+        return tensor
 
     def pack(self, batch: Batch) -> "Parcel":
-        """Make a batch ready to be sent."""
-        inside = self._last is not None and self._last[0] is batch.visual_features
-        slot = self._last[1] if inside and self._last else None
-        self._last = None
-        return Parcel(batch, self._arena.number, slot)
+        """Make a batch ready to be sent; slots that its pictures do not lie in are free again."""
+        used = None
+        for tensor, slot in self._taken:
+            if tensor is batch.visual_features:
+                used = slot
+            else:
+                self._arena.free(slot)
+        self._taken = []
+        return Parcel(batch, self._arena.number, used)
 
 
 class Parcel:

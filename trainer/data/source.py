@@ -111,16 +111,19 @@ class Source:
         """
         self._fetch_ahead(int(indices[-1]))
         places = [Place(*row) for row in zip(*(array.tolist() for array in self.order.locate(indices)), strict=True)]
-        spans = [self._reader.span(place.shard, place.sample) for place in places]
-        found: list[Sample | BadSample] = []
-        found += [BadSample("not read yet")] * len(places)
+        # Read by this thread alone, which opens and closes the shards.
+        spans = [self._span(place) for place in places]
+        found: list[Sample | BadSample] = [BadSample("not read")] * len(places)
 
         def decode(part: range) -> None:
             for number in part:
-                place = places[number]
+                place, span = places[number], spans[number]
+                room = rooms[number] if rooms else None
                 try:
-                    found[number] = self._decode(
-                        place, place.sample, members(spans[number]), True, rooms[number] if rooms else None
+                    found[number] = (
+                        span
+                        if isinstance(span, BadSample)
+                        else self._decode(place, place.sample, members(span), True, room)
                     )
                 except BadSample as reason:
                     found[number] = reason
@@ -133,6 +136,12 @@ class Source:
             self._replace(place, one, bad, True) if isinstance(one, BadSample) else one
             for place, one in zip(places, found, strict=True)
         ]
+
+    def _span(self, place: Place) -> bytes | BadSample:
+        try:
+            return self._reader.span(place.shard, place.sample)
+        except BadSample as reason:
+            return reason
 
     def read_place(self, place: Place, bad: BadSamples, augment: bool) -> Sample:
         """As `read`, from a place in the shards."""

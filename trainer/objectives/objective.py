@@ -121,7 +121,7 @@ class Objective:
         for position, of_text in zip(positions, tokens, strict=True):
             packer.names.append(samples[position].name)
             self.add(packer, turn, position, of_text, read)
-        batch = packer.finish(len(positions))
+        batch = packer.finish(len(positions), self._canvas)
         batch.bad = bad.seen
         return batch
 

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
@@ -126,6 +126,8 @@ def decode(data: bytes, size: int, largest: int) -> Pixels:
                 return np.asarray(picture.convert("RGB"))
     except BadSample:
         raise
+    except UnidentifiedImageError as error:  # whose own text names an address in memory
+        raise BadSample("unreadable picture: neither JPEG, PNG nor WebP") from error
     except Exception as error:  # on broken bytes decoders raise nearly anything, from OSError to KeyError
         raise BadSample(f"unreadable picture: {error}") from error
 
@@ -150,9 +152,16 @@ def _augment(pixels: Pixels, rng: np.random.Generator, crop: float, flip: bool) 
 def _cut(pixels: Pixels, patch: int, room: Pixels) -> Pixels:
     """[size, size, 3] -> `room` [places, 3 patch^2]; `pixels` may lie in any buffer."""
     side = pixels.shape[0] // patch
-    cells = pixels.reshape(side, patch, side, 3 * patch).swapaxes(1, 2)
-    np.copyto(room.reshape(side, side, patch, 3 * patch), cells)
+    # A patch's row as one item: numpy moves it at once.
+    row = _row(patch)
+    rows = np.ascontiguousarray(pixels).reshape(side * patch, side, 3 * patch).view(row).reshape(side, patch, side)
+    np.copyto(room.view(row).reshape(side, side, patch), rows.swapaxes(1, 2))
     return room
+
+
+@cache
+def _row(patch: int) -> np.dtype[np.void]:
+    return np.dtype((np.void, 3 * patch))
 
 
 _own = threading.local()
