@@ -7,10 +7,12 @@ from typing import Annotated
 import typer
 
 from trainer.errors import UserError
+from trainer.inspect.cli import data_app
 from trainer.prepare.cli import index_command, prepare_app
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Tools of the M3P trainer.")
 app.add_typer(prepare_app, name="prepare")
+app.add_typer(data_app, name="data")
 app.command("index")(index_command)
 
 Run = Annotated[Path, typer.Argument(help="A run folder, runs/NAME.")]

@@ -6,10 +6,14 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.harness import assert_equal, run, tensors
+from tests.batches import sequences
+from tests.chaos.harness import assert_equal, kill, newest_step, run, start, tensors, wait_for_step
 from tests.launch import metrics
 from tests.test_equality import zero
+from trainer.data.plan import MicroBatchPlan
+from trainer.recipe import Recipe, load_recipe
 from trainer.training.checkpoint import newest_whole
+from trainer.training.train import build_objectives
 
 pytestmark = pytest.mark.launcher
 
@@ -19,13 +23,13 @@ STEPS = "run.steps=15"
 
 
 def batches(folder: Path) -> dict[tuple[int, str], dict[str, Any]]:
-    """Return what the ranks together saw, by step and objective: samples, tokens and features in order of the ranks."""
+    """Return what the ranks together saw, by step and objective: samples, words and features, sorted."""
     found: dict[tuple[int, str], dict[str, Any]] = {}
     for path in sorted(folder.glob("batches-*.jsonl")):
         for line in map(json.loads, path.read_text().splitlines()):
-            seen = found.setdefault((line["step"], line["objective"]), {"names": [], "tokens": [], "features": []})
+            seen = found.setdefault((line["step"], line["objective"]), {"names": [], "words": [], "features": []})
             for name in seen:
-                seen[name] += line[name]
+                seen[name] = sorted([*seen[name], *line[name]])
     return found
 
 
@@ -53,6 +57,44 @@ def test_other_ranks_and_stages_go_on_as_if_nothing_had_changed(tiny: Path, tmp_
         seen |= batches(folder)
     assert seen == batches(tmp_path / "seen-whole")
     assert_losses(metrics(parted), metrics(whole), 1e-4)
+
+
+def undisturbed(recipe: Recipe, step: int) -> dict[tuple[int, str], dict[str, list[Any]]]:
+    """Return what a lone rank takes from the data in a step (from 1), computed here without training."""
+    sizes = {name: config.micro_batch for name, config in recipe.active_objectives.items()}
+    plan, objectives = MicroBatchPlan(recipe.plan(), 1, 0, sizes), build_objectives(recipe)
+    found: dict[tuple[int, str], dict[str, list[Any]]] = {}
+    for number in range(plan.first_of_step(step - 1), plan.first_of_step(step)):
+        place = plan.locate(number)
+        batch = objectives[place.turn.objective].batch(place.turn.positions, place.positions)
+        seen = found.setdefault((step, place.turn.objective), {"names": [], "words": [], "features": []})
+        seen["names"] += batch.names
+        seen["words"] += sequences(batch)
+        seen["features"] += batch.visual_features.double().sum(1).tolist()
+    return {place: {kind: sorted(all_of) for kind, all_of in seen.items()} for place, seen in found.items()}
+
+
+def test_two_ranks_killed_in_mid_epoch_go_on_as_one_with_the_remaining_samples(tiny: Path, tmp_path: Path) -> None:
+    settings = ("run.checkpoint_every=4", f"run.folder={tmp_path / 'run'}", "data.workers=1", "run.steps=200")
+    record = [{"point": "record", "folder": str(tmp_path / "two")}]
+    job = start(tiny, zero(tmp_path, 1), 2, record, *settings, name="two", folder=tmp_path)
+    wait_for_step(job, tmp_path / "run", 6, None)
+    kill(job.tree()["rank"])
+    assert job.wait() != 0
+    done = newest_step(tmp_path / "run")
+    assert done >= 4
+    record = [{"point": "record", "folder": str(tmp_path / "one")}]
+    stop = f"run.stop_after={done + 4}"
+    run(tiny, zero(tmp_path, 1), 1, record, *settings, stop, name="one", folder=tmp_path)
+    recipe = load_recipe(tiny)
+    wanted = [undisturbed(recipe, step) for step in range(1, done + 5)]
+    before, after = batches(tmp_path / "two"), batches(tmp_path / "one")
+    for step, turns in enumerate(wanted, start=1):
+        for place, turn in turns.items():
+            assert (before if step <= done else after)[place] == turn, place
+    assert {step for step, _ in after} == set(range(done + 1, done + 5)), "no step again, none left out"
+    # In mid-epoch: the pairs of an epoch (30) are spread over the two starts.
+    assert (done * 7) % 30, done
 
 
 @pytest.mark.slow  # weights after kills are compared in test_kills.py too

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.batch import VisualTokens
+from trainer.data.canvas import Room
 from trainer.data.order import Place
-from trainer.data.source import BadSamples, Sample, Source, SourceConfig
+from trainer.data.sample import BadSamples, Sample
+from trainer.data.source import Source, SourceConfig
 from trainer.errors import BadSample, UserError
 from trainer.keys import key
 from trainer.prepare.shards import ShardWriter
@@ -20,7 +22,7 @@ from trainer.prepare.shards import ShardWriter
 GOOD = {"captions": {"en": ["a dog"], "de": "ein Hund"}}
 
 
-def no_picture(members: dict[str, bytes], rng: np.random.Generator | None) -> VisualTokens:
+def no_picture(members: dict[str, bytes], rng: np.random.Generator | None, room: Room | None = None) -> VisualTokens:
     return VisualTokens(np.zeros((1, 1), np.float32), np.zeros((1, 4), np.float32))
 
 
@@ -118,7 +120,7 @@ def test_too_many_in_a_row_are_given_up_with_the_last_reason(tmp_path: Path) -> 
     found = source(tmp_path)
     config = SourceConfig(path=str(tmp_path))
 
-    def refuse(members: dict[str, bytes], rng: np.random.Generator | None) -> VisualTokens:
+    def refuse(members: dict[str, bytes], rng: np.random.Generator | None, room: Room | None = None) -> VisualTokens:
         raise BadSample("too dark")
 
     dark = Source(found.folder, config, (0, "image_caption", 0), 1, refuse)

@@ -9,7 +9,8 @@ import pytest
 from trainer.data.loader import DataConfig, MicroBatches, load
 from trainer.data.order import Place
 from trainer.data.plan import MicroBatchPlan
-from trainer.data.source import BadSamples, Source, SourceConfig, find_folders
+from trainer.data.sample import BadSamples
+from trainer.data.source import Source, SourceConfig, find_folders
 from trainer.errors import OneRankError, UserError
 from trainer.recipe import load_recipe
 from trainer.training.stop import ignore_in_worker

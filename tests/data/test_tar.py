@@ -3,10 +3,10 @@ import io
 import tarfile
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.tar import TarError, walk
+from trainer.data.tar import TarError, plain_files, walk
 
 NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=160)
 CONTENTS = st.binary(max_size=1500)
@@ -99,3 +99,26 @@ def test_a_changed_byte_raises_only_tar_errors(data: st.DataObject) -> None:
         archive[data.draw(st.integers(0, len(archive) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(TarError):
         list(walk(bytes(archive), whole=True))
+
+
+@given(changes=st.lists(st.tuples(st.integers(0, 2047), st.integers(0, 255)), max_size=3), cut=st.integers(0, 2048))
+@settings(max_examples=300)
+def test_the_fast_way_finds_what_the_walk_finds_or_nothing(changes: list[tuple[int, int]], cut: int) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, content in (("a.txt", b"some text"), ("a.json", b"{}")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    whole = bytearray(buffer.getvalue()[:2048])
+    assert plain_files(bytes(whole)) == [("a.txt", b"some text"), ("a.json", b"{}")]
+    for place, value in changes:
+        whole[place] = value
+    for header in (0, 1024):  # checksums made right again, or nothing else would ever be looked at
+        block = whole[header : header + 512]
+        block[148:156] = b" " * 8
+        whole[header + 148 : header + 156] = b"%06o\0 " % sum(block)
+    span = bytes(whole[:cut])
+    found = plain_files(span)
+    if found is not None:
+        assert found == [(m.name, span[m.data : m.data + m.size]) for m in walk(span, whole=False)]

@@ -12,7 +12,7 @@ import torch
 from tests.tiny import CLASSES, FEATURE_SIZE
 from tests.visual.test_regions import packed
 from trainer.batch import Batch
-from trainer.data.source import BadSamples, Sample
+from trainer.data.sample import BadSamples, Sample
 from trainer.data.tokenizer import Tokenizer
 from trainer.objectives import OBJECTIVES
 from trainer.objectives.image_caption import ImageCaption
@@ -88,7 +88,7 @@ def test_a_pair_is_a_text_a_picture_the_two_joined_and_a_mismatch(batch: tuple[I
     for row, position in enumerate(turn):
         sample = read(objective, position)
         assert sample.visual is not None
-        tokens = objective.context.tokenizer.encode(objective.caption(sample, None), 32).tolist()
+        tokens = objective.context.tokenizer.encode(objective.text(sample, None), 32).tolist()
         assert words_of(packed_pairs, int(contrast["text_sequences"][row])) == tokens
         picture = int(contrast["image_sequences"][row])
         assert words_of(packed_pairs, picture) == [0]
@@ -198,7 +198,7 @@ def test_identical_captions_have_one_name_however_their_words_are_switched(
         pictures = dict(zip(ids, targets["pictures"].tolist(), strict=True))
         assert captions["a"] == captions["b"] != captions["c"]
         assert pictures["a"] == pictures["c"] != pictures["b"]
-        shown.add(objective.caption(read(objective, turn[ids.index("a")]), None))
+        shown.add(objective.text(read(objective, turn[ids.index("a")]), None))
     assert (len(shown) > 2) == (name == "code_switched")
 
 

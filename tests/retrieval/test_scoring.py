@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.tiny import FEATURE_SIZE
 from trainer.batch import Batch, VisualTokens
-from trainer.data.source import BadSamples
+from trainer.data.sample import BadSamples
 from trainer.data.tokenizer import Tokenizer
 from trainer.model.build import build_model
 from trainer.model.m3p import M3P
@@ -51,7 +51,7 @@ def pairs(objective: ImageCaption) -> tuple[list[str], list[VisualTokens]]:
     samples = [objective.mix.read(position, BadSamples([])) for position in TURN]
     pictures = [sample.visual for sample in samples if sample.visual is not None]
     assert len(pictures) == len(TURN)
-    return [objective.caption(sample, None) for sample in samples], pictures
+    return [objective.text(sample, None) for sample in samples], pictures
 
 
 def scorer(model: M3P, tokenizer: Tokenizer, batch_size: int) -> Scorer:

@@ -1,7 +1,6 @@
 import io
 import pickle
 import zipfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,6 +96,11 @@ def test_classes_are_not_asked_for_where_the_recipe_has_none() -> None:
         ({"boxes": np.float32(1)}, r"boxes are \(\) for 2 regions"),
         ({"boxes": np.array([["a"] * 4] * 2)}, "boxes are <U1: want numbers"),
         ({"boxes": np.full((2, 4), np.nan, np.float32)}, "NaN, infinity"),
+        (
+            {"boxes": np.array([[0, 0, 320, 200.5]] * 2, np.float32)},
+            r"boxes run from 0 to 320: want x1, y1, x2, y2 in 0..1; divide pixels by width and height",
+        ),
+        ({"boxes": np.array([[-0.2, 0, 0.5, 1]] * 2, np.float32)}, "boxes run from -0.2 to 1"),
         ({"features": np.full((2, WIDTH), np.inf, np.float16)}, "NaN, infinity"),
         ({"features": np.full((2, WIDTH), "a")}, "features are <U1: want numbers"),
         ({"features": np.full((2, WIDTH), 1e39)}, "a number beyond float32 in the features"),
@@ -122,6 +126,10 @@ def test_regions_that_cannot_be_used_are_a_bad_sample(changes: dict[str, Any], r
 def test_what_is_no_npz_is_a_bad_sample(content: bytes) -> None:
     with pytest.raises(BadSample, match=r"unreadable regions\.npz"):
         REGIONS.load({"regions.npz": content}, None)
+
+
+def test_a_box_may_stick_out_by_what_a_detector_rounds() -> None:
+    assert load(boxes=np.array([[-0.004, 0, 1.004, 1]] * 2, np.float32)).boxes.max() > 1
 
 
 def test_a_size_that_no_memory_holds_is_a_bad_sample() -> None:
@@ -153,12 +161,12 @@ def test_broken_bytes_are_a_bad_sample_or_usable_never_a_crash(data: st.DataObje
     assert np.isfinite(found.features).all()
 
 
-def test_a_source_of_another_width_is_refused(tmp_path: Path) -> None:
-    REGIONS.check(tmp_path, WIDTH)
+def test_a_source_of_another_width_is_refused() -> None:
+    REGIONS.check("shards", WIDTH)
     with pytest.raises(UserError, match=r"visual.feature_size = 4, but .* has region features of width 5"):
-        REGIONS.check(tmp_path, 5)
+        REGIONS.check("shards", 5)
     with pytest.raises(UserError, match=r"has no region features: .* use kind: patches"):
-        REGIONS.check(tmp_path, None)
+        REGIONS.check("shards", None)
 
 
 def test_feature_place_and_size_all_count_in_the_embedding() -> None:

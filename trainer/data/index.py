@@ -1,9 +1,4 @@
-"""Where each sample lies inside its tar, so that any sample is one seek and one read.
-
-The index of shard-000000.tar is shard-000000.idx: a numpy .npy-format file of uint64 [samples + 1]; sample i is the
-bytes offsets[i]..offsets[i + 1] of the tar, headers included. `np.load(path, mmap_mode="r", allow_pickle=False)` reads
-it without a copy. The idea is webdataset's wids and NVIDIA DALI's wds2idx, which store one text line a member instead.
-"""
+"""One walk over a tar finds where each sample lies inside it, so that any sample is one seek and one read."""
 
 import hashlib
 import io
@@ -18,13 +13,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from trainer.data.manifest import LANGUAGE_TAG, Kind, Manifest, Shard, index_name, write_manifest
-from trainer.data.tar import TarError, walk
+from trainer.data.index_file import write_index
+from trainer.data.manifest import Kind
+from trainer.data.shard_table import index_name
+from trainer.data.tar import TarError, plain_files, walk
 from trainer.errors import BadSample, UserError
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
+LARGEST_SIZE = 2**32 - 1
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -32,8 +29,7 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb
 class TarIndex:
     """What one walk over a tar finds."""
 
-    offsets: NDArray[np.uint64]
-    """[samples + 1] byte offsets."""
+    samples: int
     bytes: int
     """Size of the tar."""
     fingerprint: str
@@ -67,27 +63,37 @@ def members(span: bytes) -> dict[str, bytes]:
     """
     found: dict[str, bytes] = {}
     sample = None
-    try:
-        for member in walk(span, whole=False):
-            parts = split_name(member.name)
-            if parts is None:
-                continue
-            key, extension = parts
-            if sample is not None and key != sample:
-                raise BadSample(f"members of two samples, {sample!r} and {key!r}: the index is not of this tar")
-            if extension in found:
-                raise BadSample(f"two members named {member.name!r}")
-            sample = key
-            found[extension] = span[member.data : member.data + member.size]
-    except TarError as error:
-        raise BadSample(f"broken tar: {error}") from None
+    files = plain_files(span)
+    if files is None:
+        try:
+            files = [(m.name, span[m.data : m.data + m.size]) for m in walk(span, whole=False)]
+        except TarError as error:
+            raise BadSample(f"broken tar: {error}") from None
+    for name, content in files:
+        parts = split_name(name)
+        if parts is None:
+            continue
+        key, extension = parts
+        if sample is not None and key != sample:
+            raise BadSample(f"members of two samples, {sample!r} and {key!r}: the index is not of this tar")
+        if extension in found:
+            raise BadSample(f"two members named {name!r}")
+        sample = key
+        found[extension] = content
     if not found:
         raise BadSample("no members")
     return found
 
 
 def index_tar(path: Path, kind: Kind, language: str = "en") -> TarIndex:
-    """Walk the tar at `path`, write its index beside it, and return what is in it.
+    """Walk the tar at `path` as `scan_tar` does, write its index beside it, and return what is in it."""
+    index, offsets, sizes = scan_tar(path, kind, language)
+    write_index(path.with_name(index_name(path.name)), offsets, sizes)
+    return index
+
+
+def scan_tar(path: Path, kind: Kind, language: str = "en") -> tuple[TarIndex, NDArray[np.uint64], NDArray[np.uint32]]:
+    """Walk the tar at `path`; return what is in it, and offsets [samples + 1] and sizes [samples] for its index file.
 
     `language` is the language of captions that come as KEY.txt (img2dataset's layout). Raises UserError for a
     compressed, truncated or broken tar, for a sample whose members are apart, and for region features of two widths.
@@ -106,11 +112,7 @@ def index_tar(path: Path, kind: Kind, language: str = "en") -> TarIndex:
                 index = scan.run(size)
             except TarError as error:
                 raise UserError(f"{path} is no whole tar: {error}. Copy it or make it again.") from None
-    partial = path.with_name(f".{path.name}.idx.partial")
-    with partial.open("wb") as file:
-        np.save(file, index.offsets, allow_pickle=False)
-    os.replace(partial, path.with_name(index_name(path.name)))
-    return index
+    return index, scan.offsets, np.array(scan.sizes, np.uint32)
 
 
 class _Scan:
@@ -118,6 +120,10 @@ class _Scan:
 
     def __init__(self, path: Path, kind: Kind, language: str, content: mmap.mmap) -> None:
         self.path, self.kind, self.language, self.content = path, kind, language, content
+        self.offsets = np.zeros(0, np.uint64)
+        """[samples + 1] byte offsets, once `run` is through."""
+        self.sizes: list[int] = []
+        """Bytes of each sample's text or region features."""
         self.captions: Counter[str] = Counter()
         self.width: int | None = None
         self.plain = self.unusable = 0
@@ -146,8 +152,9 @@ class _Scan:
             extents[extension] = (member.data, member.size)
             end = member.end
         self.finish(sample, extents)
+        self.offsets = np.array([*offsets, end], dtype=np.uint64)
         return TarIndex(
-            offsets=np.array([*offsets, end], dtype=np.uint64),
+            samples=len(offsets),
             bytes=size,
             fingerprint=digest.hexdigest(),
             captions=self.captions,
@@ -160,6 +167,8 @@ class _Scan:
         """Count what the sample `key` offers."""
         if not extents:
             return
+        _, size = extents.get("txt" if self.kind == "text" else "regions.npz", (0, 0))
+        self.sizes.append(min(size, LARGEST_SIZE))
         if self.kind == "text":
             self.unusable += "txt" not in extents
             return
@@ -211,57 +220,3 @@ def feature_width(archive: bytes) -> int | None:
     except Exception:  # on broken bytes these parsers raise nearly anything, from KeyError to TokenError
         return None
     return int(shape[1]) if len(shape) == 2 else None
-
-
-def index_folder(folder: Path, kind: Kind, language: str | None = None) -> Manifest:
-    """Index every *.tar in `folder` and write its manifest; tars made elsewhere are taken as they are.
-
-    `language` is needed for text; for captions it is the language of KEY.txt captions (English if left out).
-    Raises UserError for no tars, no samples, nothing usable, or anything that `index_tar` refuses.
-    """
-    paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
-    _check_arguments(folder, paths, kind, language)
-    indexes: list[TarIndex] = []
-    total = sum(path.stat().st_size for path in paths)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="index", leave=False, disable=None) as bar:
-        for path in paths:
-            indexes.append(index_tar(path, kind, language or "en"))
-            bar.update(indexes[-1].bytes)
-    widths = {index.region_features: path.name for path, index in zip(paths, indexes, strict=True)}
-    widths.pop(None, None)
-    if len(widths) > 1:
-        listed = ", ".join(f"{width} ({name})" for width, name in sorted(widths.items(), key=str))
-        raise UserError(f"{folder}: region features of different widths: {listed}. Make them with one detector.")
-    samples = sum(len(index.offsets) - 1 for index in indexes)
-    unusable = sum(index.unusable for index in indexes)
-    if samples == unusable:
-        needs = "a picture (jpg, png, webp) and a caption" if kind == "captions" else "text (KEY.txt)"
-        raise UserError(f"{folder}: none of its {samples} samples has {needs}. Is --kind {kind} right?")
-    if unusable:
-        tqdm.write(f"{folder}: {unusable} of {samples} samples lack a picture, a caption, text or readable regions.")
-    captions = sum((index.captions for index in indexes), Counter[str]())
-    plain = any(index.plain_captions for index in indexes)
-    manifest = Manifest(
-        kind=kind,
-        language=language or "en" if kind == "text" or plain else None,
-        samples=samples,
-        captions=dict(sorted(captions.items())),
-        region_features=next(iter(widths), None),
-        shards=tuple(
-            Shard(name=path.name, samples=len(index.offsets) - 1, bytes=index.bytes, fingerprint=index.fingerprint)
-            for path, index in zip(paths, indexes, strict=True)
-        ),
-    )
-    write_manifest(folder, manifest)
-    return manifest
-
-
-def _check_arguments(folder: Path, paths: list[Path], kind: Kind, language: str | None) -> None:
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: give the folder that holds the .tar files.")
-    if not paths:
-        raise UserError(f"{folder} holds no .tar file: give the folder that holds the shards.")
-    if kind == "text" and language is None:
-        raise UserError(f"{folder}: text needs its language: m3p index {folder} --kind text --language xx.")
-    if language is not None and not LANGUAGE_TAG.fullmatch(language):
-        raise UserError(f"language {language!r} is no language tag; write it like de, zh-Hant or ca-valencia.")

@@ -123,10 +123,22 @@ class SourceOrder:
         before = int(window.ends[shard - 1]) if shard else 0
         return Place(epoch, int(window.shards[shard]), sample - before)
 
+    def shards(self, position: int) -> tuple[list[int], list[int]]:
+        """Return the shards of the window of `position`, and those of the window after it."""
+        epoch, offset = divmod(position, self.samples)
+        now = self._epoch(epoch)
+        number = int(now.ends.searchsorted(offset, "right"))
+        last = number + 1 == len(now.ends)
+        after = self._epoch(epoch + 1).shards[: self._window] if last else now.shards[(number + 1) * self._window :]
+        mine = now.shards[number * self._window : (number + 1) * self._window]
+        return mine.tolist(), after[: self._window].tolist()
+
     def locate(self, positions: NDArray[np.int64]) -> Places:
         """Return the places of `positions` [N], 0 or more, in any order; sorted ones touch each window once."""
         positions = np.asarray(positions, np.int64)
         assert positions.size == 0 or positions.min() >= 0, "positions start at 0"
+        if found := self._in_one_window(positions):
+            return found
         epochs, offsets = np.divmod(positions, self.samples)
         shards, samples = np.empty_like(positions), np.empty_like(positions)
         for epoch, of_epoch in _groups(epochs):
@@ -139,6 +151,22 @@ class SourceOrder:
                 shards[chosen] = window.shards[shard]
                 samples[chosen] = sample - np.concatenate([[0], window.ends])[shard]
         return Places(epochs, shards, samples)
+
+    def _in_one_window(self, positions: NDArray[np.int64]) -> Places | None:
+        """Return the places of positions that rise and lie in one window, as nearly all that are asked for do; else None."""
+        if not len(positions) or (positions[1:] < positions[:-1]).any():
+            return None
+        epoch, first = divmod(int(positions[0]), self.samples)
+        last = int(positions[-1]) - epoch * self.samples
+        ends = self._epoch(epoch).ends
+        number = int(ends.searchsorted(first, "right"))
+        if last >= ends[number]:
+            return None
+        window = self._windows.get((epoch, number), self._make_window)
+        sample = window.order[positions - (epoch * self.samples + window.start)].astype(np.int64)
+        shard = window.ends.searchsorted(sample, "right")
+        starts = window.ends - self._counts[window.shards]
+        return Places(np.full(len(positions), epoch), window.shards[shard], sample - starts[shard])
 
     def _epoch(self, epoch: int) -> _Epoch:
         return self._epochs.get((epoch,), self._make_epoch)

@@ -1,22 +1,32 @@
 """A source: one folder of shards, read in its endless order. A mix: the sources of one objective, read by position."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from trainer.batch import VisualTokens
-from trainer.data.manifest import Manifest, check_shards
+from trainer.data.canvas import Canvas, Room
+from trainer.data.folders import Folder, LocalFolder, RemoteFolder, is_url
+from trainer.data.index import members
+from trainer.data.manifest import Manifest
 from trainer.data.order import Place, SourceOrder
 from trainer.data.reader import ShardReader
+from trainer.data.sample import BadSamples, Sample, check_unicode, choose_captions, read_record, read_text
 from trainer.data.shares import Shares, temperature_weights
+from trainer.data.threads import share
 from trainer.errors import BadSample, UserError
 from trainer.keys import generator, key
 
+BYTES_OF_TOKEN = 4.2
+"""Of text, where nobody has measured it: the median of the languages that were tried, from 3.3 to 11."""
+CAPTION_TOKENS = 20
+"""Taken for every caption: the index does not know which of a picture's captions a sample draws."""
+BYTES_OF_NUMBER = 2
+"""Region features are float16."""
 MOST_REPLACED = 100
 """Bad samples in a row after which their source is given up."""
 
@@ -27,7 +37,8 @@ class SourceConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str = Field(
-        description="A folder of shards, or a pattern such as data_shards/text/* for one source a folder."
+        description="A folder of shards, any fsspec URL of one (https://..., s3://...), or a pattern such as "
+        "data_shards/text/* for one source a folder."
     )
     weight: float | None = Field(
         None, gt=0, description="Share among the sources; all or none. Without: by temperature."
@@ -40,46 +51,21 @@ class SourceConfig(BaseModel):
 class LoadPicture(Protocol):
     """What a visual source does to the members of a sample."""
 
-    def __call__(self, members: dict[str, bytes], rng: np.random.Generator | None) -> VisualTokens:
-        """Raises BadSample."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One sample, read and decoded."""
-
-    name: str
-    """Source, shard and key, for messages."""
-    owner: tuple[int | str, ...]
-    """What its random choices are keyed by: seed, objective, source, epoch, shard, sample."""
-    language: str
-    text: str
-    """The passage of a text source; "" for pictures."""
-    captions: dict[str, list[str]]
-    concept: str
-    """Pictures of one concept share their captions; the sample's own name where there is none."""
-    visual: VisualTokens | None
-
-    def generator(self, purpose: str) -> np.random.Generator:
-        """The sample's own generator for `purpose`: the same in every run, on every rank, in every worker."""
-        return generator(*self.owner, purpose)
-
-
-@dataclass
-class BadSamples:
-    """Bad samples met since the last look, as "shard/key: reason"."""
-
-    seen: list[str]
+    def __call__(
+        self, members: dict[str, bytes], rng: np.random.Generator | None, room: Room | None = None
+    ) -> VisualTokens:
+        """Decode, into `room` where it fits. Raises BadSample."""
 
 
 class Source:
     """One folder of shards.
 
     Args:
-        folder: with manifest.json.
+        folder: with manifest.json; local, or remote through the node's cache.
         owner: (seed, objective, source number), the key of its order.
         window: shards whose samples are shuffled together.
         load_picture: decodes the picture of a sample; None for text.
+        augments: whether that draws from a generator; making one costs as much as reading the sample.
 
     Raises:
         UserError: no manifest, a missing or changed shard, or no caption in the wanted languages.
@@ -87,20 +73,29 @@ class Source:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | Folder,
         config: SourceConfig,
         owner: tuple[int | str, ...],
         window: int,
         load_picture: LoadPicture | None,
+        augments: bool = True,
     ) -> None:
-        self.folder, self._config, self._owner, self._load_picture = folder, config, owner, load_picture
-        self.manifest = Manifest.load(folder)
-        check_shards(folder, self.manifest)
+        self.folder = folder = LocalFolder(folder) if isinstance(folder, Path) else folder
+        self._config, self._load_picture, self._augments = config, load_picture, augments
+        self._owner = key(*owner)
+        self.manifest = folder.manifest
         _check_kind(folder, self.manifest, config, load_picture)
-        counts = [shard.samples for shard in self.manifest.shards]
+        counts = self.manifest.shards.samples
         self.order = SourceOrder(counts, window, key(*owner, "order"))
         self._counts = counts
-        self._reader = ShardReader([folder / shard.name for shard in self.manifest.shards])
+        if isinstance(folder, RemoteFolder):
+            folder.check_room(2 * window)
+        self._language = self.manifest.language or ""
+        self._reader = ShardReader(folder)
+        self._window: list[int] | None = None
+        self.bytes_of_token = BYTES_OF_TOKEN
+        """Of text, for `lengths`; whoever has the tokenizer may know better."""
+        self._names: dict[int, str] = {}
 
     def read(self, index: int, bad: BadSamples, augment: bool = True) -> Sample:
         """Return the sample at `index` of the endless order.
@@ -109,40 +104,123 @@ class Source:
         """
         return self.read_place(self.order.place(index), bad, augment)
 
+    def read_many(self, indices: NDArray[np.int64], bad: BadSamples, rooms: Sequence[Room | None] = ()) -> list[Sample]:
+        """Return the samples at `indices` [N] of the endless order, their pictures decoded into `rooms` [N].
+
+        Places are computed together, and pictures decoded by the threads of this process.
+        """
+        self._fetch_ahead(int(indices[-1]))
+        places = [Place(*row) for row in zip(*(array.tolist() for array in self.order.locate(indices)), strict=True)]
+        # Read by this thread alone, which opens and closes the shards.
+        spans = [self._span(place) for place in places]
+        found: list[Sample | BadSample] = [BadSample("not read")] * len(places)
+
+        def decode(part: range) -> None:
+            for number in part:
+                place, span = places[number], spans[number]
+                room = rooms[number] if rooms else None
+                try:
+                    found[number] = (
+                        span
+                        if isinstance(span, BadSample)
+                        else self._decode(place, place.sample, members(span), True, room)
+                    )
+                except BadSample as reason:
+                    found[number] = reason
+
+        if self._load_picture is None:
+            decode(range(len(places)))
+        else:
+            share(decode, len(places))
+        return [
+            self._replace(place, one, bad, True) if isinstance(one, BadSample) else one
+            for place, one in zip(places, found, strict=True)
+        ]
+
+    def _span(self, place: Place) -> bytes | BadSample:
+        try:
+            return self._reader.span(place.shard, place.sample)
+        except BadSample as reason:
+            return reason
+
     def read_place(self, place: Place, bad: BadSamples, augment: bool) -> Sample:
         """As `read`, from a place in the shards."""
-        for further in range(min(MOST_REPLACED, self._counts[place.shard])):
-            number = (place.sample + further) % self._counts[place.shard]
-            name = f"{self.folder.name}/{self.manifest.shards[place.shard].name}"
+        try:
+            return self._read(place, place.sample, augment)
+        except BadSample as reason:
+            return self._replace(place, reason, bad, augment)
+
+    def try_sample(self, shard: int, sample: int) -> Sample:
+        """Return this very sample, replaced by no other. Raises BadSample."""
+        return self._read(Place(0, shard, sample), sample, augment=False)
+
+    def _read(self, place: Place, number: int, augment: bool) -> Sample:
+        return self._decode(place, number, members(self._reader.span(place.shard, number)), augment, None)
+
+    def _replace(self, place: Place, reason: BadSample, bad: BadSamples, augment: bool) -> Sample:
+        """Return the next good sample of the shard; note the one at `place`, bad for `reason`, and all others passed over."""
+        count, number = int(self._counts[place.shard]), place.sample
+        for further in range(1, min(MOST_REPLACED, count) + 1):
+            bad.seen.append(f"{self._name(place.shard)}, sample {number}: {reason}")
+            if further == min(MOST_REPLACED, count):
+                break
+            number = (place.sample + further) % count
             try:
-                return self._decode(place, number, name, augment)
-            except BadSample as reason:
-                bad.seen.append(f"{name}, sample {number}: {reason}")
+                return self._read(place, number, augment)
+            except BadSample as another:
+                reason = another
         raise UserError(
-            f"{self.folder / self.manifest.shards[place.shard].name}: {further + 1} bad samples in a row; "
+            f"{self.folder}/{self.manifest.shards[place.shard].name}: {further} bad samples in a row; "
             f"the last: {bad.seen[-1]}. Prepare this source again, or take it out of the recipe."
         )
 
+    def _fetch_ahead(self, index: int) -> None:
+        """Where a new window begins, have the one after it fetched, and let go of the shards before."""
+        if isinstance(self.folder, LocalFolder):
+            return
+        mine, after = self.order.shards(index)
+        if mine != self._window:
+            self._window = mine
+            self._reader.keep([*mine, *after])
+            self.folder.fetch_ahead(after)
+
+    def lengths(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return roughly how many tokens the samples at `indices` [N] have, from the index files alone: [N].
+
+        Of a picture the tokens that differ between samples are counted: regions, and no patches.
+        """
+        _, shards, samples = self.order.locate(indices)
+        sizes = np.empty(len(indices))
+        for shard in np.unique(shards).tolist():
+            of_shard = (shards == shard).nonzero()[0]
+            sizes[of_shard] = self._reader.sizes(shard, samples[of_shard])
+        if self.manifest.kind == "text":
+            return sizes / self.bytes_of_token
+        return CAPTION_TOKENS + sizes / (BYTES_OF_NUMBER * (self.manifest.region_features or 1))
+
     def members(self, shard: int, sample: int) -> dict[str, bytes]:
         """Return a sample as stored: extension -> bytes. Raises BadSample."""
-        return self._reader.read(shard, sample)
+        return members(self._reader.span(shard, sample))
 
-    def _decode(self, place: Place, number: int, name: str, augment: bool) -> Sample:
-        members = self.members(place.shard, number)
-        owner = (*self._owner, place.epoch, place.shard, number)
-        language = self.manifest.language or ""
-        if self.manifest.kind == "text":
-            return Sample(name, owner, language, _text(members), {}, "", None)
-        record = _record(members, self.manifest.language)
-        captions = _captions(record, self._config.languages)
+    def _name(self, shard: int) -> str:
+        if shard not in self._names:
+            self._names[shard] = f"{self.folder.name}/{self.manifest.shards[shard].name}"
+        return self._names[shard]
+
+    def _decode(self, place: Place, number: int, members: dict[str, bytes], augment: bool, room: Room | None) -> Sample:
+        name, owner = self._name(place.shard), (self._owner, place.epoch, place.shard, number)
+        if self._load_picture is None:
+            return Sample(name, owner, self._language, read_text(members), {}, "", None)
+        record = read_record(members, self.manifest.language)
+        captions = choose_captions(record, self._config.languages)
         key_name = f"{name}/{record.get('id', number)}"
         concept = str(record.get("concept", key_name))
-        _check_unicode("id or concept", key_name, concept)
-        rng = generator(*owner, "augment") if augment else None
+        check_unicode("id or concept", key_name, concept)
+        rng = generator(*owner, "augment") if augment and self._augments else None
         try:
-            visual = self._load_picture(members, rng) if self._load_picture else None
+            visual = self._load_picture(members, rng, room)
         except BadSample as reason:
-            raise BadSample(f"{record.get('id', number)}: {reason}") from reason
+            raise BadSample(f"{reason} (id {record.get('id', number)!r})") from reason
         return Sample(key_name, owner, "", "", captions, concept, visual)
 
 
@@ -161,20 +239,51 @@ class Mix:
         source, index = self._shares.place(position)
         return self.sources[source].read(index, bad)
 
+    def source(self, position: int) -> Source:
+        """Return the source that the sample at `position` comes from."""
+        return self.sources[self._shares.place(position).source]
 
-def find_folders(pattern: str, field: str) -> list[Path]:
-    """Return the folder `pattern`, or the folders with a manifest that it matches. Raises UserError where none is."""
-    if not any(sign in pattern for sign in "*?["):
-        return [Path(pattern)]
+    def read_many(self, positions: Sequence[int], bad: BadSamples, canvas: Canvas) -> dict[int, Sample]:
+        """Return the samples at `positions`, pictures on `canvas`; places are computed at once, and read source by source."""
+        rooms = canvas.divide(len(positions))
+        found: dict[int, Sample] = {}
+        for source, mine, indices in self._by_source(positions):
+            places = mine.tolist()
+            samples = source.read_many(indices, bad, [rooms[place] for place in places])
+            found.update(zip([positions[place] for place in places], samples, strict=True))
+        return found
+
+    def lengths(self, positions: Sequence[int]) -> NDArray[np.float64]:
+        """Return roughly how many tokens the samples at `positions` [N] have: [N]. Nothing but index files is read."""
+        found = np.empty(len(positions))
+        for source, mine, indices in self._by_source(positions):
+            found[mine] = source.lengths(indices)
+        return found
+
+    def _by_source(self, positions: Sequence[int]) -> Iterator[tuple[Source, NDArray[np.int64], NDArray[np.int64]]]:
+        """Yield each source in use, where its samples stand in `positions`, and their indices in its order."""
+        if len(self.sources) == 1 and len(positions):
+            yield self.sources[0], np.arange(len(positions)), np.array(positions, np.int64)
+            return
+        sources, indices = self._shares.locate(np.array(positions, np.int64))
+        for number in np.unique(sources).tolist():
+            mine = (sources == number).nonzero()[0]
+            yield self.sources[number], mine, indices[mine]
+
+
+def find_folders(pattern: str, field: str) -> list[str]:
+    """Return the folder or URL `pattern`, or the folders with a manifest that it matches. Raises UserError for none."""
+    if is_url(pattern) or not any(sign in pattern for sign in "*?["):
+        return [pattern]
     anchor = Path(pattern).anchor
     base, rest = (Path(anchor), pattern[len(anchor) :]) if anchor else (Path(), pattern)
     found = sorted(folder for folder in base.glob(rest) if (folder / "manifest.json").is_file())
     if not found:
         raise UserError(f"{field} = {pattern}: no folder with a manifest.json matches; make one with `m3p prepare`")
-    return found
+    return [str(folder) for folder in found]
 
 
-def _check_kind(folder: Path, manifest: Manifest, config: SourceConfig, load_picture: LoadPicture | None) -> None:
+def _check_kind(folder: Folder, manifest: Manifest, config: SourceConfig, load_picture: LoadPicture | None) -> None:
     wanted = "text" if load_picture is None else "captions"
     if manifest.kind != wanted:
         raise UserError(
@@ -186,61 +295,3 @@ def _check_kind(folder: Path, manifest: Manifest, config: SourceConfig, load_pic
         raise UserError(
             f"{folder}: no caption in {', '.join(missing)} (languages of its source in the recipe); it has captions in {known}"
         )
-
-
-def _text(members: dict[str, bytes]) -> str:
-    try:
-        text = members["txt"].decode().strip()
-    except KeyError as error:
-        raise BadSample("no member txt") from error
-    except UnicodeDecodeError as error:
-        raise BadSample(f"txt is not UTF-8 ({error.reason})") from error
-    if not text:
-        raise BadSample("an empty text")
-    return text
-
-
-def _record(members: dict[str, bytes], language: str | None) -> dict[str, object]:
-    """Return the JSON of a pair; a plain KEY.txt caption in `language` (img2dataset) stands in for missing captions."""
-    try:
-        record = json.loads(members["json"]) if "json" in members else {}
-    except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, or a number of thousands of digits
-        raise BadSample(f"json cannot be read ({error})") from error
-    if not isinstance(record, dict):
-        raise BadSample("json is not an object")
-    if "captions" not in record:
-        if language is None:
-            raise BadSample("json has no captions, and the manifest names no language for txt (`m3p index --language`)")
-        record = {**record, "captions": {language: [_text(members)]}}
-    return record
-
-
-def _captions(record: dict[str, object], languages: list[str] | None) -> dict[str, list[str]]:
-    captions = record["captions"]
-    if not isinstance(captions, dict):
-        raise BadSample("captions is not an object of language -> texts")
-    chosen: dict[str, list[str]] = {}
-    _check_unicode("a language of captions", *captions)
-    for language, texts in captions.items():
-        if languages is not None and language not in languages:
-            continue
-        texts = [texts] if isinstance(texts, str) else texts
-        if (
-            not isinstance(texts, list)
-            or not all(isinstance(text, str) and text.strip() for text in texts)
-            or not texts
-        ):
-            raise BadSample(f"captions.{language} is not a list of texts, or one of them is empty")
-        _check_unicode(f"captions.{language}", *texts)
-        chosen[language] = texts
-    if not chosen:
-        raise BadSample(f"no caption in {', '.join(languages or [])}" if languages else "no caption")
-    return chosen
-
-
-def _check_unicode(field: str, *texts: str) -> None:
-    """JSON can spell halves of characters ("\\ud800"), which nothing else can write."""
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError as error:
-        raise BadSample(f"{field} is not Unicode text ({error.reason})") from error

@@ -6,6 +6,7 @@ sample. Nothing is extracted: names are used as keys, never as paths.
 """
 
 import mmap
+import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -72,17 +73,51 @@ def walk(buffer: "bytes | mmap.mmap", whole: bool) -> Iterator[Member]:
         raise TarError(f"the data ends at byte {length} without an end-of-archive block")
 
 
+def plain_files(span: bytes) -> list[tuple[str, bytes]] | None:
+    """Return (name, content) of the files of one sample's span, if all headers are as nearly all tools write them.
+
+    None for anything else, right or wrong: `walk` says what it is, in three times the time.
+    """
+    found, position, length = [], 0, len(span)
+    while position < length:
+        header = span[position : position + BLOCK]
+        digits, checksum = header[124:135], header[148:154]
+        # A regular file, numbers in octal digits, no folder beside the name.
+        if len(header) < BLOCK or header[156] != 48 or header[345] or not (digits.isdigit() and checksum.isdigit()):
+            return None
+        try:
+            size, total = int(digits, 8), int(checksum, 8)
+        except ValueError:  # an 8 or 9
+            return None
+        # As in `_kind_and_size`: 255 = 8 spaces that stand for the checksum in its own sum, less the 1 of Adler-32.
+        if ((zlib.adler32(header) & 0xFFFF) + 255 - sum(header[148:156]) - total) % 65_521:
+            return None
+        data = position + BLOCK
+        position = data + -(-size // BLOCK) * BLOCK
+        if position > length:
+            return None
+        found.append((_text(header[: header.index(0)] if header[99] == 0 else header[:100]), span[data : data + size]))
+    return found
+
+
 def _kind_and_size(header: bytes, position: int) -> tuple[bytes, int]:
     if len(header) < BLOCK:
         raise TarError(f"header at byte {position} is cut off")
     checksum = header[148:156]
-    if _number(checksum, position) != sum(header) - sum(checksum) + 8 * ord(" "):
+    # The low half of Adler-32 is 1 + the sum of the bytes, mod 65521, in a tenth of the time of Python's `sum`.
+    total = (zlib.adler32(header) & 0xFFFF) - 1 - sum(checksum) + 8 * ord(" ")
+    if (total - _number(checksum, position)) % 65_521:
         raise TarError(f"header at byte {position} has a wrong checksum")
     return header[156:157], _number(header[124:136], position)
 
 
 def _number(field: bytes, position: int) -> int:
     """Parse a number: octal digits, or GNU's base-256 form for 8 GiB and above."""
+    if field[:-1].isdigit() and field[-1] in b" \0":  # as nearly all are written
+        try:
+            return int(field[:-1], 8)
+        except ValueError:
+            pass
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     digits = field.partition(b"\0")[0].strip()

@@ -1,5 +1,7 @@
 """XLM-R's tokens: a sentencepiece model with fairseq's ids (piece id + 1, `<mask>` last)."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +36,39 @@ class Tokenizer:
 
     def encode(self, text: str, most: int) -> NDArray[np.int64]:
         """Return `<s>` pieces `</s>`, cut to `most` tokens in all: [L] with L <= most."""
-        pieces = np.array(self._pieces.encode(text), np.int64)[: most - 2]
-        ids = np.where(pieces == 0, UNK, pieces + 1)  # sentencepiece's own <unk> is 0
-        return np.concatenate([[BOS], ids, [EOS]]).astype(np.int64)
+        return self.encode_many([text], most)[0]
+
+    def encode_many(self, texts: Sequence[str], most: int) -> list[NDArray[np.int64]]:
+        """As `encode`, with one array for all: at 30 tokens, a call of numpy costs a tenth of what sentencepiece does.
+
+        (Its own call for many texts starts a thread each time, and waits for it.)
+        """
+        encode, most = self._pieces.encode, most - 2
+        flat: list[int] = []
+        ends = [0]
+        for text in texts:
+            ids = encode(text)
+            flat.append(BOS - 1)
+            flat += ids if len(ids) <= most else ids[:most]
+            flat.append(EOS - 1)
+            ends.append(len(flat))
+        whole = np.array(flat, np.int64)
+        whole[whole == 0] = UNK - 1  # sentencepiece's own <unk> is 0
+        whole += 1
+        return [whole[start:end] for start, end in pairwise(ends)]
+
+    @property
+    def unknown(self) -> int:
+        """The id of what the vocabulary does not know."""
+        return UNK
+
+    def piece(self, token: int) -> str:
+        """Return one token as it is written in the vocabulary: `<mask>`, or `▁dog` where a word begins."""
+        if token == self.mask:
+            return "<mask>"
+        return {BOS: "<s>", PAD: "<pad>", EOS: "</s>", UNK: "<unk>"}.get(token) or str(
+            self._pieces.id_to_piece(token - 1)
+        )
 
     def decode(self, ids: NDArray[np.int64]) -> str:
         """Return the text of `ids`, specials left out and `<mask>` shown as such."""

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from trainer.batch import Packer
-from trainer.data.source import BadSamples, Sample
+from trainer.data.sample import BadSamples, Sample
 from trainer.objectives.image_caption import ImageCaption, ImageCaptionConfig
 from trainer.objectives.objective import Context
 from trainer.objectives.switching import CodeSwitcher, SwitchingConfig
@@ -39,7 +39,7 @@ class CodeSwitched(ImageCaption):
         found = ", ".join(f"{code} {100 * share:.0f}" for code, share in self.switcher.coverage(captions).items())
         return [f"switches {lemma} lemmas; percent of words found: {found}"]
 
-    def caption(self, sample: Sample, packer: Packer | None) -> str:
+    def text(self, sample: Sample, packer: Packer | None) -> str:
         """Switch the caption chosen."""
         switched = self.switcher.switch(self.choose(sample), sample.generator("switch"))
         if packer is not None:

@@ -4,19 +4,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from trainer.batch import Packer, Sequence, VisualTokens
-from trainer.data.source import Sample
+from trainer.data.sample import Sample
 from trainer.data.tokenizer import BOS
-from trainer.objectives.objective import Context, Objective, ObjectiveConfig, Read
+from trainer.objectives.objective import Context, Ids, Objective, ObjectiveConfig, Read
 from trainer.objectives.tasks.contrastive import ask_contrast
 from trainer.objectives.tasks.masked_regions import ask_regions, mask_regions
 from trainer.objectives.tasks.masked_words import ask_words, mask_words
 from trainer.objectives.tasks.matching import ask_match
-
-Ids = NDArray[np.int64]
 
 
 class ImageCaptionConfig(ObjectiveConfig):
@@ -53,11 +50,9 @@ class ImageCaption(Objective):
     config: ImageCaptionConfig
     needs_pictures = True
 
-    def add(self, packer: Packer, turn: range, position: int, read: Read) -> None:
+    def add(self, packer: Packer, turn: range, position: int, tokens: Ids, read: Read) -> None:
         """Pack one pair. Its mismatched partner is the next one of the turn, whatever rank that one is on."""
         sample = read(position)
-        caption = self.caption(sample, packer)
-        tokens = self.context.tokenizer.encode(caption, self.config.most_tokens)
         visual = _picture(sample)
         if "contrastive" in self.tasks:
             text, _ = packer.add(Sequence(tokens))
@@ -71,14 +66,16 @@ class ImageCaption(Objective):
                 ask_match(packer, joint, True)
                 self._add_mismatch(packer, turn, position, read, tokens)
 
-    def caption(self, sample: Sample, packer: Packer | None) -> str:
-        """Return the caption as the network sees it. The same whoever asks for it (`packer` counts)."""
+    def text(self, sample: Sample, packer: Packer | None) -> str:
+        """The caption chosen."""
         return self.choose(sample)
 
     def choose(self, sample: Sample) -> str:
         """Choose the caption: language and text each equally likely. The same whoever asks for it."""
-        rng = sample.generator("caption")
         languages = sorted(sample.captions)
+        if len(languages) == len(sample.captions[languages[0]]) == 1:
+            return sample.captions[languages[0]][0]  # a generator costs as much as reading the pair
+        rng = sample.generator("caption")
         texts = sample.captions[languages[rng.integers(len(languages))]]
         return texts[rng.integers(len(texts))]
 
@@ -117,7 +114,7 @@ class ImageCaption(Objective):
         if rng.random() < 0.5:
             visual = _picture(other)
         else:
-            tokens = self.context.tokenizer.encode(self.caption(other, None), self.config.most_tokens)
+            tokens = self.context.tokenizer.encode(self.text(other, None), self.config.most_tokens)
         masked = self.mask(tokens, visual, rng)
         number, _ = packer.add(Sequence(masked.tokens, masked.visual))
         ask_match(packer, number, False)

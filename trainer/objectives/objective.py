@@ -1,17 +1,24 @@
 """What every objective shares: its recipe fields, and how positions become packed micro-batches."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trainer.batch import Batch, Packer
-from trainer.data.source import BadSamples, Mix, Sample, Source, SourceConfig, find_folders
+from trainer.data.cache import Cache
+from trainer.data.canvas import Canvas
+from trainer.data.folders import open_folder
+from trainer.data.sample import BadSamples, Sample
+from trainer.data.source import Mix, Source, SourceConfig, find_folders
 from trainer.data.tokenizer import Tokenizer
 from trainer.visual import VisualConfig
 
+Ids = NDArray[np.int64]
 Read = Callable[[int], Sample]
 
 
@@ -25,6 +32,8 @@ class Context:
     visual: VisualConfig | None
     window: int
     """Shards whose samples are shuffled together."""
+    cache: Cache | None = None
+    """Where shards behind URLs are kept."""
 
 
 class ObjectiveConfig(BaseModel):
@@ -76,33 +85,43 @@ class Objective:
         self.config, self.context = config, context
         self.tasks: Mapping[str, float] = config.active_tasks
         load = context.visual.load if self.needs_pictures and context.visual else None
+        augments = context.visual is not None and context.visual.augments
         sources: list[Source] = []
         weights: list[float | None] = []
         for number, entry in enumerate(config.sources):
-            for folder in find_folders(entry.path, f"objectives.{context.name}.sources.{number}.path"):
+            field = f"objectives.{context.name}.sources.{number}.path"
+            for path in find_folders(entry.path, field):
+                folder = open_folder(path, context.cache, field)
                 owner = (context.seed, context.name, len(sources))
-                sources.append(Source(folder, entry, owner, context.window, load))
+                sources.append(Source(folder, entry, owner, context.window, load, augments))
                 if self.needs_pictures and context.visual:
-                    context.visual.check(folder, sources[-1].manifest.region_features)
+                    context.visual.check(str(folder), sources[-1].manifest.region_features)
                 weights.append(entry.weight)
+        self._canvas = Canvas(context.visual.shape if load and context.visual else None)
         self.mix = Mix(sources, weights, config.temperature)
 
-    def batch(self, turn: range, positions: range) -> Batch:
-        """Pack the samples at `positions`, a part of the positions of `turn`: -> one micro-batch."""
+    def costs(self, positions: range) -> NDArray[np.float64]:
+        """Return roughly what each sample at `positions` [N] costs to train on, in tokens: [N]."""
+        return self.mix.lengths(positions)
+
+    def batch(self, turn: range, positions: Sequence[int]) -> Batch:
+        """Pack the samples at `positions`, some of the positions of `turn`: -> one micro-batch."""
         packer = Packer(self.context.visual.feature_size if self.context.visual else 1)
         bad = BadSamples([])
-        samples: dict[int, Sample] = {}
+        samples, mine = self.mix.read_many(positions, bad, self._canvas), frozenset(positions)
 
-        def sample(position: int) -> Sample:
+        def read(position: int) -> Sample:
             if position not in samples:
                 # A partner of a pair is counted where it is packed.
-                samples[position] = self.mix.read(position, bad if position in positions else BadSamples([]))
+                samples[position] = self.mix.read(position, bad if position in mine else BadSamples([]))
             return samples[position]
 
-        for position in positions:
-            packer.names.append(sample(position).name)
-            self.add(packer, turn, position, sample)
-        batch = packer.finish(len(positions))
+        texts = [self.text(samples[position], packer) for position in positions]
+        tokens = self.context.tokenizer.encode_many(texts, self.config.most_tokens) if texts else []
+        for position, of_text in zip(positions, tokens, strict=True):
+            packer.names.append(samples[position].name)
+            self.add(packer, turn, position, of_text, read)
+        batch = packer.finish(len(positions), self._canvas)
         batch.bad = bad.seen
         return batch
 
@@ -110,6 +129,10 @@ class Objective:
         """Lines for the table printed at start."""
         return []
 
-    def add(self, packer: Packer, turn: range, position: int, read: Read) -> None:
-        """Pack one sample: its sequences, and what the tasks ask of them."""
+    def text(self, sample: Sample, packer: Packer | None) -> str:
+        """Return the text of a sample as the network sees it. The same whoever asks for it (`packer` counts)."""
+        raise NotImplementedError
+
+    def add(self, packer: Packer, turn: range, position: int, tokens: Ids, read: Read) -> None:
+        """Pack the sample at `position`, whose `text` has become `tokens`: its sequences, and what the tasks ask of them."""
         raise NotImplementedError

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from trainer.data.index import index_folder
+from trainer.data.index_folder import index_folder
 from trainer.data.manifest import Kind, Manifest
 from trainer.prepare.captions import caption_counts, prepare_captions, report
 from trainer.prepare.dictionary import prepare_dictionary

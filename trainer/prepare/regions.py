@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.visual.regions import BOX_SLACK
+
 Arrays = dict[str, NDArray[Any]]
 TYPES = {"boxes": np.float32, "features": np.float16, "class_ids": np.int32, "class_probs": np.float16}
 """The arrays of a regions.npz, as shards hold them; classes may be left out."""
@@ -71,6 +73,5 @@ def _check_values(arrays: Arrays) -> None:
         if not np.isfinite(array).all():
             raise ValueError(f"{name} hold NaN or infinity")
         low, high = float(array.min(initial=0)), float(array.max(initial=0))
-        # Detectors round: a box may stick out by a little.
-        if name != "features" and (low < -0.01 or high > 1.01):
+        if name != "features" and (low < -BOX_SLACK or high > 1 + BOX_SLACK):
             raise ValueError(f"{name} run from {low:.3g} to {high:.3g}; the rule is 0..1")

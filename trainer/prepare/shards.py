@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import webdataset
 
-from trainer.data.index import index_folder
+from trainer.data.index_folder import index_folder
 from trainer.data.manifest import Kind, Manifest
 
 

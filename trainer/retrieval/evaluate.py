@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from trainer.batch import VisualTokens
 from trainer.data.order import Place
-from trainer.data.source import BadSamples, Source, SourceConfig
+from trainer.data.sample import BadSamples
+from trainer.data.source import Source, SourceConfig
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import UserError
 from trainer.model.build import build_model
@@ -85,7 +86,7 @@ def load_pictures(recipe: Recipe, name: str, config: EvaluationConfig) -> Pictur
     """Read the whole gallery of an evaluation, not augmented. Raises UserError where a sample cannot be read."""
     assert recipe.visual is not None, "a recipe without pictures has no evaluation"
     source = Source(Path(config.path), SourceConfig(path=config.path), (0, name, 0), 1, recipe.visual.load)
-    recipe.visual.check(source.folder, source.manifest.region_features)
+    recipe.visual.check(str(source.folder), source.manifest.region_features)
     places, visuals, records = [], [], []
     bad = BadSamples([])
     for shard, entry in enumerate(source.manifest.shards):

@@ -15,7 +15,9 @@ from tqdm import tqdm
 
 from trainer.batch import Batch
 from trainer.errors import UserError
+from trainer.training.bad_report import BadReport
 from trainer.training.meter import Meter
+from trainer.training.resident import resident
 
 SETTLED = 200
 """Samples after which the share of bad ones is judged."""
@@ -38,6 +40,7 @@ class Monitor:
         self._bad: list[str] = []
         # Counters are gathered through the CPU, so that they never wait for a GPU.
         self._group = dist.new_group(backend="gloo")
+        self._report = BadReport(folder, first_step) if main else None
         if main:
             _forget_after(folder / "metrics.jsonl", first_step)
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
@@ -62,6 +65,7 @@ class Monitor:
 
     def step(self, step: int, losses: dict[str, float], loss: float, rate: float, norm: float) -> None:
         """Write the figures after `step` steps. Every rank calls it. Raises UserError where too many samples are bad."""
+        self._counts.update({f"resident/{name}": size for name, size in resident().items()})
         counts, bad = self._gather()
         seconds = time.perf_counter() - self._began
         self._total += counts
@@ -128,9 +132,16 @@ class Monitor:
         for name, value in self._shares().items():
             self._writer.add_scalar(name, value, step)
         self._writer.add_scalar("bad_samples", self._total["bad_samples"], step)
+        assert self._report is not None
+        self._report.add(step, bad)
         if bad:
-            with (self._folder / "bad_samples.txt").open("a") as file:
-                file.writelines(f"step {step}: {name}\n" for name in bad)
+            for reason, number in self._report.reasons.items():
+                self._writer.add_scalar(f"bad_samples_by_reason/{reason}", number, step)
+            for shard, reasons in self._report.shards.items():
+                self._writer.add_scalar(f"bad_samples_by_shard/{shard}", reasons.total(), step)
+        for name in ("trainer", "workers"):
+            if f"resident/{name}" in counts:
+                self._writer.add_scalar(f"resident_gib/{name}", counts[f"resident/{name}"] / 2**30, step)
         postfix = f"loss {figures['loss']:.3f}, {figures['samples_per_second']:.0f} samples/s"
         self._bar.set_postfix_str(postfix, refresh=False)
         self._bar.update()

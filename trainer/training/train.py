@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from trainer.batch import Batch
+from trainer.data.cache import Cache
 from trainer.data.loader import MicroBatches, load
 from trainer.data.order import ORDER_VERSION
 from trainer.data.plan import MicroBatchPlan, Plan, Turn
@@ -58,9 +59,10 @@ def train(recipe: Recipe, ds_config: Path, ranks: Ranks) -> bool:
 
 def build_objectives(recipe: Recipe) -> dict[str, Objective]:
     """Build the active objectives, their sources checked. Raises UserError."""
-    tokenizer = Tokenizer(recipe.tokenizer_folder)
+    tokenizer, data = Tokenizer(recipe.tokenizer_folder), recipe.data
+    cache = Cache(data.cache_folder, data.cache_bytes) if data.cache_folder else None
     return {
-        name: config.build(Context(name, recipe.run.seed, tokenizer, recipe.visual, recipe.data.window))
+        name: config.build(Context(name, recipe.run.seed, tokenizer, recipe.visual, data.window, cache))
         for name, config in recipe.active_objectives.items()
     }
 
@@ -85,7 +87,8 @@ class _Loop:
         self._guard = Guard(run.folder, run.most_skipped, run.spike, run.skip_spikes)
         self._watchdog = Watchdog(run.folder, ranks.rank, run.timeout_seconds, run.stall_seconds)
         micro_batch = {name: config.micro_batch for name, config in recipe.active_objectives.items()}
-        self._micro_batches = MicroBatchPlan(plan, ranks.world_size, ranks.rank, micro_batch)
+        costs = {name: objective.costs for name, objective in objectives.items()}
+        self._micro_batches = MicroBatchPlan(plan, ranks.world_size, ranks.rank, micro_batch, costs)
 
     def run(self, first: int, stop: StopSignal, guard: dict[str, Any]) -> bool:
         """Run steps from `first` on, with what the guard remembered; say whether the run is complete."""

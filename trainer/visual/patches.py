@@ -2,21 +2,23 @@
 
 import io
 import math
+import threading
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
+from functools import cache
 from typing import Literal
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from trainer.batch import VisualTokens
+from trainer.batch import VisualTokens, scaled
 from trainer.errors import BadSample
 
+Pixels = NDArray[np.uint8]
 IMAGE_KINDS = ("jpg", "jpeg", "png", "webp")
 
 
@@ -52,20 +54,34 @@ class Patches(BaseModel):
         """Pixels have no object classes."""
         return 0
 
-    def check(self, folder: Path, width: int | None) -> None:
+    @property
+    def augments(self) -> bool:
+        """Whether training pictures are changed at random."""
+        return self.flip or self.crop < 1
+
+    def check(self, folder: str, width: int | None) -> None:
         """Pixels are there in every source of pairs."""
 
-    def load(self, members: Mapping[str, bytes], rng: np.random.Generator | None) -> VisualTokens:
-        """Decode, crop (with the sample's own `rng`; None: never), resize and cut. Raises BadSample."""
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Patches of a picture, and numbers of a patch."""
+        return (self.size // self.patch) ** 2, self.feature_size
+
+    def load(
+        self, members: Mapping[str, bytes], rng: np.random.Generator | None, room: Pixels | None = None
+    ) -> VisualTokens:
+        """Decode, crop (with the sample's own `rng`; None: never), resize and cut into `room` [R, F]. Raises BadSample."""
         kind = next((kind for kind in IMAGE_KINDS if kind in members), None)
         if kind is None:
             raise BadSample(f"no picture (a member {', '.join(IMAGE_KINDS)})")
-        picture = decode(members[kind], self.size, self.largest)
+        pixels = decode(members[kind], self.size, self.largest)
         if rng is not None:
-            picture = _augment(picture, rng, self.crop, self.flip)
-        if picture.size != (self.size, self.size):
-            picture = picture.resize((self.size, self.size), Image.Resampling.BILINEAR)
-        return VisualTokens(_cut(np.asarray(picture), self.patch), _grid(self.size // self.patch))
+            pixels = _augment(pixels, rng, self.crop, self.flip)
+        if pixels.shape[:2] != (self.size, self.size):
+            picture = Image.fromarray(pixels).resize((self.size, self.size), Image.Resampling.BILINEAR)
+            pixels = np.asarray(picture)
+        room = np.empty(self.shape, np.uint8) if room is None else room
+        return VisualTokens(_cut(pixels, self.patch, room), _grid(self.size // self.patch))
 
     def embedder(self, width: int, eps: float) -> nn.Module:
         """Return the module that turns patches into vectors."""
@@ -83,26 +99,35 @@ class PatchEmbedder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=eps)
 
     def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
-        """`features` [V, 3 patch^2], `boxes` [V, 4] in 0..1; a box's corner says the place."""
+        """`features` [V, 3 patch^2] pixels 0..255, `boxes` [V, 4] in 0..1; a box's corner says the place."""
+        # Scaled in float32: bf16 holds the pixels exactly, but not what is left of a mid grey after the subtraction.
+        features = scaled(features.float()).to(self.pixels.weight.dtype)
         # In float32 and with half a cell added, so that no rounding (bf16 boxes) moves a patch to its neighbour's place.
         cell = (boxes[:, :2].float() * self.side + 0.5).long().clamp(max=self.side - 1)
         return self.norm(self.pixels(features) + self.places(cell[:, 1] * self.side + cell[:, 0]))
 
 
-def decode(data: bytes, size: int, largest: int) -> Image.Image:
-    """Decode JPEG (scaled while decoding, never below `size`), PNG or WebP to RGB. Raises BadSample."""
+def decode(data: bytes, size: int, largest: int) -> Pixels:
+    """Decode JPEG (scaled while decoding, never below `size`), PNG or WebP: -> RGB [height, width, 3].
+
+    The pixels may lie in a buffer that the next call overwrites. Raises BadSample.
+    """
     try:
         if data[:2] == b"\xff\xd8":
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
             _check_pixels(width, height, largest)
-            return Image.fromarray(simplejpeg.decode_jpeg(data, min_height=size, min_width=size, min_factor=1))
+            if (height, width) == (size, size):
+                return simplejpeg.decode_jpeg(data, buffer=_scratch(size))
+            return simplejpeg.decode_jpeg(data, min_height=size, min_width=size, min_factor=1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `largest` is the rule
             with Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as picture:
                 _check_pixels(*picture.size, largest)
-                return picture.convert("RGB")
+                return np.asarray(picture.convert("RGB"))
     except BadSample:
         raise
+    except UnidentifiedImageError as error:  # whose own text names an address in memory
+        raise BadSample("unreadable picture: neither JPEG, PNG nor WebP") from error
     except Exception as error:  # on broken bytes decoders raise nearly anything, from OSError to KeyError
         raise BadSample(f"unreadable picture: {error}") from error
 
@@ -112,24 +137,48 @@ def _check_pixels(width: int, height: int, largest: int) -> None:
         raise BadSample(f"a picture of {width} x {height} pixels, more than visual.largest = {largest}")
 
 
-def _augment(picture: Image.Image, rng: np.random.Generator, crop: float, flip: bool) -> Image.Image:
+def _augment(pixels: Pixels, rng: np.random.Generator, crop: float, flip: bool) -> Pixels:
     area, x, y, mirror = rng.random(4)  # always four draws, so that one option does not change another's choices
     if crop < 1:
         scale = math.sqrt(crop + (1 - crop) * area)
-        width, height = picture.width * scale, picture.height * scale
-        left, top = x * (picture.width - width), y * (picture.height - height)
-        picture = picture.crop((round(left), round(top), round(left + width), round(top + height)))
-    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip and mirror < 0.5 else picture
+        height, width = pixels.shape[0] * scale, pixels.shape[1] * scale
+        left, top = x * (pixels.shape[1] - width), y * (pixels.shape[0] - height)
+        # At least one pixel is left of a picture that has few.
+        bottom, right = max(round(top + height), round(top) + 1), max(round(left + width), round(left) + 1)
+        pixels = pixels[round(top) : bottom, round(left) : right]
+    return pixels[:, ::-1] if flip and mirror < 0.5 else pixels
 
 
-def _cut(pixels: NDArray[np.uint8], patch: int) -> NDArray[np.float32]:
-    """[size, size, 3] -> [places, 3 patch^2], in -1..1."""
+def _cut(pixels: Pixels, patch: int, room: Pixels) -> Pixels:
+    """[size, size, 3] -> `room` [places, 3 patch^2]; `pixels` may lie in any buffer."""
     side = pixels.shape[0] // patch
-    cells = pixels.reshape(side, patch, side, patch, 3).swapaxes(1, 2).reshape(side * side, -1)
-    return cells.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    # A patch's row as one item: numpy moves it at once.
+    row = _row(patch)
+    rows = np.ascontiguousarray(pixels).reshape(side * patch, side, 3 * patch).view(row).reshape(side, patch, side)
+    np.copyto(room.view(row).reshape(side, side, patch), rows.swapaxes(1, 2))
+    return room
 
 
+@cache
+def _row(patch: int) -> np.dtype[np.void]:
+    return np.dtype((np.void, 3 * patch))
+
+
+_own = threading.local()
+
+
+def _scratch(size: int) -> Pixels:
+    """Room for one picture, each thread's own, used again and again: fresh memory costs a page fault every 4 kB."""
+    if getattr(_own, "size", None) != size:
+        _own.size, _own.scratch = size, np.empty((size, size, 3), np.uint8)
+    scratch: Pixels = _own.scratch
+    return scratch
+
+
+@cache
 def _grid(side: int) -> NDArray[np.float32]:
-    """Boxes [side^2, 4] of the grid's cells, row by row."""
+    """Boxes [side^2, 4] of the grid's cells, row by row; shared by all pictures."""
     y, x = np.divmod(np.arange(side * side), side)
-    return (np.stack([x, y, x + 1, y + 1], 1) / side).astype(np.float32)
+    boxes = (np.stack([x, y, x + 1, y + 1], 1) / side).astype(np.float32)
+    boxes.flags.writeable = False
+    return boxes

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +12,9 @@ from torch import Tensor, nn
 
 from trainer.batch import VisualTokens
 from trainer.errors import BadSample, UserError
+
+BOX_SLACK = 0.01
+"""Detectors round: a box may stick out of its picture by so much of a side."""
 
 
 class Regions(BaseModel):
@@ -28,7 +30,12 @@ class Regions(BaseModel):
         None, ge=0, description="A class that is never a masking target (0 in Visual Genome)."
     )
 
-    def check(self, folder: Path, width: int | None) -> None:
+    @property
+    def augments(self) -> bool:
+        """Stored features are taken as they are."""
+        return False
+
+    def check(self, folder: str, width: int | None) -> None:
         """Raise UserError unless the source in `folder` stores features of our width."""
         if width != self.feature_size:
             has = "no region features" if width is None else f"region features of width {width}"
@@ -37,8 +44,15 @@ class Regions(BaseModel):
                 "prepare it with --regions, or use kind: patches"
             )
 
-    def load(self, members: Mapping[str, bytes], rng: np.random.Generator | None) -> VisualTokens:
-        """Read `regions.npz`; `rng` is not used, since regions are not augmented. Raises BadSample."""
+    @property
+    def shape(self) -> None:
+        """Pictures have different numbers of regions."""
+        return
+
+    def load(
+        self, members: Mapping[str, bytes], rng: np.random.Generator | None, room: NDArray[np.uint8] | None = None
+    ) -> VisualTokens:
+        """Read `regions.npz`; neither `rng`, since regions are not augmented, nor `room` is used. Raises BadSample."""
         if "regions.npz" not in members:
             raise BadSample("no member regions.npz")
         try:
@@ -91,6 +105,11 @@ def _check(boxes: NDArray[np.generic], features: NDArray[np.generic], width: int
             raise BadSample(f"{name} are {array.dtype}: want numbers")
         if not (np.abs(array) <= np.finfo(np.float32).max).all():
             raise BadSample(f"NaN, infinity or a number beyond float32 in the {name}")
+    low, high = boxes.min(), boxes.max()
+    if low < -BOX_SLACK or high > 1 + BOX_SLACK:
+        raise BadSample(
+            f"boxes run from {low:.4g} to {high:.4g}: want x1, y1, x2, y2 in 0..1; divide pixels by width and height"
+        )
 
 
 def _check_classes(ids: NDArray[np.generic], probs: NDArray[np.generic] | None, count: int) -> None:

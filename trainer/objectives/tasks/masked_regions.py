@@ -43,7 +43,7 @@ def mask_regions(
 ) -> tuple[VisualTokens, Places]:
     """Choose each region that is not background with chance `rate`, at least one: -> (picture, chosen places).
 
-    Of the chosen, 90 % lose their feature (zeros; the box stays) and 10 % keep it.
+    Of the chosen, 90 % lose their feature (zeros, or mid grey; the box stays) and 10 % keep it.
     """
     eligible = np.arange(len(visual.features))
     if background is not None and visual.class_ids is not None:
@@ -54,11 +54,11 @@ def mask_regions(
     if not len(chosen):
         chosen = eligible[rng.integers(len(eligible), size=1)]
     features = visual.features.copy()
-    features[chosen[rng.random(len(chosen)) < 0.9]] = 0.0
+    features[chosen[rng.random(len(chosen)) < 0.9]] = visual.neutral
     return dataclasses.replace(visual, features=features), chosen
 
 
 def ask_regions(packer: Packer, first: int, places: Places, visual: VisualTokens) -> None:
     """Ask for the regions at `places`; `first` is the slot of the picture's first token, `visual` the true picture."""
     classes = np.full(len(places), -1) if visual.class_ids is None else visual.class_ids[places]
-    packer.target(MaskedRegions.name, slots=first + places, features=visual.features[places], classes=classes)
+    packer.target(MaskedRegions.name, slots=first + places, features=visual.numbers(places), classes=classes)

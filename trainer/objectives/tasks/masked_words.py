@@ -34,12 +34,15 @@ def mask_words(tokens: Ids, rng: np.random.Generator, rate: float, tokenizer: To
     pieces = len(tokens) - 2
     if pieces < 1:
         return tokens, np.zeros(0, np.int64)
-    chosen = np.flatnonzero(rng.random(pieces) < rate) + 1
+    # One draw for everything: calls of numpy are what this costs.
+    coin, fate, replacement = rng.random((3, pieces))
+    chosen = (coin < rate).nonzero()[0]
     if not len(chosen):
-        chosen = np.array([1 + rng.integers(pieces)])
-    fate = rng.random(len(chosen))
+        chosen = coin.argmin(keepdims=True)
+    fate = fate[chosen]
+    random = tokenizer.first_piece + (replacement[chosen] * (tokenizer.mask - tokenizer.first_piece)).astype(np.int64)
+    chosen += 1  # behind `<s>`
     hidden = tokens.copy()
-    random = rng.integers(tokenizer.first_piece, tokenizer.mask, len(chosen))
     hidden[chosen] = np.where(fate < 0.8, tokenizer.mask, np.where(fate < 0.9, random, tokens[chosen]))
     return hidden, chosen
 

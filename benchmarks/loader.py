@@ -1,0 +1,143 @@
+"""Our loader against webdataset, grain, megatron-energon and litdata: same shards, same decoding, same tokens, one run.
+
+    python benchmarks/loader.py --peers FOLDER [--json FILE]
+
+The peers are installed into environments of their own under FOLDER (with this one's packages underneath). Rounds go
+over all loaders in turn, so that a busy machine disturbs them alike; the best round counts. Prints samples a second, and
+samples a second of processor time; and the time to the first batch when a run resumes at sample 1,000,000 (webdataset has
+no state and must read its way there: extrapolated; energon and litdata go on from a state saved earlier).
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from typing import Any
+
+from loader_data import make
+from machine import machine
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+
+INSTALL: dict[str, list[str]] = {
+    "webdataset": [],
+    "grain": ["grain"],
+    "energon": ["megatron-energon"],
+    "litdata": ["litdata"],
+}
+"""What each peer needs beside this environment."""
+OURS = ("ours", "ours, masked")
+LOADERS = (*OURS, *INSTALL)
+WORKERS = (0, 1, 2)
+BATCHES = {"pictures": 100, "text": 400}
+
+
+def main() -> None:
+    """Make the data and the environments, measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--peers", type=Path, required=True, help="folder for the data and the peers' environments")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pictures", type=int, default=6_000)
+    parser.add_argument("--passages", type=int, default=40_000)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    data = options.peers / "data"
+    make(data, options.pictures, options.passages)
+    python = {name: environment(options.peers, name, packages) for name, packages in INSTALL.items()}
+    python |= dict.fromkeys(OURS, sys.executable)
+    rows = [row for kind in BATCHES for row in measure(kind, python, data, options.rounds)]
+    resumed = [first_batch(name, python[name], data) for name in LOADERS if name != "ours, masked"]
+    result = {"machine": machine(), "rows": [*rows, *resumed], "ratios": ratios(rows)}
+    show(result)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def environment(folder: Path, name: str, packages: list[str]) -> str:
+    """Return the interpreter of a peer, installed on the first call; packages of this environment are visible in it."""
+    if not packages:
+        return sys.executable
+    home = folder / name
+    python, done = home / "bin" / "python", home / "installed"
+    if not done.exists():
+        print(f"installing {' '.join(packages)} into {home}")
+        venv.create(home, with_pip=True, clear=True)
+        site = next(home.glob("lib/python3.*/site-packages"))
+        own = [path for path in sys.path if path.endswith("site-packages")]
+        (site / "underneath.pth").write_text("\n".join(own) + "\n")
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+        done.touch()
+    return str(python)
+
+
+def measure(kind: str, python: dict[str, str], data: Path, rounds: int) -> list[dict[str, Any]]:
+    """Return a row for every loader and worker count: the best of `rounds`."""
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    for number in range(rounds):
+        for workers in WORKERS:
+            for name in LOADERS:
+                found = run(python[name], name, kind, str(workers), str(data), "--batches", str(BATCHES[kind]))
+                start = {"kind": kind, "loader": name, "workers": workers, "rate": 0, "cpu": 0}
+                row = rows.setdefault((name, workers), start)
+                row |= {figure: round(max(row[figure], found[figure])) for figure in ("rate", "cpu")}
+                print(f"round {number + 1}: {kind}, {workers} workers, {name}: {found['rate']:,.0f}/s", flush=True)
+    return list(rows.values())
+
+
+def first_batch(name: str, python: str, data: Path) -> dict[str, Any]:
+    """Return the row of the time to the first batch of text after resuming at sample 1,000,000, one worker."""
+    return {"kind": "resume", "loader": name, "workers": 1, **run(python, name, "text", "1", str(data), "--resume")}
+
+
+def run(python: str, *arguments: str) -> dict[str, float]:
+    """Run `loader_peers.py` and return what it printed last."""
+    settings = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    program = [python, str(ROOT / "benchmarks" / "loader_peers.py"), *arguments]
+    done = subprocess.run(program, env=settings, capture_output=True, text=True, timeout=600, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Return ours over the best peer: over all worker counts, and at each; by the clock, and by processor time."""
+    found = {}
+    for kind in BATCHES:
+        mine = [row for row in rows if row["kind"] == kind]
+        found[f"{kind}_vs_best_peer"] = _ratio(mine, "rate")
+        found[f"{kind}_vs_best_peer_by_processor_time"] = _ratio(mine, "cpu")
+        for workers in WORKERS:
+            at = [row for row in mine if row["workers"] == workers]
+            found[f"{kind}_vs_best_peer_{workers}_workers"] = _ratio(at, "rate")
+            tars = [row for row in at if row["loader"] != "litdata"]
+            found[f"{kind}_vs_best_reader_of_tars_{workers}_workers"] = _ratio(tars, "rate")
+    return found
+
+
+def _ratio(rows: list[dict[str, Any]], figure: str) -> float:
+    ours = max(row[figure] for row in rows if row["loader"] == "ours")
+    return round(ours / max(row[figure] for row in rows if row["loader"] not in OURS), 2)
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the table."""
+    table = Table(title=result["machine"])
+    for heading in ("what", "loader", "workers", "samples/s", "a processor second", "seconds to first batch"):
+        table.add_column(heading)
+    for row in result["rows"]:
+        figures = (("rate", 0), ("cpu", 0), ("seconds", 2))
+        values = [f"{row[name]:,.{digits}f}" if name in row else "" for name, digits in figures]
+        table.add_row(row["kind"], row["loader"], str(row["workers"]), *values)
+    Console(width=110).print(table)
+    for name, ratio in result["ratios"].items():
+        print(f"{name}: {ratio}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Our side of `loader.py`: the trainer's own loader, on objectives that only pack, or on the real ones with their masks."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from trainer.batch import Batch, Packer, Sequence
+from trainer.data.loader import DataConfig, MicroBatches, load
+from trainer.data.plan import MicroBatchPlan, Plan, Stream
+from trainer.data.tokenizer import Tokenizer
+from trainer.objectives.image_caption import ImageCaption, ImageCaptionConfig
+from trainer.objectives.multilingual_text import MultilingualText, MultilingualTextConfig
+from trainer.objectives.objective import Context, Ids, Objective, Read
+from trainer.visual.patches import Patches
+
+BATCH = 64
+FOR_EVER = 10**9
+
+
+class PlainText(MultilingualText):
+    """Passages, tokenised and packed."""
+
+    def add(self, packer: Packer, turn: range, position: int, tokens: Ids, read: Read) -> None:
+        """Pack one passage."""
+        packer.add(Sequence(tokens))
+
+
+class PlainPairs(ImageCaption):
+    """Pictures with a caption, decoded, tokenised and packed."""
+
+    def add(self, packer: Packer, turn: range, position: int, tokens: Ids, read: Read) -> None:
+        """Pack one pair."""
+        packer.add(Sequence(tokens, read(position).visual))
+
+
+def start(kind: str, data: Path, workers: int, first: int, masks: bool) -> Iterator[Batch]:
+    """Return the micro-batches of 64 from number `first` on."""
+    objective = _objective(kind, data, masks)
+    plan = MicroBatchPlan(Plan([Stream(kind, 1, BATCH)], None), 1, 0, {kind: BATCH})
+    return load(
+        MicroBatches(plan, {kind: objective}),
+        first,
+        FOR_EVER,
+        DataConfig(workers=workers, threads=1 if workers > 1 else 2),
+        False,
+        _nothing,
+    )
+
+
+def _nothing(worker: int) -> None:
+    """A worker that needs no preparation."""
+
+
+def _objective(kind: str, data: Path, masks: bool) -> Objective:
+    tokenizer, sources = Tokenizer(data / "tokenizer"), [{"path": str(data / kind)}]
+    if kind == "text":
+        text = MultilingualTextConfig.model_validate({"batch_size": BATCH, "most_tokens": 128, "sources": sources})
+        return (MultilingualText if masks else PlainText)(text, Context(kind, 0, tokenizer, None, 4))
+    tasks = {"masked_words": 1.0, "contrastive": 1.0}
+    fields = {"batch_size": BATCH, "most_tokens": 128, "sources": sources, "tasks": tasks}
+    pairs = ImageCaptionConfig.model_validate(fields)
+    visual = Patches(kind="patches", size=224, patch=16)
+    return (ImageCaption if masks else PlainPairs)(pairs, Context(kind, 0, tokenizer, visual, 4))

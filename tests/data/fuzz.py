@@ -1,0 +1,104 @@
+"""Shards changed at random, indexed and read: only UserError and BadSample may come of it, within seconds.
+
+    python -m tests.data.fuzz 10000 [SEED]
+
+Prints the seed of what failed; `python -m tests.data.fuzz 1 SEED` does that one again.
+"""
+
+import contextlib
+import signal
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+
+from tests.data.broken import PATCHES, REGIONS, pair, source, write
+from trainer.data.index_folder import index_folder
+from trainer.data.sample import BadSamples
+from trainer.errors import UserError
+
+SECONDS = 10
+"""For one shard; it has six samples."""
+
+
+def fuzz(folder: Path, number: int, seed: int) -> int:
+    """Try `number` shards, seeds `seed`, `seed` + 1, ...; return how many. Raises AssertionError that names the seed."""
+    write(folder / "a.tar", [(f"{i:02d}", pair(i)) for i in range(6)])
+    whole = (folder / "a.tar").read_bytes()
+    index_folder(folder, "captions")
+    good = {name: (folder / name).read_bytes() for name in ("a.idx", "manifest.json")}
+    signal.signal(signal.SIGALRM, _hangs)
+    for one in range(seed, seed + number):
+        rng = np.random.default_rng(one)
+        signal.alarm(SECONDS)
+        try:
+            _read_with_old_index(folder, mutate(whole, rng, keep_size=True), good)
+            _index_and_read(folder, mutate(whole, rng, keep_size=False))
+        except Exception as error:
+            raise AssertionError(f"seed {one}: {traceback.format_exc()}") from error
+        finally:
+            signal.alarm(0)
+    return number
+
+
+def mutate(content: bytes, rng: np.random.Generator, keep_size: bool) -> bytes:
+    """Change bytes, bits and blocks of `content`; unless `keep_size`, also cut it or put something in."""
+    changed = bytearray(content)
+    for _ in range(int(rng.integers(1, 12))):
+        at, length = int(rng.integers(len(changed))), int(rng.integers(1, 600))
+        way = int(rng.integers(4 if keep_size else 7))
+        if way == 0:
+            changed[at] ^= 1 << int(rng.integers(8))
+        elif way == 1:
+            changed[at : at + length] = rng.bytes(len(changed[at : at + length]))
+        elif way == 2:
+            changed[at : at + length] = bytes(len(changed[at : at + length]))
+        elif way == 3:  # another block in place of this one: headers where data should be
+            here, there = at // 512 * 512, int(rng.integers(max(len(changed) // 512, 1))) * 512
+            changed[here : here + 512] = changed[there : there + 512]
+        elif way == 4:
+            del changed[at:]
+        elif way == 5:
+            changed[at:at] = rng.bytes(length)
+        else:
+            del changed[at : at + length]
+        if not changed:
+            return b""
+    return bytes(changed)
+
+
+def _read_with_old_index(folder: Path, content: bytes, good: dict[str, bytes]) -> None:
+    """The shard was damaged after it was indexed."""
+    for name, stored in good.items():
+        (folder / name).write_bytes(stored)
+    (folder / "a.tar").write_bytes(content)
+    _read(folder)
+
+
+def _index_and_read(folder: Path, content: bytes) -> None:
+    """The shard came damaged."""
+    (folder / "a.tar").write_bytes(content)
+    with contextlib.suppress(UserError):
+        index_folder(folder, "captions")
+        _read(folder)
+
+
+def _read(folder: Path) -> None:
+    for visual in (PATCHES, REGIONS):
+        with contextlib.suppress(UserError):
+            made = source(folder, visual)
+            made.read_many(np.arange(2 * made.manifest.samples), BadSamples([]))
+
+
+def _hangs(signal: int, frame: FrameType | None) -> None:
+    raise TimeoutError(f"no end after {SECONDS} seconds")
+
+
+if __name__ == "__main__":
+    count, first = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    with tempfile.TemporaryDirectory() as home:
+        print(f"seeds {first} to {first + count - 1}")
+        print(f"{fuzz(Path(home), count, first)} mutated shards: no crash, no hang")

@@ -1,0 +1,76 @@
+import gc
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.batch import Batch, Packer, Sequence, VisualTokens, set_room
+from trainer.data import arena
+from trainer.data.arena import Arena, Desk, Parcel
+
+
+def packed(number: int) -> Batch:
+    visual = VisualTokens(np.full((3, 12), number, np.uint8), np.zeros((3, 4), np.float32))
+    packer = Packer(12)
+    packer.add(Sequence(np.array([0, number, 2]), visual))
+    packer.target("task", slots=np.array([number]))
+    packer.names.append(str(number))
+    return packer.finish(1)
+
+
+@pytest.fixture
+def room() -> Iterator[tuple[Arena, Desk]]:
+    made = Arena(2, 3)
+    desk = Desk(made, 1)
+    set_room(desk.room)
+    yield made, desk
+    set_room(lambda shape, kind: None)
+
+
+def assert_same(found: Batch, wanted: Batch) -> None:
+    for name, value in vars(wanted).items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(getattr(found, name), value), name
+    assert torch.equal(found.targets["task"]["slots"], wanted.targets["task"]["slots"])
+    assert (found.names, found.samples, found.longest) == (wanted.names, wanted.samples, wanted.longest)
+
+
+def test_a_parcel_opens_to_the_batch_that_was_packed(room: tuple[Arena, Desk]) -> None:
+    made, desk = room
+    batch = packed(7)
+    found = desk.pack(batch).open()
+    assert_same(found, batch)
+    assert made._used.tolist() == [0, 0, 0, 1, 0, 0]
+
+
+def test_slots_come_back_when_tensors_are_gone_and_not_before(room: tuple[Arena, Desk]) -> None:
+    made, desk = room
+    held = [desk.pack(packed(number)).open() for number in range(3)]
+    part = held[0].visual_features[1:2]
+    without_room = desk.pack(packed(9)).open()
+    assert [int(batch.visual_features[0, 0]) for batch in [*held, without_room]] == [0, 1, 2, 9]
+    held.clear()
+    gc.collect()
+    assert made._used.sum() == 1, "a view keeps its slot"
+    del part
+    gc.collect()
+    assert made._used.sum() == 0
+
+
+def test_a_batch_too_large_for_a_slot_travels_all_the_same(
+    room: tuple[Arena, Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arena, "SLOT", 16)
+    assert_same(room[1].pack(packed(5)).open(), packed(5))
+
+
+def test_what_a_forked_process_writes_is_seen(room: tuple[Arena, Desk]) -> None:
+    made, desk = room
+    child = os.fork()
+    if child == 0:
+        parcel: Parcel = desk.pack(packed(42))
+        os._exit(0 if parcel._visual is not None and parcel._visual[0] == 3 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert made.borrow(3, (3, 12), "uint8").numpy().min() == 42

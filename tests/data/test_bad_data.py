@@ -1,0 +1,201 @@
+"""Every kind of bad data: what happens, with the whole way from tar to sample in use."""
+
+import contextlib
+import os
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.data.broken import PATCHES, REGIONS, Members, pair, pairs, picture, regions, source, write
+from tests.data.fuzz import fuzz
+from tests.visual.test_patches import png_header
+from trainer.data.folders import open_folder
+from trainer.data.index_folder import index_folder
+from trainer.data.order import Place
+from trainer.data.sample import BadSamples
+from trainer.errors import UserError
+from trainer.visual.patches import Patches
+from trainer.visual.regions import Regions
+
+GOOD = pair(3)
+
+
+def without(*names: str) -> Members:
+    return {name: content for name, content in GOOD.items() if name not in names}
+
+
+def flipped(content: bytes) -> bytes:
+    """Every seventh byte changed."""
+    return bytes(byte ^ 0xFF if place % 7 == 3 else byte for place, byte in enumerate(content))
+
+
+@pytest.mark.parametrize(
+    ("members", "visual", "reason"),
+    [
+        ({**GOOD, "jpg": flipped(GOOD["jpg"])}, PATCHES, "unreadable picture"),
+        ({**GOOD, "jpg": b""}, PATCHES, "unreadable picture"),
+        ({**GOOD, "jpg": GOOD["jpg"][:300]}, PATCHES, "unreadable picture"),
+        (
+            {**without("jpg"), "png": png_header(60_000, 60_000)},
+            PATCHES,
+            "unreadable picture: Image size .* exceeds limit",
+        ),
+        ({**GOOD, "jpg": picture(size=400)}, PATCHES, "400 x 400 pixels, more than visual.largest = 100000"),
+        (without("jpg"), PATCHES, "no picture"),
+        (without("json"), PATCHES, "json has no captions"),
+        (without("regions.npz"), REGIONS, "no member regions.npz"),
+        ({**GOOD, "json": GOOD["json"][:-3]}, PATCHES, "json cannot be read"),
+        ({**GOOD, "json": b'{"captions": {"en": ["\xff\xfe"]}}'}, PATCHES, "json cannot be read"),
+        (
+            {**GOOD, "json": b'{"captions": {"en": ["  "]}}'},
+            PATCHES,
+            "captions.en is not a list of texts, or one of them is",
+        ),
+        (
+            {**GOOD, "regions.npz": regions(float("nan"))},
+            REGIONS,
+            "NaN, infinity or a number beyond float32 in the features",
+        ),
+        ({**GOOD, "regions.npz": flipped(GOOD["regions.npz"])}, REGIONS, "unreadable regions.npz"),
+        ({**GOOD, "regions.npz": GOOD["regions.npz"][:400]}, REGIONS, "unreadable regions.npz"),
+    ],
+)
+def test_a_bad_sample_is_named_and_replaced_alike_for_all_who_meet_it(
+    tmp_path: Path, members: Members, visual: Regions | Patches, reason: str
+) -> None:
+    made, bad = source(pairs(tmp_path / "shards", members), visual), BadSamples([])
+    found = made.read_place(Place(0, 0, 3), bad, augment=True)
+    assert found.name == "shards/a.tar/4"
+    assert len(bad.seen) == 1
+    assert re.fullmatch(rf"shards/a\.tar, sample 3: .*{reason}.*", bad.seen[0]), bad.seen
+    # Another process, or another part of a micro-batch, takes the same one, with the same choices.
+    together = source(tmp_path / "shards", visual).read_many(np.arange(6), BadSamples([]))
+    alone = [source(tmp_path / "shards", visual).read(index, BadSamples([])) for index in range(6)]
+    assert [sample.owner for sample in together] == [sample.owner for sample in alone]
+    assert sorted(sample.name for sample in together).count("shards/a.tar/4") == 2
+
+
+class Bomb:
+    """What a pickle does to whoever loads it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("extension", ["pyd", "pkl", "pth", "py", "cls", "regions.npz"])
+def test_nothing_in_a_shard_is_executed(tmp_path: Path, extension: str) -> None:
+    trace = tmp_path / "executed"
+    payload = pickle.dumps(Bomb(trace))
+    folder = pairs(tmp_path / "shards", {**GOOD, extension: payload})
+    for visual in (PATCHES, REGIONS):
+        bad = BadSamples([])
+        made = source(folder, visual)
+        names = [made.read(index, bad).name for index in range(12)]
+        assert len(names) == 12
+    assert not trace.exists()
+
+
+def test_object_arrays_in_regions_are_not_unpickled(tmp_path: Path) -> None:
+    trace = tmp_path / "executed"
+    content = np.empty(1, object)
+    content[0] = Bomb(trace)
+    with (tmp_path / "bomb.npz").open("wb") as file:
+        np.savez(file, boxes=content, features=content, class_ids=content)
+    folder = pairs(tmp_path / "shards", {**GOOD, "regions.npz": (tmp_path / "bomb.npz").read_bytes()})
+    bad = BadSamples([])
+    source(folder, REGIONS).read_place(Place(0, 0, 3), bad, augment=False)
+    assert "unreadable regions.npz" in bad.seen[0]
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("key", ["../../outside", "/tmp/outside", "a/../../b", "C:\\x", "\x1b[31m", "~/x", "x" * 88])
+def test_names_are_keys_and_never_paths(tmp_path: Path, key: str) -> None:
+    before = sorted(path for path in tmp_path.parent.rglob("*") if "outside" in path.name)
+    folder = pairs(tmp_path / "shards", GOOD, key=key)
+    bad = BadSamples([])
+    made = source(folder)
+    assert len({made.read(index, bad).name for index in range(6)}) == 6
+    assert bad.seen == []
+    assert sorted(path for path in tmp_path.parent.rglob("*") if "outside" in path.name) == before
+
+
+def test_a_pipe_url_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="commands are never run"):
+        open_folder(f"pipe:touch {tmp_path}/executed", None, "objectives.x.sources.0.path")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_truncated_tar_is_refused_by_the_index_and_at_the_start(tmp_path: Path) -> None:
+    folder = pairs(tmp_path / "shards", GOOD)
+    tar = folder / "a.tar"
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[:5000])
+    with pytest.raises(UserError, match=r"a.tar is no whole tar: .*Copy it or make it again"):
+        index_folder(folder, "captions")
+    tar.write_bytes(whole)
+    index_folder(folder, "captions")
+    tar.write_bytes(whole[:-700])
+    with pytest.raises(
+        UserError, match=r"a.tar has [\d,]+ bytes but was indexed with [\d,]+ \(truncated, or changed since\)"
+    ):
+        source(folder)
+
+
+def test_a_tar_cut_while_it_is_read_gives_bad_samples(tmp_path: Path) -> None:
+    folder = pairs(tmp_path / "shards", GOOD)
+    made, bad = source(folder), BadSamples([])
+    made.read(0, bad)
+    os.truncate(folder / "a.tar", int(np.load(folder / "a.idx")[4]) + 100)
+    whole = {f"shards/a.tar/{number}" for number in range(4)}
+    assert {made.read(index, bad).name for index in range(6)} <= whole
+    assert {sample.name for sample in made.read_many(np.arange(6), bad)} <= whole
+    assert {re.sub(r".*: ", "", line) for line in bad.seen} >= {line.partition(": ")[2] for line in bad.seen[:1]}
+    assert all("truncated since it was indexed" in line for line in bad.seen)
+
+
+def test_a_duplicate_key_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    write(folder / "a.tar", [("1", pair(0)), ("2", pair(1)), ("1", pair(2))])
+    with pytest.raises(UserError, match=r"the members of sample '1' are not side by side, or the key comes twice"):
+        index_folder(folder, "captions")
+
+
+def test_a_shard_packed_again_with_the_same_size_gives_named_bad_samples_or_good_ones(tmp_path: Path) -> None:
+    folder = pairs(tmp_path / "shards", GOOD)
+    other = tmp_path / "other"
+    other.mkdir()
+    write(other / "a.tar", [(str(number), pair(5 - number)) for number in range(6)])
+    content = (other / "a.tar").read_bytes()[: (folder / "a.tar").stat().st_size]
+    (folder / "a.tar").write_bytes(content.ljust((folder / "a.tar").stat().st_size, b"\0"))
+    bad = BadSamples([])
+    made = source(folder)
+    with contextlib.suppress(UserError):  # where every sample of it is bad
+        for index in range(6):
+            made.read(index, bad)
+    assert bad.seen
+
+
+def test_text_that_is_empty_or_no_text_is_bad(tmp_path: Path) -> None:
+    write(
+        tmp_path / "a.tar",
+        [("0", {"txt": b"\xff\xfe"}), ("1", {"txt": b" \n"}), ("2", {"json": b"{}"}), ("3", {"txt": b"x"})],
+    )
+    index_folder(tmp_path, "text", "en")
+    bad = BadSamples([])
+    assert source(tmp_path, None).read_place(Place(0, 0, 0), bad, augment=True).text == "x"
+    assert [line.partition(": ")[2] for line in bad.seen] == [
+        "txt is not UTF-8 (invalid start byte)",
+        "an empty text",
+        "no member txt",
+    ]
+
+
+def test_300_mutated_shards_end_without_a_crash_or_a_hang(tmp_path: Path) -> None:
+    assert fuzz(tmp_path, 300, seed=0) == 300

@@ -1,0 +1,105 @@
+"""Of trainer/inspect/lint.py: each thing that can be wrong gives one line, and exit code 1."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from tests.data.broken import pair, write
+from trainer.data.index_folder import index_folder
+from trainer.inspect.cli import lint_command
+from trainer.inspect.lint import lint
+
+
+@pytest.fixture
+def mine(tiny: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny run's data that may be spoilt; returns its recipe."""
+    shutil.copytree(tiny.parent / "shards", tmp_path / "shards")
+    text = tiny.read_text().replace(str(tiny.parent), str(tmp_path))
+    (tmp_path / "recipe.yaml").write_text(text)
+    return tmp_path / "recipe.yaml"
+
+
+def problems(recipe: Path, *overrides: str, samples: int = 20) -> list[str]:
+    found = list(lint(recipe, overrides, samples))
+    assert all("\n" not in line for line in found)
+    return found
+
+
+def test_good_data_has_no_problem(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lint_command(mine, [], 0)
+    assert capsys.readouterr().out == "no problem found\n"
+
+
+def test_every_problem_is_said_and_the_exit_code_is_1(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards = mine.parent / "shards"
+    (shards / "dictionary" / "en-de.tsv").write_text("no tab here\n")
+    (shards / "text" / "ja" / "shard-000001.tar").unlink()
+    with pytest.raises(typer.Exit) as caught:
+        lint_command(mine, [], 20)
+    assert caught.value.exit_code == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert any("en-de.tsv, line 1" in line and line.startswith("objectives.code_switched.") for line in lines)
+    assert any("shard-000001.tar is missing" in line and "Copy the shards here again" in line for line in lines)
+
+
+def test_mistakes_of_the_recipe_are_lines_too(mine: Path) -> None:
+    lines = problems(mine, "model.dropout=7", "run.stepz=3")
+    assert len(lines) == 2
+    assert any("run.stepz: there is no such field; did you mean steps?" in line for line in lines)
+
+
+def test_a_missing_tokenizer(mine: Path) -> None:
+    shutil.rmtree(mine.parent / "shards" / "tokenizer")
+    assert any("model.tokenizer wants a folder" in line for line in problems(mine))
+
+
+def test_a_source_that_does_not_fit_names_its_field(mine: Path) -> None:
+    lines = problems(mine, "objectives.image_caption.sources.0.languages=[en, fr]")
+    assert any(line.startswith("objectives.image_caption.sources.0: ") and "no caption in fr" in line for line in lines)
+    assert sum("region features of width 6" in line for line in problems(mine, "visual.feature_size=7")) == 2
+    missing = problems(mine, "objectives.multilingual_text.sources.0.path=nowhere")
+    assert any("m3p prepare" in line for line in missing)
+
+
+def test_a_tar_changed_behind_its_index_with_the_same_size(mine: Path) -> None:
+    tar = mine.parent / "shards" / "text" / "de" / "shard-000000.tar"
+    content = bytearray(tar.read_bytes())
+    place = content.index(b".txt") - 1
+    old = content[place]
+    content[place] = ord("1") if old != ord("1") else ord("2")
+    content[148:156] = b" " * 8
+    content[148:156] = b"%06o\0 " % sum(content[:512])
+    tar.write_bytes(content)
+    (line,) = problems(mine)
+    assert "its members are not those that were indexed" in line
+    assert "m3p index" in line
+
+
+def test_bad_samples_are_named_and_their_share_judged(mine: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    samples = [(str(number), pair(number)) for number in range(6)]
+    samples[2] = ("2", {**pair(2), "json": b"{"})
+    write(folder / "a.tar", samples)
+    index_folder(folder, "captions")
+    source = f"objectives.image_caption.sources=[{{path: {folder}}}]"
+    settings = ("visual.feature_size=4", "objectives.code_switched=null", source)
+    bad, share, few = problems(mine, *settings)
+    assert "bad/a.tar, sample 2: json cannot be read" in bad
+    assert "data.most_bad = 0.01: 1 of 6 samples" in share
+    assert "objectives.image_caption.batch_size = 7: its sources hold 6 samples" in few
+    assert problems(mine, *settings, "data.most_bad=0.5", samples=2) == [few], "only the first and the last are read"
+
+
+def test_a_remote_source_needs_its_cache(mine: Path) -> None:
+    raw = yaml.safe_load(mine.read_text())
+    raw["objectives"]["image_caption"]["sources"] = [{"path": "memory://nowhere/x"}]
+    mine.write_text(yaml.safe_dump(raw))
+    (line,) = problems(mine)
+    assert line.startswith(
+        "objectives.image_caption.sources.0.path = memory://nowhere/x is remote: set data.cache_folder"
+    )

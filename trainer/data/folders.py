@@ -1,0 +1,126 @@
+"""Folders of shards: local ones, and remote ones behind any fsspec URL. Either gives a file as a local path."""
+
+import hashlib
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import fsspec
+import numpy as np
+from fsspec.registry import known_implementations
+
+from trainer.data.cache import ATTEMPTS, FIRST_PAUSE, Cache
+from trainer.data.manifest import FILE_NAME, Manifest, check_shards
+from trainer.errors import UserError
+
+
+class LocalFolder:
+    """Files where they are."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, path.name
+        self.manifest = Manifest.load(path)
+        check_shards(path, self.manifest)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def file(self, name: str, size: int | None) -> Path:
+        """Return the path of one file."""
+        return self.path / name
+
+    def fetch_ahead(self, shards: list[int]) -> None:
+        """Nothing to do: the files are here."""
+
+
+class RemoteFolder:
+    """Files behind a URL, by way of the node's cache. The manifest is read anew at every start; shards when needed."""
+
+    def __init__(self, url: str, cache: Cache) -> None:
+        self.url, self._cache = url.rstrip("/"), cache
+        self.name = self.url.rsplit("/", 1)[1]
+        content = _read(f"{self.url}/{FILE_NAME}")
+        self.manifest = Manifest.parse(content, self.url)
+        # Named by its manifest, so that files of a source that was indexed again are not mixed with the old ones.
+        self._place = hashlib.blake2b(self.url.encode() + content, digest_size=12).hexdigest()
+
+    def __str__(self) -> str:
+        return self.url
+
+    def check_room(self, shards: int) -> None:
+        """Raise UserError unless the cache holds the `shards` largest ones at once."""
+        needed = int(np.sort(self.manifest.shards.bytes)[-shards:].sum())
+        if needed > self._cache.most:
+            raise UserError(
+                f"data.cache_bytes = {self._cache.most:,}: two windows of {self.url} have up to {needed:,} bytes; raise it, "
+                "or lower data.window"
+            )
+
+    def file(self, name: str, size: int | None) -> Path:
+        """Return one file as a local path, downloaded if it is not in the cache. Raises OneRankError."""
+        path = self._cache.get(f"{self.url}/{name}", f"{self._place}/{name}", size)
+        assert path is not None, "it waits for its lock"
+        return path
+
+    def fetch_ahead(self, shards: list[int]) -> None:
+        """Download `shards` in the background, but those that another process is fetching.
+
+        A failure here shows when the shard is read, which tries again.
+        """
+        for number in shards:
+            shard = self.manifest.shards[number]
+            for name, size in ((shard.name, shard.bytes), (shard.index_name, None)):
+                place = f"{self._place}/{name}"
+                _background(os.getpid()).submit(self._cache.get, f"{self.url}/{name}", place, size, wait=False)
+
+
+Folder = LocalFolder | RemoteFolder
+
+
+def open_folder(path: str | Path, cache: Cache | None, field: str) -> Folder:
+    """Open the folder of shards `path`, a path or URL. Raises UserError, naming `field`."""
+    text = str(path)
+    if text.startswith("pipe:") or "::" in text:
+        raise UserError(
+            f"{field} = {text}: commands are never run and URLs not chained; copy the shards, or give a plain URL (https://...)"
+        )
+    if not is_url(text):
+        return LocalFolder(Path(path))
+    protocol = text.partition("://")[0]
+    if protocol not in known_implementations:
+        raise UserError(f"{field} = {text}: fsspec knows no {protocol}://; it knows https, s3, gs, hf, sftp and more")
+    if cache is None:
+        raise UserError(f"{field} = {text} is remote: set data.cache_folder, a folder on a disk of the node")
+    return RemoteFolder(text, cache)
+
+
+def is_url(path: str) -> bool:
+    """Tell URLs from paths."""
+    return "://" in path or path.startswith("pipe:")
+
+
+def _read(url: str) -> bytes:
+    """Read one small file, with retries."""
+    for attempt in range(ATTEMPTS):
+        try:
+            with fsspec.open(url, "rb") as file:
+                content: bytes = file.read()
+                return content
+        except FileNotFoundError:
+            raise UserError(
+                f"{url} does not exist: index the shards with `m3p index` before copying them there"
+            ) from None
+        # Every store has exceptions of its own, with no common class but this one.
+        except Exception as error:
+            if attempt == ATTEMPTS - 1:
+                raise UserError(f"{url} cannot be read: {type(error).__name__}: {error}") from error
+            time.sleep(FIRST_PAUSE * 2**attempt)
+    raise AssertionError("the last attempt returns or raises")
+
+
+@cache
+def _background(process: int) -> ThreadPoolExecutor:
+    """Return the thread of this process that downloads; a forked worker does not have that of its parent."""
+    return ThreadPoolExecutor(1, "fetch")

@@ -1,0 +1,123 @@
+"""Index a whole folder of tars, in parallel and, after an interruption, from where it stopped; and write its manifest."""
+
+import json
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
+from pathlib import Path
+
+from tqdm import tqdm
+
+from trainer.data.index import TarIndex, index_tar
+from trainer.data.manifest import LANGUAGE_TAG, Kind, Manifest, write_manifest
+from trainer.data.shard_table import Shard, ShardTable
+from trainer.errors import UserError
+
+PROGRESS = ".index.progress"
+"""One JSON line for each tar that is done; deleted with the manifest written."""
+FEW = 4
+"""Tars a process below which starting it is not worth while."""
+
+
+def index_folder(folder: Path, kind: Kind, language: str | None = None) -> Manifest:
+    """Index every *.tar in `folder` and write its manifest; tars made elsewhere are taken as they are.
+
+    `language` is needed for text; for captions it is the language of KEY.txt captions (English if left out).
+    Raises UserError for no tars, no samples, nothing usable, or anything that `index_tar` refuses.
+    """
+    paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
+    _check_arguments(folder, paths, kind, language)
+    indexes = _index_tars(folder, paths, kind, language or "en")
+    widths = {index.region_features: path.name for path, index in zip(paths, indexes, strict=True)}
+    widths.pop(None, None)
+    if len(widths) > 1:
+        listed = ", ".join(f"{width} ({name})" for width, name in sorted(widths.items(), key=str))
+        raise UserError(f"{folder}: region features of different widths: {listed}. Make them with one detector.")
+    samples = sum(index.samples for index in indexes)
+    unusable = sum(index.unusable for index in indexes)
+    if samples == unusable:
+        needs = "a picture (jpg, png, webp) and a caption" if kind == "captions" else "text (KEY.txt)"
+        raise UserError(f"{folder}: none of its {samples} samples has {needs}. Is --kind {kind} right?")
+    if unusable:
+        tqdm.write(f"{folder}: {unusable} of {samples} samples lack a picture, a caption, text or readable regions.")
+    captions = sum((index.captions for index in indexes), Counter[str]())
+    plain = any(index.plain_captions for index in indexes)
+    manifest = Manifest(
+        kind=kind,
+        language=language or "en" if kind == "text" or plain else None,
+        samples=samples,
+        captions=dict(sorted(captions.items())),
+        region_features=next(iter(widths), None),
+        shards=ShardTable(
+            Shard(name=path.name, samples=index.samples, bytes=index.bytes, fingerprint=index.fingerprint)
+            for path, index in zip(paths, indexes, strict=True)
+        ),
+    )
+    write_manifest(folder, manifest)
+    (folder / PROGRESS).unlink(missing_ok=True)
+    return manifest
+
+
+def _index_tars(folder: Path, paths: list[Path], kind: Kind, language: str) -> list[TarIndex]:
+    """Index the tars in parallel, those that an earlier, interrupted call has done excepted."""
+    done = _read_progress(folder, kind, language)
+    found = {path: done[_name(path)] for path in paths if _name(path) in done and path.with_suffix(".idx").is_file()}
+    left = [path for path in paths if path not in found]
+    with (
+        (folder / PROGRESS).open("a", encoding="utf-8") as progress,
+        tqdm(total=len(paths), initial=len(found), unit="shard", desc="index", leave=False, disable=None) as bar,
+    ):
+        for path, index in _each(left, kind, language):
+            found[path] = index
+            progress.write(json.dumps([_name(path), kind, language, vars(index)]) + "\n")
+            progress.flush()
+            bar.update()
+    return [found[path] for path in paths]
+
+
+def _each(paths: list[Path], kind: Kind, language: str) -> Iterator[tuple[Path, TarIndex]]:
+    """Yield tars with their indexes; by as many processes as there are cores, where there is work for them."""
+    cores = min(len(os.sched_getaffinity(0)), len(paths) // FEW)
+    if cores <= 1:
+        yield from ((path, index_tar(path, kind, language)) for path in paths)
+        return
+    # Forked before any thread of ours is started; a worker imports nothing and only walks tars.
+    with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("fork")) as pool:
+        under_way = {pool.submit(index_tar, path, kind, language): path for path in paths}
+        try:
+            for future in as_completed(under_way):
+                yield under_way[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _name(path: Path) -> str:
+    """Name a tar with its size and time, so that one that was changed is indexed again."""
+    status = path.stat()
+    return f"{path.name} {status.st_size} {status.st_mtime_ns}"
+
+
+def _read_progress(folder: Path, kind: Kind, language: str) -> dict[str, TarIndex]:
+    """Return what an interrupted call has noted; its last line may be cut."""
+    done: dict[str, TarIndex] = {}
+    path = folder / PROGRESS
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        with suppress(ValueError):
+            name, of_kind, of_language, fields = json.loads(line)
+            if (of_kind, of_language) == (kind, language):
+                done[name] = TarIndex(**fields | {"captions": Counter(fields["captions"])})
+    return done
+
+
+def _check_arguments(folder: Path, paths: list[Path], kind: Kind, language: str | None) -> None:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give the folder that holds the .tar files.")
+    if not paths:
+        raise UserError(f"{folder} holds no .tar file: give the folder that holds the shards.")
+    if kind == "text" and language is None:
+        raise UserError(f"{folder}: text needs its language: m3p index {folder} --kind text --language xx.")
+    if language is not None and not LANGUAGE_TAG.fullmatch(language):
+        raise UserError(f"language {language!r} is no language tag; write it like de, zh-Hant or ca-valencia.")

@@ -1,0 +1,100 @@
+"""A sample: what one looks like once it is read, and how its stored members become it."""
+
+import json
+from typing import NamedTuple
+
+import numpy as np
+
+from trainer.batch import VisualTokens
+from trainer.errors import BadSample
+from trainer.keys import generator
+
+
+class Sample(NamedTuple):
+    """One sample, read and decoded."""
+
+    name: str
+    """Source, shard and key, for messages."""
+    owner: tuple[int, ...]
+    """What its random choices are keyed by: the hash of seed, objective and source, then epoch, shard, sample."""
+    language: str
+    text: str
+    """The passage of a text source; "" for pictures."""
+    captions: dict[str, list[str]]
+    concept: str
+    """Pictures of one concept share their captions; the sample's own name where there is none."""
+    visual: VisualTokens | None
+
+    def generator(self, purpose: str) -> np.random.Generator:
+        """The sample's own generator for `purpose`: the same in every run, on every rank, in every worker."""
+        return generator(*self.owner, purpose)
+
+
+class BadSamples:
+    """Bad samples met since the last look, as "source/shard, sample NUMBER: reason"."""
+
+    def __init__(self, seen: list[str]) -> None:
+        self.seen = seen
+
+
+def read_text(members: dict[str, bytes]) -> str:
+    """Return the passage in KEY.txt. Raises BadSample."""
+    try:
+        text = members["txt"].decode().strip()
+    except KeyError as error:
+        raise BadSample("no member txt") from error
+    except UnicodeDecodeError as error:
+        raise BadSample(f"txt is not UTF-8 ({error.reason})") from error
+    if not text:
+        raise BadSample("an empty text")
+    return text
+
+
+def read_record(members: dict[str, bytes], language: str | None) -> dict[str, object]:
+    """Return the JSON of a pair; a plain KEY.txt caption in `language` (img2dataset) stands in for missing captions.
+
+    Raises BadSample.
+    """
+    try:
+        record = json.loads(members["json"]) if "json" in members else {}
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, or a number of thousands of digits
+        raise BadSample(f"json cannot be read ({error})") from error
+    if not isinstance(record, dict):
+        raise BadSample("json is not an object")
+    if "captions" not in record:
+        if language is None:
+            raise BadSample("json has no captions, and the manifest names no language for txt (`m3p index --language`)")
+        record = {**record, "captions": {language: [read_text(members)]}}
+    return record
+
+
+def choose_captions(record: dict[str, object], languages: list[str] | None) -> dict[str, list[str]]:
+    """Return the captions of a record in `languages` (None: all). Raises BadSample."""
+    captions = record["captions"]
+    if not isinstance(captions, dict):
+        raise BadSample("captions is not an object of language -> texts")
+    chosen: dict[str, list[str]] = {}
+    check_unicode("a language of captions", *captions)
+    for language, texts in captions.items():
+        if languages is not None and language not in languages:
+            continue
+        texts = [texts] if isinstance(texts, str) else texts
+        if (
+            not isinstance(texts, list)
+            or not all(isinstance(text, str) and text.strip() for text in texts)
+            or not texts
+        ):
+            raise BadSample(f"captions.{language} is not a list of texts, or one of them is empty")
+        check_unicode(f"captions.{language}", *texts)
+        chosen[language] = texts
+    if not chosen:
+        raise BadSample(f"no caption in {', '.join(languages or [])}" if languages else "no caption")
+    return chosen
+
+
+def check_unicode(field: str, *texts: str) -> None:
+    """JSON can spell halves of characters ("\\ud800"), which nothing else can write."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        raise BadSample(f"{field} is not Unicode text ({error.reason})") from error

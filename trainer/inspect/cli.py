@@ -1,0 +1,78 @@
+"""`m3p data`: see the next micro-batches, count what there is, and check the shards against a recipe."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainer.errors import UserError
+
+data_app = typer.Typer(no_args_is_help=True, help="Look into the data of a recipe.")
+
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="section.key=value ...")]
+
+
+@data_app.command("peek")
+def peek_command(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option(help="The page to write.")] = Path("peek.html"),
+    step: Annotated[
+        int, typer.Option(min=1, help="Step whose turns are shown, counted from 1 as in metrics.jsonl.")
+    ] = 1,
+    most: Annotated[int, typer.Option(min=1, help="Samples of each turn to show.")] = 12,
+) -> None:
+    """Write the micro-batches of a step as one page: pictures, captions, masked and switched words, as the network gets them."""
+    from trainer.inspect.page import page
+    from trainer.inspect.peek import peek
+    from trainer.recipe import load_recipe
+    from trainer.training.train import build_objectives
+
+    loaded = load_recipe(recipe, overrides or [])
+    turns = peek(loaded, build_objectives(loaded), step, most)
+    try:
+        output.write_text(page(turns, f"{recipe.name}, step {step}"), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be written ({error}); name another file") from error
+    typer.echo(f"{sum(len(turn.samples) for turn in turns)} samples of {len(turns)} turns: see {output}")
+
+
+@data_app.command("stats")
+def stats_command(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    samples: Annotated[int, typer.Option(min=1, help="Samples of each source that are read for the lengths.")] = 1000,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
+) -> None:
+    """Print counts, languages, lengths, switch coverage and bad samples of every source."""
+    from trainer.inspect.stats import stats
+    from trainer.recipe import load_recipe
+    from trainer.training.train import build_objectives
+
+    loaded = load_recipe(recipe, overrides or [])
+    found = stats(build_objectives(loaded), samples)
+    for source in found:
+        for line in source.lines():
+            typer.echo(line)
+    if json_file:
+        json_file.write_text(json.dumps([source.model_dump() for source in found], indent=1, ensure_ascii=False) + "\n")
+
+
+@data_app.command("lint")
+def lint_command(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    samples: Annotated[int, typer.Option(min=0, help="Samples of each shard that are read; 0: every one.")] = 20,
+) -> None:
+    """Check shards against the recipe. Exit code 1 with one line a problem: where, the rule, the way out."""
+    from trainer.inspect.lint import lint
+
+    problems = 0
+    for problem in lint(recipe, overrides or [], samples):
+        typer.echo(problem)
+        problems += 1
+    if problems:
+        raise typer.Exit(1)
+    typer.echo("no problem found")

@@ -1,0 +1,139 @@
+"""Check the shards of a recipe before a run does: every problem, one line each, with where it is and the way out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from trainer.data.cache import Cache
+from trainer.data.folders import LocalFolder, open_folder
+from trainer.data.index import scan_tar
+from trainer.data.index_file import open_index
+from trainer.data.source import Source, find_folders
+from trainer.data.tokenizer import Tokenizer
+from trainer.errors import BadSample, UserError
+from trainer.objectives.code_switched import CodeSwitchedConfig
+from trainer.objectives.objective import ObjectiveConfig
+from trainer.objectives.switching import CodeSwitcher
+from trainer.recipe import Recipe, load_recipe
+
+
+def lint(path: Path, overrides: Sequence[str], samples: int) -> Iterator[str]:
+    """Yield the problems of a recipe and its shards; `samples` of each shard are read (0: all)."""
+    try:
+        recipe = load_recipe(path, overrides)
+    except UserError as error:
+        # The first line counts them; the others are one each.
+        first, *others = str(error).splitlines()
+        yield from (f"{path}: {line.removeprefix('  - ')}" for line in others or [first.removeprefix(f"{path}: ")])
+        return
+    if problem := _fails(partial(Tokenizer, recipe.tokenizer_folder)):
+        yield problem
+    for name, config in recipe.active_objectives.items():
+        if isinstance(config, CodeSwitchedConfig) and (problem := _fails(partial(CodeSwitcher, config.switching))):
+            yield f"objectives.{name}.{problem}"
+        yield from _objective(recipe, name, config, samples)
+
+
+def _fails(make: Callable[[], object]) -> str | None:
+    """Call `make`; return its complaint in one line."""
+    try:
+        make()
+    except UserError as error:
+        return _line(error)
+    return None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _objective(recipe: Recipe, name: str, config: ObjectiveConfig, samples: int) -> Iterator[str]:
+    total = 0
+    for number, entry in enumerate(config.sources):
+        field = f"objectives.{name}.sources.{number}"
+        try:
+            folders = find_folders(entry.path, f"{field}.path")
+        except UserError as error:
+            yield _line(error)
+            continue
+        for folder in folders:
+            try:
+                source = _open(recipe, name, config, number, folder)
+            except UserError as error:
+                text = _line(error)
+                yield text if text.startswith(field) else f"{field}: {text}"
+                continue
+            total += source.manifest.samples
+            yield from _source(source, recipe, samples)
+    if 0 < total < config.batch_size:
+        yield (
+            f"objectives.{name}.batch_size = {config.batch_size}: its sources hold {total} samples, so that a turn would "
+            "hold some of them twice; lower it, or add sources"
+        )
+
+
+def _open(recipe: Recipe, name: str, config: ObjectiveConfig, number: int, path: str) -> Source:
+    data, visual = recipe.data, recipe.visual
+    cache = Cache(data.cache_folder, data.cache_bytes) if data.cache_folder else None
+    folder = open_folder(path, cache, f"objectives.{name}.sources.{number}.path")
+    pictures = visual if "contrastive" in config.possible_tasks else None
+    load = pictures.load if pictures else None
+    source = Source(folder, config.sources[number], (recipe.run.seed, name, number), data.window, load)
+    if pictures:
+        pictures.check(str(folder), source.manifest.region_features)
+    return source
+
+
+def _source(source: Source, recipe: Recipe, samples: int) -> Iterator[str]:
+    """Check every shard: unchanged since it was indexed, and its samples usable."""
+    read = bad = 0
+    for number, shard in enumerate(source.manifest.shards):
+        if isinstance(source.folder, LocalFolder):
+            problem = _changed(source, number)
+            if problem:
+                yield problem
+                continue
+        chosen = np.arange(shard.samples)
+        if samples and shard.samples > samples:
+            chosen = np.linspace(0, shard.samples - 1, samples).astype(np.int64)
+        for sample in chosen.tolist():
+            read += 1
+            reason = _bad(source, number, sample)
+            if reason:
+                bad += 1
+                yield f"{source.folder}/{shard.name}, sample {sample}: {reason}; training skips it: mend it or leave it out"
+    if bad > recipe.data.most_bad * read:
+        yield (
+            f"data.most_bad = {recipe.data.most_bad:g}: {bad} of {read} samples read of {source.folder} are bad, so that a run "
+            "would stop; prepare it again, or raise it"
+        )
+
+
+def _bad(source: Source, shard: int, sample: int) -> str | None:
+    try:
+        source.try_sample(shard, sample)
+    except BadSample as reason:
+        return _line(reason)
+    except UserError as error:
+        return _line(error)
+    return None
+
+
+def _changed(source: Source, number: int) -> str | None:
+    """Walk the tar once more, and compare with what was indexed: its size alone does not tell."""
+    folder, shard, manifest = source.folder, source.manifest.shards[number], source.manifest
+    assert isinstance(folder, LocalFolder)
+    path = folder.path / shard.name
+    again = f"run `m3p index {folder} --kind {manifest.kind}` again if that was meant"
+    try:
+        found, offsets, sizes = scan_tar(path, manifest.kind, manifest.language or "en")
+    except UserError as error:
+        return _line(error)
+    if found.fingerprint != shard.fingerprint:
+        return f"{path}: its members are not those that were indexed (changed since); {again}"
+    stored = open_index(folder.path / shard.index_name)
+    if not (np.array_equal(offsets, np.asarray(stored.offsets)) and np.array_equal(sizes, stored.sizes)):
+        return f"{folder.path / shard.index_name}: is not the index of this tar; {again}"
+    return None
