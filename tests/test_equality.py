@@ -79,6 +79,11 @@ def test_micro_batches_change_nothing(tiny: Path, tmp_path: Path, reference: lis
 
 
 @pytest.mark.launcher
+def test_recomputing_layers_changes_nothing(tiny: Path, tmp_path: Path, reference: list[Any]) -> None:
+    assert_same(run(tiny, tmp_path, "recompute", 3, 2, "model.recompute=true"), reference, 1e-4)
+
+
+@pytest.mark.launcher
 def test_stopping_and_going_on_changes_nothing(tiny: Path, tmp_path: Path) -> None:
     dropout = "model.dropout=0.1"
     whole = run(tiny, tmp_path, "whole", 2, 2, dropout)

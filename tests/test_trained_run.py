@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +22,19 @@ from trainer.retrieval.evaluate import evaluate_run, load_pictures, load_run
 from trainer.retrieval.scoring import Scorer, shortlist
 from trainer.retrieval.search import search
 
+ENVIRONMENT = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+
+
+def command(recipe: Path, run: Path, *overrides: str) -> list[str]:
+    """What trains on one rank, without a launcher."""
+    words = [sys.executable, str(ROOT / "trainer" / "run.py"), "--recipe", str(recipe)]
+    return [*words, "--deepspeed_config", str(ROOT / "ds_configs" / "zero2.json"), f"run.folder={run}", *overrides]
+
 
 def program(recipe: Path, run: Path, *overrides: str) -> "subprocess.CompletedProcess[str]":
-    """Train on one rank, without a launcher."""
-    command = [sys.executable, str(ROOT / "trainer" / "run.py"), "--recipe", str(recipe)]
-    command += ["--deepspeed_config", str(ROOT / "ds_configs" / "zero2.json"), f"run.folder={run}", *overrides]
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    """Train, and wait for the end."""
+    words = command(recipe, run, *overrides)
+    return subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=200, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +96,7 @@ def test_the_exported_folder_gives_the_same_logits_to_transformers(run: Path, tm
     tokens = Tokenizer(recipe.tokenizer_folder).encode("dog cat tree moon", 32)
     packer = Packer(model.visual_size)
     packer.add(Sequence(tokens))
-    packer.target("masked_words", slots=np.arange(len(tokens)), labels=tokens)
+    packer.target("masked_words", slots=np.arange(len(tokens)))  # without labels the head gives logits
     theirs = XLMRobertaForMaskedLM.from_pretrained(tmp_path / "export").eval()
     with torch.inference_mode():
         ours = model(packer.finish(1)).tasks["masked_words"]
@@ -103,6 +112,30 @@ def test_another_recipe_does_not_go_on_from_this_run(tiny: Path, run: Path) -> N
     assert "Traceback" not in done.stderr
     assert "optimizer.learning_rate: 0.003 then, 0.5 now" in done.stderr
     assert "run.seed: 0 then, 3 now" in done.stderr
+
+
+def test_a_signal_while_the_program_starts_is_kept_for_the_first_step(tiny: Path, tmp_path: Path) -> None:
+    words = command(tiny, tmp_path / "run", "run.steps=400", "run.evaluate=false")
+    with subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: blocks(process.pid, signal.SIGUSR1))
+        process.send_signal(signal.SIGUSR1)
+        _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors[-3000:]
+    assert (tmp_path / "run" / "status").read_text() == "stopped signal 1\n"
+    assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == "step-00000001\n"
+
+
+def blocks(process: int, number: signal.Signals) -> bool:
+    """Tell whether a process keeps a signal for later (man proc, SigBlk)."""
+    (line,) = [line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("SigBlk")]
+    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_fine_tuning_starts_where_the_other_run_ended(tiny: Path, run: Path, tmp_path: Path) -> None:

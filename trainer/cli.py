@@ -45,6 +45,24 @@ def show_command(
     )
 
 
+@app.command("plan")
+def plan_command(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
+    deepspeed_config: Annotated[Path, typer.Argument(help="A file of ds_configs/.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="section.key=value ...")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="How many GPUs (ranks).")] = 8,
+    kind: Annotated[str, typer.Option(help="Their kind, such as H100; or cpu.")] = "H100",
+) -> None:
+    """Predict memory by part, step time and MFU, without a GPU; exit code 1 where it does not fit."""
+    from rich.console import Console
+
+    from trainer.recipe import load_recipe
+    from trainer.training.forecast import print_plan
+
+    if not print_plan(load_recipe(recipe, overrides or []), deepspeed_config, gpus, kind, Console()):
+        raise typer.Exit(1)
+
+
 @app.command("evaluate")
 def evaluate_command(
     run: Run,

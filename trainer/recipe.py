@@ -1,7 +1,8 @@
 """The recipe: one YAML file and `section.key=value` overrides that define a run.
 
 Each section's fields stand beside what they configure: `run` here, `model` in model/config.py, `visual` in visual/,
-`objectives` in objectives/, `data` in data/loader.py, `optimizer` and `schedule` in training/, `evaluation` in retrieval/.
+`objectives` in objectives/, `data` in data/loader.py, `optimizer` and `schedule` in training/, `kernels` in
+kernels/choice.py, `evaluation` in retrieval/.
 """
 
 import difflib
@@ -17,6 +18,7 @@ from pydantic_core import ErrorDetails
 from trainer.data.loader import DataConfig
 from trainer.data.plan import Plan, Stream
 from trainer.errors import UserError
+from trainer.kernels.choice import KernelsConfig
 from trainer.model.config import ModelConfig
 from trainer.objectives import OBJECTIVES
 from trainer.objectives.objective import ObjectiveConfig
@@ -80,6 +82,7 @@ class Recipe(BaseModel):
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
+    kernels: KernelsConfig = KernelsConfig()
     evaluation: dict[str, EvaluationConfig] = {}
 
     @model_validator(mode="after")

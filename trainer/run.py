@@ -5,6 +5,7 @@ Under Slurm `srun python trainer/run.py ...` does the same, one task a rank; wit
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -14,6 +15,8 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 # DeepSpeed calls functions that torch has renamed: a warning a call, nothing a user can do.
 warnings.filterwarnings("ignore", category=FutureWarning)
+# A wish to stop that comes while modules are imported and ranks meet waits until `StopSignal` takes it.
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
 
 from trainer.errors import OneRankError, UserError  # noqa: E402
 from trainer.training import distributed  # noqa: E402

@@ -143,6 +143,7 @@ def stall(fault: dict[str, Any]) -> None:
 
 def record(fault: dict[str, Any]) -> None:
     """Write what the oracle compares into `folder`: each micro-batch, and the state restored before the first step."""
+    from tests.batches import sequences
     from trainer.training import checkpoint, train
     from trainer.training import checkpoint_files as files
     from trainer.training import engine as module
@@ -159,7 +160,7 @@ def record(fault: dict[str, Any]) -> None:
                 tensors += [tensor for _, of in sorted(batch.targets.items()) for _, tensor in sorted(of.items())]
                 digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
                 line = {"step": now[0], "objective": name, "names": batch.names, "digest": digest}
-                line["tokens"] = batch.token_ids.tolist() if batch.samples else []
+                line["words"] = sequences(batch) if batch.samples else []
                 line["features"] = batch.visual_features.double().sum(1).tolist() if batch.samples else []
                 file.write(json.dumps(line) + "\n")
         real_turn(self, name, weights, batches, allow, losses)
@@ -189,7 +190,7 @@ def logits(fault: dict[str, Any]) -> None:
         packer = Packer(engine.module.visual_size)
         tokens = np.array(fault["tokens"])
         packer.add(Sequence(tokens))
-        packer.target("masked_words", slots=np.arange(len(tokens)), labels=tokens)
+        packer.target("masked_words", slots=np.arange(len(tokens)))
         with torch.no_grad():
             found = engine(packer.finish(1)).tasks["masked_words"]
         torch.save(found.float(), fault["file"] + os.environ["RANK"])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.batches import sequences
 from tests.chaos.harness import assert_equal, kill, newest_step, run, start, tensors, wait_for_step
 from tests.launch import metrics
 from tests.test_equality import zero
@@ -22,13 +23,13 @@ STEPS = "run.steps=15"
 
 
 def batches(folder: Path) -> dict[tuple[int, str], dict[str, Any]]:
-    """Return what the ranks together saw, by step and objective: samples, tokens and features in order of the ranks."""
+    """Return what the ranks together saw, by step and objective: samples, words and features, sorted."""
     found: dict[tuple[int, str], dict[str, Any]] = {}
     for path in sorted(folder.glob("batches-*.jsonl")):
         for line in map(json.loads, path.read_text().splitlines()):
-            seen = found.setdefault((line["step"], line["objective"]), {"names": [], "tokens": [], "features": []})
+            seen = found.setdefault((line["step"], line["objective"]), {"names": [], "words": [], "features": []})
             for name in seen:
-                seen[name] += line[name]
+                seen[name] = sorted([*seen[name], *line[name]])
     return found
 
 
@@ -66,11 +67,11 @@ def undisturbed(recipe: Recipe, step: int) -> dict[tuple[int, str], dict[str, li
     for number in range(plan.first_of_step(step - 1), plan.first_of_step(step)):
         place = plan.locate(number)
         batch = objectives[place.turn.objective].batch(place.turn.positions, place.positions)
-        seen = found.setdefault((step, place.turn.objective), {"names": [], "tokens": [], "features": []})
+        seen = found.setdefault((step, place.turn.objective), {"names": [], "words": [], "features": []})
         seen["names"] += batch.names
-        seen["tokens"] += batch.token_ids.tolist()
+        seen["words"] += sequences(batch)
         seen["features"] += batch.visual_features.double().sum(1).tolist()
-    return found
+    return {place: {kind: sorted(all_of) for kind, all_of in seen.items()} for place, seen in found.items()}
 
 
 def test_two_ranks_killed_in_mid_epoch_go_on_as_one_with_the_remaining_samples(tiny: Path, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.batches import sequences
 from tests.launch import ROOT
-from trainer.batch import Batch
 from trainer.data.order import Place, SourceOrder
 from trainer.data.plan import MicroBatchPlan, Plan, Stream
 from trainer.data.shares import Shares
@@ -47,7 +47,7 @@ class Data:
             for number in range(plan.first_of_step(step), plan.first_of_step(step + 1)):
                 part = plan.locate(number)
                 shares, orders = self.mixes[part.turn.objective]
-                sources, indices = shares.locate(np.arange(part.positions.start, part.positions.stop))
+                sources, indices = shares.locate(np.array(part.positions, np.int64))
                 for position, source, index in zip(part.positions, sources.tolist(), indices.tolist(), strict=True):
                     place = orders[source].place(index)
                     found.append((part.turn.number, part.turn.objective, position, source, place))
@@ -90,22 +90,13 @@ def test_every_epoch_visits_every_sample_once_however_often_the_run_stops_and_on
                 assert visited == wanted
 
 
-def sequences(batch: Batch) -> list[list[int]]:
-    """Return the words of every sequence of a batch, as they stand after masking and switching."""
-    found: list[list[int]] = []
-    ends = np.cumsum(batch.lengths.numpy())
-    owner = ends.searchsorted(batch.token_slots.numpy(), "right")
-    for number in range(len(ends)):
-        found.append(batch.token_ids.numpy()[owner == number].tolist())
-    return found
-
-
 def turn_on(ranks: int, recipe: Recipe, objectives: dict[str, Objective], step: int) -> dict[str, Any]:
-    """Return names, words and regions of the turns of a step, in order of positions, as so many ranks see them."""
+    """Return names, words and regions of the turns of a step, sorted, as so many ranks see them."""
     sizes = {name: config.micro_batch for name, config in recipe.active_objectives.items()}
     whole: dict[str, Any] = {name: {"names": [], "words": [], "regions": []} for name in objectives}
     for rank in range(ranks):
-        plan = MicroBatchPlan(recipe.plan(), ranks, rank, sizes)
+        costs = {name: objective.costs for name, objective in objectives.items()}
+        plan = MicroBatchPlan(recipe.plan(), ranks, rank, sizes, costs)
         for number in range(plan.first_of_step(step), plan.first_of_step(step + 1)):
             place = plan.locate(number)
             batch = objectives[place.turn.objective].batch(place.turn.positions, place.positions)
@@ -114,7 +105,7 @@ def turn_on(ranks: int, recipe: Recipe, objectives: dict[str, Objective], step: 
                 mine["names"] += batch.names
                 mine["words"] += sequences(batch)
                 mine["regions"] += batch.visual_features.tolist()
-    return whole
+    return {name: {kind: sorted(found) for kind, found in of_turn.items()} for name, of_turn in whole.items()}
 
 
 @pytest.mark.parametrize("step", [0, 7])

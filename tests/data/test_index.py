@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.data.index import feature_width, index_tar, members, split_name
+from trainer.data.index_file import index_bytes, open_index
 from trainer.data.index_folder import index_folder
 from trainer.data.manifest import Manifest, check_shards
 from trainer.errors import BadSample, UserError
@@ -107,6 +108,20 @@ def test_a_member_twice_is_refused(tmp_path: Path) -> None:
 )
 def test_keys_end_at_the_first_dot_of_the_base_name(name: str, parts: tuple[str, str] | None) -> None:
     assert split_name(name) == parts
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+def test_sizes_are_those_of_texts_and_regions(tmp_path: Path, form: int) -> None:
+    write_tar(tmp_path / "text.tar", [("a.txt", b"x" * 700), ("b.json", b"{}"), ("c.txt", b"y")], form)
+    index_tar(tmp_path / "text.tar", "text")
+    assert open_index(tmp_path / "text.idx").sizes.tolist() == [700, 0, 1]
+    pairs = [*pair("a"), *pair("b", **{"regions.npz": regions(7)}), *pair("c")]
+    write_tar(tmp_path / "pairs.tar", pairs, form)
+    index_tar(tmp_path / "pairs.tar", "captions")
+    index = open_index(tmp_path / "pairs.idx")
+    assert index.sizes.tolist() == [0, len(regions(7)), 0]
+    assert index.offsets.tolist() == np.load(tmp_path / "pairs.idx").tolist()
+    assert (tmp_path / "pairs.idx").stat().st_size == index_bytes(3)
 
 
 def test_counts_captions_and_regions(tmp_path: Path) -> None:

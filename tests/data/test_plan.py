@@ -1,11 +1,14 @@
+from collections.abc import Sequence
 from itertools import chain
 from math import ceil
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from trainer.data.plan import LONGEST_CYCLE, MicroBatchPlan, Plan, Stream, split
+from trainer.data.plan import LONGEST_CYCLE, MicroBatchPlan, Plan, Stream, balance, split
 from trainer.errors import UserError
 
 
@@ -97,3 +100,75 @@ def test_a_round_of_thousands_of_turns_is_refused_unless_a_step_is_shorter() -> 
     with pytest.raises(UserError, match=r"text 0\.3333, captions 0\.6667 make a cycle of 10000 turns"):
         Plan(streams, None)
     assert Plan(streams, LONGEST_CYCLE).turns_per_step == LONGEST_CYCLE
+
+
+@st.composite
+def turns(draw: st.DrawFn) -> tuple[range, NDArray[np.float64], int, int]:
+    size, first = draw(st.integers(1, 200)), draw(st.integers(0, 2**40))
+    costs = np.array(draw(st.lists(st.integers(1, 60), min_size=size, max_size=size)), float)
+    return range(first, first + size), costs, draw(st.integers(1, 20)), draw(st.integers(1, 30))
+
+
+@given(turn=turns())
+@settings(max_examples=200, deadline=None)
+def test_balanced_micro_batches_hold_every_position_once_in_the_sizes_of_the_split(
+    turn: tuple[range, NDArray[np.float64], int, int],
+) -> None:
+    positions, costs, ranks, micro = turn
+    found = balance(positions, costs, ranks, micro)
+    assert sorted(chain.from_iterable(chain.from_iterable(found))) == list(positions)
+    assert all(list(part) == sorted(part) for of_rank in found for part in of_rank)
+    assert [[len(part) for part in of_rank] for of_rank in found] == [
+        [len(part) for part in split(positions, ranks, rank, micro)] for rank in range(ranks)
+    ]
+
+
+@given(turn=turns())
+@settings(max_examples=200, deadline=None)
+def test_equal_costs_leave_neighbours_together(turn: tuple[range, NDArray[np.float64], int, int]) -> None:
+    positions, costs, ranks, micro = turn
+    assert balance(positions, np.full(len(costs), 7.0), ranks, micro) == [
+        split(positions, ranks, rank, micro) for rank in range(ranks)
+    ]
+
+
+@pytest.mark.parametrize(("ranks", "micro"), [(8, 16), (64, 16), (8, 4)])
+def test_ranks_wait_little_for_each_other(ranks: int, micro: int) -> None:
+    rng = np.random.default_rng(0)
+    waits: dict[str, list[float]] = {"split": [], "balance": []}
+    for _ in range(20):
+        costs = np.minimum(rng.lognormal(3, 0.7, ranks * 16), 128)
+        positions = range(len(costs))
+        parts: dict[str, Sequence[Sequence[Sequence[int]]]] = {
+            "split": [split(positions, ranks, rank, micro) for rank in range(ranks)],
+            "balance": balance(positions, costs, ranks, micro),
+        }
+        for name, of_ranks in parts.items():
+            loads = [float(sum(costs[place] for part in of_rank for place in part)) for of_rank in of_ranks]
+            waits[name].append(max(loads) / (sum(loads) / ranks) - 1)
+    assert sum(waits["split"]) / 20 > 0.15
+    assert sum(waits["balance"]) / 20 < 0.02
+
+
+def test_one_rank_takes_all_of_a_turn_without_asking_for_costs() -> None:
+    plan = Plan([Stream("text", 1, 6)], None)
+
+    def costs(positions: range) -> NDArray[np.float64]:
+        raise AssertionError("index files are opened for nothing")
+
+    assert MicroBatchPlan(plan, 1, 0, {"text": 6}, {"text": costs}).locate(1).positions == range(6, 12)
+
+
+def test_every_rank_takes_its_part_of_the_balanced_turn() -> None:
+    plan = Plan([Stream("text", 1, 6)], None)
+
+    def costs(positions: range) -> NDArray[np.float64]:
+        return np.array(positions, np.float64)
+
+    ranks = [MicroBatchPlan(plan, 3, rank, {"text": 1}, {"text": costs}) for rank in range(3)]
+    wanted = balance(range(6, 12), costs(range(6, 12)), 3, 1)
+    assert wanted == [[(11,), (6,)], [(10,), (7,)], [(9,), (8,)]]
+    for number in (3, 0, 2):  # in any order
+        found = [micro_batches.locate(number).positions for micro_batches in ranks]
+        if number >= 2:
+            assert found == [of_rank[number - 2] for of_rank in wanted]

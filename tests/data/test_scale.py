@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.launch import ROOT
+from trainer.data.index_file import index_bytes
 from trainer.data.index_folder import PROGRESS, index_folder
-from trainer.data.manifest import INDEX_HEADER, Manifest
+from trainer.data.manifest import Manifest
 from trainer.prepare.shards import ShardWriter
 
 SHARDS, SAMPLES = 100_000, 10_000
@@ -41,7 +42,7 @@ def large(tmp_path: Path) -> Path:
     shards = []
     for number in range(SHARDS):
         name = f"shard-{number:06d}"
-        for suffix, size in ((".tar", 512 * SAMPLES), (".idx", INDEX_HEADER + 8 * (SAMPLES + 1))):
+        for suffix, size in ((".tar", 512 * SAMPLES), (".idx", index_bytes(SAMPLES))):
             descriptor = os.open(tmp_path / f"{name}{suffix}", os.O_CREAT | os.O_WRONLY)
             os.ftruncate(descriptor, size)
             os.close(descriptor)

@@ -1,4 +1,5 @@
-import re
+import sys
+import types
 
 import pytest
 import torch
@@ -6,13 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainer.model.attention import Layout, attend, backend
+from trainer.model.attention import Layout, attend
 
 HEADS, SIZE = 2, 4
 
 
 def layout_of(lengths: list[int]) -> Layout:
     return Layout(torch.tensor(lengths), max(lengths))
+
+
+def attend_packed(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
+    """`attend` on the packed order: qkv [T, 3, heads, size] -> [T, heads, size]."""
+    arranged = layout.arrange(qkv.flatten(1), dropout).view(qkv.shape)
+    return layout.restore(attend(arranged, layout, dropout).flatten(1)).view(-1, *qkv.shape[2:])
 
 
 def reference(qkv: Tensor, lengths: list[int]) -> Tensor:
@@ -31,18 +38,20 @@ def test_grouped_attention_is_attention_inside_each_sequence(lengths: list[int],
     shape = (sum(lengths), 3, HEADS, SIZE)
     qkv = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
     weight = torch.randn(shape[0], HEADS, SIZE, generator=generator, dtype=torch.float64)
-    found, wanted = attend(qkv, layout_of(lengths), 0.0), reference(qkv, lengths)
+    found, wanted = attend_packed(qkv, layout_of(lengths), 0.0), reference(qkv, lengths)
     torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)
     (mine,) = torch.autograd.grad((found * weight).sum(), qkv)
     (theirs,) = torch.autograd.grad((wanted * weight).sum(), qkv)
     torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
 
 
-def test_sequences_of_one_length_need_no_mask_and_no_padding() -> None:
+def test_sequences_of_one_length_lie_together_without_mask_and_padding() -> None:
     layout = layout_of([5, 5, 20, 5])
-    layout.group()
-    assert [group.valid for group in layout.groups] == [None, None]
-    assert sum(group.slots.numel() for group in layout.groups) == 35
+    x = torch.arange(35.0)[:, None]
+    arranged = layout.arrange(x, 0.0)
+    assert layout.groups == [(3, 5), (1, 20)]
+    assert arranged[:, 0].tolist() == [*range(10), *range(30, 35), *range(10, 30)]
+    assert torch.equal(layout.restore(arranged), x)
 
 
 def test_a_layout_knows_where_sequences_begin() -> None:
@@ -56,22 +65,28 @@ def test_dropout_of_weights_changes_the_outcome_and_repeats_with_the_seed() -> N
     outcomes = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        outcomes.append(attend(qkv, layout_of([2, 4]), 0.5))
+        outcomes.append(attend_packed(qkv, layout_of([2, 4]), 0.5))
     assert torch.equal(outcomes[0], outcomes[1])
     assert not torch.equal(outcomes[0], outcomes[2])
 
 
-@pytest.mark.parametrize(
-    ("device", "precision", "dropout", "name"),
-    [
-        ("cpu", torch.float32, 0.0, r"grouped: .*\(no GPU\)"),
-        ("cuda", torch.float32, 0.0, r"grouped: .*\(32-bit precision\)"),
-        ("cuda", torch.bfloat16, 0.1, r"grouped: .*\(attention dropout\)"),
-        ("cuda", torch.bfloat16, 0.0, r"varlen: "),
-    ],
-)
-def test_the_backend_is_named_with_its_reason(device: str, precision: torch.dtype, dropout: float, name: str) -> None:
-    assert re.match(name, backend(torch.device(device), precision, dropout))
+def test_the_package_flash_attn_is_called_with_the_packed_tensor_and_its_bounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[object] = []
+
+    def packed(qkv: Tensor, cumulative: Tensor, longest: int, dropout_p: float) -> Tensor:
+        seen.extend([cumulative.tolist(), longest, dropout_p])
+        return reference(qkv, cumulative.diff().tolist())
+
+    fake = types.ModuleType("flash_attn")
+    monkeypatch.setattr(fake, "flash_attn_varlen_qkvpacked_func", packed, raising=False)
+    monkeypatch.setitem(sys.modules, "flash_attn", fake)
+    qkv = torch.randn(9, 3, HEADS, SIZE)
+    layout = Layout(torch.tensor([5, 4]), 5, "flash_attn")
+    assert layout.arrange(qkv.flatten(1), 0.0).data_ptr() == qkv.data_ptr()
+    torch.testing.assert_close(attend(qkv, layout, 0.1), reference(qkv, [5, 4]))
+    assert seen == [[0, 5, 9], 5, 0.1]
 
 
 @pytest.mark.gpu
@@ -80,5 +95,22 @@ def test_the_variable_length_kernel_agrees_with_the_grouped_one() -> None:
     lengths = [1, 7, 64, 130]
     qkv = torch.randn(sum(lengths), 3, 4, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     device = torch.device("cuda")
-    fast = attend(qkv.to(device), Layout(torch.tensor(lengths, device=device), max(lengths)), 0.0)
-    torch.testing.assert_close(fast.cpu(), attend(qkv, layout_of(lengths), 0.0), atol=2e-2, rtol=2e-2)
+    fast = attend_packed(qkv.to(device), Layout(torch.tensor(lengths, device=device), max(lengths)), 0.0)
+    torch.testing.assert_close(fast.cpu(), attend_packed(qkv, layout_of(lengths), 0.0), atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("backend", ["varlen", "flash_attn"])
+def test_gradients_of_the_variable_length_kernels_agree_with_the_grouped_ones(backend: str) -> None:
+    if backend == "flash_attn":
+        pytest.importorskip("flash_attn")
+    lengths = [1, 7, 64, 130]
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(sum(lengths), 3, 4, 64, generator=generator).bfloat16().requires_grad_()
+    weight = torch.randn(sum(lengths), 4, 64, generator=generator).bfloat16()
+    (wanted,) = torch.autograd.grad((attend_packed(qkv, layout_of(lengths), 0.0) * weight).sum(), qkv)
+    there = qkv.detach().cuda().requires_grad_()
+    layout = Layout(torch.tensor(lengths, device="cuda"), max(lengths), backend)
+    (found,) = torch.autograd.grad((attend_packed(there, layout, 0.0) * weight.cuda()).sum(), there)
+    torch.testing.assert_close(found.cpu(), wanted, atol=3e-2, rtol=3e-2)

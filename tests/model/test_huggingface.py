@@ -69,7 +69,7 @@ def forward_ours(model: M3P, texts: list[Tensor]) -> tuple[Tensor, Tensor]:
     for text in texts:
         packer.add(Sequence(text.numpy()))
     slots = torch.arange(sum(map(len, texts)))
-    packer.target("masked_words", slots=slots.numpy(), labels=slots.numpy())
+    packer.target("masked_words", slots=slots.numpy())  # without labels the head gives logits
     batch = packer.finish(len(texts))
     with torch.inference_mode():
         hidden, _, _ = model.encode(batch)

@@ -119,7 +119,7 @@ def test_outputs_exist_for_what_is_asked_and_nothing_else() -> None:
     visual = SOURCES["regions"]
     model = build(visual)
     assert {name: tuple(o.shape) for name, o in model(everything(visual)).tasks.items()} == {
-        "masked_words": (2, 30),
+        "masked_words": (),  # a summed loss
         "masked_regions": (2, 5 + 3),
         "matching": (2,),
         "contrastive": (4, 8),
@@ -160,3 +160,37 @@ def test_the_order_of_picture_tokens_does_not_matter_and_that_of_words_does() ->
         other_text, _, _ = model.encode(pack(visual, Sequence(tokens[[0, 2, 1, 3, 4]], seen)))
     torch.testing.assert_close(plain[0], other_picture[0], atol=1e-6, rtol=0)
     assert (plain[0] - other_text[0]).abs().max() > 1e-4
+
+
+def test_recomputing_layers_changes_no_gradient() -> None:
+    visual = SOURCES["regions"]
+    gradients = []
+    for recompute in (False, True):
+        model = build(visual, dropout=0.3, recompute=recompute)
+        torch.manual_seed(5)
+        backward(model(everything(visual)))
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    plain, again = gradients
+    for name, gradient in plain.items():
+        torch.testing.assert_close(again[name], gradient, atol=0, rtol=0)
+
+
+def test_a_recomputed_layer_keeps_its_input_alone() -> None:
+    visual = SOURCES["regions"]
+    kept = []
+    for recompute in (False, True):
+        model = build(visual, recompute=recompute)
+        kept.append(numbers_kept(model, everything(visual)))
+    assert kept[1] < kept[0] / 2
+
+
+def numbers_kept(model: M3P, batch: Batch) -> int:
+    sizes: list[int] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.encode(batch)
+    return sum(sizes)

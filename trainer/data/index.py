@@ -1,9 +1,4 @@
-"""Where each sample lies inside its tar, so that any sample is one seek and one read.
-
-The index of shard-000000.tar is shard-000000.idx: a numpy .npy-format file of uint64 [samples + 1]; sample i is the
-bytes offsets[i]..offsets[i + 1] of the tar, headers included. `np.load(path, mmap_mode="r", allow_pickle=False)` reads
-it without a copy. The idea is webdataset's wids and NVIDIA DALI's wds2idx, which store one text line a member instead.
-"""
+"""One walk over a tar finds where each sample lies inside it, so that any sample is one seek and one read."""
 
 import hashlib
 import io
@@ -19,12 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.data.index_file import write_index
 from trainer.data.manifest import Kind
 from trainer.data.shard_table import index_name
 from trainer.data.tar import TarError, plain_files, walk
 from trainer.errors import BadSample, UserError
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
+LARGEST_SIZE = 2**32 - 1
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -90,16 +87,13 @@ def members(span: bytes) -> dict[str, bytes]:
 
 def index_tar(path: Path, kind: Kind, language: str = "en") -> TarIndex:
     """Walk the tar at `path` as `scan_tar` does, write its index beside it, and return what is in it."""
-    index, offsets = scan_tar(path, kind, language)
-    partial = path.with_name(f".{path.name}.idx.partial")
-    with partial.open("wb") as file:
-        np.save(file, offsets, allow_pickle=False)
-    os.replace(partial, path.with_name(index_name(path.name)))
+    index, offsets, sizes = scan_tar(path, kind, language)
+    write_index(path.with_name(index_name(path.name)), offsets, sizes)
     return index
 
 
-def scan_tar(path: Path, kind: Kind, language: str = "en") -> tuple[TarIndex, NDArray[np.uint64]]:
-    """Walk the tar at `path`; return what is in it, and the offsets [samples + 1] of its samples.
+def scan_tar(path: Path, kind: Kind, language: str = "en") -> tuple[TarIndex, NDArray[np.uint64], NDArray[np.uint32]]:
+    """Walk the tar at `path`; return what is in it, and offsets [samples + 1] and sizes [samples] for its index file.
 
     `language` is the language of captions that come as KEY.txt (img2dataset's layout). Raises UserError for a
     compressed, truncated or broken tar, for a sample whose members are apart, and for region features of two widths.
@@ -118,7 +112,7 @@ def scan_tar(path: Path, kind: Kind, language: str = "en") -> tuple[TarIndex, ND
                 index = scan.run(size)
             except TarError as error:
                 raise UserError(f"{path} is no whole tar: {error}. Copy it or make it again.") from None
-    return index, scan.offsets
+    return index, scan.offsets, np.array(scan.sizes, np.uint32)
 
 
 class _Scan:
@@ -128,6 +122,8 @@ class _Scan:
         self.path, self.kind, self.language, self.content = path, kind, language, content
         self.offsets = np.zeros(0, np.uint64)
         """[samples + 1] byte offsets, once `run` is through."""
+        self.sizes: list[int] = []
+        """Bytes of each sample's text or region features."""
         self.captions: Counter[str] = Counter()
         self.width: int | None = None
         self.plain = self.unusable = 0
@@ -171,6 +167,8 @@ class _Scan:
         """Count what the sample `key` offers."""
         if not extents:
             return
+        _, size = extents.get("txt" if self.kind == "text" else "regions.npz", (0, 0))
+        self.sizes.append(min(size, LARGEST_SIZE))
         if self.kind == "text":
             self.unusable += "txt" not in extents
             return

@@ -3,7 +3,8 @@
 It has no state: worker count and prefetching are a matter of speed, and resuming is starting at another number.
 """
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+import gc
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -42,7 +43,7 @@ class DataConfig(BaseModel):
 class MakesBatches(Protocol):
     """An objective, as far as the loader cares."""
 
-    def batch(self, turn: range, positions: range) -> Batch:
+    def batch(self, turn: range, positions: Sequence[int]) -> Batch:
         """Pack the samples at `positions` of `turn`."""
 
 
@@ -109,6 +110,7 @@ class _Mine:
     def start(self, worker: int) -> None:
         """torch without threads (workers are the parallelism), those that decode, and a place to pack at."""
         torch.set_num_threads(1)
+        gc.enable()  # the training process, of which this is a copy, collects at fixed steps alone
         set_threads(self._threads)
         self._desk = self._desks[worker]
         set_room(self._desk.room)

@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_serializer, model_validator
 
+from trainer.data.index_file import index_bytes, index_faults
 from trainer.data.shard_table import Shard, ShardTable, read_json
 from trainer.errors import UserError
 
 FORMAT_VERSION: Literal[1] = 1
 FILE_NAME = "manifest.json"
-INDEX_HEADER = 128
-"""Bytes that numpy writes before the offsets of an index."""
 Kind = Literal["captions", "text"]
 
 LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
@@ -110,7 +109,7 @@ def check_shards(folder: Path, manifest: Manifest) -> None:
     Names up to five bad shards, so that a half-copied source is seen as one, before a run has spent an hour on it.
     """
     sizes = _sizes(folder, manifest)
-    indexes = INDEX_HEADER + 8 * (np.array([shard.samples for shard in manifest.shards]) + 1)
+    indexes = index_bytes(np.array([shard.samples for shard in manifest.shards]))
     suspects = (
         (sizes != np.stack([[shard.bytes for shard in manifest.shards], indexes], 1)).any(1).nonzero()[0].tolist()
     )
@@ -150,16 +149,5 @@ def _faults(folder: Path, shard: Shard, size: int, index_size: int) -> Iterator[
         yield f"has {size:,} bytes but was indexed with {shard.bytes:,} (truncated, or changed since)"
     elif index_size < 0:
         yield f"has no index ({shard.index_name})"
-    elif index_size != INDEX_HEADER + 8 * (shard.samples + 1):
+    elif index_size != index_bytes(shard.samples):
         yield from index_faults(folder / shard.index_name, shard.samples)
-
-
-def index_faults(path: Path, samples: int) -> Iterator[str]:
-    """Yield what is wrong with the index at `path` of a shard of so many samples."""
-    try:
-        offsets = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        yield f"has an index that cannot be read ({path.name})"
-        return
-    if offsets.dtype != np.uint64 or offsets.shape != (samples + 1,):
-        yield f"has an index of another tar ({path.name})"

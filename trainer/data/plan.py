@@ -1,19 +1,24 @@
 """The plan of turns: which objective a turn serves and which positions it takes, from the turn's number alone.
 
 No rank, worker, clock or history enters, so all ranks agree without a word between them and resuming needs one
-integer. Ranks enter only in `split`, which says who of them forwards which part of a turn.
+integer. Ranks enter only in `split` and `balance`, which say who of them forwards which part of a turn.
 """
 
-from collections.abc import Mapping, Sequence
+import heapq
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainer.data.shares import Shares
 from trainer.errors import UserError
 
 LONGEST_CYCLE = 256
 """Turns. A longer round is a slip (weights such as 0.333), not a wish for steps of thousands of batches."""
+
+
+Costs = Callable[[range], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,8 @@ class MicroBatch:
     turn: Turn
     part: int
     """Number of this micro-batch among those of the turn on this rank."""
-    positions: range
-    """Empty when this rank has nothing left of the turn; it still takes part in the pass."""
+    positions: Sequence[int]
+    """Rising. Empty when this rank has nothing left of the turn; it still takes part in the pass."""
 
 
 class Plan:
@@ -102,6 +107,37 @@ def split(positions: range, ranks: int, rank: int, micro_batch: int) -> list[ran
     return [_part(mine, count, number) for number in range(count)]
 
 
+def balance(positions: range, costs: NDArray[np.float64], ranks: int, micro_batch: int) -> list[list[Sequence[int]]]:
+    """Return every rank's micro-batches of a turn, of the sizes that `split` gives, with sums of `costs` [N] nearly alike.
+
+    The dearest sample goes first, each to the rank that has the least so far (Graham's LPT rule, 1969); then so in a rank.
+    Where all cost the same, positions stay side by side: a pair's mismatched partner is its neighbour, read once then.
+    """
+    if len(costs) < 2 or costs.min() == costs.max():
+        return [list(split(positions, ranks, rank, micro_batch)) for rank in range(ranks)]
+    found: list[list[Sequence[int]]] = []
+    shapes = [[len(part) for part in split(positions, ranks, rank, micro_batch)] for rank in range(ranks)]
+    of_ranks = _deal(range(len(costs)), costs, [sum(shape) for shape in shapes])
+    for mine, shape in zip(of_ranks, shapes, strict=True):
+        parts = _deal(mine, costs, shape)
+        found.append([tuple(positions[index] for index in sorted(part)) for part in parts])
+    return found
+
+
+def _deal(indices: Sequence[int], costs: NDArray[np.float64], rooms: list[int]) -> list[list[int]]:
+    """Share `indices` out to as many hands as `rooms`, each taking so many, with sums of `costs` nearly alike."""
+    hands: list[list[int]] = [[] for _ in rooms]
+    heap = [(0.0, hand) for hand, room in enumerate(rooms) if room]
+    for index in sorted(indices, key=lambda index: (-costs[index], index)):
+        so_far, hand = heap[0]
+        hands[hand].append(index)
+        if len(hands[hand]) < rooms[hand]:
+            heapq.heapreplace(heap, (so_far + float(costs[index]), hand))
+        else:
+            heapq.heappop(heap)
+    return hands
+
+
 def micro_batches(batch_size: int, ranks: int, micro_batch: int) -> int:
     """Return how many micro-batches every rank runs for a turn of `batch_size`."""
     assert ranks >= 1, ranks
@@ -124,11 +160,23 @@ class MicroBatchPlan:
         plan: the turns.
         ranks, rank: how many there are, and which one this is.
         micro_batch: most samples of a micro-batch, for each objective.
+        costs: gives, for each objective, the costs [N] of the samples at a turn's positions [N], the same on every rank;
+            without it all cost the same.
     """
 
-    def __init__(self, plan: Plan, ranks: int, rank: int, micro_batch: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        ranks: int,
+        rank: int,
+        micro_batch: Mapping[str, int],
+        costs: Mapping[str, Costs] | None = None,
+    ) -> None:
         assert 0 <= rank < ranks, (rank, ranks)
         self._plan, self._ranks, self._rank = plan, ranks, rank
+        self._micro_batch, self._costs = micro_batch, costs or {}
+        self._balanced: tuple[int, list[Sequence[int]]] = (-1, [])
+        """Number and micro-batches of the turn that was balanced last."""
         self.parts = {s.name: micro_batches(s.batch_size, ranks, micro_batch[s.name]) for s in plan.streams}
         """Micro-batches of one turn of each objective, the same on every rank."""
         counts = [self.parts[plan.turn(number).objective] for number in range(plan.cycle)]
@@ -142,8 +190,16 @@ class MicroBatchPlan:
         place = int(self._firsts.searchsorted(offset, "right")) - 1
         turn = self._plan.turn(cycle * self._plan.cycle + place)
         part = offset - int(self._firsts[place])
-        mine = _part(turn.positions, self._ranks, self._rank)
-        return MicroBatch(turn, part, _part(mine, self.parts[turn.objective], part))
+        return MicroBatch(turn, part, self._of_turn(turn)[part])
+
+    def _of_turn(self, turn: Turn) -> Sequence[Sequence[int]]:
+        most = self._micro_batch[turn.objective]
+        if turn.objective not in self._costs or self._ranks * self.parts[turn.objective] == 1:
+            return split(turn.positions, self._ranks, self._rank, most)
+        if self._balanced[0] != turn.number:
+            costs = self._costs[turn.objective](turn.positions)
+            self._balanced = (turn.number, balance(turn.positions, costs, self._ranks, most)[self._rank])
+        return self._balanced[1]
 
     def first_of_step(self, step: int) -> int:
         """Return the number of the first micro-batch of optimizer step `step`, 0 or more."""

@@ -9,6 +9,7 @@ import numpy as np
 from trainer.data.cache import Cache
 from trainer.data.folders import LocalFolder, open_folder
 from trainer.data.index import scan_tar
+from trainer.data.index_file import open_index
 from trainer.data.source import Source, find_folders
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import BadSample, UserError
@@ -127,12 +128,12 @@ def _changed(source: Source, number: int) -> str | None:
     path = folder.path / shard.name
     again = f"run `m3p index {folder} --kind {manifest.kind}` again if that was meant"
     try:
-        found, offsets = scan_tar(path, manifest.kind, manifest.language or "en")
+        found, offsets, sizes = scan_tar(path, manifest.kind, manifest.language or "en")
     except UserError as error:
         return _line(error)
     if found.fingerprint != shard.fingerprint:
         return f"{path}: its members are not those that were indexed (changed since); {again}"
-    stored = np.load(folder.path / shard.index_name, mmap_mode="r", allow_pickle=False)
-    if not np.array_equal(offsets, stored):
+    stored = open_index(folder.path / shard.index_name)
+    if not (np.array_equal(offsets, np.asarray(stored.offsets)) and np.array_equal(sizes, stored.sizes)):
         return f"{folder.path / shard.index_name}: is not the index of this tar; {again}"
     return None

@@ -4,11 +4,12 @@ import html
 from collections.abc import Sequence
 
 from trainer.inspect.peek import Line, Shown, ShownTurn, Word
+from trainer.page import document
 
 _STYLE = """
 :root { color-scheme: light dark; --masked: #d9822b; --switched: #2f7ed8; }
 body { font: 1rem/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-article { display: grid; grid-template-columns: 12rem 1fr; gap: 1rem; border-top: 1px solid #8886; padding: 1rem 0; }
+article { display: grid; grid-template-columns: 12rem minmax(0, 1fr); gap: 1rem; border-top: 1px solid #8886; padding: 1rem 0; }
 h2 { font-size: 1.15rem; } h3 { font: .8rem ui-monospace, monospace; margin: 0 0 .5rem; overflow-wrap: anywhere; }
 img { max-width: 12rem; max-height: 12rem; border-radius: .3rem; }
 .line img { max-width: 6rem; max-height: 6rem; }
@@ -17,31 +18,16 @@ dl { margin: 0; } dt { float: left; font: .75rem/1.9 ui-monospace, monospace; mi
 mark { background: none; color: inherit; border-bottom: 2px solid var(--masked); }
 .switched mark { border-color: var(--switched); }
 ruby rt { font-size: .7rem; color: var(--masked); } .switched ruby rt { color: var(--switched); }
-.piece { white-space: pre; margin-right: .15rem; }
+.piece { display: inline-block; white-space: pre; margin-right: .15rem; }
 """
+_EXPLANATION = """<p>The samples as the network gets them. Under each sample: what is stored, then every sequence that it is
+forwarded in. A masked piece is underlined, with the true one above it; a switched word too, with the word it stands for.</p>"""
 
 
 def page(turns: Sequence[ShownTurn], title: str) -> str:
     """Return one self-contained HTML page."""
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     body = "\n".join(_turn(turn) for turn in turns)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{html.escape(title)}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<h1>{html.escape(title)}</h1>
-<p>The samples as the network gets them. Under each sample: what is stored, then every sequence that it is forwarded in.
-A masked piece is underlined, with the true one above it; a switched word too, with the word it stands for.</p>
-{body}
-</body>
-</html>
-"""
+    return document(title, _STYLE, f"{_EXPLANATION}\n{body}")
 
 
 def _turn(turn: ShownTurn) -> str:

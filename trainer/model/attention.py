@@ -1,8 +1,8 @@
 """Self-attention over packed sequences: every slot attends to the slots of its own sequence alone.
 
-Two backends of equal maths. `varlen` (CUDA, 16-bit) is torch's variable-length flash attention and touches no padding.
-`grouped` (everywhere) sorts the sequences into groups of like length and pads only inside a group and only for the
-attention itself; sequences of one length need no mask at all.
+Backends of equal maths. `varlen` (CUDA, 16-bit) is torch's variable-length flash attention, `flash_attn` that of the
+package of this name (arXiv 2307.08691). `grouped` (everywhere) has the sequences lie in the order of their lengths, so
+that those of one length are one dense tensor, without a copy. None pads or masks. `kernels/choice.py` chooses.
 """
 
 from dataclasses import dataclass, field
@@ -11,18 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GROUP_STEP = 16
-"""Sequences whose lengths round up to the same multiple of this share a group (slots)."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Sequences of like length: n sequences, padded to L slots."""
-
-    slots: Tensor
-    """[n, L] int64: slots on the packed axis; padding repeats slot 0."""
-    valid: Tensor | None
-    """[n, L] bool: which are real; None where all are."""
+from trainer.kernels.choice import automatic_attention
 
 
 @dataclass
@@ -32,55 +21,51 @@ class Layout:
     lengths: Tensor
     """[S] int64."""
     longest: int
+    backend: str | None = None
+    """Of attention; where None, `arrange` takes what `auto` would."""
     starts: Tensor = field(init=False)
     """[S] int64: first slot of each sequence."""
-    groups: list[Group] = field(init=False)
-    back: Tensor = field(init=False)
-    """[T] int64: undoes the grouping."""
     cumulative: Tensor = field(init=False)
     """[S + 1] int32: the bounds that flash attention takes."""
+    groups: list[tuple[int, int]] = field(init=False)
+    """Once arranged: (number of sequences, their length) for each length that occurs, in rising order."""
+    order: Tensor | None = field(init=False)
+    """Once arranged: [T] int64, the slots in the order of their sequences' lengths."""
 
     def __post_init__(self) -> None:
         ends = torch.cumsum(self.lengths, 0)
         self.starts = ends - self.lengths
         self.cumulative = F.pad(ends, (1, 0)).to(torch.int32)
-        self.groups, self.back = [], self.starts
+        self.groups, self.order = [], None
 
-    def group(self) -> None:
-        """Sort the sequences into groups, once; on a GPU this waits for the lengths."""
-        if self.groups:
-            return
-        classes = (self.lengths + GROUP_STEP - 1) // GROUP_STEP
-        taken = []
-        for members in (torch.nonzero(classes == c).flatten() for c in torch.unique(classes).tolist()):
-            lengths = self.lengths[members]
-            longest = int(lengths.max())
-            place = torch.arange(longest, device=lengths.device)
-            valid = place < lengths[:, None]
-            slots = torch.where(valid, self.starts[members, None] + place, 0)
-            whole = bool(valid.all())
-            self.groups.append(Group(slots, None if whole else valid))
-            taken.append(slots.flatten() if whole else slots[valid])
-        order = torch.cat(taken)
-        self.back = torch.empty_like(order)
-        self.back[order] = torch.arange(len(order), device=order.device)
+    def arrange(self, x: Tensor, dropout: float) -> Tensor:
+        """Put `x` [T, width] into the order that `attend` wants of these sequences; on a GPU `grouped` waits for the lengths."""
+        self.backend = self.backend or automatic_attention(x.device, x.dtype, dropout)
+        if self.backend != "grouped":
+            return x
+        if self.order is None:
+            lengths, sequences = torch.sort(self.lengths, stable=True)
+            firsts = self.starts[sequences] - torch.cumsum(lengths, 0) + lengths
+            owner = torch.repeat_interleave(torch.arange(len(lengths), device=x.device), lengths, output_size=len(x))
+            self.order = torch.arange(len(x), device=x.device) + firsts[owner]
+            found, counts = torch.unique_consecutive(lengths, return_counts=True)
+            self.groups = list(zip(counts.tolist(), found.tolist(), strict=True))
+        return x.index_select(0, self.order)
+
+    def restore(self, x: Tensor) -> Tensor:
+        """Undo `arrange`."""
+        if self.order is None:
+            return x
+        back = torch.empty_like(self.order)
+        back[self.order] = torch.arange(len(back), device=back.device)
+        return x.index_select(0, back)
 
 
 def attend(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
-    """Attend within each sequence. `qkv` [T, 3, heads, size] -> [T, heads, size]; `dropout` is of the weights."""
-    if qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0:
+    """Attend within each sequence. `qkv` [T, 3, heads, size], arranged -> [T, heads, size]; `dropout` is of the weights."""
+    if layout.backend == "varlen":
         return _varlen(qkv, layout)
-    return _grouped(qkv, layout, dropout)
-
-
-def backend(device: torch.device, precision: torch.dtype, dropout: float) -> str:
-    """Name the backend that `attend` takes, and why; for the table printed at start."""
-    if device.type == "cuda" and precision in (torch.bfloat16, torch.float16) and dropout == 0.0:
-        return "varlen: torch's variable-length flash attention (CUDA, 16-bit, no attention dropout)"
-    why = (
-        "no GPU" if device.type != "cuda" else "32-bit precision" if precision == torch.float32 else "attention dropout"
-    )
-    return f"grouped: torch's scaled-dot-product attention over groups of like length ({why})"
+    return _flash_attn(qkv, layout, dropout) if layout.backend == "flash_attn" else _grouped(qkv, layout, dropout)
 
 
 def _varlen(qkv: Tensor, layout: Layout) -> Tensor:
@@ -93,12 +78,22 @@ def _varlen(qkv: Tensor, layout: Layout) -> Tensor:
     return out
 
 
+def _flash_attn(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
+    from flash_attn import flash_attn_varlen_qkvpacked_func
+
+    out = flash_attn_varlen_qkvpacked_func(qkv, layout.cumulative, layout.longest, dropout_p=dropout)
+    assert isinstance(out, Tensor)
+    return out
+
+
 def _grouped(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
-    layout.group()
     parts = []
-    for group in layout.groups:
-        q, k, v = qkv[group.slots].permute(2, 0, 3, 1, 4)  # each [n, heads, L, size]
-        mask = None if group.valid is None else group.valid[:, None, None, :]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).transpose(1, 2)
-        parts.append(out.flatten(0, 1) if group.valid is None else out[group.valid])
-    return torch.cat(parts)[layout.back]
+    # `split` and not slices: the gradient of a slice is as large as what it is cut from.
+    sizes = [number * length for number, length in layout.groups]
+    for part, (number, length) in zip(torch.split(qkv, sizes), layout.groups, strict=True):
+        q, k, v = part.view(number, length, *part.shape[1:]).permute(
+            2, 0, 3, 1, 4
+        )  # each [number, heads, length, size]
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        parts.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(parts)

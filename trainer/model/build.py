@@ -7,6 +7,7 @@ import torch
 from trainer.errors import UserError
 from trainer.model.config import ModelConfig
 from trainer.model.encoder import EncoderShape
+from trainer.model.flops import NetworkSizes
 from trainer.model.huggingface import read_shape, read_weights
 from trainer.model.m3p import M3P
 from trainer.visual import VisualConfig
@@ -34,6 +35,19 @@ def build_model(
         assert all(name.startswith("heads.") for name in unexpected), unexpected
     _freeze(model, config)
     return model
+
+
+def network_sizes(config: ModelConfig, vocabulary: int, visual: VisualConfig | None) -> NetworkSizes:
+    """Return the sizes that work and memory follow from. Raises UserError as `build_model`."""
+    shape = read_encoder_shape(config, vocabulary)
+    return NetworkSizes(
+        shape,
+        vocabulary,
+        feature_size=visual.feature_size if visual else 0,
+        box_size=5 if visual and visual.kind == "regions" else 0,
+        classes=visual.classes if visual else 0,
+        projection=config.projection or shape.width,
+    )
 
 
 def read_encoder_shape(config: ModelConfig, vocabulary: int) -> EncoderShape:

@@ -29,6 +29,11 @@ class ModelConfig(BaseModel):
     attention_dropout: float = Field(
         0.0, ge=0, lt=1, description="Dropout of attention weights; above 0 it rules the variable-length kernel out."
     )
+    recompute: bool = Field(
+        False,
+        description="Keep only the input of each layer and compute the rest again in the backward: less memory, about a "
+        "third more work (arXiv 1604.06174).",
+    )
     pooling: Literal["first", "mean"] = Field(
         "first", description="Contrastive pooling: `<s>`, or the mean of the slots."
     )

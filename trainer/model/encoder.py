@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from trainer.kernels.residual_norm import residual_norm
 from trainer.model.attention import Layout, attend
 
 PAD = 1
@@ -52,6 +54,19 @@ class TextEmbedder(nn.Module):
         return F.dropout(self.norm(x), self.dropout, self.training)
 
 
+class ResidualNorm(nn.LayerNorm):
+    """Layer norm of a slot and of what a part of the layer adds to it, with dropout. A module, so that ZeRO-3 gathers it."""
+
+    def __init__(self, width: int, eps: float, dropout: float) -> None:
+        super().__init__(width, eps=eps)
+        self.dropout, self.kernel = dropout, "torch"
+
+    def forward(self, x: Tensor, added: Tensor) -> Tensor:  # type: ignore[override]
+        """[T, width] twice -> [T, width]."""
+        dropout = self.dropout if self.training else 0.0
+        return residual_norm(x, added, self.weight, self.bias, self.eps, dropout, self.kernel)
+
+
 class Layer(nn.Module):
     """Attention and feed-forward, each followed by residual and layer norm: [T, width] -> [T, width]."""
 
@@ -60,30 +75,34 @@ class Layer(nn.Module):
         self.heads = shape.heads
         self.qkv = nn.Linear(shape.width, 3 * shape.width)
         self.out = nn.Linear(shape.width, shape.width)
-        self.attention_norm = nn.LayerNorm(shape.width, eps=shape.layer_norm_eps)
+        self.attention_norm = ResidualNorm(shape.width, shape.layer_norm_eps, dropout)
         self.up = nn.Linear(shape.width, shape.feed_forward)
         self.down = nn.Linear(shape.feed_forward, shape.width)
-        self.feed_forward_norm = nn.LayerNorm(shape.width, eps=shape.layer_norm_eps)
-        self.dropout = dropout
+        self.feed_forward_norm = ResidualNorm(shape.width, shape.layer_norm_eps, dropout)
         self.attention_dropout = attention_dropout
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """`layout` says which slots are one sequence."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
         attended = attend(qkv, layout, self.attention_dropout if self.training else 0.0).flatten(1)
-        x = self.attention_norm(x + F.dropout(self.out(attended), self.dropout, self.training))
-        return self.feed_forward_norm(x + F.dropout(self.down(F.gelu(self.up(x))), self.dropout, self.training))
+        x = self.attention_norm(x, self.out(attended))
+        normed: Tensor = self.feed_forward_norm(x, self.down(F.gelu(self.up(x))))
+        return normed
 
 
 class Encoder(nn.Module):
     """A stack of layers over packed sequences."""
 
-    def __init__(self, shape: EncoderShape, dropout: float, attention_dropout: float) -> None:
+    def __init__(self, shape: EncoderShape, dropout: float, attention_dropout: float, recompute: bool) -> None:
         super().__init__()
+        self.recompute = recompute
+        self.attention_dropout = attention_dropout
         self.layers = nn.ModuleList(Layer(shape, dropout, attention_dropout) for _ in range(shape.layers))
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """[T, width] -> [T, width]."""
+        recompute = self.recompute and torch.is_grad_enabled()
+        x = layout.arrange(x, self.attention_dropout if self.training else 0.0)
         for layer in self.layers:
-            x = layer(x, layout)
-        return x
+            x = checkpoint(layer, x, layout, use_reentrant=False) if recompute else layer(x, layout)
+        return layout.restore(x)

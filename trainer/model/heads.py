@@ -9,13 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.kernels.cross_entropy import linear_cross_entropy
 from trainer.model.attention import Layout
 
 Targets = dict[str, Tensor]
 
 
 class Head(nn.Module):
-    """What all heads share: `rows` picks what is read, `forward` computes on it."""
+    """What all heads share: `rows` picks what is read, `forward` computes on it.
+
+    A head whose output would be too large to keep takes `labels` too, and returns the sum of its losses instead.
+    """
+
+    takes_labels = False
 
     def rows(self, hidden: Tensor, layout: Layout, targets: Targets) -> Tensor:
         """Pick the rows to read: `hidden` [T, width] -> [N, width]. By default, the slots that the targets name."""
@@ -23,7 +29,9 @@ class Head(nn.Module):
 
 
 class WordHead(Head):
-    """Masked words (RoBERTa's head, decoder tied to the word embedding): [M, width] -> logits [M, vocabulary]."""
+    """Masked words (RoBERTa's head, decoder tied to the word embedding): [M, width] -> the sum of their losses, or logits."""
+
+    takes_labels = True
 
     def __init__(self, words: nn.Embedding, eps: float) -> None:
         super().__init__()
@@ -33,10 +41,14 @@ class WordHead(Head):
         # Registered here too, so that ZeRO-3 gathers the shared weight when this head runs.
         self.weight = words.weight
         self.bias = nn.Parameter(torch.zeros(vocabulary))
+        self.kernel: str | None = None
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """Logits exist for the masked slots alone."""
-        return F.linear(self.norm(F.gelu(self.dense(rows))), self.weight, self.bias)
+    def forward(self, rows: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the summed cross-entropy against `labels` [M], or without them logits [M, vocabulary]."""
+        x = self.norm(F.gelu(self.dense(rows)))
+        if labels is None:
+            return F.linear(x, self.weight, self.bias)
+        return linear_cross_entropy(x, self.weight, self.bias, labels, kernel=self.kernel)
 
 
 class RegionHead(Head):
@@ -117,14 +129,14 @@ class ContrastiveHead(Head):
 
 def mean_of_sequences(hidden: Tensor, layout: Layout, sequences: Tensor, skip: int) -> Tensor:
     """Mean of the slots of each of `sequences` [N], without its first `skip` (a lone picture's `<s>`): -> [N, width]."""
-    lengths, starts = layout.lengths[sequences] - skip, layout.starts[sequences] + skip
-    ends = torch.cumsum(lengths, 0)
-    owner = torch.repeat_interleave(torch.arange(len(sequences), device=hidden.device), lengths)
-    slots = torch.arange(len(owner), device=hidden.device) + (starts - ends + lengths)[owner]
-    total = torch.zeros(len(sequences), hidden.shape[-1], device=hidden.device).index_add(
-        0, owner, hidden[slots].float()
-    )
-    return (total / lengths[:, None]).to(hidden.dtype)
+    values = hidden.float()
+    for place in range(skip):
+        values = values.index_fill(0, layout.starts[sequences] + place, 0.0)
+    # Over all sequences, since the number of slots of some would have to be waited for.
+    every = torch.arange(len(layout.lengths), device=hidden.device)
+    owner = torch.repeat_interleave(every, layout.lengths, output_size=len(hidden))
+    total = values.new_zeros(len(every), hidden.shape[-1]).index_add(0, owner, values)[sequences]
+    return (total / (layout.lengths[sequences, None] - skip)).to(hidden.dtype)
 
 
 def _classifier(width: int, classes: int, eps: float) -> nn.Sequential:

@@ -6,16 +6,17 @@ not touch: `forward` calls every module, always, in one order, with a row of zer
 and the returned `touch` (zero) joins every such call to the loss.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from trainer.batch import Batch
+from trainer.kernels.choice import Chosen
 from trainer.model.attention import Layout
 from trainer.model.config import ModelConfig
-from trainer.model.encoder import Encoder, EncoderShape, TextEmbedder
+from trainer.model.encoder import Encoder, EncoderShape, ResidualNorm, TextEmbedder
 from trainer.model.heads import ContrastiveHead, Head, MatchingHead, RegionHead, WordHead
 from trainer.visual import VisualConfig
 
@@ -27,7 +28,7 @@ class Outputs:
     """What a forward gives."""
 
     tasks: dict[str, Tensor]
-    """Head outputs by task, for the tasks that the batch names."""
+    """Head outputs by task, for the tasks that the batch names; of masked words with labels, the summed loss."""
     touch: Tensor
     """A zero that depends on every module the batch did not use; add it to the loss."""
 
@@ -47,10 +48,11 @@ class M3P(nn.Module):
         self.text = TextEmbedder(shape, vocabulary, config.dropout)
         self.visual = None if visual is None else visual.embedder(shape.width, shape.layer_norm_eps)
         self.visual_size = 1 if visual is None else visual.feature_size
-        self.encoder = Encoder(shape, config.dropout, config.attention_dropout)
+        self.encoder = Encoder(shape, config.dropout, config.attention_dropout, config.recompute)
         # Ordered as in HEADS, on every rank.
         wanted = set(tasks)
         self.heads = nn.ModuleDict({name: self._head(name, config, shape, visual) for name in HEADS if name in wanted})
+        self.attention: str | None = None
         self.apply(_initialise)
         if "contrastive" in self.heads and config.projection in (None, shape.width):
             # Starting where the encoder already puts sentences keeps what a pre-trained one knows.
@@ -74,6 +76,17 @@ class M3P(nn.Module):
         assert visual is not None, "the recipe lets no task on regions through without a visual source"
         return RegionHead(shape.width, visual.feature_size, visual.classes, shape.layer_norm_eps)
 
+    def use(self, kernels: Mapping[str, Chosen]) -> None:
+        """Compute with these implementations; a network that was told none takes what `auto` would."""
+        self.attention = kernels["attention"].name
+        for module in self.encoder.modules():
+            if isinstance(module, ResidualNorm):
+                module.kernel = kernels["layer_norm"].name
+        if "masked_words" in self.heads:
+            head = self.heads["masked_words"]
+            assert isinstance(head, WordHead)
+            head.kernel = kernels["word_head"].name
+
     def forward(self, batch: Batch) -> Outputs:
         """Run every module once over the whole micro-batch."""
         hidden, layout, touch = self.encode(batch)
@@ -82,8 +95,8 @@ class M3P(nn.Module):
             assert isinstance(head, Head)
             targets = batch.targets.get(name)
             rows = None if targets is None else head.rows(hidden, layout, targets)
-            if rows is not None and len(rows):
-                tasks[name] = head(rows)
+            if targets is not None and rows is not None and len(rows):
+                tasks[name] = head(rows, targets["labels"]) if _has_labels(head, targets) else head(rows)
             else:
                 # A row of the encoder's output, so that an empty micro-batch touches the encoder too. And a row that wants
                 # a gradient, as real ones do: ZeRO-3 frees what it gathered for a module when the gradient of its input
@@ -93,7 +106,7 @@ class M3P(nn.Module):
 
     def encode(self, batch: Batch) -> tuple[Tensor, Layout, Tensor]:
         """Return hidden states [T, width], where the sequences lie, and the touch of the visual embedder."""
-        layout = Layout(batch.lengths, batch.longest)
+        layout = Layout(batch.lengths, batch.longest, self.attention)
         x, touch = self._embed(batch)
         return self.encoder(x, layout), layout, touch
 
@@ -110,6 +123,10 @@ class M3P(nn.Module):
         order = torch.empty_like(slots)
         order[slots] = torch.arange(len(slots), device=slots.device)
         return torch.cat([text, self.visual(features, boxes)])[order], touch
+
+
+def _has_labels(head: Head, targets: dict[str, Tensor]) -> bool:
+    return head.takes_labels and "labels" in targets
 
 
 def _touch(module: nn.Module, *zeros: Tensor) -> Tensor:

@@ -2,12 +2,23 @@
 
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from trainer.batch import Packer, Sequence
-from trainer.data.sample import Sample
+from trainer.data.folders import LocalFolder
+from trainer.data.order import Place
+from trainer.data.sample import BadSamples, Sample
+from trainer.data.source import Source
+from trainer.data.tokenizer import Tokenizer
 from trainer.objectives.objective import Context, Ids, Objective, ObjectiveConfig, Read
 from trainer.objectives.tasks.masked_words import ask_words, mask_words
+
+MEASURED = 32
+"""Passages of a source by which the length of its tokens is known."""
+LONGEST = 1 << 20
+"""Tokens: none is cut away."""
 
 
 class MultilingualTextConfig(ObjectiveConfig):
@@ -29,6 +40,16 @@ class MultilingualText(Objective):
 
     config: MultilingualTextConfig
 
+    def __init__(self, config: MultilingualTextConfig, context: Context) -> None:
+        super().__init__(config, context)
+        for source in self.mix.sources:
+            if isinstance(source.folder, LocalFolder):  # a remote shard is not fetched for this
+                source.bytes_of_token = _bytes_of_token(source, context.tokenizer)
+
+    def costs(self, positions: range) -> NDArray[np.float64]:
+        """Return roughly how many tokens each passage has when it is cut: [N]."""
+        return np.minimum(super().costs(positions), self.config.most_tokens)
+
     def text(self, sample: Sample, packer: Packer | None) -> str:
         """The passage."""
         return sample.text
@@ -40,3 +61,11 @@ class MultilingualText(Objective):
         _, first = packer.add(Sequence(hidden))
         ask_words(packer, first, places, tokens)
         packer.count(f"language/{sample.language}", 1)
+
+
+def _bytes_of_token(source: Source, tokenizer: Tokenizer) -> float:
+    """Measure it on the first passages of the source's first shard that has any: scripts differ by a factor of three."""
+    shard = int((source.manifest.shards.samples > 0).argmax())
+    count = min(MEASURED, int(source.manifest.shards.samples[shard]))
+    texts = [source.read_place(Place(0, shard, number), BadSamples([]), augment=False).text for number in range(count)]
+    return sum(len(text.encode()) for text in texts) / sum(len(tokenizer.encode(text, LONGEST)) for text in texts)

@@ -1,7 +1,7 @@
 """What every objective shares: its recipe fields, and how positions become packed micro-batches."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -100,16 +100,20 @@ class Objective:
         self._canvas = Canvas(context.visual.shape if load and context.visual else None)
         self.mix = Mix(sources, weights, config.temperature)
 
-    def batch(self, turn: range, positions: range) -> Batch:
-        """Pack the samples at `positions`, a part of the positions of `turn`: -> one micro-batch."""
+    def costs(self, positions: range) -> NDArray[np.float64]:
+        """Return roughly what each sample at `positions` [N] costs to train on, in tokens: [N]."""
+        return self.mix.lengths(positions)
+
+    def batch(self, turn: range, positions: Sequence[int]) -> Batch:
+        """Pack the samples at `positions`, some of the positions of `turn`: -> one micro-batch."""
         packer = Packer(self.context.visual.feature_size if self.context.visual else 1)
         bad = BadSamples([])
-        samples = self.mix.read_many(positions, bad, self._canvas)
+        samples, mine = self.mix.read_many(positions, bad, self._canvas), frozenset(positions)
 
         def read(position: int) -> Sample:
             if position not in samples:
                 # A partner of a pair is counted where it is packed.
-                samples[position] = self.mix.read(position, bad if position in positions else BadSamples([]))
+                samples[position] = self.mix.read(position, bad if position in mine else BadSamples([]))
             return samples[position]
 
         texts = [self.text(samples[position], packer) for position in positions]

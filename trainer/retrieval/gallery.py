@@ -10,6 +10,8 @@ from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFont, features
 
+from trainer.page import document
+
 _GREEN = (34, 160, 70)
 _INK = (30, 30, 30)
 _TILE, _GAP, _BORDER, _LINE = 96, 8, 4, 24
@@ -38,6 +40,9 @@ img { width: 100%; height: 10rem; object-fit: contain; border: 4px solid transpa
 .right img { border-color: var(--right); }
 figcaption { font-size: .85rem; font-variant-numeric: tabular-nums; }
 """
+_EXPLANATION = (
+    """<p>Each query and its best pictures, best first, with their scores. A green border marks a right one.</p>"""
+)
 
 
 @dataclass(frozen=True)
@@ -55,23 +60,7 @@ def html_page(findings: Sequence[Finding], title: str = "The pictures it found")
     Raises ValueError for a picture that is no JPEG, PNG or WebP.
     """
     sections = "\n".join(_section(finding) for finding in findings)
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{html.escape(title)}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<h1>{html.escape(title)}</h1>
-<p>Each query and its best pictures, best first, with their scores. A green border marks a right one.</p>
-{sections}
-</body>
-</html>
-"""
+    return document(title, _STYLE, f"{_EXPLANATION}\n{sections}")
 
 
 def _section(finding: Finding) -> str:

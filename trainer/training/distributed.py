@@ -12,12 +12,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from trainer.errors import OneRankError, UserError
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
 
@@ -237,12 +239,23 @@ def _joined() -> bool:
 
 
 def all_reduce_sum(tensor: "torch.Tensor") -> "torch.Tensor":
-    """Sum `tensor` over all ranks, in place, and return it; unchanged in a process that has joined no others."""
+    """Sum `tensor` over all ranks, in place, and return it; unchanged in a process that has joined no others.
+
+    One on the CPU goes from CPU to CPU also where the ranks compute on GPUs, so that it waits for none of them.
+    """
     if _joined():
         import torch.distributed as dist
 
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, group=None if tensor.is_cuda else _host_group())
     return tensor
+
+
+@lru_cache(maxsize=1)
+def _host_group() -> "ProcessGroup | None":
+    """All ranks, joined through the CPU; made at the first call, which every rank makes at the same point."""
+    import torch.distributed as dist
+
+    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
 
 def all_reduce_max(*values: int) -> list[int]:

@@ -2,11 +2,15 @@
 
 A turn's loss is, for each task, the sum over all ranks and micro-batches divided by the global number of terms. DeepSpeed
 averages gradients over ranks, so every rank's part is multiplied by their number. A step averages over its turns.
+
+On a GPU the program waits for the device at these places alone: at a step's end for the gradient norm and the losses,
+inside DeepSpeed's step for clipping (and for overflow in fp16), and, where attention is `grouped`, for the lengths of a
+micro-batch. Counts and names of pairs are known on the CPU and are summed from CPU to CPU.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ import torch
 from torch import Tensor
 
 from trainer.batch import Batch
+from trainer.kernels.choice import KernelsConfig, Situation, choose
 from trainer.model.m3p import M3P, Outputs
 from trainer.objectives.tasks import TASKS
 from trainer.objectives.tasks.contrastive import Contrastive, turn_targets
@@ -54,12 +59,25 @@ _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis
 class Engine:
     """Trains `model` as the recipe's optimizer section and a file of ds_configs/ say."""
 
-    def __init__(self, model: M3P, config: OptimizerConfig, ds_config: Path, ranks: Ranks, turns_per_step: int) -> None:
+    def __init__(
+        self,
+        model: M3P,
+        config: OptimizerConfig,
+        kernels: KernelsConfig,
+        ds_config: Path,
+        ranks: Ranks,
+        turns_per_step: int,
+    ) -> None:
         self._ranks, self._clip, self._turns_per_step = ranks, config.clip, turns_per_step
         settings = deepspeed_config.resolve(deepspeed_config.read_deepspeed_config(ds_config), config, ranks.device)
         self.precision = deepspeed_config.precision(settings)
-        self.stage: int = settings.get("zero_optimization", {}).get("stage", 0)
-        self.optimizer = make_optimizer(model, config)
+        zero = settings.get("zero_optimization", {})
+        self.stage: int = zero.get("stage", 0)
+        offloaded = "offload_optimizer" in zero
+        dropout = model.encoder.attention_dropout
+        self.kernels = choose(kernels, Situation(ranks.device.type, self.precision, dropout, self.stage, offloaded))
+        model.use(self.kernels)
+        self.optimizer = make_optimizer(model, config, self.kernels["optimizer"].name)
         set_rate(self.optimizer, 0.0)  # ZeRO 0 in half precision takes a step right away, which must not decay weights
         self.deepspeed, _, _, _ = deepspeed.initialize(
             model=model, optimizer=self.optimizer, config=settings, dist_init_required=False
@@ -81,13 +99,14 @@ class Engine:
         `weights` are its tasks'. Loss sums and counts are added to `losses`. The last turn of a step brings `allow`, which is
         asked when all losses are there; if it says no, `step` makes no update. Every rank calls it for the same turn.
         """
-        batches = [batch.to(self._ranks.device) for batch in batches]
         counts = self._counts(weights, batches)
+        kept, gradient = None, None
+        names = _names(batches, counts[Contrastive.name]) if Contrastive.name in weights else {}
+        batches = [batch.to(self._ranks.device) for batch in batches]
         for task, count in counts.items():  # here, so that the sums stand in one order on all ranks
             losses.add(f"{name}/{task}", torch.zeros((), device=self._ranks.device), count)
-        kept, gradient = None, None
-        if Contrastive.name in weights:
-            kept, gradient = self._contrast(batches, counts[Contrastive.name], f"{name}/{Contrastive.name}", losses)
+        if names:
+            kept, gradient = self._contrast(batches, names, f"{name}/{Contrastive.name}", losses)
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
             self.deepspeed.set_gradient_accumulation_boundary(allow is not None and last)
@@ -147,22 +166,26 @@ class Engine:
     def _counts(self, weights: Mapping[str, float], batches: Sequence[Batch]) -> dict[str, int]:
         """Return the global number of terms of each task in the turn."""
         mine = [sum(TASKS[t].count(b.targets[t]) for b in batches if t in b.targets) for t in weights]
-        total = all_reduce_sum(torch.tensor(mine, dtype=torch.int64, device=self._ranks.device))
+        total = all_reduce_sum(torch.tensor(mine, dtype=torch.int64))
         return dict(zip(weights, total.tolist(), strict=True))
 
-    def _contrast(self, batches: Sequence[Batch], pairs: int, name: str, losses: Losses) -> "tuple[_Kept, Tensor]":
+    def _contrast(
+        self, batches: Sequence[Batch], names: dict[str, Tensor], name: str, losses: Losses
+    ) -> "tuple[_Kept, Tensor]":
         """Take the contrastive loss over the whole turn, and its gradient with respect to all features.
 
+        `names` are those of all pairs of the turn.
         -> (what the second pass needs, gradient [2, pairs, projection]). With one micro-batch its outputs are kept and
         there is no second pass.
         """
-        kept = _Kept([], None)
+        kept, pairs = _Kept([], None), len(names["captions"])
         features: Tensor | None = None
         for batch in batches:
             kept.random.append(_random_state(self._ranks.device) if self._dropout else None)
             with torch.set_grad_enabled(len(batches) == 1):
                 self.deepspeed.set_gradient_accumulation_boundary(False)
-                outputs = self.deepspeed(batch)
+                # Where the outputs are not kept, no other head has work to do.
+                outputs = self.deepspeed(batch if len(batches) == 1 else _only(batch, Contrastive.name))
             kept.outputs = outputs if len(batches) == 1 else None
             if Contrastive.name in outputs.tasks:
                 mine = outputs.tasks[Contrastive.name].detach().float().unflatten(0, (2, -1))
@@ -172,10 +195,9 @@ class Engine:
         features = self._empty_features(pairs) if features is None else features
         # A sum with every other rank's rows zero is a gather, for any split and without padding.
         features = all_reduce_sum(features).requires_grad_()
-        parts = [batch.targets[Contrastive.name] for batch in batches if Contrastive.name in batch.targets]
-        names = {key: all_reduce_sum(t.to(self._ranks.device)) for key, t in turn_targets(pairs, parts).items()}
         with torch.enable_grad():
-            loss = TASKS[Contrastive.name].loss(features.flatten(0, 1), names)
+            targets = {key: name.to(self._ranks.device, non_blocking=True) for key, name in names.items()}
+            loss = TASKS[Contrastive.name].loss(features.flatten(0, 1), targets)
             (gradient,) = torch.autograd.grad(loss, features)
         if self._ranks.rank == 0:  # every rank has the whole sum
             losses.add(name, loss.detach())
@@ -206,6 +228,17 @@ class _Kept:
     random: list[Tensor | None]
     """The random state before each micro-batch, so that dropout falls alike."""
     outputs: Outputs | None
+
+
+def _names(batches: Sequence[Batch], pairs: int) -> dict[str, Tensor]:
+    """Return the names of all pairs of a turn, on the CPU: what counts as identical in the contrastive loss."""
+    parts = [batch.targets[Contrastive.name] for batch in batches if Contrastive.name in batch.targets]
+    return {key: all_reduce_sum(names) for key, names in turn_targets(pairs, parts).items()}
+
+
+def _only(batch: Batch, task: str) -> Batch:
+    """`batch` without what the other tasks ask."""
+    return replace(batch, targets={name: of for name, of in batch.targets.items() if name == task})
 
 
 def _random_state(device: torch.device) -> Tensor:

@@ -45,10 +45,8 @@ def make_moments(engine: Any) -> None:
     """
     states = engine.basic_optimizer.state
     for owner in _owners(engine):
-        states[owner] = {
-            "step": torch.zeros((), dtype=torch.float32, device=owner.device),
-            **{kind: torch.zeros_like(owner, memory_format=torch.preserve_format) for kind in MOMENTS},
-        }
+        states[owner] = {kind: torch.zeros_like(owner, memory_format=torch.preserve_format) for kind in MOMENTS}
+    set_updates(engine, 0)
     link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
     if link is not None:  # ZeRO 1 and 2 find a parameter's moments by views that are made here
         link()
@@ -56,13 +54,26 @@ def make_moments(engine: Any) -> None:
 
 def updates(engine: Any) -> int:
     """Return how many updates the optimizer has made; skipped steps do not count."""
-    return int(engine.basic_optimizer.state[next(_owners(engine))]["step"].item())
+    optimizer = engine.basic_optimizer
+    counts = [optimizer.state[owner]["step"] for owner in _owners(engine)]
+    # FusedAdam of DeepSpeed counts on in one parameter of a group alone, apex's in the group.
+    return int(max(*counts, *(group.get("step", 0) for group in optimizer.param_groups)))
 
 
 def set_updates(engine: Any, number: int) -> None:
     """Make `number` the optimizer's count of updates."""
+    optimizer = engine.basic_optimizer
+    torchs = isinstance(optimizer, torch.optim.AdamW)
     for owner in _owners(engine):
-        engine.basic_optimizer.state[owner]["step"].fill_(number)
+        # torch's fused AdamW keeps the count where the parameter is; the others want a plain number.
+        state = optimizer.state[owner]
+        if torchs and "step" in state:
+            state["step"].fill_(number)
+        else:
+            state["step"] = torch.full((), float(number), device=owner.device) if torchs else number
+    if not torchs:
+        for group in optimizer.param_groups:
+            group["step"] = number
 
 
 def fragments(engine: Any) -> Iterator[Fragment]:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from trainer.batch import Batch
 from trainer.errors import UserError
 from trainer.training.bad_report import BadReport
+from trainer.training.meter import Meter
 from trainer.training.resident import resident
 
 SETTLED = 200
@@ -26,7 +27,10 @@ SHOWN_BAD = 20
 class Monitor:
     """Adds up what this rank saw, and writes the figures of all ranks once a step."""
 
-    def __init__(self, folder: Path, first_step: int, steps: int, most_bad: float, main: bool) -> None:
+    def __init__(
+        self, folder: Path, first_step: int, steps: int, most_bad: float, main: bool, meter: Meter | None = None
+    ) -> None:
+        self._meter = meter
         self._folder, self._most_bad = folder, most_bad
         self._writer: SummaryWriter | None = None
         self._bar: tqdm[Any] | None = None
@@ -54,6 +58,7 @@ class Monitor:
             self._counts["tokens"] += batch.tokens if batch.samples else 0
             self._counts[f"samples/{objective}"] += batch.samples
             self._counts["bad_samples"] += len(batch.bad)
+            self._counts["flops"] += self._meter.flops(batch) if self._meter else 0
             self._bad += batch.bad
             for name, number in batch.counts.items():
                 self._counts[f"{objective}/{name}"] += number
@@ -75,6 +80,7 @@ class Monitor:
                 "tokens_per_second": counts["tokens"] / seconds,
                 "data_wait_share": min(self._waited / seconds, 1.0),
                 "seconds": seconds,
+                **(self._meter.figures(counts["flops"], seconds) if self._meter else {}),
             }
             self._write(figures, counts, bad)
         self._check_bad(bad)
@@ -115,8 +121,12 @@ class Monitor:
             "samples_per_second",
             "tokens_per_second",
             "data_wait_share",
+            "teraflops",
+            "mfu",
+            "peak_memory_gib",
         ):
-            self._writer.add_scalar(name, figures[name], step)
+            if name in figures:
+                self._writer.add_scalar(name, figures[name], step)
         for name, value in figures["losses"].items():
             self._writer.add_scalar(f"losses/{name}", value, step)
         for name, value in self._shares().items():

@@ -1,5 +1,6 @@
 """AdamW (arXiv 1711.05101) with parameter groups."""
 
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -47,15 +48,14 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     ]
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Return torch's fused AdamW: one kernel a group on a GPU and on a CPU, without a compiler on the machine."""
-    return torch.optim.AdamW(
-        parameter_groups(model, config),
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
-        fused=True,
-    )
+def make_optimizer(model: nn.Module, config: OptimizerConfig, kernel: str = "torch") -> torch.optim.Optimizer:
+    """Return AdamW of the implementation `kernel` (`kernels/choice.py`); all make the same update."""
+    groups, betas = parameter_groups(model, config), (config.beta1, config.beta2)
+    if kernel == "torch":
+        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
+    make: Any = import_module("deepspeed.ops.adam" if kernel == "deepspeed" else "apex.optimizers").FusedAdam
+    fused: torch.optim.Optimizer = make(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon)
+    return fused
 
 
 def set_rate(optimizer: torch.optim.Optimizer, share: float) -> float:

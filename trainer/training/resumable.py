@@ -17,6 +17,7 @@ _FREE = re.compile(
     r"run\.(?!steps|seed|turns_per_step).*"
     r"|evaluation\..*"
     r"|data\.(?!window).*"
+    r"|kernels\..*"
     r"|objectives\.\w+\.micro_batch"
     r"|objectives\.\w+\.sources\.\d+\.path"
     r"|objectives\.\w+\.switching\.dictionary"

@@ -12,7 +12,6 @@ from rich.table import Table
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from trainer.data.plan import Plan
-from trainer.model.attention import backend
 from trainer.objectives.objective import Objective
 from trainer.recipe import Recipe, dump_recipe
 from trainer.training.distributed import Ranks
@@ -27,7 +26,7 @@ def announce(
     """Print the parts in use, and write recipe.yaml and environment.json into the run folder. Rank 0 only."""
     if ranks.rank != 0:
         return
-    parts = _parts(recipe, engine, ranks, plan)
+    parts = _parts(engine, ranks, plan)
     table = Table(title=f"{recipe.run.folder}: step {first_step} of {recipe.run.steps}", show_header=False)
     for name, what in {**parts, **_streams(recipe, objectives)}.items():
         table.add_row(name, what)
@@ -62,7 +61,7 @@ def _git(folder: Path, *arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def _parts(recipe: Recipe, engine: Engine, ranks: Ranks, plan: Plan) -> dict[str, str]:
+def _parts(engine: Engine, ranks: Ranks, plan: Plan) -> dict[str, str]:
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
     trained = [p for p in engine.deepspeed.module.parameters() if p.requires_grad]
     sizes = [getattr(p, "ds_numel", p.numel()) for p in trained]  # ZeRO-3 leaves an empty tensor in place
@@ -70,8 +69,7 @@ def _parts(recipe: Recipe, engine: Engine, ranks: Ranks, plan: Plan) -> dict[str
         "ranks": f"{ranks.world_size} x {device}, started by {ranks.launcher}",
         "ZeRO stage": str(engine.stage),
         "precision": str(engine.precision).removeprefix("torch."),
-        "attention": backend(ranks.device, engine.precision, recipe.model.attention_dropout),
-        "optimizer": "torch AdamW, fused (needs no compiler; the same on GPU and CPU)",
+        **{f"kernel of {field}": str(chosen) for field, chosen in engine.kernels.items()},
         "trained parameters": f"{sum(sizes):,}",
         "turns of a step": ", ".join(turn.objective for turn in plan.turns(0)),
     }

@@ -38,6 +38,7 @@ class StopSignal:
         self.signalled = False
         self._stop_file = folder / "STOP"
         self._before = {number: signal.signal(number, self._note) for number in GRACEFUL}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, GRACEFUL)  # one that came before waits for this (run.py)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signalled = True

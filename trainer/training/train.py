@@ -16,16 +16,18 @@ from trainer.data.plan import MicroBatchPlan, Plan, Turn
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import UserError
 from trainer.keys import key
-from trainer.model.build import build_model
+from trainer.model.build import build_model, network_sizes
 from trainer.objectives.objective import Context, Objective
 from trainer.recipe import Recipe
 from trainer.training import distributed
 from trainer.training.checkpoint import Checkpoints, load_weights, newest_whole, restore
 from trainer.training.checkpoint_files import FORMAT_VERSION, State, read_state
+from trainer.training.collector import Collector
 from trainer.training.distributed import Ranks
 from trainer.training.engine import Engine, Losses
 from trainer.training.fragments import updates
 from trainer.training.guard import Guard
+from trainer.training.meter import Meter
 from trainer.training.monitor import Monitor
 from trainer.training.resumable import check_resumable, fingerprints
 from trainer.training.schedules import share_of_peak
@@ -85,27 +87,32 @@ class _Loop:
         self._guard = Guard(run.folder, run.most_skipped, run.spike, run.skip_spikes)
         self._watchdog = Watchdog(run.folder, ranks.rank, run.timeout_seconds, run.stall_seconds)
         micro_batch = {name: config.micro_batch for name, config in recipe.active_objectives.items()}
-        self._micro_batches = MicroBatchPlan(plan, ranks.world_size, ranks.rank, micro_batch)
+        costs = {name: objective.costs for name, objective in objectives.items()}
+        self._micro_batches = MicroBatchPlan(plan, ranks.world_size, ranks.rank, micro_batch, costs)
 
     def run(self, first: int, stop: StopSignal, guard: dict[str, Any]) -> bool:
         """Run steps from `first` on, with what the guard remembered; say whether the run is complete."""
         run = self._recipe.run
         last = min(run.steps, run.stop_after or run.steps)
         self._guard.restore(guard)
-        monitor = Monitor(run.folder, first, run.steps, self._recipe.data.most_bad, self._ranks.rank == 0)
+        monitor = Monitor(
+            run.folder, first, run.steps, self._recipe.data.most_bad, self._ranks.rank == 0, self._meter()
+        )
         batches = self._batches(first, last)
         self._engine.deepspeed.train()
         reason = None
         done = first
         try:
-            while done < last and not reason:
-                self._step(done, batches, monitor)
-                done += 1
-                self._watchdog.settle()
-                self._checkpoints.poll()
-                reason = stop.requested(done)
-                if reason or done == last or done % run.checkpoint_every == 0:
-                    self._save(done)
+            with Collector() as collector:
+                while done < last and not reason:
+                    self._step(done, batches, monitor)
+                    done += 1
+                    collector.step(done)
+                    self._watchdog.settle()
+                    self._checkpoints.poll()
+                    reason = stop.requested(done)
+                    if reason or done == last or done % run.checkpoint_every == 0:
+                        self._save(done)
             with self._watchdog.paused():
                 self._checkpoints.finish()
         finally:
@@ -116,6 +123,11 @@ class _Loop:
             return True
         write_stopped(run.folder, reason or "planned", done)
         return False
+
+    def _meter(self) -> Meter:
+        sizes = network_sizes(self._recipe.model, Tokenizer(self._recipe.tokenizer_folder).size, self._recipe.visual)
+        frozen = bool(self._recipe.model.freeze)
+        return Meter(sizes, self._ranks.device, self._engine.precision, self._ranks.world_size, frozen)
 
     def _batches(self, first: int, last: int) -> Iterator[Batch]:
         return load(
@@ -226,7 +238,7 @@ def _engine(recipe: Recipe, ds_config: Path, ranks: Ranks, plan: Plan, newest: P
     elif recipe.model.weights is not None:
         start_from(model, recipe.model.weights, ranks)
     torch.manual_seed(key("dropout", recipe.run.seed, ranks.rank))  # the one choice that belongs to a rank
-    return Engine(model, recipe.optimizer, ds_config, ranks, plan.turns_per_step)
+    return Engine(model, recipe.optimizer, recipe.kernels, ds_config, ranks, plan.turns_per_step)
 
 
 def _check_positions(recipe: Recipe, positions: int) -> None:

@@ -59,7 +59,7 @@ def turn_targets(pairs: int, parts: list[Targets]) -> Targets:
     whole = {name: torch.zeros(pairs, dtype=torch.int64) for name in ("captions", "pictures")}
     for part in parts:
         for name, rows in whole.items():
-            rows[part["rows"].cpu()] = part[name].cpu()
+            rows[part["rows"]] = part[name]
     return whole
 
 

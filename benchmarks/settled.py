@@ -1,0 +1,42 @@
+"""Print the medians of a run's figures once it is warm.
+
+    python benchmarks/settled.py RUN/metrics.jsonl [--skip 20]
+
+MFU is that of `trainer/model/flops.py`: real lengths, masked words and regions; nothing computed twice is counted.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+FIGURES = (
+    "mfu",
+    "teraflops",
+    "tokens_per_second",
+    "samples_per_second",
+    "seconds",
+    "data_wait_share",
+    "peak_memory_gib",
+    "loss",
+)
+
+
+def medians(lines: list[dict[str, float]]) -> dict[str, float]:
+    """Return the median of each figure that all lines have."""
+    return {name: statistics.median(line[name] for line in lines) for name in FIGURES if name in lines[0]}
+
+
+def main() -> None:
+    """Read and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("metrics", type=Path)
+    parser.add_argument("--skip", type=int, default=20, help="steps before the run is warm")
+    options = parser.parse_args()
+    lines = [json.loads(line) for line in options.metrics.read_text().splitlines()][options.skip :]
+    for name, value in medians(lines).items():
+        print(f"median of {len(lines)} steps: {name} {value:.4g}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+import sys
+import types
+from importlib.machinery import ModuleSpec
+
+import pytest
+import torch
+
+from tests.kernels.triton_run import interpret
+from trainer.errors import UserError
+from trainer.kernels import choice
+from trainer.kernels.choice import CANDIDATES, KernelsConfig, Situation, choose, have_apex
+
+CPU = Situation("cpu", torch.float32)
+GPU = Situation("cuda", torch.bfloat16, stage=1)
+
+
+def names(situation: Situation, **wanted: str) -> dict[str, str]:
+    chosen = choose(KernelsConfig.model_validate(wanted), situation)
+    return {field: found.name for field, found in chosen.items()}
+
+
+def install(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+    """Make `modules` look installed."""
+    for name in modules:
+        module = types.ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.fixture
+def triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "triton")
+
+
+def test_on_a_cpu_everything_is_plain_torch_and_says_why() -> None:
+    assert names(CPU) == {"attention": "grouped", "word_head": "torch", "layer_norm": "torch", "optimizer": "torch"}
+    line = str(choose(KernelsConfig(), CPU)["attention"])
+    assert line.startswith("grouped: torch's scaled-dot-product attention")
+    assert line.endswith("(not varlen: needs a GPU; not flash_attn: needs a GPU)")
+
+
+@pytest.mark.usefixtures("triton")
+def test_on_a_gpu_the_fused_ones_are_taken() -> None:
+    assert names(GPU) == {"attention": "varlen", "word_head": "triton", "layer_norm": "torch", "optimizer": "torch"}
+
+
+@pytest.mark.usefixtures("triton")
+@pytest.mark.parametrize(
+    ("situation", "reason"),
+    [
+        (Situation("cuda", torch.float32), "16-bit"),
+        (Situation("cuda", torch.bfloat16, attention_dropout=0.1), "no dropout of attention weights"),
+    ],
+)
+def test_attention_falls_back_with_its_reason(situation: Situation, reason: str) -> None:
+    found = choose(KernelsConfig(), situation)["attention"]
+    assert found.name == "grouped"
+    assert reason in found.why
+
+
+def test_with_dropout_of_attention_flash_attn_is_taken_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "flash_attn", "triton")
+    assert names(Situation("cuda", torch.bfloat16, attention_dropout=0.1))["attention"] == "flash_attn"
+    assert names(GPU, attention="flash_attn")["attention"] == "flash_attn"
+
+
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [("attention", "varlen"), ("attention", "flash_attn"), ("word_head", "triton"), ("layer_norm", "triton")],
+)
+def test_what_needs_a_gpu_is_refused_without_one_with_the_ways_out(field: str, name: str) -> None:
+    message = rf"kernels\.{field} = {name}: needs a GPU; set it to auto or {list(CANDIDATES[field])[-1]}"
+    if field == "layer_norm":
+        message = r"kernels\.layer_norm = triton: needs a GPU; set it to auto or torch"
+    with pytest.raises(UserError, match=message):
+        names(CPU, **{field: name})
+
+
+def test_every_refusal_is_named_at_once() -> None:
+    with pytest.raises(UserError, match=r"(?s)kernels\.attention = varlen.*kernels\.word_head = triton"):
+        names(CPU, attention="varlen", word_head="triton")
+
+
+@pytest.mark.parametrize(
+    ("situation", "wanted", "reason"),
+    [
+        (Situation("cuda", torch.bfloat16, stage=3), "apex", "ZeRO 3"),
+        (Situation("cuda", torch.bfloat16, stage=2, offloaded=True), "deepspeed", "offloaded"),
+        (Situation("cuda", torch.bfloat16, stage=0), "deepspeed", "ZeRO 0 in 16 bits"),
+        (GPU, "apex", "NVIDIA's apex is not installed"),
+    ],
+)
+def test_an_optimizer_that_would_go_wrong_is_refused(situation: Situation, wanted: str, reason: str) -> None:
+    with pytest.raises(UserError, match=rf"kernels\.optimizer = {wanted}: .*{reason}"):
+        names(situation, optimizer=wanted)
+
+
+def test_apex_is_nvidias_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "apex")  # the one that PyPI has
+    assert not have_apex()
+    install(monkeypatch, "apex.optimizers", "amp_C", "triton")
+    assert have_apex()
+    assert names(GPU, optimizer="apex")["optimizer"] == "apex"
+
+
+def test_recipe_and_candidates_name_the_same() -> None:
+    for field, candidates in CANDIDATES.items():
+        assert set(KernelsConfig.model_fields[field].annotation.__args__) == {"auto", *candidates}  # type: ignore[union-attr]
+
+
+def test_a_module_without_a_spec_counts_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
+    assert not choice._installed("flash_attn")
+
+
+WHOLE = """
+import torch
+from tests.model.test_m3p import SOURCES, backward, build, everything
+from trainer.kernels.choice import Chosen
+from trainer.kernels import cross_entropy_triton
+cross_entropy_triton.BLOCK = 32
+outcomes = []
+for kernel in ("torch", "triton"):
+    model = build(SOURCES["regions"]).train()
+    model.use({"attention": Chosen("grouped", ""), "word_head": Chosen(kernel, ""), "layer_norm": Chosen(kernel, "")})
+    used = {module.kernel for module in model.modules() if hasattr(module, "kernel")}
+    assert used == {kernel}, used
+    outputs = model(everything(SOURCES["regions"]))
+    backward(outputs)
+    outcomes.append([*outputs.tasks.values(), *(parameter.grad for parameter in model.parameters())])
+for plain, fused in zip(*outcomes, strict=True):
+    # As far as float32 goes: against float64, either is off by 3e-5, and gradients of zero by 1e-4.
+    assert float((fused - plain).detach().norm()) <= 1e-4 * float(plain.detach().norm()) + 2e-4, (fused, plain)
+"""
+
+
+def test_a_whole_network_computes_the_same_with_the_fused_kernels() -> None:
+    pytest.importorskip("triton")
+    interpret(WHOLE)

@@ -1,0 +1,36 @@
+import pytest
+
+from tests.kernels.triton_run import CAPABILITIES, compile_kernel, interpret
+
+pytest.importorskip("triton")
+
+INTERPRETED = """
+import torch
+from trainer.kernels import cross_entropy_triton as fused
+from trainer.kernels.cross_entropy import loss_and_gradient_reference
+fused.BLOCK = 16
+for kind, tolerance in ((torch.float32, 2e-6), (torch.float16, 2e-3)):
+    for rows, words in ((1, 1), (3, 16), (5, 50)):
+        generator = torch.Generator().manual_seed(rows)
+        logits = (torch.randn(rows, words, generator=generator) * 20).to(kind)
+        labels = torch.randint(words, (rows,), generator=generator)
+        wanted = loss_and_gradient_reference(logits.float().clone(), labels)
+        found = fused.loss_and_gradient_triton(logits, labels)
+        torch.testing.assert_close(found[0], wanted[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found[1].float(), wanted[1], atol=tolerance, rtol=0)
+"""
+
+
+def test_the_kernel_equals_its_reference_in_the_interpreter() -> None:
+    interpret(INTERPRETED)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("kind", ["bf16", "fp16", "fp32"])
+def test_the_kernel_compiles(capability: int, kind: str) -> None:
+    from trainer.kernels import cross_entropy_triton as fused
+
+    signature = {"logits": f"*{kind}", "labels": "*i64", "losses": "*fp32", "vocabulary": "i32", "stride": "i32"}
+    assert compile_kernel(
+        fused.cross_entropy_kernel, {**signature, "BLOCK": "constexpr"}, {"BLOCK": fused.BLOCK}, capability
+    )

@@ -1,0 +1,93 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.kernels.triton_run import CAPABILITIES, compile_kernel, interpret
+from trainer.kernels.residual_norm import residual_norm
+
+INTERPRETED = """
+import torch
+from trainer.kernels import residual_norm_triton as fused
+from trainer.kernels.residual_norm import residual_norm
+fused.PROGRAMS = 3
+generator = torch.Generator().manual_seed(0)
+def make(rows, width, kind):
+    shapes = [(rows, width), (rows, width), (width,), (width,), (rows, width)]
+    made = [torch.randn(shape, generator=generator).to(kind).requires_grad_() for shape in shapes]
+    return made[:4], made[4].detach()
+def outcome(tensors, weights, function):
+    out = function(*tensors)
+    return [out, *torch.autograd.grad((out * weights).sum(), tensors)]
+for kind, tolerance in ((torch.float32, 1e-5), (torch.float16, 2e-2)):
+    for rows, width in ((1, 1), (5, 16), (7, 50)):
+        tensors, weights = make(rows, width, kind)
+        found = outcome(tensors, weights, lambda *t: residual_norm(*t, 1e-5, 0.0, "triton"))
+        wanted = outcome(tensors, weights, lambda *t: residual_norm(*t, 1e-5, 0.0))
+        for mine, theirs in zip(found, wanted, strict=True):
+            assert mine.dtype == kind
+            torch.testing.assert_close(mine, theirs, atol=tolerance, rtol=tolerance)
+# With dropout: what is dropped shows in the gradient of what was added; the rest must be as if that mask had been given.
+tensors, weights = make(40, 50, torch.float32)
+torch.manual_seed(1)
+found = outcome(tensors, weights, lambda *t: residual_norm(*t, 1e-5, 0.25, "triton"))
+mask = (found[2] != 0).float()
+assert abs(mask.mean() - 0.75) < 0.04, mask.mean()
+assert mask.unique(dim=0).shape[0] == 40
+wanted = outcome(tensors, weights, lambda x, h, w, b: residual_norm(x, h * mask / 0.75, w, b, 1e-5, 0.0))
+for mine, theirs in zip(found, wanted, strict=True):
+    torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+again = residual_norm(*tensors, 1e-5, 0.25, "triton")
+assert not torch.equal(again, found[0])
+torch.manual_seed(1)
+assert torch.equal(residual_norm(*tensors, 1e-5, 0.25, "triton"), found[0])
+"""
+
+
+def test_the_plain_form_is_layer_norm_of_the_sum() -> None:
+    x, added = torch.randn(2, 3, 8).unbind()
+    weight, bias = torch.randn(2, 8).unbind()
+    torch.testing.assert_close(
+        residual_norm(x, added, weight, bias, 1e-5, 0.0), F.layer_norm(x + added, (8,), weight, bias, 1e-5)
+    )
+
+
+def test_the_kernel_equals_the_plain_form_in_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    interpret(INTERPRETED)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("kind", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("drop", [False, True])
+def test_the_kernels_compile(capability: int, kind: str, drop: bool) -> None:
+    pytest.importorskip("triton")
+    from trainer.kernels import residual_norm_triton as fused
+
+    same, wide, number = f"*{kind}", "*fp32", "i32"
+    seeds = "*i64" if drop else wide
+    constants = {"DROP": drop, "BLOCK": 1024}
+    kinds = {"DROP": "constexpr", "BLOCK": "constexpr"}
+    tensors = ["x", "added", "weight", "bias", "total", "out"]
+    others = {"seeds": seeds, "mean": wide, "scale": wide, "width": number, "eps": "fp32", "dropout": "fp32", **kinds}
+    assert compile_kernel(fused.forward_kernel, {**dict.fromkeys(tensors, same), **others}, constants, capability)
+    tensors = ["upstream", "total", "weight", "grad_x", "grad_added"]
+    sums = dict.fromkeys(["mean", "scale", "grad_weight", "grad_bias"], wide)
+    others = {**sums, "seeds": seeds, "rows": number, "width": number, "dropout": "fp32", **kinds}
+    assert compile_kernel(fused.backward_kernel, {**dict.fromkeys(tensors, same), **others}, constants, capability)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("kind", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_on_a_gpu_the_kernel_equals_the_plain_form(kind: torch.dtype, tolerance: float, dropout: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(700, 768), (700, 768), (768,), (768,), (700, 768)]
+    x, added, weight, bias, up = (torch.randn(s, generator=generator).to("cuda", kind).requires_grad_() for s in shapes)
+    out = residual_norm(x, added, weight, bias, 1e-5, dropout, "triton")
+    found = [out, *torch.autograd.grad((out * up.detach()).sum(), (x, added, weight, bias))]
+    mask = (found[2] != 0).to(kind) / (1 - dropout) if dropout else torch.ones_like(x)
+    plain = residual_norm(x, added * mask, weight, bias, 1e-5, 0.0)
+    wanted = [plain, *torch.autograd.grad((plain * up.detach()).sum(), (x, added, weight, bias))]
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert float((mine.float() - theirs.float()).norm()) < tolerance * float(theirs.float().norm())

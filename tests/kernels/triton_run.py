@@ -1,0 +1,34 @@
+"""Triton without a GPU: kernels in the interpreter (a process of its own, since a variable decides at import), and compiled."""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.launch import ROOT
+
+CAPABILITIES = [80, 90]
+"""Ampere and Hopper."""
+
+
+def interpret(script: str) -> None:
+    """Run `script` with Triton's interpreter; it raises where kernel and reference differ."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def compile_kernel(kernel: Any, signature: dict[str, str], constants: dict[str, Any], capability: int) -> bytes:
+    """Return the machine code of `kernel` for a GPU of compute `capability`; no GPU is needed."""
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    code: bytes = compiled.asm["cubin"]
+    return code
