@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.objectives.test_image_caption.py tests.batches import sequences
+from tests.batches import sequences
 from tests.launch import ROOT
 from tests.tiny import make_tiny
 from trainer.data.loader import DataConfig, MicroBatches, load
