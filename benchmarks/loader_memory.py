@@ -62,9 +62,10 @@ def measure(data: Path, samples: int, workers: int) -> list[dict[str, Any]]:
     looks = {last // 100, *(last * part // PARTS for part in range(1, PARTS + 1))}
     rows: list[dict[str, Any]] = []
     began = time.perf_counter()
-    for number, _ in enumerate(
-        load(MicroBatches(plan, objectives), 0, last + 1, DataConfig(workers=workers), False, _nothing)
-    ):
+    # More than is looked at, so that the workers still live at the last look.
+    batches = load(MicroBatches(plan, objectives), 0, 2 * last, DataConfig(workers=workers), False, _nothing)
+    for number in range(last + 1):
+        next(batches)
         if number in looks:
             me = psutil.Process(os.getpid())
             others = sum(child.memory_info().rss for child in me.children())
