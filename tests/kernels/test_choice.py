@@ -101,6 +101,10 @@ def test_apex_is_nvidias_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "apex.optimizers", "amp_C", "triton")
     assert have_apex()
     assert names(GPU, optimizer="apex")["optimizer"] == "apex"
+    with pytest.raises(UserError, match=r"kernels\.layer_norm = apex: NVIDIA's apex is not installed"):
+        names(GPU, layer_norm="apex")
+    install(monkeypatch, "apex.normalization", "fused_layer_norm_cuda")
+    assert names(GPU, layer_norm="apex")["layer_norm"] == "apex"
 
 
 def test_recipe_and_candidates_name_the_same() -> None:

@@ -1,8 +1,12 @@
+import types
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from tests.kernels.triton_run import CAPABILITIES, compile_kernel, interpret
+from trainer.kernels import residual_norm as residual_norm_module
 from trainer.kernels.residual_norm import residual_norm
 
 INTERPRETED = """
@@ -91,3 +95,17 @@ def test_on_a_gpu_the_kernel_equals_the_plain_form(kind: torch.dtype, tolerance:
     wanted = [plain, *torch.autograd.grad((plain * up.detach()).sum(), (x, added, weight, bias))]
     for mine, theirs in zip(found, wanted, strict=True):
         assert float((mine.float() - theirs.float()).norm()) < tolerance * float(theirs.float().norm())
+
+
+def test_apex_norms_what_dropout_and_residual_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in of the call that NVIDIA documents: apex needs a GPU."""
+
+    def fused_layer_norm_affine(x: Tensor, weight: Tensor, bias: Tensor, shape: torch.Size, eps: float) -> Tensor:
+        return F.layer_norm(x, shape, weight, bias, eps)
+
+    module = types.ModuleType("fused_layer_norm")
+    monkeypatch.setattr(module, "fused_layer_norm_affine", fused_layer_norm_affine, raising=False)
+    monkeypatch.setattr(residual_norm_module, "_apex", lambda: module)
+    x, added, weight, bias = torch.randn(5, 8), torch.randn(5, 8), torch.randn(8), torch.randn(8)
+    wanted = residual_norm(x, added, weight, bias, 1e-5, 0.0)
+    assert torch.equal(residual_norm(x, added, weight, bias, 1e-5, 0.0, "apex"), wanted)

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from trainer.errors import UserError
 
+NO_APEX = "NVIDIA's apex is not installed (build it from source; PyPI's `apex` is another program)"
+
 
 class KernelsConfig(BaseModel):
     """The recipe's `kernels` section. `auto` picks what can run here; the outcome is printed at the start."""
@@ -26,10 +28,10 @@ class KernelsConfig(BaseModel):
     word_head: Literal["auto", "triton", "torch"] = Field(
         "auto", description="Loss and gradient of a chunk of logits: one Triton kernel, or plain torch."
     )
-    layer_norm: Literal["auto", "torch", "triton"] = Field(
+    layer_norm: Literal["auto", "torch", "triton", "apex"] = Field(
         "auto",
-        description="Dropout, residual and layer norm behind attention and feed-forward: three operations, or one "
-        "Triton kernel. `auto` is torch, since the kernel's gain has not been measured.",
+        description="Dropout, residual and layer norm behind attention and feed-forward: three operations, the last by "
+        "torch or apex, or one Triton kernel. `auto` is torch, since no other's gain has been measured.",
     )
     optimizer: Literal["auto", "torch", "deepspeed", "apex"] = Field(
         "auto",
@@ -161,11 +163,14 @@ def _apex_adam(situation: Situation) -> str | None:
         return "needs a GPU"
     if situation.stage == 3:
         return "counts updates by group, but ZeRO 3 updates a group in parts"
-    return (
-        None
-        if have_apex()
-        else "NVIDIA's apex is not installed (build it from source; PyPI's `apex` is another program)"
-    )
+    return None if have_apex() else NO_APEX
+
+
+def _apex_norm(situation: Situation) -> str | None:
+    if situation.device != "cuda":
+        return "needs a GPU"
+    built = _installed("fused_layer_norm_cuda") and _installed("apex.normalization")
+    return None if built else NO_APEX
 
 
 CANDIDATES: Mapping[str, Mapping[str, tuple[str, Obstacle]]] = {
@@ -181,6 +186,7 @@ CANDIDATES: Mapping[str, Mapping[str, tuple[str, Obstacle]]] = {
     "layer_norm": {
         "torch": ("torch's dropout, addition and layer norm", _nothing),
         "triton": ("dropout, residual and layer norm in one Triton kernel", _triton),
+        "apex": ("torch's dropout and addition, apex's FusedLayerNorm", _apex_norm),
     },
     "optimizer": {
         "torch": ("torch's fused AdamW; needs no compiler", _nothing),

@@ -1,5 +1,9 @@
 """Dropout, residual and layer norm in one: what stands behind attention and feed-forward of a post-layer-norm encoder."""
 
+from functools import cache
+from importlib import import_module
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -9,11 +13,20 @@ def residual_norm(
 ) -> Tensor:
     """Return the layer norm of `x` + dropout(`added`), both [T, width]; `weight` and `bias` [width].
 
-    `kernel` is "torch", or "triton" for one that reads and writes each number once and draws its dropout again in the
-    backward instead of keeping it (GPU).
+    `kernel` is "torch", "apex" for NVIDIA's layer norm, or "triton" for one that reads and writes each number once and
+    draws its dropout again in the backward instead of keeping it (both on a GPU).
     """
     if kernel == "triton":
         from trainer.kernels.residual_norm_triton import residual_norm_triton
 
         return residual_norm_triton(x, added, weight, bias, eps, dropout)
-    return F.layer_norm(x + F.dropout(added, dropout, dropout > 0), weight.shape, weight, bias, eps)
+    summed = x + F.dropout(added, dropout, dropout > 0)
+    if kernel == "apex":
+        normed: Tensor = _apex().fused_layer_norm_affine(summed, weight, bias, weight.shape, eps)
+        return normed
+    return F.layer_norm(summed, weight.shape, weight, bias, eps)
+
+
+@cache
+def _apex() -> Any:
+    return import_module("apex.normalization.fused_layer_norm")
