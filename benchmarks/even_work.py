@@ -20,7 +20,7 @@ from rich.table import Table
 from trainer.data.plan import balance, split
 from trainer.objectives.objective import Objective
 from trainer.recipe import load_recipe
-from trainer.training.train import build_objectives
+from trainer.training.streams import build_objectives
 
 
 def main() -> None:

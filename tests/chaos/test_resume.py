@@ -13,7 +13,7 @@ from tests.test_equality import zero
 from trainer.data.plan import MicroBatchPlan
 from trainer.recipe import Recipe, load_recipe
 from trainer.training.checkpoint import newest_whole
-from trainer.training.train import build_objectives
+from trainer.training.streams import build_objectives
 
 pytestmark = pytest.mark.launcher
 

@@ -20,7 +20,7 @@ from trainer.data.shares import Shares
 from trainer.keys import key
 from trainer.objectives.objective import Objective
 from trainer.recipe import Recipe, load_recipe
-from trainer.training.train import build_objectives
+from trainer.training.streams import build_objectives
 
 Seen = list[tuple[str, int, Place]]
 

@@ -14,7 +14,7 @@ from trainer.data.loader import DataConfig, MicroBatches, load
 from trainer.data.plan import MicroBatchPlan
 from trainer.recipe import load_recipe
 from trainer.training.stop import ignore_in_worker
-from trainer.training.train import build_objectives
+from trainer.training.streams import build_objectives
 
 MEMORY = """
 import gc, itertools, sys

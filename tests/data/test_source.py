@@ -14,7 +14,7 @@ from trainer.data.source import Source, SourceConfig, find_folders
 from trainer.errors import OneRankError, UserError
 from trainer.recipe import load_recipe
 from trainer.training.stop import ignore_in_worker
-from trainer.training.train import build_objectives
+from trainer.training.streams import build_objectives
 from trainer.visual.regions import Regions
 
 REGIONS = Regions(kind="regions", feature_size=6, classes=10)

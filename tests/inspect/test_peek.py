@@ -16,7 +16,7 @@ from trainer.errors import UserError
 from trainer.inspect.page import page
 from trainer.inspect.peek import ShownTurn, Word, _changes, peek
 from trainer.recipe import load_recipe
-from trainer.training.train import build_objectives
+from trainer.training.streams import build_objectives
 
 
 def shown(recipe_path: Path, step: int = 1, most: int = 50, *overrides: str) -> list[ShownTurn]:

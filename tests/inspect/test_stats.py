@@ -9,7 +9,7 @@ from tests.data.broken import pair, write
 from trainer.data.index_folder import index_folder
 from trainer.inspect.stats import SourceStats, stats
 from trainer.recipe import load_recipe
-from trainer.training.train import build_objectives
+from trainer.training.streams import build_objectives
 
 
 def figures(recipe_path: Path, *overrides: str) -> dict[tuple[str, str], SourceStats]:

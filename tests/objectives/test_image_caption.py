@@ -16,7 +16,7 @@ from trainer.data.sample import BadSamples
 from trainer.objectives.image_caption import ImageCaption
 from trainer.objectives.objective import Objective
 from trainer.recipe import load_recipe
-from trainer.training.train import build_objectives
+from trainer.training.streams import build_objectives
 
 TURN = range(7, 14)
 

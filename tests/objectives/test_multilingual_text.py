@@ -7,7 +7,7 @@ from tests.tiny import WORDS
 from trainer.data.reader import ShardReader
 from trainer.prepare.shards import ShardWriter
 from trainer.recipe import load_recipe
-from trainer.training.train import build_objectives
+from trainer.training.streams import build_objectives
 
 
 def test_costs_are_close_to_lengths_in_every_script_without_reading_the_samples(

@@ -28,7 +28,7 @@ def peek_command(
     from trainer.inspect.page import page
     from trainer.inspect.peek import peek
     from trainer.recipe import load_recipe
-    from trainer.training.train import build_objectives
+    from trainer.training.streams import build_objectives
 
     loaded = load_recipe(recipe, overrides or [])
     turns = peek(loaded, build_objectives(loaded), step, most)
@@ -49,7 +49,7 @@ def stats_command(
     """Print counts, languages, lengths, switch coverage and bad samples of every source."""
     from trainer.inspect.stats import stats
     from trainer.recipe import load_recipe
-    from trainer.training.train import build_objectives
+    from trainer.training.streams import build_objectives
 
     loaded = load_recipe(recipe, overrides or [])
     found = stats(build_objectives(loaded), samples)

@@ -167,7 +167,7 @@ class Planner:
 
     def _sample(self, name: str, config: ObjectiveConfig) -> Work:
         """Return the mean work of a sample: of real ones, or of the longest where the data is not here."""
-        from trainer.training.train import build_objectives
+        from trainer.training.streams import build_objectives
 
         if not (self._recipe.tokenizer_folder / "sentencepiece.bpe.model").is_file() or not _here(config):
             self.assumptions.append(f"objectives.{name}: its data is not here; the longest samples are assumed")

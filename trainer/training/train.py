@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from trainer.batch import Batch
-from trainer.data.cache import Cache
 from trainer.data.loader import MicroBatches, load
 from trainer.data.order import ORDER_VERSION
 from trainer.data.plan import MicroBatchPlan, Plan, Turn
@@ -17,7 +16,7 @@ from trainer.data.tokenizer import Tokenizer
 from trainer.errors import UserError
 from trainer.keys import key
 from trainer.model.build import build_model, network_sizes
-from trainer.objectives.objective import Context, Objective
+from trainer.objectives.objective import Objective
 from trainer.recipe import Recipe
 from trainer.training import distributed
 from trainer.training.checkpoint import Checkpoints, load_weights, newest_whole, restore
@@ -34,6 +33,7 @@ from trainer.training.schedules import share_of_peak
 from trainer.training.start_from import start_from
 from trainer.training.startup import announce
 from trainer.training.stop import Incarnation, StopSignal, ignore_in_worker, write_done, write_stopped
+from trainer.training.streams import build_objectives
 from trainer.training.watchdog import Watchdog
 
 
@@ -55,16 +55,6 @@ def train(recipe: Recipe, ds_config: Path, ranks: Ranks) -> bool:
         announce(recipe, engine, ranks, plan, objectives, first)
         loop = _Loop(recipe, engine, ranks, plan, objectives, now)
         return loop.run(first, stop, {} if found is None else found.guard)
-
-
-def build_objectives(recipe: Recipe) -> dict[str, Objective]:
-    """Build the active objectives, their sources checked. Raises UserError."""
-    tokenizer, data = Tokenizer(recipe.tokenizer_folder), recipe.data
-    cache = Cache(data.cache_folder, data.cache_bytes) if data.cache_folder else None
-    return {
-        name: config.build(Context(name, recipe.run.seed, tokenizer, recipe.visual, data.window, cache))
-        for name, config in recipe.active_objectives.items()
-    }
 
 
 class _Loop:
