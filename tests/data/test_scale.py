@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.launch import ROOT
@@ -99,6 +101,10 @@ module._each = cut
 module.index_folder(Path(sys.argv[1]), "text", "en")
 """
     assert subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, check=False).returncode == -9
+    end = time.monotonic() + 10
+    while left := [one.pid for one in psutil.process_iter(["cmdline"]) if str(tmp_path) in (one.info["cmdline"] or [])]:
+        assert time.monotonic() < end, f"its processes live on: {left}"
+        time.sleep(0.05)
     with (tmp_path / PROGRESS).open("a") as file:
         file.write('["shard-0000')
     noted = (tmp_path / PROGRESS).read_text().splitlines()

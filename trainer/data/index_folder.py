@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from trainer.data.index import TarIndex, index_tar
 from trainer.data.manifest import LANGUAGE_TAG, Kind, Manifest, write_manifest
+from trainer.data.parent import end_with
 from trainer.data.shard_table import Shard, ShardTable
 from trainer.errors import UserError
 
@@ -85,7 +86,8 @@ def _each(paths: list[Path], kind: Kind, language: str) -> Iterator[tuple[Path, 
         yield from ((path, index_tar(path, kind, language)) for path in paths)
         return
     # Forked before any thread of ours is started; a worker imports nothing and only walks tars.
-    with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("fork")) as pool:
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(cores, context, initializer=end_with, initargs=(os.getpid(),)) as pool:
         under_way = {pool.submit(index_tar, path, kind, language): path for path in paths}
         try:
             for future in as_completed(under_way):

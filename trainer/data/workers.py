@@ -5,13 +5,10 @@ micro-batches of text, torch's DataLoader costs a third as much as loading them.
 """
 
 import atexit
-import ctypes
 import fcntl
 import multiprocessing
 import os
 import pickle
-import signal
-import sys
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
@@ -22,12 +19,12 @@ from multiprocessing.context import ForkProcess
 from multiprocessing.synchronize import Semaphore
 from typing import Any, Generic, TypeVar
 
+from trainer.data.parent import end_with
 from trainer.errors import OneRankError, UserError
 
 PIPE_BYTES = 2**20
 """Room that a pipe is asked for, so that a worker need not wait until its last micro-batch was taken."""
 F_SETPIPE_SZ = 1031
-PR_SET_PDEATHSIG = 1
 Result = TypeVar("Result")
 
 _living: "weakref.WeakSet[Workers[Any]]" = weakref.WeakSet()
@@ -137,7 +134,7 @@ def _work(
     parent: int,
 ) -> None:
     """Compute, send, until all is done or nobody listens."""
-    _end_with(parent)
+    end_with(parent)
     try:
         start(worker)
         for number in numbers:
@@ -149,11 +146,3 @@ def _work(
         pass  # nobody listens any more
     except Exception:
         connection.send_bytes(pickle.dumps(Failure(f"in a data worker:\n{traceback.format_exc()}", False)))
-
-
-def _end_with(parent: int) -> None:
-    """Have the system kill this worker when the training process goes, even by kill -9 and even in the middle of a read."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it went before we asked
-            os._exit(1)
