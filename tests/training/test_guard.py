@@ -102,6 +102,7 @@ def test_a_nan_region_is_reported_with_shard_and_key_and_training_goes_on(
     settings = ("run.steps=10", "data.most_bad=0.5", f"run.folder={tmp_path / 'run'}")
     launch(recipe, ROOT / "ds_configs" / "zero1.json", 2, *settings)
     bad = (tmp_path / "run" / "bad_samples.txt").read_text()
-    assert "train/shard-000000.tar, sample 3: p003: NaN, infinity" in bad
+    assert "train/shard-000000.tar, sample 3: NaN, infinity" in bad
+    assert "(id 'p003')" in bad
     assert len(metrics(tmp_path / "run")) == 10
     assert all(line["loss"] is not None for line in metrics(tmp_path / "run"))
