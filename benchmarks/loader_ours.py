@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from trainer.batch import Batch, Packer, Sequence
 from trainer.data.loader import DataConfig, MicroBatches, load
 from trainer.data.plan import MicroBatchPlan, Plan, Stream
@@ -19,9 +22,9 @@ FOR_EVER = 10**9
 class PlainText(MultilingualText):
     """Passages, tokenised and packed."""
 
-    def add(self, packer: Packer, turn: range, position: int, tokens: Ids, read: Read) -> None:
-        """Pack one passage."""
-        packer.add(Sequence(tokens))
+    def pack(self, packer: Packer, tokens: Ids, lengths: Ids, owners: NDArray[np.uint64]) -> None:
+        """Pack passages."""
+        packer.add_words(tokens, lengths)
 
 
 class PlainPairs(ImageCaption):

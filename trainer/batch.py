@@ -7,7 +7,7 @@ A task says what it wants from the network by the slots or sequences that it nam
 import threading
 from collections.abc import Callable
 from collections.abc import Sequence as Sequences
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -18,8 +18,7 @@ from torch import Tensor
 Numbers = TypeVar("Numbers", NDArray[np.float32], Tensor)
 
 
-@dataclass(frozen=True)
-class VisualTokens:
+class VisualTokens(NamedTuple):
     """A picture as the network takes it: R tokens, each with a feature and a box."""
 
     features: NDArray[np.float32] | NDArray[np.uint8]
@@ -81,18 +80,21 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on `device`; copies do not wait where the memory is pinned."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """Return the batch in page-locked memory."""
-        return self._map(Tensor.pin_memory)
+        return self.map(Tensor.pin_memory)
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        own: dict[str, Any] = {
-            f.name: change(getattr(self, f.name)) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)
+    def map(self, change: Callable[[Any], Any]) -> "Batch":
+        """Return the batch with something else in place of each tensor: one on a device, or a note where it lies."""
+        content: dict[str, Any] = dict(vars(self))
+        for name in TENSORS:
+            content[name] = change(content[name])
+        content["targets"] = {
+            task: {name: change(tensor) for name, tensor in of.items()} for task, of in self.targets.items()
         }
-        targets = {task: {name: change(tensor) for name, tensor in of.items()} for task, of in self.targets.items()}
-        return replace(self, **own, targets=targets)
+        return Batch(**content)
 
     @property
     def tokens(self) -> int:
@@ -100,12 +102,20 @@ class Batch:
         return len(self.token_slots) + len(self.visual_slots)
 
 
+TENSORS = tuple(field.name for field in fields(Batch) if field.type is Tensor)
+"""Names of the fields of a `Batch` that are tensors."""
+
+
 class Packer:
     """Collects sequences and targets, and packs them to a `Batch`."""
 
     def __init__(self, feature_size: int) -> None:
         self.feature_size = feature_size
-        self._sequences: list[Sequence] = []
+        self._ids: list[NDArray[np.int64]] = []
+        self._words: list[int] = []
+        """Of each sequence."""
+        self._pictures: list[tuple[int, VisualTokens]] = []
+        """Number of a sequence, and the picture behind its words."""
         self._slots = 0
         self._targets: dict[str, dict[str, list[NDArray[np.generic]]]] = {}
         self.names: list[str] = []
@@ -113,10 +123,22 @@ class Packer:
 
     def add(self, sequence: Sequence) -> tuple[int, int]:
         """Append a sequence; return its number and its first slot."""
-        number, first = len(self._sequences), self._slots
-        self._sequences.append(sequence)
-        self._slots += len(sequence.token_ids) + _visual_length(sequence)
+        number, first = len(self._words), self._slots
+        self._ids.append(sequence.token_ids)
+        self._words.append(len(sequence.token_ids))
+        self._slots += len(sequence.token_ids)
+        if sequence.visual is not None:
+            self._pictures.append((number, sequence.visual))
+            self._slots += len(sequence.visual.features)
         return number, first
+
+    def add_words(self, token_ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> int:
+        """Append sequences of words alone, end to end in `token_ids` [W], of `lengths` [N]; return the first one's first slot."""
+        first = self._slots
+        self._ids.append(token_ids)
+        self._words += lengths.tolist()
+        self._slots += len(token_ids)
+        return first
 
     def target(self, task: str, **arrays: NDArray[np.generic]) -> None:
         """Append rows to the tensors of `task`; all arrays of a call have the same first dimension."""
@@ -133,26 +155,25 @@ class Packer:
 
         `canvas` is where the pictures were decoded to: if they are packed as they lie there, they are not copied.
         """
-        if not self._sequences:
+        if not self._words:
             self.add(Sequence(np.zeros(1, np.int64)))
-        pictures = [(number, s.visual) for number, s in enumerate(self._sequences) if s.visual is not None]
-        words = np.array([len(s.token_ids) for s in self._sequences], np.int64)
-        lengths = words.copy()
-        for number, visual in pictures:
-            lengths[number] += len(visual.features)
+        words = np.array(self._words)
+        features = [visual.features for _, visual in self._pictures]
+        rows = np.zeros_like(words)
+        rows[[number for number, _ in self._pictures]] = [len(array) for array in features]
+        lengths = words + rows
         starts = lengths.cumsum() - lengths
         before = words.cumsum() - words
-        places = np.arange(words.sum())
-        slots = places + np.repeat(starts - before, words)
-        places -= np.repeat(before, words)
-        rows = lengths - words
+        numbers = np.arange(words.sum())
+        slots = numbers + np.repeat(starts - before, words) if self._pictures else numbers
+        places = numbers - np.repeat(before, words)
         seen = rows.cumsum() - rows
         return Batch(
-            token_ids=torch.from_numpy(np.concatenate([s.token_ids for s in self._sequences])),
+            token_ids=torch.from_numpy(np.concatenate(self._ids)),
             token_slots=torch.from_numpy(slots),
             token_places=torch.from_numpy(places),
-            visual_features=_features([visual.features for _, visual in pictures], self.feature_size, canvas),
-            visual_boxes=_stack([visual.boxes for _, visual in pictures], 4),
+            visual_features=_features(features, self.feature_size, canvas),
+            visual_boxes=_stack([visual.boxes for _, visual in self._pictures], 4),
             visual_slots=torch.from_numpy(np.arange(rows.sum()) + np.repeat(starts + words - seen, rows)),
             lengths=torch.from_numpy(lengths),
             targets={
@@ -169,10 +190,6 @@ class Packer:
 def scaled(pixels: Numbers) -> Numbers:
     """Return pixels 0..255 as -1..1."""
     return pixels / 127.5 - 1
-
-
-def _visual_length(sequence: Sequence) -> int:
-    return 0 if sequence.visual is None else len(sequence.visual.features)
 
 
 Room = Callable[[tuple[int, ...], torch.dtype], Tensor | None]
@@ -222,7 +239,7 @@ def _stack(arrays: Sequences[NDArray[Any]], width: int) -> Tensor:
         return torch.zeros(0, width)
     shape = (sum(len(array) for array in arrays), width)
     kind = torch.uint8 if arrays[0].dtype == np.uint8 else torch.float32
-    whole = find_room(shape, kind) if width > 4 else None  # boxes are small
+    whole = find_room(shape, kind)
     whole = torch.empty(shape, dtype=kind) if whole is None else whole
     np.concatenate(arrays, out=whole.numpy())
     return whole

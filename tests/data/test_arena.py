@@ -1,5 +1,6 @@
 import gc
 import os
+import pickle
 from collections.abc import Iterator
 
 import numpy as np
@@ -42,7 +43,8 @@ def test_a_parcel_opens_to_the_batch_that_was_packed(room: tuple[Arena, Desk]) -
     batch = packed(7)
     found = desk.pack(batch).open()
     assert_same(found, batch)
-    assert made._used.tolist() == [0, 0, 0, 1, 0, 0]
+    assert list(made._used) == [0, 0, 0, 1, 0, 0]
+    assert len(pickle.dumps(desk.pack(batch))) < 1000, "notes where it lies, and no tensor"
 
 
 def test_slots_come_back_when_tensors_are_gone_and_not_before(room: tuple[Arena, Desk]) -> None:
@@ -53,10 +55,10 @@ def test_slots_come_back_when_tensors_are_gone_and_not_before(room: tuple[Arena,
     assert [int(batch.visual_features[0, 0]) for batch in [*held, without_room]] == [0, 1, 2, 9]
     held.clear()
     gc.collect()
-    assert made._used.sum() == 1, "a view keeps its slot"
+    assert sum(made._used) == 1, "a view keeps its slot"
     del part
     gc.collect()
-    assert made._used.sum() == 0
+    assert sum(made._used) == 0
 
 
 def test_a_batch_too_large_for_a_slot_travels_all_the_same(
@@ -71,6 +73,6 @@ def test_what_a_forked_process_writes_is_seen(room: tuple[Arena, Desk]) -> None:
     child = os.fork()
     if child == 0:
         parcel: Parcel = desk.pack(packed(42))
-        os._exit(0 if parcel._visual is not None and parcel._visual[0] == 3 else 1)
+        os._exit(0 if parcel._slot == 3 else 1)
     assert os.waitpid(child, 0)[1] == 0
-    assert made.borrow(3, (3, 12), "uint8").numpy().min() == 42
+    assert made.borrow(3)[:36].min() == 42

@@ -8,7 +8,7 @@ import pytest
 
 from trainer.data.loader import DataConfig, MicroBatches, load
 from trainer.data.order import Place
-from trainer.data.plan import MicroBatchPlan
+from trainer.data.plan import MicroBatch, MicroBatchPlan
 from trainer.data.sample import BadSamples
 from trainer.data.source import Source, SourceConfig, find_folders
 from trainer.errors import OneRankError, UserError
@@ -91,7 +91,9 @@ def test_workers_change_nothing(tiny: Path) -> None:
 
 def test_a_workers_user_error_arrives_as_its_message_alone(tiny: Path) -> None:
     class Broken:
-        def batch(self, turn: range, positions: range) -> None:
+        needs_pictures = False
+
+        def batches(self, parts: list[MicroBatch]) -> None:
             raise UserError(f"process {os.getpid()} says so")
 
     recipe = load_recipe(tiny)

@@ -2,11 +2,14 @@ import contextlib
 import io
 import tarfile
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.tar import TarError, plain_files, walk
+from trainer.data.index import members, split_name
+from trainer.data.tar import BLOCK, TarError, lone_files, plain_members, walk
+from trainer.errors import BadSample
 
 NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=160)
 CONTENTS = st.binary(max_size=1500)
@@ -111,7 +114,7 @@ def test_the_fast_way_finds_what_the_walk_finds_or_nothing(changes: list[tuple[i
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     whole = bytearray(buffer.getvalue()[:2048])
-    assert plain_files(bytes(whole)) == [("a.txt", b"some text"), ("a.json", b"{}")]
+    assert plain_members(bytes(whole)) == {"txt": b"some text", "json": b"{}"}
     for place, value in changes:
         whole[place] = value
     for header in (0, 1024):  # checksums made right again, or nothing else would ever be looked at
@@ -119,6 +122,37 @@ def test_the_fast_way_finds_what_the_walk_finds_or_nothing(changes: list[tuple[i
         block[148:156] = b" " * 8
         whole[header + 148 : header + 156] = b"%06o\0 " % sum(block)
     span = bytes(whole[:cut])
-    found = plain_files(span)
+    found = plain_members(span)
     if found is not None:
-        assert found == [(m.name, span[m.data : m.data + m.size]) for m in walk(span, whole=False)]
+        there = [(split_name(m.name) or ("", ""), span[m.data : m.data + m.size]) for m in walk(span, whole=False)]
+        assert list(found.items()) == [(extension, content) for (_, extension), content in there]
+        assert len({key for (key, _), _ in there}) <= 1, "of one sample"
+
+
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 1023), st.integers(0, 255)), max_size=3),
+    name=st.sampled_from(["a.txt", "folder/key.txt", "a.b.txt", ".txt", "folder/.txt", "a.TXT", "x.json", "n" * 96 + ".txt"]),
+    right=st.booleans(),
+)
+@settings(max_examples=500)
+def test_lone_files_are_those_that_members_finds_or_nothing(
+    changes: list[tuple[int, int]], name: str, right: bool
+) -> None:
+    whole = bytearray(pack([(name, b"some text")], tarfile.USTAR_FORMAT)[: 2 * BLOCK])
+    for place, value in changes:
+        whole[place] = value
+    if right:
+        head = whole[:BLOCK]
+        head[148:156] = b" " * 8
+        whole[148:156] = b"%06o\0 " % sum(head)
+    heads = np.frombuffer(bytes(whole), np.uint8)[None, :BLOCK]
+    sizes, plain = lone_files(heads, np.array([len(whole)]), "txt")
+    try:
+        wanted = members(bytes(whole))
+    except BadSample:
+        assert not plain[0]
+        return
+    if plain[0]:
+        assert wanted == {"txt": bytes(whole[BLOCK : BLOCK + sizes[0]])}
+    elif not changes:
+        assert name not in ("a.txt", "folder/key.txt")

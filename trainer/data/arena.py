@@ -1,15 +1,16 @@
-"""Shared memory that workers write their pictures into, used again and again.
+"""Shared memory that workers pack into, used again and again.
 
 torch hands every tensor of a worker over in a fresh piece of shared memory: a system call and a file descriptor a tensor,
 and a page fault for every 4 kB on both sides, which for a micro-batch of pictures costs as much as decoding half of it.
 Here one mapping, made before the workers are forked, is divided into slots; a slot is free again when the training
-process drops the tensor that lies in it. (It is no file, so that the size of /dev/shm does not limit it.)
+process drops the tensors that lie in it. (It is no file, so that the size of /dev/shm does not limit it.)
 """
 
 import itertools
+import math
 import mmap
 import weakref
-from dataclasses import fields, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ from numpy.typing import NDArray
 from trainer.batch import Batch
 
 SLOT = 128 * 2**20
-"""Bytes of one slot; address space, not memory, until written. A larger batch goes torch's way."""
+"""Bytes of one slot; address space, not memory, until written. What finds no room in it is sent through the pipe."""
+LINE = 64
+"""Tensors begin at multiples of so many bytes, as torch's own do."""
 MAP_NORESERVE = 0x4000
 _arenas: "weakref.WeakValueDictionary[int, Arena]" = weakref.WeakValueDictionary()
 _numbers = itertools.count()
@@ -31,29 +34,24 @@ class Arena:
     def __init__(self, workers: int, slots: int) -> None:
         self.number, self._slots = next(_numbers), slots
         flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_NORESERVE
-        self._memory = mmap.mmap(-1, (workers * slots + 1) * SLOT, flags=flags)
-        self._used = np.frombuffer(self._memory, np.uint8, workers * slots, workers * slots * SLOT)
+        self.memory = mmap.mmap(-1, (workers * slots + 1) * SLOT, flags=flags)
+        self._used = memoryview(self.memory)[workers * slots * SLOT :][: workers * slots]
         _arenas[self.number] = self
 
-    def take(self, worker: int, size: int) -> int | None:
-        """Return a free slot of `worker` for `size` bytes, taken from now on; None where there is none."""
-        mine = self._used[worker * self._slots : (worker + 1) * self._slots]
-        if size > SLOT or mine.all():
+    def take(self, worker: int) -> int | None:
+        """Return a free slot of `worker`, taken from now on; None where there is none."""
+        first = worker * self._slots
+        free = bytes(self._used[first : first + self._slots]).find(0)
+        if free < 0:
             return None
-        slot = worker * self._slots + int(mine.argmin())
-        self._used[slot] = 1
-        return slot
+        self._used[first + free] = 1
+        return first + free
 
-    def array(self, slot: int, shape: tuple[int, ...], kind: str) -> NDArray[Any]:
-        """Return what lies in a slot."""
-        count = int(np.prod(shape))
-        return np.frombuffer(self._memory, kind, count, slot * SLOT).reshape(shape)
-
-    def borrow(self, slot: int, shape: tuple[int, ...], kind: str) -> torch.Tensor:
-        """Return what lies in a slot as a tensor; the slot is free again when the tensor is gone."""
-        array = np.frombuffer(self._memory, kind, int(np.prod(shape)), slot * SLOT)
-        weakref.finalize(array, self.free, slot)
-        return torch.from_numpy(array).view(shape)
+    def borrow(self, number: int) -> NDArray[np.uint8]:
+        """Return a slot, [SLOT], that is free again when this array, and all that lie in it, are gone."""
+        found = np.frombuffer(self.memory, np.uint8, SLOT, number * SLOT)
+        weakref.finalize(found, self.free, number)
+        return found
 
     def free(self, slot: int) -> None:
         """Let a slot be taken again."""
@@ -61,61 +59,83 @@ class Arena:
 
 
 class Desk:
-    """Where a worker packs: gives out room in the arena, and remembers the slots given out for the micro-batch under way."""
+    """Where a worker packs: one slot for each micro-batch, which holds all its tensors, one behind the other."""
 
     def __init__(self, arena: Arena, worker: int) -> None:
         self._arena, self._worker = arena, worker
-        self._taken: list[tuple[torch.Tensor, int]] = []
+        self._slot: int | None = None
+        """Of the micro-batch under way."""
+        self._end = 0
+        """Bytes of it that are given out."""
+        self._rooms: list[tuple[torch.Tensor, int]] = []
+        """Tensors that lie in it, and where."""
 
     def room(self, shape: tuple[int, ...], kind: torch.dtype) -> torch.Tensor | None:
-        """Return a tensor in a free slot, or None where there is none."""
-        size = int(np.prod(shape)) * kind.itemsize
-        slot = self._arena.take(self._worker, size) if size else None
-        if slot is None:
+        """Return a tensor in the slot, or None where there is no slot free, or no room left in it."""
+        place = self._take(math.prod(shape) * kind.itemsize)
+        if place is None:
             return None
-        name = str(kind).removeprefix("torch.")
-        tensor = torch.from_numpy(self._arena.array(slot, shape, name))
-        self._taken.append((tensor, slot))
-        return tensor
+        room = torch.from_numpy(self._array(shape, _name(kind), place))
+        self._rooms.append((room, place))
+        return room
 
     def pack(self, batch: Batch) -> "Parcel":
-        """Make a batch ready to be sent; slots that its pictures do not lie in are free again."""
-        used = None
-        for tensor, slot in self._taken:
-            if tensor is batch.visual_features:
-                used = slot
-            else:
-                self._arena.free(slot)
-        self._taken = []
-        return Parcel(batch, self._arena.number, used)
+        """Make a batch ready to be sent: what does not lie in the slot goes there, or, without room, with the parcel."""
+        stored = batch.map(self._store)
+        slot, self._slot, self._rooms = self._slot, None, []
+        return Parcel(stored, self._arena.number, slot)
+
+    def _take(self, size: int) -> int | None:
+        """Return where in the slot so many bytes are free, taken from now on; None where they are not."""
+        if self._slot is None:
+            self._slot, self._end = self._arena.take(self._worker), 0
+        if self._slot is None or self._end + size > SLOT:
+            return None
+        place = self._end
+        self._end += -(-size // LINE) * LINE
+        return place
+
+    def _array(self, shape: tuple[int, ...], kind: str, place: int) -> NDArray[Any]:
+        assert self._slot is not None, "a place lies in a slot"
+        return np.ndarray(shape, kind, self._arena.memory, self._slot * SLOT + place)
+
+    def _store(self, tensor: torch.Tensor) -> "Stored | NDArray[Any]":
+        array = tensor.numpy()
+        shape, kind = array.shape, array.dtype.str
+        for room, place in self._rooms:
+            if room is tensor:
+                return place, shape, kind
+        free = self._take(array.nbytes)
+        if free is None:
+            return array
+        self._array(shape, kind, free)[...] = array
+        return free, shape, kind
+
+
+@cache
+def _name(kind: torch.dtype) -> str:
+    """Return numpy's name of a kind of number."""
+    return str(kind).removeprefix("torch.")
+
+
+Stored = tuple[int, tuple[int, ...], str]
+"""Where in its slot a tensor begins, its shape and its kind."""
 
 
 class Parcel:
-    """A batch on its way between processes: plain arrays, but for the pictures, which lie in the arena."""
+    """A batch on its way between processes: notes where in the arena its tensors lie, plain arrays for those that do not."""
 
-    def __init__(self, batch: Batch, arena: int, slot: int | None) -> None:
-        features = batch.visual_features
-        self._arena = arena
-        self._visual = (
-            None if slot is None else (slot, tuple(features.shape), str(features.dtype).removeprefix("torch."))
-        )
-        tensors = {
-            f.name: getattr(batch, f.name) for f in fields(batch) if isinstance(getattr(batch, f.name), torch.Tensor)
-        }
-        if self._visual:
-            del tensors["visual_features"]
-        self._arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-        self._targets = {task: {n: t.numpy() for n, t in of.items()} for task, of in batch.targets.items()}
-        self._rest = replace(batch, targets={}, **dict.fromkeys([*tensors, "visual_features"]))  # type: ignore[arg-type]
+    def __init__(self, stored: Batch, arena: int, slot: int | None) -> None:
+        self._stored, self._arena, self._slot = stored, arena, slot
 
     def open(self) -> Batch:
-        """Return the batch."""
-        tensors = {name: torch.from_numpy(array) for name, array in self._arrays.items()}
-        if self._visual:
-            tensors["visual_features"] = _arenas[self._arena].borrow(*self._visual)
-        targets = {task: {n: torch.from_numpy(a) for n, a in of.items()} for task, of in self._targets.items()}
-        return replace(self._rest, targets=targets, **tensors)  # type: ignore[arg-type]
+        """Return the batch. Its slot is free again when the last of its tensors is gone."""
+        slot = None if self._slot is None else _arenas[self._arena].borrow(self._slot)
 
-    def pin_memory(self) -> Batch:
-        """Return the batch in page-locked memory."""
-        return self.open().pin_memory()
+        def load(stored: "Stored | NDArray[Any]") -> torch.Tensor:
+            if isinstance(stored, np.ndarray):
+                return torch.from_numpy(stored)
+            place, shape, kind = stored
+            return torch.from_numpy(np.ndarray(shape, kind, slot, place))
+
+        return self._stored.map(load)

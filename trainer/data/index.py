@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from trainer.data.index_file import write_index
 from trainer.data.manifest import Kind
 from trainer.data.shard_table import index_name
-from trainer.data.tar import TarError, plain_files, walk
+from trainer.data.tar import TarError, plain_members, walk
 from trainer.errors import BadSample, UserError
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -49,11 +49,11 @@ def split_name(name: str) -> tuple[str, str] | None:
 
     Returns None for names that belong to no sample: no dot, or a hidden file such as macOS's "._0001.jpg".
     """
-    folder, slash, base = name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    if not stem or not extension:
+    start = name.rfind("/") + 1
+    dot = name.find(".", start)
+    if dot <= start or dot == len(name) - 1:  # not found: -1
         return None
-    return folder + slash + stem, extension.lower()
+    return name[:dot], name[dot + 1 :].lower()
 
 
 def members(span: bytes) -> dict[str, bytes]:
@@ -61,14 +61,14 @@ def members(span: bytes) -> dict[str, bytes]:
 
     Raises BadSample where they are not the whole, well-formed members of one sample.
     """
+    if plain := plain_members(span):
+        return plain
     found: dict[str, bytes] = {}
     sample = None
-    files = plain_files(span)
-    if files is None:
-        try:
-            files = [(m.name, span[m.data : m.data + m.size]) for m in walk(span, whole=False)]
-        except TarError as error:
-            raise BadSample(f"broken tar: {error}") from None
+    try:
+        files = [(m.name, span[m.data : m.data + m.size]) for m in walk(span, whole=False)]
+    except TarError as error:
+        raise BadSample(f"broken tar: {error}") from None
     for name, content in files:
         parts = split_name(name)
         if parts is None:

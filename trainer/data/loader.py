@@ -5,8 +5,9 @@ It has no state: worker count and prefetching are a matter of speed, and resumin
 
 import gc
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,6 +21,9 @@ from trainer.errors import OneRankError, UserError
 
 HELD = 4
 """Slots of a worker for micro-batches that the training process still uses; short of slots, it copies."""
+BLOCK = 16
+"""Micro-batches of a run without pictures that a worker makes and hands over together, so that it is woken less often and
+reads and tokenises more at once. With pictures that is nothing beside decoding, and memory that few share is faster."""
 
 
 class DataConfig(BaseModel):
@@ -31,7 +35,7 @@ class DataConfig(BaseModel):
     threads: int = Field(
         2, ge=1, description="Threads that decode pictures, of each worker (of the training process, at 0)."
     )
-    prefetch: int = Field(4, ge=1, description="Micro-batches that each worker prepares ahead.")
+    prefetch: int = Field(4, ge=1, description="Micro-batches of each worker that lie ready before they are asked for.")
     window: int = Field(4, ge=1, description="Shards whose samples are shuffled together.")
     cache_folder: Path | None = Field(
         None, description="Where shards behind URLs are kept, on a disk of the node; shared by its ranks."
@@ -43,8 +47,10 @@ class DataConfig(BaseModel):
 class MakesBatches(Protocol):
     """An objective, as far as the loader cares."""
 
-    def batch(self, turn: range, positions: Sequence[int]) -> Batch:
-        """Pack the samples at `positions` of `turn`."""
+    needs_pictures: ClassVar[bool]
+
+    def batches(self, parts: Sequence[MicroBatch]) -> Iterator[Batch]:
+        """Pack the samples of some of its micro-batches."""
 
 
 class MicroBatches:
@@ -53,9 +59,22 @@ class MicroBatches:
     def __init__(self, plan: MicroBatchPlan, objectives: Mapping[str, MakesBatches]) -> None:
         self._plan, self._objectives = plan, objectives
 
-    def __getitem__(self, number: int) -> Batch:
-        place: MicroBatch = self._plan.locate(number)
-        return self._objectives[place.turn.objective].batch(place.turn.positions, place.positions)
+    @property
+    def block(self) -> int:
+        """How many are best made together."""
+        pictures = any(objective.needs_pictures for objective in self._objectives.values())
+        return 1 if pictures else BLOCK
+
+    def make(self, numbers: range) -> Iterator[Batch]:
+        """Pack the micro-batches of a block; each objective sees all of its own at once."""
+        parts = [self._plan.locate(number) for number in numbers]
+        owners = [part.turn.objective for part in parts]
+        made = {
+            name: self._objectives[name].batches([part for part in parts if part.turn.objective == name])
+            for name in dict.fromkeys(owners)
+        }
+        for owner in owners:
+            yield next(made[owner])
 
 
 def load(
@@ -65,56 +84,80 @@ def load(
 
     Raises OneRankError for what the user can mend, such as a shard without a good sample.
     """
-    numbers = range(first, last)
+    blocks = _Blocks(range(first, last), batches.block)
     if not config.workers:
-        return ahead(_alone(batches, numbers, config, pin), config.prefetch)
-    found = _by_workers(batches, numbers, config, start_worker)
+        return ahead(_alone(batches, blocks, config, pin), config.prefetch)
+    found = _by_workers(batches, blocks, config, start_worker)
     return ahead((batch.pin_memory() for batch in found), 2) if pin else found
 
 
-def _alone(batches: MicroBatches, numbers: range, config: DataConfig, pin: bool) -> Generator[Batch, None, None]:
+@dataclass(frozen=True)
+class _Blocks:
+    """Numbers of micro-batches, a few at a time."""
+
+    numbers: range
+    size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.numbers) // self.size)
+
+    def __getitem__(self, block: int) -> range:
+        return self.numbers[block * self.size : (block + 1) * self.size]
+
+
+def _alone(batches: MicroBatches, blocks: _Blocks, config: DataConfig, pin: bool) -> Generator[Batch, None, None]:
     """Load in this process: all of it in the thread that takes from here, but pictures, which it shares with others."""
     set_threads(config.threads)
     desk = Desk(Arena(1, config.prefetch + HELD), 0)
     set_room(desk.room)
     try:
-        for number in numbers:
-            batch = desk.pack(batches[number]).open()
-            yield batch.pin_memory() if pin else batch
+        for block in range(len(blocks)):
+            for made in batches.make(blocks[block]):
+                batch = desk.pack(made).open()
+                yield batch.pin_memory() if pin else batch
     except UserError as error:
         raise OneRankError(str(error)) from error
 
 
 def _by_workers(
-    batches: MicroBatches, numbers: range, config: DataConfig, start_worker: Callable[[int], None]
+    batches: MicroBatches, blocks: _Blocks, config: DataConfig, start_worker: Callable[[int], None]
 ) -> Generator[Batch, None, None]:
-    """Load in worker processes, which pack their pictures into memory that this process sees."""
-    # A worker has so many micro-batches under way, and the training process may hold those of some turns.
-    arena = Arena(config.workers, config.prefetch + HELD)
+    """Load in worker processes, which pack into memory that this process sees."""
+    # Besides those that lie ready, a worker makes one block, one is being taken, and some of a turn may be held.
+    ready = max(1, config.prefetch // blocks.size)
+    arena = Arena(config.workers, (ready + 2) * blocks.size + HELD)
     desks = [Desk(arena, worker) for worker in range(config.workers)]
-    mine = _Mine(batches, desks, config.threads, start_worker)
-    workers: Workers[Parcel] = Workers(config.workers, numbers, config.prefetch, mine.start, mine.make)
-    for parcel in workers.results():
-        yield parcel.open()
+    mine = _Mine(batches, blocks, desks, config.threads, start_worker)
+    workers: Workers[list[Parcel]] = Workers(config.workers, range(len(blocks)), ready, mine.start, mine.make)
+    for block in workers.results():
+        for parcel in block:
+            yield parcel.open()
 
 
 class _Mine:
     """What a worker does."""
 
     def __init__(
-        self, batches: MicroBatches, desks: list[Desk], threads: int, start_worker: Callable[[int], None]
+        self,
+        batches: MicroBatches,
+        blocks: _Blocks,
+        desks: list[Desk],
+        threads: int,
+        start_worker: Callable[[int], None],
     ) -> None:
-        self._batches, self._desks, self._threads, self._start_worker = batches, desks, threads, start_worker
+        self._batches, self._blocks, self._desks = batches, blocks, desks
+        self._threads, self._start_worker = threads, start_worker
         self._desk = desks[0]
 
     def start(self, worker: int) -> None:
         """torch without threads (workers are the parallelism), those that decode, and a place to pack at."""
         torch.set_num_threads(1)
+        gc.freeze()  # what was there before is no garbage; to look through it again and again takes time
         gc.enable()  # the training process, of which this is a copy, collects at fixed steps alone
         set_threads(self._threads)
         self._desk = self._desks[worker]
         set_room(self._desk.room)
         self._start_worker(worker)
 
-    def make(self, number: int) -> Parcel:
-        return self._desk.pack(self._batches[number])
+    def make(self, block: int) -> list[Parcel]:
+        return [self._desk.pack(batch) for batch in self._batches.make(self._blocks[block])]

@@ -141,9 +141,9 @@ class SourceOrder:
             return found
         epochs, offsets = np.divmod(positions, self.samples)
         shards, samples = np.empty_like(positions), np.empty_like(positions)
-        for epoch, of_epoch in _groups(epochs):
+        for epoch, of_epoch in groups(epochs):
             windows = self._epoch(epoch).ends.searchsorted(offsets[of_epoch], "right")
-            for number, of_window in _groups(windows):
+            for number, of_window in groups(windows):
                 chosen = of_epoch[of_window]
                 window = self._windows.get((epoch, number), self._make_window)
                 sample = window.order[offsets[chosen] - window.start].astype(np.int64)
@@ -185,7 +185,7 @@ class SourceOrder:
         return _Window(int(order.ends[number]) - size, samples, shards, ends)
 
 
-def _groups(values: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+def groups(values: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Yield each value that occurs in `values` [N], 0 or more, in rising order, with the indices where it stands."""
     order = values.argsort(kind="stable")
     rising = values[order]
@@ -204,21 +204,10 @@ def permutation(size: int, key: int) -> NDArray[np.uint32]:
     bits = np.uint64((size - 1).bit_length())
     index = np.arange(size, dtype=np.uint64)
     # Twice mixed: with one mixing the sequences of two keys could be the same one, shifted.
-    values = _mix(_mix(index) ^ np.uint64(key))
+    values = keys.mix(keys.mix(index) ^ np.uint64(key))
     values >>= bits
     values <<= bits
     values |= index
     values.sort()
     values &= (np.uint64(1) << bits) - np.uint64(1)
     return values.astype(np.uint32)
-
-
-def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return splitmix64 of each value (Steele, Lea and Flood 2014): a bijection in which every bit depends on every."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values ^= values >> np.uint64(30)
-    values *= np.uint64(0xBF58476D1CE4E5B9)
-    values ^= values >> np.uint64(27)
-    values *= np.uint64(0x94D049BB133111EB)
-    values ^= values >> np.uint64(31)
-    return values

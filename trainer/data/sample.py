@@ -4,6 +4,7 @@ import json
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainer.batch import VisualTokens
 from trainer.errors import BadSample
@@ -30,6 +31,19 @@ class Sample(NamedTuple):
         return generator(*self.owner, purpose)
 
 
+class Texts(NamedTuple):
+    """Many passages, column by column: an object each would cost as much as reading them."""
+
+    texts: list[str]
+    names: list[str]
+    """As of a `Sample`, and so the others."""
+    languages: list[str]
+    owners: NDArray[np.uint64]
+    """[N, 4]"""
+    bad: list[tuple[int, str]]
+    """Of bad samples that were replaced: number of the passage, and as in `BadSamples`; in order of the passages."""
+
+
 class BadSamples:
     """Bad samples met since the last look, as "source/shard, sample NUMBER: reason"."""
 
@@ -37,12 +51,12 @@ class BadSamples:
         self.seen = seen
 
 
-def read_text(members: dict[str, bytes]) -> str:
-    """Return the passage in KEY.txt. Raises BadSample."""
+def passage(content: bytes | memoryview | None) -> str:
+    """Return the passage that the bytes of a KEY.txt hold (None: there is none). Raises BadSample."""
+    if content is None:
+        raise BadSample("no member txt")
     try:
-        text = members["txt"].decode().strip()
-    except KeyError as error:
-        raise BadSample("no member txt") from error
+        text = str(content, "utf-8").strip()
     except UnicodeDecodeError as error:
         raise BadSample(f"txt is not UTF-8 ({error.reason})") from error
     if not text:
@@ -64,7 +78,7 @@ def read_record(members: dict[str, bytes], language: str | None) -> dict[str, ob
     if "captions" not in record:
         if language is None:
             raise BadSample("json has no captions, and the manifest names no language for txt (`m3p index --language`)")
-        record = {**record, "captions": {language: [read_text(members)]}}
+        record = {**record, "captions": {language: [passage(members.get("txt"))]}}
     return record
 
 
@@ -94,7 +108,9 @@ def choose_captions(record: dict[str, object], languages: list[str] | None) -> d
 
 def check_unicode(field: str, *texts: str) -> None:
     """JSON can spell halves of characters ("\\ud800"), which nothing else can write."""
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError as error:
-        raise BadSample(f"{field} is not Unicode text ({error.reason})") from error
+    for text in texts:
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise BadSample(f"{field} is not Unicode text ({error.reason})") from error

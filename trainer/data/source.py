@@ -15,7 +15,7 @@ from trainer.data.index import members
 from trainer.data.manifest import Manifest
 from trainer.data.order import Place, SourceOrder
 from trainer.data.reader import ShardReader
-from trainer.data.sample import BadSamples, Sample, check_unicode, choose_captions, read_record, read_text
+from trainer.data.sample import BadSamples, Sample, Texts, check_unicode, choose_captions, passage, read_record
 from trainer.data.shares import Shares, temperature_weights
 from trainer.data.threads import share
 from trainer.errors import BadSample, UserError
@@ -110,9 +110,10 @@ class Source:
         Places are computed together, and pictures decoded by the threads of this process.
         """
         self._fetch_ahead(int(indices[-1]))
-        places = [Place(*row) for row in zip(*(array.tolist() for array in self.order.locate(indices)), strict=True)]
+        found_at = self.order.locate(indices)
+        places = [Place(*row) for row in zip(*(array.tolist() for array in found_at), strict=True)]
         # Read by this thread alone, which opens and closes the shards.
-        spans = [self._span(place) for place in places]
+        spans = self._reader.spans(found_at.shard, found_at.sample)
         found: list[Sample | BadSample] = [BadSample("not read")] * len(places)
 
         def decode(part: range) -> None:
@@ -137,11 +138,30 @@ class Source:
             for place, one in zip(places, found, strict=True)
         ]
 
-    def _span(self, place: Place) -> bytes | BadSample:
-        try:
-            return self._reader.span(place.shard, place.sample)
-        except BadSample as reason:
-            return reason
+    def read_texts(self, indices: NDArray[np.int64]) -> Texts:
+        """As `read_many`, of a source of text."""
+        self._fetch_ahead(int(indices[-1]))
+        epochs, shards, samples = self.order.locate(indices)
+        owners = np.empty((len(shards), 4), np.uint64)
+        owners[:, 0] = self._owner
+        owners[:, 1], owners[:, 2], owners[:, 3] = epochs, shards, samples
+        names = [self._name(shard) for shard in shards.tolist()]
+        found = Texts([], names, [self._language] * len(names), owners, [])
+        for number, content in enumerate(self._reader.lone_files(shards, samples, "txt")):
+            try:
+                if content is None:
+                    members = self._reader.read(int(shards[number]), int(samples[number]))
+                    found.texts.append(passage(members.get("txt")))
+                else:
+                    found.texts.append(passage(content))
+            except BadSample as reason:
+                place = Place(int(epochs[number]), int(shards[number]), int(samples[number]))
+                bad = BadSamples([])
+                sample = self._replace(place, reason, bad, True)
+                owners[number] = sample.owner
+                found.texts.append(sample.text)
+                found.bad.extend((number, message) for message in bad.seen)
+        return found
 
     def read_place(self, place: Place, bad: BadSamples, augment: bool) -> Sample:
         """As `read`, from a place in the shards."""
@@ -210,7 +230,7 @@ class Source:
     def _decode(self, place: Place, number: int, members: dict[str, bytes], augment: bool, room: Room | None) -> Sample:
         name, owner = self._name(place.shard), (self._owner, place.epoch, place.shard, number)
         if self._load_picture is None:
-            return Sample(name, owner, self._language, read_text(members), {}, "", None)
+            return Sample(name, owner, self._language, passage(members.get("txt")), {}, "", None)
         record = read_record(members, self.manifest.language)
         captions = choose_captions(record, self._config.languages)
         key_name = f"{name}/{record.get('id', number)}"
@@ -251,6 +271,22 @@ class Mix:
             places = mine.tolist()
             samples = source.read_many(indices, bad, [rooms[place] for place in places])
             found.update(zip([positions[place] for place in places], samples, strict=True))
+        return found
+
+    def read_texts(self, positions: Sequence[int]) -> Texts:
+        """As `read_many`, of sources of text, in the order of `positions` [N]."""
+        parts = [(mine, source.read_texts(indices)) for source, mine, indices in self._by_source(positions)]
+        if len(parts) == 1:
+            return parts[0][1]
+        count = len(positions)
+        found = Texts([""] * count, [""] * count, [""] * count, np.zeros((count, 4), np.uint64), [])
+        for mine, part in parts:
+            places = mine.tolist()
+            found.owners[mine] = part.owners
+            for place, text, name, language in zip(places, part.texts, part.names, part.languages, strict=True):
+                found.texts[place], found.names[place], found.languages[place] = text, name, language
+            found.bad.extend((places[number], message) for number, message in part.bad)
+        found.bad.sort(key=lambda one: one[0])
         return found
 
     def lengths(self, positions: Sequence[int]) -> NDArray[np.float64]:

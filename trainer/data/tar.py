@@ -8,7 +8,11 @@ sample. Nothing is extracted: names are used as keys, never as paths.
 import mmap
 import zlib
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 BLOCK = 512
 ZERO_BLOCK = bytes(BLOCK)
@@ -73,31 +77,90 @@ def walk(buffer: "bytes | mmap.mmap", whole: bool) -> Iterator[Member]:
         raise TarError(f"the data ends at byte {length} without an end-of-archive block")
 
 
-def plain_files(span: bytes) -> list[tuple[str, bytes]] | None:
-    """Return (name, content) of the files of one sample's span, if all headers are as nearly all tools write them.
+def plain_members(span: bytes) -> dict[str, bytes] | None:
+    """Return extension -> content of the files of one sample's span, if all are as nearly all tools write them.
 
     None for anything else, right or wrong: `walk` says what it is, in three times the time.
     """
-    found, position, length = [], 0, len(span)
+    found: dict[str, bytes] = {}
+    sample, position, length = None, 0, len(span)
     while position < length:
         header = span[position : position + BLOCK]
-        digits, checksum = header[124:135], header[148:154]
-        # A regular file, numbers in octal digits, no folder beside the name.
-        if len(header) < BLOCK or header[156] != 48 or header[345] or not (digits.isdigit() and checksum.isdigit()):
+        # A regular file, no folder beside the name, which ends before its field does.
+        if len(header) < BLOCK or header[156] != 48 or header[345] or header[99]:
             return None
+        digits, total = header[124:135], _adler_of(header[148:156])
         try:
-            size, total = int(digits, 8), int(checksum, 8)
+            size = int(digits, 8) if digits.isdigit() else -1
         except ValueError:  # an 8 or 9
             return None
-        # As in `_kind_and_size`: 255 = 8 spaces that stand for the checksum in its own sum, less the 1 of Adler-32.
-        if ((zlib.adler32(header) & 0xFFFF) + 255 - sum(header[148:156]) - total) % 65_521:
+        if size < 0 or (zlib.adler32(header) & 0xFFFF) != total:
             return None
         data = position + BLOCK
         position = data + -(-size // BLOCK) * BLOCK
         if position > length:
             return None
-        found.append((_text(header[: header.index(0)] if header[99] == 0 else header[:100]), span[data : data + size]))
+        name = header[: header.index(0)]
+        first = name.rfind(b"/") + 1
+        dot = name.find(b".", first)
+        extension = _lower(name[dot + 1 :])
+        if dot <= first or not extension or extension in found or (sample is not None and name[:dot] != sample):
+            return None
+        sample = name[:dot]
+        found[extension] = span[data : data + size]
     return found
+
+
+@lru_cache(1 << 10)
+def _lower(extension: bytes) -> str:
+    return _text(extension).lower()
+
+
+@lru_cache(1 << 14)
+def _adler_of(checksum: bytes) -> int | None:
+    """Return the low half of Adler-32 of a header whose checksum field is `checksum`; None if there are no digits in it.
+
+    That half is 1 + the sum of all bytes, in a tenth of the time of Python's `sum`; in the checksum eight spaces stand for
+    its own field.
+    """
+    digits = checksum[:6]
+    try:
+        total = int(digits, 8) if digits.isdigit() else None
+    except ValueError:
+        return None
+    return None if total is None else (total + 1 - 8 * ord(" ") + sum(checksum)) % 65_521
+
+
+def lone_files(
+    heads: NDArray[np.uint8], lengths: NDArray[np.int64], extension: str
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Look at the first blocks `heads` [N, BLOCK] of spans of `lengths` [N]: -> (bytes of content [N], which are plain [N]).
+
+    Plain is one file KEY.extension with the header that nearly all tools write; of others, right or wrong, nothing is said,
+    as by `plain_members`. All are looked at together, in a quarter of its time.
+    """
+    sizes, plain = _octal(heads[:, 124:135])
+    totals, fine = _octal(heads[:, 148:154])
+    # The checksum's own eight bytes count as spaces.
+    sums = heads.sum(1, np.int32) - heads[:, 148:156].sum(1, np.int32) + 8 * ord(" ")
+    plain &= fine & (sums == totals) & (lengths == BLOCK + -(-sizes // BLOCK) * BLOCK)
+    plain &= (heads[:, [99, 156, 345]] == _PLAIN).all(1)
+    names, ending = np.ascontiguousarray(heads[:, :100]).view("S100")[:, 0], b"." + extension.encode()
+    plain &= (heads[:, :100] == 0).argmax(1) == np.strings.str_len(names)  # zeros stand behind the name alone
+    plain &= np.strings.endswith(names, ending) & (np.strings.count(names, b".") == 1)  # a key has no dot
+    plain &= ~np.strings.endswith(names, b"/" + ending) & (names != ending)
+    return sizes, plain
+
+
+_PLAIN = np.array([0, ord("0"), 0], np.uint8)
+"""The name ends before its field does; a regular file; no folder beside the name."""
+_POWERS = 8 ** np.arange(10, -1, -1)
+
+
+def _octal(digits: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Read octal numbers [N, D]: -> (numbers [N], where there are digits alone [N])."""
+    values = digits - np.uint8(ord("0"))  # what stands before "0" becomes large
+    return values @ _POWERS[-digits.shape[1] :], np.less(values, 8).all(1)
 
 
 def _kind_and_size(header: bytes, position: int) -> tuple[bytes, int]:

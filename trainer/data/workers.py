@@ -51,7 +51,7 @@ class _Worker:
     process: ForkProcess
     connection: Connection
     free: Semaphore
-    """Results that it may compute before one is taken."""
+    """Results that it may hand over before one is taken."""
 
 
 class Workers(Generic[Result]):
@@ -60,7 +60,7 @@ class Workers(Generic[Result]):
     Args:
         number: of processes.
         numbers: whose results are wanted.
-        ahead: results that each process computes before they are asked for.
+        ahead: results of each process that may lie ready; it computes one more, and waits with it.
         start: runs in each process before its work, with the number of the process.
         make: what they do.
     """
@@ -138,8 +138,9 @@ def _work(
     try:
         start(worker)
         for number in numbers:
+            content = pickle.dumps(make(number), protocol=5)
             free.acquire()
-            connection.send_bytes(pickle.dumps(make(number), protocol=5))
+            connection.send_bytes(content)
     except UserError as error:
         connection.send_bytes(pickle.dumps(Failure(str(error), True)))
     except BrokenPipeError:

@@ -1,19 +1,23 @@
 """`multilingual_text`: passages in many languages, masked words (M3P's xMLM)."""
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from trainer.batch import Packer, Sequence
+from trainer.batch import Batch, Packer
 from trainer.data.folders import LocalFolder
 from trainer.data.order import Place
-from trainer.data.sample import BadSamples, Sample
+from trainer.data.plan import MicroBatch, Turn
+from trainer.data.sample import BadSamples
 from trainer.data.source import Source
 from trainer.data.tokenizer import Tokenizer
-from trainer.objectives.objective import Context, Ids, Objective, ObjectiveConfig, Read
-from trainer.objectives.tasks.masked_words import ask_words, mask_words
+from trainer.keys import keys_of
+from trainer.objectives.objective import Context, Ids, Objective, ObjectiveConfig
+from trainer.objectives.tasks.masked_words import ask_words, mask_passages
 
 MEASURED = 32
 """Passages of a source by which the length of its tokens is known."""
@@ -50,17 +54,33 @@ class MultilingualText(Objective):
         """Return roughly how many tokens each passage has when it is cut: [N]."""
         return np.minimum(super().costs(positions), self.config.most_tokens)
 
-    def text(self, sample: Sample, packer: Packer | None) -> str:
-        """The passage."""
-        return sample.text
+    def batches(self, parts: Sequence[MicroBatch]) -> Iterator[Batch]:
+        """As `batch` for each; all are read and tokenised together, and packed without a Python object for each passage."""
+        found = self.mix.read_texts([position for part in parts for position in part.positions])
+        tokens, lengths = self.context.tokenizer.encode_flat(found.texts, self.config.most_tokens)
+        ends = [0, *lengths.cumsum().tolist()]
+        first = 0
+        for part in parts:
+            packer, end = self.packer(), first + len(part.positions)
+            if part.positions:
+                packer.names += found.names[first:end]
+                for language, number in Counter(found.languages[first:end]).items():
+                    packer.count(f"language/{language}", number)
+                self.pack(packer, tokens[ends[first] : ends[end]], lengths[first:end], found.owners[first:end])
+            batch = packer.finish(len(part.positions))
+            batch.bad = [message for number, message in found.bad if first <= number < end]
+            first = end
+            yield batch
 
-    def add(self, packer: Packer, turn: range, position: int, tokens: Ids, read: Read) -> None:
-        """Pack one passage with masked words."""
-        sample = read(position)
-        hidden, places = mask_words(tokens, sample.generator("mask"), self.config.mask_rate, self.context.tokenizer)
-        _, first = packer.add(Sequence(hidden))
-        ask_words(packer, first, places, tokens)
-        packer.count(f"language/{sample.language}", 1)
+    def batch(self, turn: range, positions: Sequence[int]) -> Batch:
+        """Pack the passages at `positions`: -> one micro-batch."""
+        return next(self.batches([MicroBatch(Turn(0, self.context.name, 0, turn), 0, positions)]))
+
+    def pack(self, packer: Packer, tokens: Ids, lengths: Ids, owners: NDArray[np.uint64]) -> None:
+        """Pack passages end to end in `tokens` [W], of `lengths` [N] and `owners` [N, 4], with masked words."""
+        keys = keys_of(owners, "mask")
+        hidden, places = mask_passages(tokens, lengths, keys, self.config.mask_rate, self.context.tokenizer)
+        ask_words(packer, packer.add_words(hidden, lengths), places, tokens)
 
 
 def _bytes_of_token(source: Source, tokenizer: Tokenizer) -> float:

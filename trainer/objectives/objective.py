@@ -1,7 +1,7 @@
 """What every objective shares: its recipe fields, and how positions become packed micro-batches."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +13,7 @@ from trainer.batch import Batch, Packer
 from trainer.data.cache import Cache
 from trainer.data.canvas import Canvas
 from trainer.data.folders import open_folder
+from trainer.data.plan import MicroBatch
 from trainer.data.sample import BadSamples, Sample
 from trainer.data.source import Mix, Source, SourceConfig, find_folders
 from trainer.data.tokenizer import Tokenizer
@@ -104,10 +105,14 @@ class Objective:
         """Return roughly what each sample at `positions` [N] costs to train on, in tokens: [N]."""
         return self.mix.lengths(positions)
 
+    def batches(self, parts: Sequence[MicroBatch]) -> Iterator[Batch]:
+        """Pack the samples of several micro-batches, each as `batch` would."""
+        for part in parts:
+            yield self.batch(part.turn.positions, part.positions)
+
     def batch(self, turn: range, positions: Sequence[int]) -> Batch:
         """Pack the samples at `positions`, some of the positions of `turn`: -> one micro-batch."""
-        packer = Packer(self.context.visual.feature_size if self.context.visual else 1)
-        bad = BadSamples([])
+        packer, bad = self.packer(), BadSamples([])
         samples, mine = self.mix.read_many(positions, bad, self._canvas), frozenset(positions)
 
         def read(position: int) -> Sample:
@@ -117,13 +122,17 @@ class Objective:
             return samples[position]
 
         texts = [self.text(samples[position], packer) for position in positions]
-        tokens = self.context.tokenizer.encode_many(texts, self.config.most_tokens) if texts else []
+        tokens = self.context.tokenizer.encode_many(texts, self.config.most_tokens)
         for position, of_text in zip(positions, tokens, strict=True):
             packer.names.append(samples[position].name)
             self.add(packer, turn, position, of_text, read)
         batch = packer.finish(len(positions), self._canvas)
         batch.bad = bad.seen
         return batch
+
+    def packer(self) -> Packer:
+        """Return what a micro-batch is packed with."""
+        return Packer(self.context.visual.feature_size if self.context.visual else 1)
 
     def notes(self) -> list[str]:
         """Lines for the table printed at start."""

@@ -1,7 +1,5 @@
 """Masked regions (M3P's MC-MRM): regress the hidden feature, and name its object class where the source has classes."""
 
-import dataclasses
-
 import numpy as np
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -55,7 +53,7 @@ def mask_regions(
         chosen = eligible[rng.integers(len(eligible), size=1)]
     features = visual.features.copy()
     features[chosen[rng.random(len(chosen)) < 0.9]] = visual.neutral
-    return dataclasses.replace(visual, features=features), chosen
+    return visual._replace(features=features), chosen
 
 
 def ask_regions(packer: Packer, first: int, places: Places, visual: VisualTokens) -> None:

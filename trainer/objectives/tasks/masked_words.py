@@ -6,9 +6,13 @@ from torch import Tensor
 
 from trainer.batch import Packer
 from trainer.data.tokenizer import Tokenizer
+from trainer.keys import hashes, mix, uniform
 from trainer.objectives.tasks.task import Targets
 
 Ids = NDArray[np.int64]
+
+SPECIAL = 1.0
+"""In place of the coin of `<s>` and `</s>`: above every rate."""
 
 
 class MaskedWords:
@@ -39,12 +43,39 @@ def mask_words(tokens: Ids, rng: np.random.Generator, rate: float, tokenizer: To
     chosen = (coin < rate).nonzero()[0]
     if not len(chosen):
         chosen = coin.argmin(keepdims=True)
-    fate = fate[chosen]
-    random = tokenizer.first_piece + (replacement[chosen] * (tokenizer.mask - tokenizer.first_piece)).astype(np.int64)
-    chosen += 1  # behind `<s>`
+    places = chosen + 1  # behind `<s>`
+    return _hide(tokens, places, fate[chosen], replacement[chosen], tokenizer), places
+
+
+def mask_passages(
+    tokens: Ids, lengths: Ids, keys: NDArray[np.uint64], rate: float, tokenizer: Tokenizer
+) -> tuple[Ids, Ids]:
+    """As `mask_words` for passages end to end in `tokens` [W], of `lengths` [N]; the choices of each are drawn by its key [N].
+
+    A generator a passage, and calls of numpy for its thirty tokens, would cost more than all else that is done to it.
+    """
+    ends = lengths.cumsum()
+    starts = ends - lengths
+    numbers = hashes(np.repeat(keys, lengths), np.arange(len(tokens)) - np.repeat(starts, lengths))
+    coin = uniform(numbers)
+    coin[starts] = coin[ends - 1] = SPECIAL
+    chosen = coin < rate
+    for passage in (np.logical_or.reduceat(chosen, starts) == 0).nonzero()[0].tolist():
+        lowest = starts[passage] + coin[starts[passage] : ends[passage]].argmin()
+        chosen[lowest] = coin[lowest] < SPECIAL
+    places = chosen.nonzero()[0]
+    fate = mix(numbers[places])
+    return _hide(tokens, places, uniform(fate), uniform(mix(fate)), tokenizer), places
+
+
+def _hide(
+    tokens: Ids, places: Ids, fate: NDArray[np.float64], replacement: NDArray[np.float64], tokenizer: Tokenizer
+) -> Ids:
+    """Return `tokens` with those at `places` [K] hidden; `fate` and `replacement` [K] in 0..1 say how."""
+    random = tokenizer.first_piece + (replacement * (tokenizer.mask - tokenizer.first_piece)).astype(np.int64)
     hidden = tokens.copy()
-    hidden[chosen] = np.where(fate < 0.8, tokenizer.mask, np.where(fate < 0.9, random, tokens[chosen]))
-    return hidden, chosen
+    hidden[places] = np.where(fate < 0.8, tokenizer.mask, np.where(fate < 0.9, random, tokens[places]))
+    return hidden
 
 
 def ask_words(packer: Packer, first: int, places: Ids, tokens: Ids) -> None:
