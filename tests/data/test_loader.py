@@ -75,6 +75,21 @@ def test_ways_of_loading_change_nothing(patches: Path, workers: int, threads: in
             assert all(one.targets[task][name].equal(tensor) for name, tensor in targets.items())
 
 
+@pytest.mark.parametrize(("workers", "prefetch"), [(0, 4), (1, 1), (2, 40)])
+def test_text_alone_comes_in_blocks_that_change_nothing(tiny: Path, workers: int, prefetch: int) -> None:
+    recipe = load_recipe(
+        tiny, ["objectives.image_caption.weight=0", "objectives.code_switched.weight=0", "evaluation={}"]
+    )
+    sizes = {name: config.micro_batch for name, config in recipe.active_objectives.items()}
+    made = MicroBatches(MicroBatchPlan(recipe.plan(), 1, 0, sizes), build_objectives(recipe))
+    assert made.block > 1
+    wanted = [next(made.make(range(number, number + 1))) for number in range(3, 50)]
+    config = DataConfig(workers=workers, prefetch=prefetch)
+    found = list(load(made, 3, 50, config, False, ignore_in_worker))
+    assert [batch.names for batch in found] == [batch.names for batch in wanted]
+    assert [sequences(batch) for batch in found] == [sequences(batch) for batch in wanted]
+
+
 def test_who_stops_in_the_middle_leaves_nothing_behind(tiny: Path) -> None:
     for workers in (0, 2):
         found = batches(tiny, workers, 0, 1000)

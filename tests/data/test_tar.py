@@ -131,7 +131,9 @@ def test_the_fast_way_finds_what_the_walk_finds_or_nothing(changes: list[tuple[i
 
 @given(
     changes=st.lists(st.tuples(st.integers(0, 1023), st.integers(0, 255)), max_size=3),
-    name=st.sampled_from(["a.txt", "folder/key.txt", "a.b.txt", ".txt", "folder/.txt", "a.TXT", "x.json", "n" * 96 + ".txt"]),
+    name=st.sampled_from(
+        ["a.txt", "folder/key.txt", "a.b.txt", ".txt", "folder/.txt", "a.TXT", "x.json", "n" * 96 + ".txt"]
+    ),
     right=st.booleans(),
 )
 @settings(max_examples=500)

@@ -3,9 +3,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.tiny import WORDS
+from trainer.data import tokenizer as module
 from trainer.data.tokenizer import BOS, EOS, FILE_NAME, UNK, Tokenizer
 from trainer.errors import UserError
 
@@ -57,6 +60,63 @@ def test_a_text_is_framed_cut_and_free_of_specials(tokenizer: Tokenizer, text: s
     assert all(UNK <= i < tokenizer.mask for i in ids[1:-1].tolist()), "a text cannot smuggle in a special token"
     whole = tokenizer.encode(text, 10_000)
     assert ids[:-1].tolist() == whole[: len(ids) - 1].tolist()
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), max_size=6).map(" ".join))
+def test_words_alone_read_as_in_the_whole_text(tokenizer: Tokenizer, text: str) -> None:
+    """Ways to cut a word that score alike may differ; what is read may not."""
+    whole = [piece + 1 if piece else UNK for piece in tokenizer._pieces.encode(text)]
+    ours = tokenizer.encode(text, 10_000)[1:-1].tolist()
+    assert "".join(map(tokenizer.piece, ours)).replace("<unk>", "") == "".join(map(tokenizer.piece, whole)).replace(
+        "<unk>", ""
+    )
+
+
+def test_a_long_text_is_not_read_beyond_what_is_kept(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    ids = tokenizer._ids
+    monkeypatch.setattr(tokenizer, "_ids", lambda word: seen.append(word) or ids(word))  # type: ignore[func-returns-value]
+    assert len(tokenizer.encode("dog cat " * 500, 12)) == 12
+    assert len(seen) == 10
+    nothing = "\u200b "  # a word of no width, of which no piece is left
+    assert tokenizer.encode(nothing * 20 + "dog cat", 12).tolist() == tokenizer.encode("dog cat", 12).tolist()
+
+
+def test_few_words_are_remembered_and_none_that_are_long(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = Tokenizer(tokenizer.path.parent)
+    monkeypatch.setattr(module, "MOST_WORDS", 2)
+    texts = ["dog cat tree", "dog cat tree", "dog" * module.LONGEST_WORD]
+    assert [ids.tolist() for ids in fresh.encode_many(texts, 64)] == [
+        tokenizer.encode(text, 64).tolist() for text in texts
+    ]
+    assert set(fresh._ids.__self__) == {"dog", "cat"}  # type: ignore[attr-defined]
+
+
+def test_a_vocabulary_with_spaces_inside_pieces_gets_whole_texts(tmp_path: Path) -> None:
+    lines = [" ".join(WORDS["en"][number : number + 2]) for number in range(len(WORDS["en"]) - 1)] * 20
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_prefix=str(tmp_path / "made"),
+        vocab_size=120,
+        hard_vocab_limit=False,
+        split_by_whitespace=False,
+        minloglevel=2,
+    )
+    (tmp_path / "made.model").rename(tmp_path / FILE_NAME)
+    made = Tokenizer(tmp_path)
+    assert not made._by_word
+    for line in lines[:20]:
+        wanted = [piece + 1 for piece in made._pieces.encode(line)]
+        assert made.encode(line, 64).tolist() == [BOS, *wanted, EOS]
+    assert len(made.encode(lines[0], 4)) == 4
+
+
+@given(st.lists(st.sampled_from(TEXTS), max_size=5), st.integers(4, 12))
+def test_many_texts_are_as_one_by_one(tokenizer: Tokenizer, texts: list[str], most: int) -> None:
+    ids, lengths = tokenizer.encode_flat(texts, most)
+    wanted = [tokenizer.encode(text, most).tolist() for text in texts]
+    assert lengths.tolist() == [len(one) for one in wanted]
+    assert ids.tolist() == [number for one in wanted for number in one]
 
 
 def test_decoding_gives_the_text_back(tokenizer: Tokenizer) -> None:

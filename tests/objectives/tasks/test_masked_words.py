@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.data.tokenizer import BOS, EOS, Tokenizer
-from trainer.keys import generator
-from trainer.objectives.tasks.masked_words import mask_words
+from trainer.keys import generator, keys_of
+from trainer.objectives.tasks.masked_words import mask_passages, mask_words
 
 
 def sentence(pieces: int, tokenizer: Tokenizer, piece: int | None = None) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -41,6 +41,42 @@ def test_specials_stay_and_at_least_one_piece_is_chosen(
     rest = np.setdiff1d(np.arange(len(tokens)), places)
     assert np.array_equal(hidden[rest], tokens[rest])
     assert ((hidden[places] >= tokenizer.first_piece) & (hidden[places] <= tokenizer.mask)).all()
+
+
+def test_passages_are_masked_at_the_same_rates(tokenizer: Tokenizer) -> None:
+    passages, pieces, true = 1000, 40, tokenizer.first_piece
+    tokens = np.tile(sentence(pieces, tokenizer, true), passages)
+    lengths = np.full(passages, pieces + 2)
+    keys = keys_of(np.arange(4 * passages, dtype=np.uint64).reshape(-1, 4), "rates")
+    hidden, places = mask_passages(tokens, lengths, keys, 0.15, tokenizer)
+    assert len(places) / (passages * pieces) == pytest.approx(0.15, abs=0.008)
+    shown = hidden[places]
+    assert np.mean(shown == tokenizer.mask) == pytest.approx(0.8, abs=0.02)
+    drawn = np.mean((shown != tokenizer.mask) & (shown != true))
+    assert drawn == pytest.approx(0.1 * (1 - 1 / (tokenizer.mask - tokenizer.first_piece)), abs=0.015)
+    replaced = shown[(shown != tokenizer.mask) & (shown != true)]
+    assert set(range(tokenizer.first_piece, tokenizer.mask)) - set(replaced.tolist()) <= {true}
+    assert np.bincount(places % (pieces + 2), minlength=pieces + 2)[1:-1].min() > 100, "every place has its turn"
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=8), st.floats(0.001, 0.999), st.integers(0, 2**60))
+def test_each_passage_is_masked_as_if_alone(tokenizer: Tokenizer, pieces: list[int], rate: float, number: int) -> None:
+    passages = [sentence(count, tokenizer) for count in pieces]
+    tokens, lengths = np.concatenate(passages), np.array([len(passage) for passage in passages])
+    keys = keys_of(np.arange(number, number + 4 * len(pieces), dtype=np.uint64).reshape(-1, 4), "mask")
+    hidden, places = mask_passages(tokens, lengths, keys, rate, tokenizer)
+    assert np.array_equal(tokens, np.concatenate(passages)), "the true ids are the labels"
+    first = 0
+    for index, passage in enumerate(passages):
+        alone, chosen = mask_passages(passage, lengths[index : index + 1], keys[index : index + 1], rate, tokenizer)
+        end = first + len(passage)
+        assert hidden[first:end].tolist() == alone.tolist()
+        assert (places[(places >= first) & (places < end)] - first).tolist() == chosen.tolist()
+        assert (len(chosen) >= 1) == (len(passage) > 2)
+        assert ((chosen >= 1) & (chosen < len(passage) - 1)).all()
+        rest = np.setdiff1d(np.arange(len(passage)), chosen)
+        assert np.array_equal(alone[rest], passage[rest])
+        first = end
 
 
 def test_a_sentence_without_pieces_has_nothing_to_hide(tokenizer: Tokenizer) -> None:
