@@ -28,7 +28,7 @@ from trainer.data.tokenizer import Tokenizer
 BATCH = 64
 MOST_TOKENS = 128
 RESUME_AT = 1_000_000
-WARM_UP = 64
+WARM_UP = 128
 """Batches that are not counted: more than any loader has ready when the first one is asked for."""
 READ_AHEAD = 20_000
 """Samples that a loader without a state skips; what the whole way would take follows from them."""
@@ -59,11 +59,8 @@ class Task:
 
     def collate(self, samples: Sequence[Work]) -> dict[str, torch.Tensor]:
         """Lay the samples of a batch together: texts tokenised in one call, as ours are, ids end to end, without padding."""
-        tokens = self.tokenizer.encode_many([sample["text"] for sample in samples], MOST_TOKENS)
-        batch = {
-            "tokens": torch.from_numpy(np.concatenate(tokens)),
-            "lengths": torch.tensor([len(ids) for ids in tokens]),
-        }
+        tokens, lengths = self.tokenizer.encode_flat([sample["text"] for sample in samples], MOST_TOKENS)
+        batch = {"tokens": torch.from_numpy(tokens), "lengths": torch.from_numpy(lengths)}
         if "pixels" in samples[0]:
             batch["pixels"] = torch.from_numpy(np.stack([sample["pixels"] for sample in samples]))
         return batch

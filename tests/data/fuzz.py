@@ -1,5 +1,7 @@
 """Shards changed at random, indexed and read: only UserError and BadSample may come of it, within seconds.
 
+Passages are read together and one by one, which must agree.
+
     python -m tests.data.fuzz 10000 [SEED]
 
 Prints the seed of what failed; `python -m tests.data.fuzz 1 SEED` does that one again.
@@ -15,28 +17,33 @@ from types import FrameType
 
 import numpy as np
 
-from tests.data.broken import PATCHES, REGIONS, pair, source, write
+from tests.data.broken import PATCHES, REGIONS, Members, pair, source, write
 from trainer.data.index_folder import index_folder
+from trainer.data.manifest import Kind
 from trainer.data.sample import BadSamples
+from trainer.data.source import Source
 from trainer.errors import UserError
 
+LANGUAGE: dict[Kind, str | None] = {"captions": None, "text": "en"}
 SECONDS = 10
 """For one shard; it has six samples."""
 
 
 def fuzz(folder: Path, number: int, seed: int) -> int:
     """Try `number` shards, seeds `seed`, `seed` + 1, ...; return how many. Raises AssertionError that names the seed."""
-    write(folder / "a.tar", [(f"{i:02d}", pair(i)) for i in range(6)])
-    whole = (folder / "a.tar").read_bytes()
-    index_folder(folder, "captions")
-    good = {name: (folder / name).read_bytes() for name in ("a.idx", "manifest.json")}
+    kinds: dict[Kind, list[Members]] = {
+        "captions": [pair(number) for number in range(6)],
+        "text": [{"txt": f"passage {number} ".encode() * 50} for number in range(6)],
+    }
+    good = {kind: _make(folder / kind, kind, samples) for kind, samples in kinds.items()}
     signal.signal(signal.SIGALRM, _hangs)
     for one in range(seed, seed + number):
         rng = np.random.default_rng(one)
         signal.alarm(SECONDS)
         try:
-            _read_with_old_index(folder, mutate(whole, rng, keep_size=True), good)
-            _index_and_read(folder, mutate(whole, rng, keep_size=False))
+            for kind, files in good.items():
+                _read_with_old_index(folder / kind, mutate(files["a.tar"], rng, keep_size=True), files)
+                _index_and_read(folder / kind, mutate(files["a.tar"], rng, keep_size=False), kind)
         except Exception as error:
             raise AssertionError(f"seed {one}: {traceback.format_exc()}") from error
         finally:
@@ -70,6 +77,14 @@ def mutate(content: bytes, rng: np.random.Generator, keep_size: bool) -> bytes:
     return bytes(changed)
 
 
+def _make(folder: Path, kind: Kind, samples: list[Members]) -> dict[str, bytes]:
+    """Write a folder of one shard; return its files."""
+    folder.mkdir()
+    write(folder / "a.tar", [(f"{number:02d}", sample) for number, sample in enumerate(samples)])
+    index_folder(folder, kind, LANGUAGE[kind])
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def _read_with_old_index(folder: Path, content: bytes, good: dict[str, bytes]) -> None:
     """The shard was damaged after it was indexed."""
     for name, stored in good.items():
@@ -78,19 +93,32 @@ def _read_with_old_index(folder: Path, content: bytes, good: dict[str, bytes]) -
     _read(folder)
 
 
-def _index_and_read(folder: Path, content: bytes) -> None:
+def _index_and_read(folder: Path, content: bytes, kind: Kind) -> None:
     """The shard came damaged."""
     (folder / "a.tar").write_bytes(content)
     with contextlib.suppress(UserError):
-        index_folder(folder, "captions")
+        index_folder(folder, kind, LANGUAGE[kind])
         _read(folder)
 
 
 def _read(folder: Path) -> None:
+    if folder.name == "text":
+        with contextlib.suppress(UserError):
+            _read_texts(source(folder, None))
+        return
     for visual in (PATCHES, REGIONS):
         with contextlib.suppress(UserError):
             made = source(folder, visual)
             made.read_many(np.arange(2 * made.manifest.samples), BadSamples([]))
+
+
+def _read_texts(made: Source) -> None:
+    indices, bad = np.arange(2 * made.manifest.samples), BadSamples([])
+    alone = [made.read(index, bad) for index in indices.tolist()]
+    together = made.read_texts(indices)
+    assert together.texts == [sample.text for sample in alone]
+    assert [tuple(owner) for owner in together.owners.tolist()] == [sample.owner for sample in alone]
+    assert [message for _, message in together.bad] == bad.seen
 
 
 def _hangs(signal: int, frame: FrameType | None) -> None:

@@ -1,6 +1,6 @@
-"""A source: one folder of shards, read in its endless order. A mix: the sources of one objective, read by position."""
+"""A source: one folder of shards, read in its endless order."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -9,14 +9,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from trainer.batch import VisualTokens
-from trainer.data.canvas import Canvas, Room
+from trainer.data.canvas import Room
 from trainer.data.folders import Folder, LocalFolder, RemoteFolder, is_url
 from trainer.data.index import members
 from trainer.data.manifest import Manifest
 from trainer.data.order import Place, SourceOrder
 from trainer.data.reader import ShardReader
 from trainer.data.sample import BadSamples, Sample, Texts, check_unicode, choose_captions, passage, read_record
-from trainer.data.shares import Shares, temperature_weights
 from trainer.data.threads import share
 from trainer.errors import BadSample, UserError
 from trainer.keys import generator, key
@@ -129,17 +128,14 @@ class Source:
                 except BadSample as reason:
                     found[number] = reason
 
-        if self._load_picture is None:
-            decode(range(len(places)))
-        else:
-            share(decode, len(places))
+        share(decode, len(places))
         return [
             self._replace(place, one, bad, True) if isinstance(one, BadSample) else one
             for place, one in zip(places, found, strict=True)
         ]
 
     def read_texts(self, indices: NDArray[np.int64]) -> Texts:
-        """As `read_many`, of a source of text."""
+        """As `read_many`, of a source of text: without an object for each passage, which would cost more than reading it."""
         self._fetch_ahead(int(indices[-1]))
         epochs, shards, samples = self.order.locate(indices)
         owners = np.empty((len(shards), 4), np.uint64)
@@ -242,69 +238,6 @@ class Source:
         except BadSample as reason:
             raise BadSample(f"{reason} (id {record.get('id', number)!r})") from reason
         return Sample(key_name, owner, "", "", captions, concept, visual)
-
-
-class Mix:
-    """The sources of one objective. Position -> source and index in it, by exact shares without state."""
-
-    def __init__(self, sources: Sequence[Source], weights: Sequence[float | None], temperature: float) -> None:
-        self.sources = list(sources)
-        given = [weight for weight in weights if weight is not None]
-        sizes = [source.manifest.samples for source in sources]
-        self.weights = given if len(given) == len(sizes) else temperature_weights(sizes, temperature)
-        self._shares = Shares(self.weights)
-
-    def read(self, position: int, bad: BadSamples) -> Sample:
-        """Return the sample at `position` of the objective's endless order."""
-        source, index = self._shares.place(position)
-        return self.sources[source].read(index, bad)
-
-    def source(self, position: int) -> Source:
-        """Return the source that the sample at `position` comes from."""
-        return self.sources[self._shares.place(position).source]
-
-    def read_many(self, positions: Sequence[int], bad: BadSamples, canvas: Canvas) -> dict[int, Sample]:
-        """Return the samples at `positions`, pictures on `canvas`; places are computed at once, and read source by source."""
-        rooms = canvas.divide(len(positions))
-        found: dict[int, Sample] = {}
-        for source, mine, indices in self._by_source(positions):
-            places = mine.tolist()
-            samples = source.read_many(indices, bad, [rooms[place] for place in places])
-            found.update(zip([positions[place] for place in places], samples, strict=True))
-        return found
-
-    def read_texts(self, positions: Sequence[int]) -> Texts:
-        """As `read_many`, of sources of text, in the order of `positions` [N]."""
-        parts = [(mine, source.read_texts(indices)) for source, mine, indices in self._by_source(positions)]
-        if len(parts) == 1:
-            return parts[0][1]
-        count = len(positions)
-        found = Texts([""] * count, [""] * count, [""] * count, np.zeros((count, 4), np.uint64), [])
-        for mine, part in parts:
-            places = mine.tolist()
-            found.owners[mine] = part.owners
-            for place, text, name, language in zip(places, part.texts, part.names, part.languages, strict=True):
-                found.texts[place], found.names[place], found.languages[place] = text, name, language
-            found.bad.extend((places[number], message) for number, message in part.bad)
-        found.bad.sort(key=lambda one: one[0])
-        return found
-
-    def lengths(self, positions: Sequence[int]) -> NDArray[np.float64]:
-        """Return roughly how many tokens the samples at `positions` [N] have: [N]. Nothing but index files is read."""
-        found = np.empty(len(positions))
-        for source, mine, indices in self._by_source(positions):
-            found[mine] = source.lengths(indices)
-        return found
-
-    def _by_source(self, positions: Sequence[int]) -> Iterator[tuple[Source, NDArray[np.int64], NDArray[np.int64]]]:
-        """Yield each source in use, where its samples stand in `positions`, and their indices in its order."""
-        if len(self.sources) == 1 and len(positions):
-            yield self.sources[0], np.arange(len(positions)), np.array(positions, np.int64)
-            return
-        sources, indices = self._shares.locate(np.array(positions, np.int64))
-        for number in np.unique(sources).tolist():
-            mine = (sources == number).nonzero()[0]
-            yield self.sources[number], mine, indices[mine]
 
 
 def find_folders(pattern: str, field: str) -> list[str]:

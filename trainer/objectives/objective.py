@@ -13,9 +13,10 @@ from trainer.batch import Batch, Packer
 from trainer.data.cache import Cache
 from trainer.data.canvas import Canvas
 from trainer.data.folders import open_folder
+from trainer.data.mix import Mix
 from trainer.data.plan import MicroBatch
 from trainer.data.sample import BadSamples, Sample
-from trainer.data.source import Mix, Source, SourceConfig, find_folders
+from trainer.data.source import Source, SourceConfig, find_folders
 from trainer.data.tokenizer import Tokenizer
 from trainer.visual import VisualConfig
 

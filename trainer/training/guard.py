@@ -16,7 +16,6 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.batch import Batch
 from trainer.data.plan import Turn
 from trainer.errors import UserError
 
@@ -74,11 +73,12 @@ class Guard:
         self._recent.append(loss)
         self._in_a_row = 0
 
-    def skipped(self, step: int, reason: str, turns: Sequence[tuple[Turn, Batch]], parts: Sequence[Tensor]) -> str:
+    def skipped(self, step: int, reason: str, turns: Sequence[tuple[Turn, list[str]]], parts: Sequence[Tensor]) -> str:
         """Note a refused step and list the samples that it is due to; return a line for people.
 
-        `turns` and `parts` are this rank's micro-batches and their losses; every rank calls it. Where no micro-batch is
-        broken by itself (a gradient overflowed, a spike), all are listed. Raises UserError after too many in a row.
+        `turns` and `parts` are of this rank's micro-batches: turn and names of the samples, and losses. Every rank calls it.
+        Where no micro-batch is broken by itself (a gradient overflowed, a spike), all are listed. Raises UserError after too
+        many in a row.
         """
         self._in_a_row += 1
         found = _suspects(turns, parts)
@@ -99,17 +99,17 @@ class Guard:
         return line
 
 
-def _suspects(turns: Sequence[tuple[Turn, Batch]], parts: Sequence[Tensor]) -> list[dict[str, Any]]:
+def _suspects(turns: Sequence[tuple[Turn, list[str]]], parts: Sequence[Tensor]) -> list[dict[str, Any]]:
     """Return the micro-batches of all ranks whose own loss is not finite; all of them, where none is."""
     mine = [
         {
             "turn": turn.number,
             "objective": turn.objective,
             "rank": dist.get_rank(),
-            "samples": batch.names,
+            "samples": names,
             "broken": not math.isfinite(float(part)),
         }
-        for (turn, batch), part in zip(turns, parts, strict=True)
+        for (turn, names), part in zip(turns, parts, strict=True)
     ]
     every: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(every, mine)

@@ -133,7 +133,7 @@ class _Loop:
         """One optimizer step: its turns, the update, the figures."""
         losses, means = Losses(), dict[str, float]()
         turns = self._plan.turns(step)
-        seen: list[tuple[Turn, Batch]] = []
+        seen: list[tuple[Turn, list[str]]] = []
         refused: list[str | None] = [None]
 
         def allow() -> bool:
@@ -150,7 +150,7 @@ class _Loop:
             self._watchdog.beat(f"{where}: computing")
             tasks = self._objectives[turn.objective].tasks
             self._engine.turn(turn.objective, tasks, of_turn, allow if turn is turns[-1] else None, losses)
-            seen += [(turn, batch) for batch in of_turn]
+            seen += [(turn, batch.names) for batch in of_turn]
             monitor.saw(turn.objective, of_turn)
         self._watchdog.beat(f"step {step + 1}: update")
         rate, norm, made = self._engine.step(share_of_peak(step, self._recipe.run.steps, self._recipe.schedule))
