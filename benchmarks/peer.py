@@ -50,7 +50,7 @@ class Peer(nn.Module):
         x = x.index_put((owner[batch.token_slots], column[batch.token_slots]), text)
         if len(batch.visual_slots):
             assert self.visual is not None
-            seen = self.visual(batch.visual_features.to(x.dtype), batch.visual_boxes.to(x.dtype))
+            seen = self.visual(batch.visual_features.to(x.dtype), batch.visual_boxes.to(x.dtype))[batch.visual_rows]
             x = x.index_put((owner[batch.visual_slots], column[batch.visual_slots]), seen)
         real = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device).index_put(
             (owner, column), owner.new_ones(())

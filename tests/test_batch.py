@@ -30,7 +30,8 @@ def laid_out(batch: Batch, at: int, length: int) -> list[tuple[object, ...]]:
             found.append(("word", int(batch.token_ids[place]), int(batch.token_places[place])))
         else:
             place = pictures[slot]
-            found.append(("picture", *batch.visual_features[place].tolist(), *batch.visual_boxes[place].tolist()))
+            row = batch.visual_rows[place]
+            found.append(("picture", *batch.visual_features[row].tolist(), *batch.visual_boxes[row].tolist()))
     return found
 
 
@@ -53,6 +54,24 @@ def test_every_slot_holds_one_thing_words_before_the_picture(shapes: list[tuple[
             rows = zip(one.visual.features.tolist(), one.visual.boxes.tolist(), strict=True)
             expected += [("picture", *features, *box) for features, box in rows]
         assert laid_out(batch, first, length) == expected
+
+
+def test_a_picture_is_held_once_however_often_it_is_shown() -> None:
+    rng = np.random.default_rng(0)
+    first, second = (sequence(rng, 2, size) for size in (3, 2))
+    masked = first._replace(visual=first.visual and first.visual._replace(features=first.visual.features + 1))
+    packer = Packer(WIDTH)
+    shown = [first, second, first, masked, second]
+    places = [packer.add(one)[1] for one in shown]
+    batch = packer.finish(2)
+    assert batch.visual_features.shape == (3 + 2 + 3, WIDTH)
+    assert batch.visual_boxes.shape == (3 + 2 + 3, 4)
+    assert batch.visual_rows.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 7, 3, 4]
+    assert batch.tokens == 5 * 2 + 3 + 2 + 3 + 3 + 2
+    for one, place in zip(shown, places, strict=True):
+        assert one.visual is not None
+        found = [row[1 : 1 + WIDTH] for row in laid_out(batch, place + 2, len(one.visual.features))]
+        assert [list(row) for row in found] == one.visual.features.tolist()
 
 
 def test_nothing_at_all_is_a_lone_start_token_that_asks_nothing() -> None:

@@ -49,7 +49,10 @@ class Sequence(NamedTuple):
 
 @dataclass
 class Batch:
-    """A packed micro-batch. T slots, W words, V visual tokens, S sequences."""
+    """A packed micro-batch. T slots, W words, V visual tokens, S sequences.
+
+    A picture that several sequences show is held, and embedded, once: R rows, of which each visual token shows one.
+    """
 
     token_ids: Tensor
     """[W] int64."""
@@ -58,11 +61,13 @@ class Batch:
     token_places: Tensor
     """[W] int64: 0, 1, ... inside its sequence."""
     visual_features: Tensor
-    """[V, F] float32, or uint8 where the visual source gives pixels."""
+    """[R, F] float32, or uint8 where the visual source gives pixels."""
     visual_boxes: Tensor
-    """[V, 4] float32."""
+    """[R, 4] float32."""
+    visual_rows: Tensor
+    """[V] int64: the row of each visual token."""
     visual_slots: Tensor
-    """[V] int64."""
+    """[V] int64: its slot."""
     lengths: Tensor
     """[S] int64; they sum to T."""
     targets: dict[str, dict[str, Tensor]]
@@ -158,23 +163,24 @@ class Packer:
         if not self._words:
             self.add(Sequence(np.zeros(1, np.int64)))
         words = np.array(self._words)
-        features = [visual.features for _, visual in self._pictures]
-        rows = np.zeros_like(words)
-        rows[[number for number, _ in self._pictures]] = [len(array) for array in features]
-        lengths = words + rows
+        pictures = _Pictures(self._pictures)
+        shown = np.zeros_like(words)
+        shown[[number for number, _ in self._pictures]] = pictures.lengths
+        lengths = words + shown
         starts = lengths.cumsum() - lengths
         before = words.cumsum() - words
         numbers = np.arange(words.sum())
         slots = numbers + np.repeat(starts - before, words) if self._pictures else numbers
         places = numbers - np.repeat(before, words)
-        seen = rows.cumsum() - rows
+        seen = shown.cumsum() - shown
         return Batch(
             token_ids=torch.from_numpy(np.concatenate(self._ids)),
             token_slots=torch.from_numpy(slots),
             token_places=torch.from_numpy(places),
-            visual_features=_features(features, self.feature_size, canvas),
-            visual_boxes=_stack([visual.boxes for _, visual in self._pictures], 4),
-            visual_slots=torch.from_numpy(np.arange(rows.sum()) + np.repeat(starts + words - seen, rows)),
+            visual_features=_features([visual.features for visual in pictures.held], self.feature_size, canvas),
+            visual_boxes=_stack([visual.boxes for visual in pictures.held], 4),
+            visual_rows=torch.from_numpy(pictures.rows),
+            visual_slots=torch.from_numpy(np.arange(shown.sum()) + np.repeat(starts + words - seen, shown)),
             lengths=torch.from_numpy(lengths),
             targets={
                 task: {name: torch.from_numpy(np.concatenate(parts)) for name, parts in arrays.items()}
@@ -185,6 +191,24 @@ class Packer:
             names=self.names,
             counts=self.counts,
         )
+
+
+class _Pictures:
+    """The pictures of a micro-batch, each held once however often it is shown."""
+
+    def __init__(self, shown: list[tuple[int, VisualTokens]]) -> None:
+        places: dict[int, int] = {}
+        self.held: list[VisualTokens] = []
+        for _, visual in shown:
+            if places.setdefault(id(visual.features), len(self.held)) == len(self.held):
+                self.held.append(visual)
+        ends = np.cumsum([0, *(len(visual.features) for visual in self.held)])
+        self.lengths = np.array([len(visual.features) for _, visual in shown], np.int64)
+        """Of each one shown."""
+        firsts = ends[[places[id(visual.features)] for _, visual in shown]]
+        before = self.lengths.cumsum() - self.lengths
+        self.rows = np.arange(self.lengths.sum()) + np.repeat(firsts - before, self.lengths)
+        """Of all shown, end to end, among those of all held."""
 
 
 def scaled(pixels: Numbers) -> Numbers:

@@ -161,7 +161,9 @@ def record(fault: dict[str, Any]) -> None:
                 digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
                 line = {"step": now[0], "objective": name, "names": batch.names, "digest": digest}
                 line["words"] = sequences(batch) if batch.samples else []
-                line["features"] = batch.visual_features.double().sum(1).tolist() if batch.samples else []
+                line["features"] = (
+                    batch.visual_features[batch.visual_rows].double().sum(1).tolist() if batch.samples else []
+                )
                 file.write(json.dumps(line) + "\n")
         real_turn(self, name, weights, batches, allow, losses)
 

@@ -70,7 +70,7 @@ def undisturbed(recipe: Recipe, step: int) -> dict[tuple[int, str], dict[str, li
         seen = found.setdefault((step, place.turn.objective), {"names": [], "words": [], "features": []})
         seen["names"] += batch.names
         seen["words"] += sequences(batch)
-        seen["features"] += batch.visual_features.double().sum(1).tolist()
+        seen["features"] += batch.visual_features[batch.visual_rows].double().sum(1).tolist()
     return {place: {kind: sorted(all_of) for kind, all_of in seen.items()} for place, seen in found.items()}
 
 

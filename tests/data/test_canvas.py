@@ -55,18 +55,20 @@ def test_pictures_that_lie_as_they_are_packed_are_not_copied() -> None:
     set_room(desk.room)
     try:
         canvas = Canvas((2, 12))
-        for twice in (False, True):
+        for times, masked in ((1, False), (2, False), (1, True)):
             packer = Packer(12)
             for number, room in enumerate(canvas.divide(3)):
                 assert room is not None
                 room[:] = number
-                for _ in range(1 + twice):
-                    packer.add(Sequence(np.zeros(1, np.int64), VisualTokens(room, np.zeros((2, 4), np.float32))))
+                features = room.copy() if masked and number == 1 else room
+                for _ in range(times):
+                    packer.add(Sequence(np.zeros(1, np.int64), VisualTokens(features, np.zeros((2, 4), np.float32))))
             batch = packer.finish(3, canvas)
-            assert (batch.visual_features is canvas.whole) is not twice
-            wanted = [0, 0, 1, 1, 2, 2] if not twice else [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+            assert (batch.visual_features is canvas.whole) is not masked
             opened = desk.pack(batch).open()
-            assert opened.visual_features[:, 0].tolist() == wanted
+            assert opened.visual_features[:, 0].tolist() == [0, 0, 1, 1, 2, 2]
+            shown = opened.visual_features[opened.visual_rows, 0].tolist()
+            assert shown == [number for number in range(3) for _ in range(2 * times)]
             assert sum(arena._used) == 1, "all lies in one slot"
             del opened, batch
             gc.collect()

@@ -104,7 +104,7 @@ def turn_on(ranks: int, recipe: Recipe, objectives: dict[str, Objective], step: 
                 mine = whole[place.turn.objective]
                 mine["names"] += batch.names
                 mine["words"] += sequences(batch)
-                mine["regions"] += batch.visual_features.tolist()
+                mine["regions"] += batch.visual_features[batch.visual_rows].tolist()
     return {name: {kind: sorted(found) for kind, found in of_turn.items()} for name, of_turn in whole.items()}
 
 

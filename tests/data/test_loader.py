@@ -71,6 +71,7 @@ def test_ways_of_loading_change_nothing(patches: Path, workers: int, threads: in
         assert sequences(one) == sequences(other)
         assert one.visual_features.equal(other.visual_features)
         assert one.visual_boxes.equal(other.visual_boxes)
+        assert one.visual_rows.equal(other.visual_rows)
         for task, targets in other.targets.items():
             assert all(one.targets[task][name].equal(tensor) for name, tensor in targets.items())
 

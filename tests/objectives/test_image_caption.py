@@ -33,7 +33,7 @@ def sequences(batch: Batch) -> list[tuple[Any, ...]]:
     found = []
     for start, end in zip(starts, ends, strict=True):
         words = batch.token_ids[(batch.token_slots >= start) & (batch.token_slots < end)]
-        features = batch.visual_features[(batch.visual_slots >= start) & (batch.visual_slots < end)]
+        features = batch.visual_features[batch.visual_rows[(batch.visual_slots >= start) & (batch.visual_slots < end)]]
         found.append((tuple(words.tolist()), features.numpy().tobytes()))
     return found
 
@@ -84,7 +84,7 @@ def test_masked_regions_ask_for_the_features_that_were_hidden(objectives: dict[s
     batch = objective.batch(range(40), range(40))
     targets = batch.targets["masked_regions"]
     place = {slot: row for row, slot in enumerate(batch.visual_slots.tolist())}
-    shown = batch.visual_features[[place[slot] for slot in targets["slots"].tolist()]]
+    shown = batch.visual_features[batch.visual_rows[[place[slot] for slot in targets["slots"].tolist()]]]
     hidden = shown.abs().sum(1) == 0
     assert hidden.float().mean() > 0.6
     assert torch.equal(shown[~hidden], targets["features"][~hidden])

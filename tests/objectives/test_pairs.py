@@ -67,7 +67,7 @@ def words_of(batch: Batch, sequence: int) -> list[int]:
 def boxes_of(batch: Batch, sequence: int) -> list[list[float]]:
     start = int(batch.lengths[:sequence].sum())
     inside = (batch.visual_slots >= start) & (batch.visual_slots < start + int(batch.lengths[sequence]))
-    return batch.visual_boxes[inside].tolist()
+    return batch.visual_boxes[batch.visual_rows[inside]].tolist()
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ def test_what_does_not_fit_says_what_to_change(capsys: pytest.CaptureFixture[str
 def test_data_that_is_there_is_looked_at(tiny: Path) -> None:
     planner = Planner(load_recipe(tiny), ROOT / "ds_configs" / "zero1.json")
     assert planner.assumptions == []
-    assert planner.streams["image_caption"].sample.visual_tokens > 3
+    assert planner.streams["image_caption"].sample.visual_rows > 3
 
 
 def test_an_unknown_kind_is_refused() -> None:

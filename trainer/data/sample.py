@@ -1,6 +1,7 @@
 """A sample: what one looks like once it is read, and how its stored members become it."""
 
 import json
+from codecs import BOM_UTF8
 from typing import NamedTuple
 
 import numpy as np
@@ -70,7 +71,7 @@ def read_record(members: dict[str, bytes], language: str | None) -> dict[str, ob
     Raises BadSample.
     """
     try:
-        record = json.loads(members["json"]) if "json" in members else {}
+        record = json.loads(str(members["json"].removeprefix(BOM_UTF8), "utf-8")) if "json" in members else {}
     except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, or a number of thousands of digits
         raise BadSample(f"json cannot be read ({error})") from error
     if not isinstance(record, dict):

@@ -106,27 +106,36 @@ class Source:
     def read_many(self, indices: NDArray[np.int64], bad: BadSamples, rooms: Sequence[Room | None] = ()) -> list[Sample]:
         """Return the samples at `indices` [N] of the endless order, their pictures decoded into `rooms` [N].
 
-        Places are computed together, and pictures decoded by the threads of this process.
+        Places are computed together, and pictures decoded by the threads of this process, when all else is done: decoding
+        empties the caches, and Python between two pictures takes half as long again.
         """
         self._fetch_ahead(int(indices[-1]))
         found_at = self.order.locate(indices)
-        places = [Place(*row) for row in zip(*(array.tolist() for array in found_at), strict=True)]
+        places = list(map(Place._make, zip(*(array.tolist() for array in found_at), strict=True)))
         # Read by this thread alone, which opens and closes the shards.
         spans = self._reader.spans(found_at.shard, found_at.sample)
-        found: list[Sample | BadSample] = [BadSample("not read")] * len(places)
+        contents: list[dict[str, bytes]] = []
+        found: list[Sample | BadSample] = []
+        for place, span in zip(places, spans, strict=True):
+            content: dict[str, bytes] = {}
+            try:
+                if isinstance(span, BadSample):
+                    raise span
+                content = members(span)
+                found.append(self._describe(place, place.sample, content))
+            except BadSample as reason:
+                found.append(reason)
+            contents.append(content)
 
         def decode(part: range) -> None:
             for number in part:
-                place, span = places[number], spans[number]
-                room = rooms[number] if rooms else None
-                try:
-                    found[number] = (
-                        span
-                        if isinstance(span, BadSample)
-                        else self._decode(place, place.sample, members(span), True, room)
-                    )
-                except BadSample as reason:
-                    found[number] = reason
+                sample = found[number]
+                if not isinstance(sample, BadSample):
+                    room = rooms[number] if rooms else None
+                    try:
+                        found[number] = self._see(sample, contents[number], True, room)
+                    except BadSample as reason:
+                        found[number] = reason
 
         share(decode, len(places))
         return [
@@ -171,7 +180,8 @@ class Source:
         return self._read(Place(0, shard, sample), sample, augment=False)
 
     def _read(self, place: Place, number: int, augment: bool) -> Sample:
-        return self._decode(place, number, members(self._reader.span(place.shard, number)), augment, None)
+        content = members(self._reader.span(place.shard, number))
+        return self._see(self._describe(place, number, content), content, augment, None)
 
     def _replace(self, place: Place, reason: BadSample, bad: BadSamples, augment: bool) -> Sample:
         """Return the next good sample of the shard; note the one at `place`, bad for `reason`, and all others passed over."""
@@ -223,7 +233,8 @@ class Source:
             self._names[shard] = f"{self.folder.name}/{self.manifest.shards[shard].name}"
         return self._names[shard]
 
-    def _decode(self, place: Place, number: int, members: dict[str, bytes], augment: bool, room: Room | None) -> Sample:
+    def _describe(self, place: Place, number: int, members: dict[str, bytes]) -> Sample:
+        """Return a sample without its picture."""
         name, owner = self._name(place.shard), (self._owner, place.epoch, place.shard, number)
         if self._load_picture is None:
             return Sample(name, owner, self._language, passage(members.get("txt")), {}, "", None)
@@ -232,12 +243,18 @@ class Source:
         key_name = f"{name}/{record.get('id', number)}"
         concept = str(record.get("concept", key_name))
         check_unicode("id or concept", key_name, concept)
-        rng = generator(*owner, "augment") if augment and self._augments else None
+        return Sample(key_name, owner, "", "", captions, concept, None)
+
+    def _see(self, sample: Sample, members: dict[str, bytes], augment: bool, room: Room | None) -> Sample:
+        """Return the sample with its picture, decoded into `room` where it fits."""
+        if self._load_picture is None:
+            return sample
+        rng = generator(*sample.owner, "augment") if augment and self._augments else None
         try:
-            visual = self._load_picture(members, rng, room)
+            return Sample(*sample[:-1], self._load_picture(members, rng, room))
         except BadSample as reason:
-            raise BadSample(f"{reason} (id {record.get('id', number)!r})") from reason
-        return Sample(key_name, owner, "", "", captions, concept, visual)
+            name = sample.name.removeprefix(f"{self._name(sample.owner[2])}/")
+            raise BadSample(f"{reason} (id {name!r})") from reason
 
 
 def find_folders(pattern: str, field: str) -> list[str]:

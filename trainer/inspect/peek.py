@@ -118,7 +118,9 @@ def _lines(objective: Objective, batch: Batch) -> list[Line]:
         if number in matches:
             kind += ", match" if matches[number] else ", no match: the other half is another sample's"
         masked = sum(first <= slot < end for slot in hidden)
-        picture = _seen(objective.context.visual, batch.visual_features[rows].numpy()) if rows else ""
+        picture = (
+            _seen(objective.context.visual, batch.visual_features[batch.visual_rows[rows]].numpy()) if rows else ""
+        )
         lines.append(Line(kind, words, len(rows), masked, picture))
     return lines
 

@@ -31,7 +31,8 @@ class Work:
     slots: float = 0
     squared_lengths: float = 0
     """Sum of n^2 over sequences."""
-    visual_tokens: float = 0
+    visual_rows: float = 0
+    """Rows that the visual embedder takes: tokens of a picture that several sequences show count once."""
     masked_words: float = 0
     masked_regions: float = 0
     matched: float = 0
@@ -44,7 +45,7 @@ class Work:
         return Work(
             slots=batch.tokens,
             squared_lengths=int(batch.lengths.square().sum()),
-            visual_tokens=len(batch.visual_slots),
+            visual_rows=len(batch.visual_features),
             masked_words=counts.get("masked_words", 0),
             masked_regions=counts.get("masked_regions", 0),
             matched=counts.get("matching", 0),
@@ -74,7 +75,7 @@ class NetworkSizes:
     def training_flops(self, work: Work) -> float:
         """Return the operations of forward and backward over `work`."""
         shape, width = self.shape, self.shape.width
-        embedder = 2 * width * (self.feature_size + self.box_size) * work.visual_tokens
+        embedder = 2 * width * (self.feature_size + self.box_size) * work.visual_rows
         slot = shape.layers * (8 * width**2 + 4 * width * shape.feed_forward)
         classes = 2 * width**2 + 2 * width * self.classes if self.classes else 0
         forward = (

@@ -119,9 +119,10 @@ class M3P(nn.Module):
         features, boxes = batch.visual_features.to(text.dtype), batch.visual_boxes.to(text.dtype)
         if not len(features):
             return text, touch + _touch(self.visual, features.new_zeros(1, features.shape[-1]), boxes.new_zeros(1, 4))
-        slots = torch.cat([batch.token_slots, batch.visual_slots])
-        order = torch.empty_like(slots)
-        order[slots] = torch.arange(len(slots), device=slots.device)
+        words = len(batch.token_slots)
+        order = batch.token_slots.new_empty(batch.tokens)
+        order[batch.token_slots] = torch.arange(words, device=order.device)
+        order[batch.visual_slots] = words + batch.visual_rows
         return torch.cat([text, self.visual(features, boxes)])[order], touch
 
 

@@ -245,7 +245,8 @@ def _longest(recipe: Recipe, config: ObjectiveConfig) -> Work:
     return Work(
         slots=sum(lengths),
         squared_lengths=sum(n**2 for n in lengths),
-        visual_tokens=seen * (pairs + ("contrastive" in tasks)),
+        # The picture once, and a copy wherever regions of it are masked: in half of the pairs.
+        visual_rows=seen * (1 + 0.5 * pairs * ("masked_regions" in tasks)),
         masked_words=masked / 2,
         masked_regions=0.15 * seen / 2 if "masked_regions" in tasks else 0,
         matched=pairs if "matching" in tasks else 0,

@@ -112,7 +112,7 @@ def activation_memory(sizes: NetworkSizes, work: Work, setting: Setting) -> dict
     masks = 2 * width * (1 if setting.device == "cuda" else setting.element) if setting.dropout else 0
     layer = numbers * setting.element + masks
     layers = shape.layers * width * setting.element + layer if setting.recompute else shape.layers * layer
-    embedding = 3 * width * setting.element + 8 * sizes.feature_size * work.visual_tokens / max(work.slots, 1)
+    embedding = 3 * width * setting.element + 8 * sizes.feature_size * work.visual_rows / max(work.slots, 1)
     return {"activations": work.slots * (layers + embedding), "head": _head(sizes, work, setting)}
 
 
