@@ -34,7 +34,7 @@ INSTALL: dict[str, list[str]] = {
 OURS = ("ours", "ours, masked")
 LOADERS = (*OURS, *INSTALL)
 WORKERS = (0, 1, 2)
-BATCHES = {"pictures": 100, "text": 1000}
+BATCHES = {"pictures": 150, "text": 1000}
 
 
 def main() -> None:

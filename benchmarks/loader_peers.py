@@ -28,8 +28,9 @@ from trainer.data.tokenizer import Tokenizer
 BATCH = 64
 MOST_TOKENS = 128
 RESUME_AT = 1_000_000
-WARM_UP = 128
-"""Batches that are not counted: more than any loader has ready when the first one is asked for."""
+WARM_UP = 256
+"""Batches that are not counted: more than any loader has ready when the first one is asked for, and enough for the tokenizer,
+which all share, to have met most words."""
 READ_AHEAD = 20_000
 """Samples that a loader without a state skips; what the whole way would take follows from them."""
 

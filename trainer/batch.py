@@ -173,6 +173,8 @@ class Packer:
         slots = numbers + np.repeat(starts - before, words) if self._pictures else numbers
         places = numbers - np.repeat(before, words)
         seen = shown.cumsum() - shown
+        visual_slots = np.repeat(starts + words - seen, shown)
+        visual_slots += pictures.numbers
         return Batch(
             token_ids=torch.from_numpy(np.concatenate(self._ids)),
             token_slots=torch.from_numpy(slots),
@@ -180,7 +182,7 @@ class Packer:
             visual_features=_features([visual.features for visual in pictures.held], self.feature_size, canvas),
             visual_boxes=_stack([visual.boxes for visual in pictures.held], 4),
             visual_rows=torch.from_numpy(pictures.rows),
-            visual_slots=torch.from_numpy(np.arange(shown.sum()) + np.repeat(starts + words - seen, shown)),
+            visual_slots=torch.from_numpy(visual_slots),
             lengths=torch.from_numpy(lengths),
             targets={
                 task: {name: torch.from_numpy(np.concatenate(parts)) for name, parts in arrays.items()}
@@ -197,18 +199,19 @@ class _Pictures:
     """The pictures of a micro-batch, each held once however often it is shown."""
 
     def __init__(self, shown: list[tuple[int, VisualTokens]]) -> None:
-        places: dict[int, int] = {}
-        self.held: list[VisualTokens] = []
-        for _, visual in shown:
-            if places.setdefault(id(visual.features), len(self.held)) == len(self.held):
-                self.held.append(visual)
-        ends = np.cumsum([0, *(len(visual.features) for visual in self.held)])
+        owners = [id(visual.features) for _, visual in shown]
+        self.held = list({owner: visual for owner, (_, visual) in zip(owners, shown, strict=True)}.values())
         self.lengths = np.array([len(visual.features) for _, visual in shown], np.int64)
         """Of each one shown."""
-        firsts = ends[[places[id(visual.features)] for _, visual in shown]]
-        before = self.lengths.cumsum() - self.lengths
-        self.rows = np.arange(self.lengths.sum()) + np.repeat(firsts - before, self.lengths)
-        """Of all shown, end to end, among those of all held."""
+        self.numbers = np.arange(self.lengths.sum())
+        """Of the tokens of all shown, end to end."""
+        self.rows = self.numbers
+        """Of these tokens, among those of all held."""
+        if len(self.held) < len(shown):
+            ends = np.cumsum([0, *(len(visual.features) for visual in self.held)])
+            first = dict(zip([id(visual.features) for visual in self.held], ends.tolist(), strict=False))
+            before = self.lengths.cumsum() - self.lengths
+            self.rows = np.repeat([first[owner] for owner in owners] - before, self.lengths) + self.numbers
 
 
 def scaled(pixels: Numbers) -> Numbers:
