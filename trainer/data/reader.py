@@ -3,7 +3,7 @@
 import mmap
 import os
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,9 +66,8 @@ class ShardReader:
             raise _cut_off(first + len(span))
         return span
 
-    def spans(self, shards: NDArray[np.int64], samples: NDArray[np.int64]) -> list[bytes | BadSample]:
-        """As `span` for `samples` [N] of `shards` [N]; a BadSample stands where that would raise it."""
-        found: list[bytes | BadSample] = [b""] * len(shards)
+    def spans(self, shards: NDArray[np.int64], samples: NDArray[np.int64]) -> Iterator[tuple[int, bytes | BadSample]]:
+        """Yield (number, span) of `samples` [N] of `shards` [N], in any order; a BadSample where `span` would raise it."""
         last, numbers, wanted = -1, shards.tolist(), samples.tolist()
         # Shard by shard: not all that are asked for may be open at once.
         for place in shards.argsort(kind="stable").tolist():
@@ -77,8 +76,7 @@ class ShardReader:
                 opened = self._shard(last)
             first, end = opened.index.offsets[wanted[place]], opened.index.offsets[wanted[place] + 1]
             span = os.pread(opened.descriptor, end - first, first)
-            found[place] = span if len(span) == end - first else _cut_off(first + len(span))
-        return found
+            yield place, span if len(span) == end - first else _cut_off(first + len(span))
 
     def lone_files(
         self, shards: NDArray[np.int64], samples: NDArray[np.int64], extension: str

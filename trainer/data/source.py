@@ -112,20 +112,17 @@ class Source:
         self._fetch_ahead(int(indices[-1]))
         found_at = self.order.locate(indices)
         places = list(map(Place._make, zip(*(array.tolist() for array in found_at), strict=True)))
+        contents: list[dict[str, bytes]] = [{}] * len(places)
+        found: list[Sample | BadSample] = [BadSample("not read")] * len(places)
         # Read by this thread alone, which opens and closes the shards.
-        spans = self._reader.spans(found_at.shard, found_at.sample)
-        contents: list[dict[str, bytes]] = []
-        found: list[Sample | BadSample] = []
-        for place, span in zip(places, spans, strict=True):
-            content: dict[str, bytes] = {}
+        for number, span in self._reader.spans(found_at.shard, found_at.sample):
             try:
                 if isinstance(span, BadSample):
                     raise span
-                content = members(span)
-                found.append(self._describe(place, place.sample, content))
+                contents[number] = members(span)
+                found[number] = self._describe(places[number], places[number].sample, contents[number])
             except BadSample as reason:
-                found.append(reason)
-            contents.append(content)
+                found[number] = reason
 
         def decode(part: range) -> None:
             for number in part:
