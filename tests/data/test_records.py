@@ -59,6 +59,14 @@ def test_without_a_concept_every_picture_is_its_own(tmp_path: Path) -> None:
     assert sample.concept == sample.name
 
 
+@pytest.mark.parametrize(
+    "content", [b'{"similarity": NaN, "captions": {"en": "a dog"}}', b'\xef\xbb\xbf{"captions": {"en": "a dog"}}']
+)
+def test_what_pandas_and_windows_write_is_read(tmp_path: Path, content: bytes) -> None:
+    sample, bad = read(tmp_path, content)
+    assert (sample.captions, bad) == ({"en": ["a dog"]}, [])
+
+
 def test_the_captions_of_other_languages_are_left_alone(tmp_path: Path) -> None:
     sample, bad = read(tmp_path, as_json(captions={"en": "a dog", "fr": [""]}), languages=["en"])
     assert (sample.captions, bad) == ({"en": ["a dog"]}, [])

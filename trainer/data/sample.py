@@ -1,10 +1,10 @@
 """A sample: what one looks like once it is read, and how its stored members become it."""
 
 import json
-from codecs import BOM_UTF8
 from typing import NamedTuple
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from trainer.batch import VisualTokens
@@ -71,7 +71,7 @@ def read_record(members: dict[str, bytes], language: str | None) -> dict[str, ob
     Raises BadSample.
     """
     try:
-        record = json.loads(str(members["json"].removeprefix(BOM_UTF8), "utf-8")) if "json" in members else {}
+        record = _parse(members["json"]) if "json" in members else {}
     except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, or a number of thousands of digits
         raise BadSample(f"json cannot be read ({error})") from error
     if not isinstance(record, dict):
@@ -81,6 +81,14 @@ def read_record(members: dict[str, bytes], language: str | None) -> dict[str, ob
             raise BadSample("json has no captions, and the manifest names no language for txt (`m3p index --language`)")
         record = {**record, "captions": {language: [passage(members.get("txt"))]}}
     return record
+
+
+def _parse(content: bytes) -> object:
+    try:
+        return orjson.loads(content)
+    except ValueError:
+        # What is no JSON by the book, and what Python's own parser takes all the same: pandas writes NaN.
+        return json.loads(content)
 
 
 def choose_captions(record: dict[str, object], languages: list[str] | None) -> dict[str, list[str]]:
