@@ -36,7 +36,7 @@ class DataConfig(BaseModel):
         2, ge=1, description="Threads that decode pictures, of each worker (of the training process, at 0)."
     )
     prefetch: int = Field(
-        4, ge=1, description="Micro-batches of each worker that lie ready; of text alone, blocks of 16."
+        4, ge=1, description=f"Micro-batches of each worker that lie ready; of text alone, whole blocks of {BLOCK}."
     )
     window: int = Field(4, ge=1, description="Shards whose samples are shuffled together.")
     cache_folder: Path | None = Field(

@@ -107,7 +107,7 @@ class Source:
         """Return the samples at `indices` [N] of the endless order, their pictures decoded into `rooms` [N].
 
         Places are computed together, and pictures decoded by the threads of this process, when all else is done: decoding
-        empties the caches, and Python between two pictures takes half as long again.
+        fills the processor's caches with pixels, and what Python does between two pictures is slower for it.
         """
         self._fetch_ahead(int(indices[-1]))
         found_at = self.order.locate(indices)
@@ -151,11 +151,10 @@ class Source:
         found = Texts([], names, [self._language] * len(names), owners, [])
         for number, content in enumerate(self._reader.lone_files(shards, samples, "txt")):
             try:
-                if content is None:
-                    members = self._reader.read(int(shards[number]), int(samples[number]))
-                    found.texts.append(passage(members.get("txt")))
-                else:
-                    found.texts.append(passage(content))
+                stored: bytes | memoryview | None = content
+                if stored is None:
+                    stored = self._reader.read(int(shards[number]), int(samples[number])).get("txt")
+                found.texts.append(passage(stored))
             except BadSample as reason:
                 place = Place(int(epochs[number]), int(shards[number]), int(samples[number]))
                 bad = BadSamples([])

@@ -20,7 +20,7 @@ BOS, PAD, EOS, UNK = 0, 1, 2, 3
 FILE_NAME = "sentencepiece.bpe.model"
 
 MOST_WORDS = 100_000
-"""Words that a process remembers, about 25 MB; those met later are tokenised again each time."""
+"""Words that a process remembers, some 20 MB; those met later are tokenised again each time."""
 LONGEST_WORD = 32
 """Letters. What is longer is no word that comes again, but a sentence of a script without spaces."""
 BYTES = 4
