@@ -70,7 +70,9 @@ def environment(folder: Path, name: str, packages: list[str]) -> str:
         site = next(home.glob("lib/python3.*/site-packages"))
         own = [path for path in sys.path if path.endswith("site-packages")]
         (site / "underneath.pth").write_text("\n".join(own) + "\n")
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+        # With the versions of this environment, torch above all: a peer that brings another one would be compared with two.
+        same = ["--constraint", str(ROOT / "requirements.txt")]
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *same, *packages], check=True)
         done.touch()
     return str(python)
 

@@ -5,10 +5,11 @@ Lengths are uniform over these ranges, tokens and features are random: speed doe
 
 import numpy as np
 
-from trainer.batch import Batch, Packer, Sequence, VisualTokens
+from trainer.batch import Batch, Packer, Sequence
 from trainer.objectives.tasks.masked_regions import ask_regions
 from trainer.objectives.tasks.masked_words import ask_words
 from trainer.objectives.tasks.matching import ask_match
+from trainer.visual.regions import RegionTokens
 
 TEXT, CAPTION, REGIONS = (8, 128), (5, 40), (36, 100)
 MASKED = 0.15
@@ -33,7 +34,7 @@ def caption_batch(rng: np.random.Generator, samples: int, words: int, feature_si
         corner = rng.random((count, 2), np.float32) / 2
         features = rng.standard_normal((count, feature_size), np.float32)
         features /= np.linalg.norm(features, axis=1, keepdims=True)
-        visual = VisualTokens(features, np.concatenate([corner, corner + 0.4], 1), rng.integers(classes, size=count))
+        visual = RegionTokens(features, np.concatenate([corner, corner + 0.4], 1), rng.integers(classes, size=count))
         sequence, first = packer.add(Sequence(tokens, visual))
         if number % 2:
             ask_words(packer, first, _places(rng, len(tokens) - 2) + 1, tokens)

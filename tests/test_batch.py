@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.batch import Batch, Packer, Sequence, VisualTokens
+from trainer.batch import Batch, Packer, Sequence
+from trainer.visual.regions import RegionTokens
 
 WIDTH = 3
 SHAPES = st.lists(st.tuples(st.integers(1, 6), st.none() | st.integers(1, 5)), max_size=6)
@@ -16,7 +17,7 @@ def sequence(rng: np.random.Generator, words: int, picture: int | None) -> Seque
     if picture is None:
         return Sequence(tokens)
     features, boxes = rng.random((picture, WIDTH), np.float32), rng.random((picture, 4), np.float32)
-    return Sequence(tokens, VisualTokens(features, boxes))
+    return Sequence(tokens, RegionTokens(features, boxes))
 
 
 def laid_out(batch: Batch, at: int, length: int) -> list[tuple[object, ...]]:
@@ -59,13 +60,15 @@ def test_every_slot_holds_one_thing_words_before_the_picture(shapes: list[tuple[
 def test_a_picture_is_held_once_however_often_it_is_shown() -> None:
     rng = np.random.default_rng(0)
     first, second = (sequence(rng, 2, size) for size in (3, 2))
-    masked = first._replace(visual=first.visual and first.visual._replace(features=first.visual.features + 1))
+    assert first.visual is not None
+    masked = first._replace(visual=first.visual.without(np.array([1])))
     packer = Packer(WIDTH)
     shown = [first, second, first, masked, second]
     places = [packer.add(one)[1] for one in shown]
     batch = packer.finish(2)
     assert batch.visual_features.shape == (3 + 2 + 3, WIDTH)
     assert batch.visual_boxes.shape == (3 + 2 + 3, 4)
+    assert batch.held == 3 + 2 + 3
     assert batch.visual_rows.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 7, 3, 4]
     assert batch.tokens == 5 * 2 + 3 + 2 + 3 + 3 + 2
     for one, place in zip(shown, places, strict=True):
@@ -83,6 +86,7 @@ def test_nothing_at_all_is_a_lone_start_token_that_asks_nothing() -> None:
     assert batch.visual_features.shape == (0, WIDTH)
     assert batch.visual_boxes.shape == (0, 4)
     assert batch.visual_slots.dtype == torch.int64
+    assert (batch.tokens, batch.held) == (1, 0)
 
 
 def test_targets_of_a_task_are_joined_and_counters_add_up() -> None:

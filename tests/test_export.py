@@ -44,7 +44,7 @@ def write_run(tiny: Path, run: Path, *overrides: str) -> M3P:
 
 
 def ours(model: M3P, tokens: np.ndarray[tuple[int], np.dtype[np.int64]]) -> torch.Tensor:
-    packer = Packer(model.visual_size)
+    packer = Packer(*model.features)
     packer.add(Sequence(tokens))
     with torch.inference_mode():
         return model.encode(packer.finish(1))[0]

@@ -70,7 +70,7 @@ def test_embeddings_and_matching_do_not_depend_on_the_batch(run: Path) -> None:
     texts = ["dog cat", "moon", "stone bread river"]
     pairs = np.array([[c, n] for c in range(3) for n in range(5)])
     tokenizer = Tokenizer(recipe.tokenizer_folder)
-    one, many = (Scorer(model, tokenizer, 6, 32, size) for size in (1, 50))
+    one, many = (Scorer(model, tokenizer, 32, size) for size in (1, 50))
     np.testing.assert_allclose(one.embed_texts(texts), many.embed_texts(texts), atol=1e-6)
     np.testing.assert_allclose(one.embed_pictures(pictures.visuals), many.embed_pictures(pictures.visuals), atol=1e-6)
     visuals = pictures.visuals
@@ -94,7 +94,7 @@ def test_the_exported_folder_gives_the_same_logits_to_transformers(run: Path, tm
     assert "step 6" in message
     recipe, model, _ = load_run(run)
     tokens = Tokenizer(recipe.tokenizer_folder).encode("dog cat tree moon", 32)
-    packer = Packer(model.visual_size)
+    packer = Packer(*model.features)
     packer.add(Sequence(tokens))
     packer.target("masked_words", slots=np.arange(len(tokens)))  # without labels the head gives logits
     theirs = XLMRobertaForMaskedLM.from_pretrained(tmp_path / "export").eval()

@@ -8,35 +8,39 @@ import threading
 from collections.abc import Callable
 from collections.abc import Sequence as Sequences
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple, Protocol, TypeVar
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Numbers = TypeVar("Numbers", NDArray[np.float32], Tensor)
 
-
-class VisualTokens(NamedTuple):
-    """A picture as the network takes it: R tokens, each with a feature and a box."""
-
-    features: NDArray[np.float32] | NDArray[np.uint8]
-    """[R, F]: numbers as the network takes them, or pixels 0..255, which travel in a quarter of the bytes."""
-    boxes: NDArray[np.float32]
-    """[R, 4] as x1, y1, x2, y2 in 0..1 of the picture."""
-    class_ids: NDArray[np.int64] | None = None
-    """[R] object class of each token, or None where the source has none."""
+class Picture(Protocol):
+    """A picture that the network sees as R tokens, in the form that its visual source's embedder takes."""
 
     @property
-    def neutral(self) -> int:
-        """What stands in `features` where nothing is to be seen: 0, or mid grey."""
-        return 128 if self.features.dtype == np.uint8 else 0
+    def features(self) -> NDArray[np.float32] | NDArray[np.uint8]:
+        """[N, ...]: the pictures of a micro-batch are laid end to end along the first axis."""
 
-    def numbers(self, places: NDArray[np.int64] | slice) -> NDArray[np.float32]:
-        """Return the features at `places` [K] as the network sees them, float32 [K, F]."""
-        chosen = self.features[places].astype(np.float32)
-        return scaled(chosen) if self.features.dtype == np.uint8 else chosen
+    @property
+    def boxes(self) -> NDArray[np.float32]:
+        """[R, 4] as x1, y1, x2, y2 in 0..1 of the picture; [0, 4] where the source needs none."""
+
+    @property
+    def class_ids(self) -> NDArray[np.int64] | None:
+        """[R] object class of each token, or None where the source has none."""
+
+    @property
+    def tokens(self) -> int:
+        """R."""
+
+    def numbers(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the tokens at `places` [K] as numbers to be foretold, float32 [K, F]."""
+
+    def without(self, places: NDArray[np.int64]) -> "Picture":
+        """Return a copy with nothing to be seen in the tokens at `places`."""
 
 
 class Sequence(NamedTuple):
@@ -44,7 +48,7 @@ class Sequence(NamedTuple):
 
     token_ids: NDArray[np.int64]
     """[L], at least one: `<s>` stands in front, also of a picture alone."""
-    visual: VisualTokens | None = None
+    visual: Picture | None = None
 
 
 @dataclass
@@ -52,28 +56,30 @@ class Batch:
     """A packed micro-batch. T slots, W words, V visual tokens, S sequences.
 
     A picture that several sequences show is held, and embedded, once: R rows, of which each visual token shows one.
+    What has a number for each word or visual token follows from what has one for each sequence, and is computed where it is
+    used: less to pack, and to move to the device. Plain numbers are there to be read without waiting for the device.
     """
 
     token_ids: Tensor
     """[W] int64."""
-    token_slots: Tensor
-    """[W] int64: the slot of each word."""
-    token_places: Tensor
-    """[W] int64: 0, 1, ... inside its sequence."""
-    visual_features: Tensor
-    """[R, F] float32, or uint8 where the visual source gives pixels."""
-    visual_boxes: Tensor
-    """[R, 4] float32."""
-    visual_rows: Tensor
-    """[V] int64: the row of each visual token."""
-    visual_slots: Tensor
-    """[V] int64: its slot."""
+    words: Tensor
+    """[S] int64: words of each sequence; they sum to W."""
     lengths: Tensor
-    """[S] int64; they sum to T."""
+    """[S] int64: slots of each sequence; they sum to T."""
+    visual_starts: Tensor
+    """[S] int64: the row of the first token of the picture that a sequence shows; 0 where it shows none."""
+    visual_features: Tensor
+    """[N, ...]: what the embedder of the visual source turns into R rows; float32, or uint8 for pixels."""
+    visual_boxes: Tensor
+    """[R, 4] float32; [0, 4] where the visual source needs none."""
     targets: dict[str, dict[str, Tensor]]
     """Task name -> its tensors; `slots` [M] or `sequences` [N] says where the task's head reads."""
+    tokens: int
+    """T: none is padding."""
+    held: int
+    """R."""
     longest: int
-    """Slots of the longest sequence; a plain number, so that reading it never waits for the device."""
+    """Slots of the longest sequence."""
     samples: int
     """Samples of the data that this micro-batch holds; 0 when a rank has none left of a turn."""
     names: list[str] = field(default_factory=list)
@@ -93,7 +99,7 @@ class Batch:
 
     def map(self, change: Callable[[Any], Any]) -> "Batch":
         """Return the batch with something else in place of each tensor: one on a device, or a note where it lies."""
-        content: dict[str, Any] = dict(vars(self))
+        content: dict[str, Any] = {name: getattr(self, name) for name in FIELDS}
         for name in TENSORS:
             content[name] = change(content[name])
         content["targets"] = {
@@ -102,24 +108,67 @@ class Batch:
         return Batch(**content)
 
     @property
-    def tokens(self) -> int:
-        """Slots in use; none is padding."""
-        return len(self.token_slots) + len(self.visual_slots)
+    def token_places(self) -> Tensor:
+        """[W] int64: 0, 1, ... inside its sequence."""
+        return self._words[0]
+
+    @property
+    def token_slots(self) -> Tensor:
+        """[W] int64: the slot of each word."""
+        places, owners = self._words
+        return self._slots[owners] + places
+
+    @property
+    def visual_slots(self) -> Tensor:
+        """[V] int64: the slot of each visual token."""
+        places, owners = self._shown
+        return (self._slots + self.words)[owners] + places
+
+    @property
+    def visual_rows(self) -> Tensor:
+        """[V] int64: the row of each visual token."""
+        places, owners = self._shown
+        return self.visual_starts[owners] + places
+
+    @cached_property
+    def _words(self) -> tuple[Tensor, Tensor]:
+        return _count(self.words, len(self.token_ids))
+
+    @cached_property
+    def _shown(self) -> tuple[Tensor, Tensor]:
+        return _count(self.lengths - self.words, self.tokens - len(self.token_ids))
+
+    @property
+    def _slots(self) -> Tensor:
+        """[S]: the first slot of each sequence."""
+        return self.lengths.cumsum(0) - self.lengths
 
 
+FIELDS = tuple(field.name for field in fields(Batch))
 TENSORS = tuple(field.name for field in fields(Batch) if field.type is Tensor)
 """Names of the fields of a `Batch` that are tensors."""
 
 
-class Packer:
-    """Collects sequences and targets, and packs them to a `Batch`."""
+def _count(lengths: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """Lay runs of `lengths` [S] end to end, `total` in all: -> (place in its run, number of its run) of each, [total]."""
+    owners = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths, output_size=total)
+    first = lengths.cumsum(0) - lengths
+    return torch.arange(total, device=lengths.device) - first[owners], owners
 
-    def __init__(self, feature_size: int) -> None:
-        self.feature_size = feature_size
+
+class Packer:
+    """Collects sequences and targets, and packs them to a `Batch`.
+
+    Args:
+        features: shape of a visual source's features behind their first axis.
+    """
+
+    def __init__(self, *features: int) -> None:
+        self._features = features
         self._ids: list[NDArray[np.int64]] = []
         self._words: list[int] = []
         """Of each sequence."""
-        self._pictures: list[tuple[int, VisualTokens]] = []
+        self._pictures: list[tuple[int, Picture]] = []
         """Number of a sequence, and the picture behind its words."""
         self._slots = 0
         self._targets: dict[str, dict[str, list[NDArray[np.generic]]]] = {}
@@ -134,7 +183,7 @@ class Packer:
         self._slots += len(sequence.token_ids)
         if sequence.visual is not None:
             self._pictures.append((number, sequence.visual))
-            self._slots += len(sequence.visual.features)
+            self._slots += sequence.visual.tokens
         return number, first
 
     def add_words(self, token_ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> int:
@@ -163,31 +212,25 @@ class Packer:
         if not self._words:
             self.add(Sequence(np.zeros(1, np.int64)))
         words = np.array(self._words)
-        pictures = _Pictures(self._pictures)
-        shown = np.zeros_like(words)
-        shown[[number for number, _ in self._pictures]] = pictures.lengths
+        pictures = _Pictures([picture for _, picture in self._pictures])
+        shown, starts = np.zeros((2, len(words)), np.int64)
+        showing = [number for number, _ in self._pictures]
+        shown[showing], starts[showing] = pictures.tokens, pictures.starts
         lengths = words + shown
-        starts = lengths.cumsum() - lengths
-        before = words.cumsum() - words
-        numbers = np.arange(words.sum())
-        slots = numbers + np.repeat(starts - before, words) if self._pictures else numbers
-        places = numbers - np.repeat(before, words)
-        seen = shown.cumsum() - shown
-        visual_slots = np.repeat(starts + words - seen, shown)
-        visual_slots += pictures.numbers
+        boxes = [picture.boxes for picture in pictures.held if len(picture.boxes)]
         return Batch(
             token_ids=torch.from_numpy(np.concatenate(self._ids)),
-            token_slots=torch.from_numpy(slots),
-            token_places=torch.from_numpy(places),
-            visual_features=_features([visual.features for visual in pictures.held], self.feature_size, canvas),
-            visual_boxes=_stack([visual.boxes for visual in pictures.held], 4),
-            visual_rows=torch.from_numpy(pictures.rows),
-            visual_slots=torch.from_numpy(visual_slots),
+            words=torch.from_numpy(words),
             lengths=torch.from_numpy(lengths),
+            visual_starts=torch.from_numpy(starts),
+            visual_features=_features([picture.features for picture in pictures.held], self._features, canvas),
+            visual_boxes=_stack(boxes, (4,)),
             targets={
                 task: {name: torch.from_numpy(np.concatenate(parts)) for name, parts in arrays.items()}
                 for task, arrays in self._targets.items()
             },
+            tokens=self._slots,
+            held=pictures.rows,
             longest=int(lengths.max()),
             samples=samples,
             names=self.names,
@@ -198,25 +241,23 @@ class Packer:
 class _Pictures:
     """The pictures of a micro-batch, each held once however often it is shown."""
 
-    def __init__(self, shown: list[tuple[int, VisualTokens]]) -> None:
-        owners = [id(visual.features) for _, visual in shown]
-        self.held = list({owner: visual for owner, (_, visual) in zip(owners, shown, strict=True)}.values())
-        self.lengths = np.array([len(visual.features) for _, visual in shown], np.int64)
+    def __init__(self, shown: list[Picture]) -> None:
+        self.held: list[Picture] = []
+        self.rows = 0
+        """Of all held."""
+        self.tokens: list[int] = []
         """Of each one shown."""
-        self.numbers = np.arange(self.lengths.sum())
-        """Of the tokens of all shown, end to end."""
-        self.rows = self.numbers
-        """Of these tokens, among those of all held."""
-        if len(self.held) < len(shown):
-            ends = np.cumsum([0, *(len(visual.features) for visual in self.held)])
-            first = dict(zip([id(visual.features) for visual in self.held], ends.tolist(), strict=False))
-            before = self.lengths.cumsum() - self.lengths
-            self.rows = np.repeat([first[owner] for owner in owners] - before, self.lengths) + self.numbers
-
-
-def scaled(pixels: Numbers) -> Numbers:
-    """Return pixels 0..255 as -1..1."""
-    return pixels / 127.5 - 1
+        self.starts: list[int] = []
+        """Its first row, among those of all held."""
+        first: dict[int, int] = {}
+        for picture in shown:
+            count, owner = picture.tokens, id(picture.features)
+            if owner not in first:
+                first[owner] = self.rows
+                self.held.append(picture)
+                self.rows += count
+            self.tokens.append(count)
+            self.starts.append(first[owner])
 
 
 Room = Callable[[tuple[int, ...], torch.dtype], Tensor | None]
@@ -247,26 +288,26 @@ class Painted(Protocol):
     """Where pictures were decoded to."""
 
     rooms: "list[NDArray[np.uint8] | None]"
-    """[R, F] each."""
+    """[N, ...] each."""
     whole: Tensor | None
     """All of them end to end, where that memory may be handed on."""
 
 
-def _features(arrays: Sequences[NDArray[Any]], width: int, canvas: Painted | None) -> Tensor:
-    """Lay features [R, width] end to end, unless they already lie so on the canvas."""
+def _features(arrays: Sequences[NDArray[Any]], shape: tuple[int, ...], canvas: Painted | None) -> Tensor:
+    """Lay features [N, *shape] end to end, unless they already lie so on the canvas."""
     if canvas is None or canvas.whole is None or len(arrays) != len(canvas.rooms):
-        return _stack(arrays, width)
+        return _stack(arrays, shape)
     in_place = all(array is room for array, room in zip(arrays, canvas.rooms, strict=True))
-    return canvas.whole if in_place else _stack(arrays, width)
+    return canvas.whole if in_place else _stack(arrays, shape)
 
 
-def _stack(arrays: Sequences[NDArray[Any]], width: int) -> Tensor:
-    """Lay rows [R, width] end to end."""
+def _stack(arrays: Sequences[NDArray[Any]], shape: tuple[int, ...]) -> Tensor:
+    """Lay arrays [N, *shape] end to end."""
     if not arrays:
-        return torch.zeros(0, width)
-    shape = (sum(len(array) for array in arrays), width)
+        return torch.zeros(0, *shape)
+    whole_shape = (sum(len(array) for array in arrays), *shape)
     kind = torch.uint8 if arrays[0].dtype == np.uint8 else torch.float32
-    whole = find_room(shape, kind)
-    whole = torch.empty(shape, dtype=kind) if whole is None else whole
+    whole = find_room(whole_shape, kind)
+    whole = torch.empty(whole_shape, dtype=kind) if whole is None else whole
     np.concatenate(arrays, out=whole.numpy())
     return whole

@@ -68,7 +68,7 @@ def _compare(model: M3P, tokenizer: Tokenizer, output: Path) -> float:
     from transformers import XLMRobertaModel
 
     tokens = np.random.default_rng(0).integers(tokenizer.first_piece, tokenizer.mask, 12)
-    packer = Packer(model.visual_size)
+    packer = Packer(*model.features)
     packer.add(Sequence(tokens))
     theirs = XLMRobertaModel.from_pretrained(output, add_pooling_layer=False).eval()
     with torch.inference_mode():

@@ -189,7 +189,7 @@ def logits(fault: dict[str, Any]) -> None:
         complete = real(self, *others)
         engine = self._engine.deepspeed
         engine.eval()
-        packer = Packer(engine.module.visual_size)
+        packer = Packer(*engine.module.features)
         tokens = np.array(fault["tokens"])
         packer.add(Sequence(tokens))
         packer.target("masked_words", slots=np.arange(len(tokens)))

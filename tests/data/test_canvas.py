@@ -4,13 +4,13 @@ from pathlib import Path
 import numpy as np
 
 from tests.data.broken import pair, source, write
-from trainer.batch import Packer, Sequence, VisualTokens, set_room
+from trainer.batch import Packer, Sequence, set_room
 from trainer.data.arena import Arena, Desk
 from trainer.data.canvas import Canvas
 from trainer.data.index_folder import index_folder
 from trainer.data.sample import BadSamples
 from trainer.data.threads import set_threads
-from trainer.visual.patches import Patches
+from trainer.visual.patches import MID_GREY, Patches, PatchTokens
 
 
 def test_rooms_lie_side_by_side_and_are_used_again() -> None:
@@ -33,7 +33,7 @@ def test_pictures_are_the_same_with_and_without_rooms_and_threads(tmp_path: Path
     write(tmp_path / "a.tar", samples)
     index_folder(tmp_path, "captions")
     found = []
-    for threads, rooms in ((1, []), (1, Canvas(visual.shape).divide(18)), (3, Canvas(visual.shape).divide(18))):
+    for threads, rooms in ((1, []), (1, Canvas(visual.room).divide(18)), (3, Canvas(visual.room).divide(18))):
         set_threads(threads)
         bad = BadSamples([])
         read = source(tmp_path, visual).read_many(np.arange(18), bad, rooms)
@@ -54,21 +54,23 @@ def test_pictures_that_lie_as_they_are_packed_are_not_copied() -> None:
     desk = Desk(arena, 0)
     set_room(desk.room)
     try:
-        canvas = Canvas((2, 12))
+        canvas = Canvas((1, 2, 2, 3))
         for times, masked in ((1, False), (2, False), (1, True)):
-            packer = Packer(12)
+            packer = Packer(2, 2, 3)
             for number, room in enumerate(canvas.divide(3)):
                 assert room is not None
                 room[:] = number
-                features = room.copy() if masked and number == 1 else room
+                picture = PatchTokens(room, 1)
                 for _ in range(times):
-                    packer.add(Sequence(np.zeros(1, np.int64), VisualTokens(features, np.zeros((2, 4), np.float32))))
+                    shown = picture.without(np.array([3])) if masked and number == 1 else picture
+                    packer.add(Sequence(np.zeros(1, np.int64), shown))
             batch = packer.finish(3, canvas)
             assert (batch.visual_features is canvas.whole) is not masked
             opened = desk.pack(batch).open()
-            assert opened.visual_features[:, 0].tolist() == [0, 0, 1, 1, 2, 2]
-            shown = opened.visual_features[opened.visual_rows, 0].tolist()
-            assert shown == [number for number in range(3) for _ in range(2 * times)]
+            assert opened.visual_features[:, 0, 0, 0].tolist() == [0, 1, 2]
+            assert opened.visual_features[:, 1, 1, 2].tolist() == [0, MID_GREY if masked else 1, 2]
+            rows = [4 * number + patch for number in range(3) for _ in range(times) for patch in range(4)]
+            assert opened.visual_rows.tolist() == rows
             assert sum(arena._used) == 1, "all lies in one slot"
             del opened, batch
             gc.collect()

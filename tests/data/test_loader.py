@@ -72,6 +72,7 @@ def test_ways_of_loading_change_nothing(patches: Path, workers: int, threads: in
         assert one.visual_features.equal(other.visual_features)
         assert one.visual_boxes.equal(other.visual_boxes)
         assert one.visual_rows.equal(other.visual_rows)
+        assert one.visual_slots.equal(other.visual_slots)
         for task, targets in other.targets.items():
             assert all(one.targets[task][name].equal(tensor) for name, tensor in targets.items())
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.batch import VisualTokens
+from trainer.batch import Picture
 from trainer.data.canvas import Room
 from trainer.data.order import Place
 from trainer.data.sample import BadSamples, Sample
@@ -18,12 +18,13 @@ from trainer.data.source import Source, SourceConfig
 from trainer.errors import BadSample, UserError
 from trainer.keys import key
 from trainer.prepare.shards import ShardWriter
+from trainer.visual.regions import RegionTokens
 
 GOOD = {"captions": {"en": ["a dog"], "de": "ein Hund"}}
 
 
-def no_picture(members: dict[str, bytes], rng: np.random.Generator | None, room: Room | None = None) -> VisualTokens:
-    return VisualTokens(np.zeros((1, 1), np.float32), np.zeros((1, 4), np.float32))
+def no_picture(members: dict[str, bytes], rng: np.random.Generator | None, room: Room | None = None) -> Picture:
+    return RegionTokens(np.zeros((1, 1), np.float32), np.zeros((1, 4), np.float32))
 
 
 def source(folder: Path, *samples: dict[str, bytes], languages: list[str] | None = None) -> Source:
@@ -128,7 +129,7 @@ def test_too_many_in_a_row_are_given_up_with_the_last_reason(tmp_path: Path) -> 
     found = source(tmp_path)
     config = SourceConfig(path=str(tmp_path))
 
-    def refuse(members: dict[str, bytes], rng: np.random.Generator | None, room: Room | None = None) -> VisualTokens:
+    def refuse(members: dict[str, bytes], rng: np.random.Generator | None, room: Room | None = None) -> Picture:
         raise BadSample("too dark")
 
     dark = Source(found.folder, config, (0, "image_caption", 0), 1, refuse)

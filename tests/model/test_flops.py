@@ -5,7 +5,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.model.test_m3p import words
-from trainer.batch import Packer, Sequence, VisualTokens
+from trainer.batch import Packer, Picture, Sequence
 from trainer.model.build import build_model, network_sizes
 from trainer.model.config import ModelConfig
 from trainer.model.flops import Work, peak_flops
@@ -15,8 +15,8 @@ from trainer.objectives.tasks.masked_regions import ask_regions
 from trainer.objectives.tasks.masked_words import ask_words
 from trainer.objectives.tasks.matching import ask_match
 from trainer.visual import VisualConfig
-from trainer.visual.patches import Patches
-from trainer.visual.regions import Regions
+from trainer.visual.patches import Patches, PatchTokens
+from trainer.visual.regions import Regions, RegionTokens
 
 SHAPE = {"layers": 3, "width": 192, "heads": 3, "feed_forward": 700, "positions": 130}
 SOURCES: list[VisualConfig] = [
@@ -25,15 +25,21 @@ SOURCES: list[VisualConfig] = [
 ]
 
 
+def picture(visual: VisualConfig, rng: np.random.Generator, regions: int) -> Picture:
+    if isinstance(visual, Patches):
+        return PatchTokens(rng.integers(0, 256, visual.room, np.uint8), visual.patch)
+    boxes = np.tile(np.array([0, 0, 0.5, 0.5], np.float32), (regions, 1))
+    features = rng.standard_normal((regions, visual.feature_size), np.float32)
+    return RegionTokens(features, boxes, rng.integers(visual.classes, size=regions))
+
+
 @pytest.mark.parametrize("visual", SOURCES, ids=["regions", "patches"])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_the_formula_agrees_with_a_counted_run(visual: VisualConfig, recompute: bool) -> None:
-    packer, rng = Packer(visual.feature_size), np.random.default_rng(0)
+    packer, rng = Packer(*visual.features), np.random.default_rng(0)
     for number, length in enumerate((8, 30, 120)):
-        count = 12 + 2 * number
-        boxes = np.tile(np.array([0, 0, 0.5, 0.5], np.float32), (count, 1))
-        features = rng.standard_normal((count, visual.feature_size), np.float32)
-        seen = VisualTokens(features, boxes, rng.integers(max(visual.classes, 1), size=count))
+        seen = picture(visual, rng, 12 + 2 * number)
+        count = seen.tokens
         tokens = words(number, length) % 28 + 4
         text, _ = packer.add(Sequence(tokens))
         image, _ = packer.add(Sequence(np.array([0]), seen))

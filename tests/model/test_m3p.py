@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.batch import Batch, Packer, Sequence, VisualTokens
+from trainer.batch import Batch, Packer, Picture, Sequence
 from trainer.model.build import build_model
 from trainer.model.config import ModelConfig
 from trainer.model.m3p import HEADS, M3P, Outputs
@@ -13,8 +13,8 @@ from trainer.objectives.tasks.masked_regions import ask_regions
 from trainer.objectives.tasks.masked_words import ask_words
 from trainer.objectives.tasks.matching import ask_match
 from trainer.visual import VisualConfig
-from trainer.visual.patches import Patches
-from trainer.visual.regions import Regions
+from trainer.visual.patches import Patches, PatchTokens
+from trainer.visual.regions import Regions, RegionTokens
 
 SHAPE = {"layers": 2, "width": 8, "heads": 2, "feed_forward": 12, "positions": 20}
 SOURCES: dict[str, VisualConfig] = {
@@ -28,12 +28,18 @@ def build(visual: VisualConfig | None, **settings: object) -> M3P:
     return build_model(config, 30, visual, HEADS if visual else ["masked_words"], seed=0)
 
 
-def picture(visual: VisualConfig, seed: int = 0, tokens: int = 4) -> VisualTokens:
+def picture(visual: VisualConfig, seed: int = 0) -> Picture:
+    if isinstance(visual, Patches):
+        return PatchTokens(np.random.default_rng(seed).integers(0, 256, visual.room, np.uint8), visual.patch)
+    return regions(seed)
+
+
+def regions(seed: int = 0, tokens: int = 4) -> RegionTokens:
     rng = np.random.default_rng(seed)
     corner = rng.integers(0, 2, (tokens, 2)) / 2
     boxes = np.concatenate([corner, corner + 0.5], 1).astype(np.float32)
-    classes = rng.integers(0, visual.classes, tokens) if visual.classes else None
-    return VisualTokens(rng.normal(size=(tokens, visual.feature_size)).astype(np.float32), boxes, classes)
+    features = rng.normal(size=(tokens, 5)).astype(np.float32)
+    return RegionTokens(features, boxes, rng.integers(0, 3, tokens))
 
 
 def words(seed: int = 0, length: int = 5) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -41,25 +47,25 @@ def words(seed: int = 0, length: int = 5) -> np.ndarray[tuple[int], np.dtype[np.
 
 
 def text_only(visual: VisualConfig) -> Batch:
-    packer = Packer(visual.feature_size)
+    packer = Packer(*visual.features)
     _, first = packer.add(Sequence(words()))
     ask_words(packer, first, np.array([1, 3]), words())
     return packer.finish(1)
 
 
 def picture_only(visual: VisualConfig) -> Batch:
-    packer = Packer(visual.feature_size)
+    packer = Packer(*visual.features)
     _, first = packer.add(Sequence(np.array([0]), picture(visual)))
     ask_regions(packer, first + 1, np.array([0, 2]), picture(visual))
     return packer.finish(1)
 
 
 def empty(visual: VisualConfig) -> Batch:
-    return Packer(visual.feature_size).finish(0)
+    return Packer(*visual.features).finish(0)
 
 
 def everything(visual: VisualConfig) -> Batch:
-    packer = Packer(visual.feature_size)
+    packer = Packer(*visual.features)
     for seed in (0, 1):
         text, _ = packer.add(Sequence(words(seed)))
         image, _ = packer.add(Sequence(np.array([0]), picture(visual, seed)))
@@ -134,7 +140,7 @@ def test_a_sequence_is_encoded_the_same_alone_and_among_others(shapes: list[tupl
     visual = SOURCES["regions"]
     model = build(visual).eval()
     sequences = [
-        Sequence(words(seed, length), None if tokens is None else picture(visual, seed, tokens))
+        Sequence(words(seed, length), None if tokens is None else regions(seed, tokens))
         for seed, (length, tokens) in enumerate(shapes)
     ]
     with torch.inference_mode():
@@ -144,7 +150,7 @@ def test_a_sequence_is_encoded_the_same_alone_and_among_others(shapes: list[tupl
 
 
 def pack(visual: VisualConfig, *sequences: Sequence) -> Batch:
-    packer = Packer(visual.feature_size)
+    packer = Packer(*visual.features)
     for sequence in sequences:
         packer.add(sequence)
     return packer.finish(len(sequences))
@@ -152,8 +158,8 @@ def pack(visual: VisualConfig, *sequences: Sequence) -> Batch:
 
 def test_the_order_of_picture_tokens_does_not_matter_and_that_of_words_does() -> None:
     visual = SOURCES["regions"]
-    model, tokens, seen = build(visual).eval(), words(), picture(visual)
-    turned = VisualTokens(seen.features[::-1].copy(), seen.boxes[::-1].copy())
+    model, tokens, seen = build(visual).eval(), words(), regions()
+    turned = RegionTokens(seen.features[::-1].copy(), seen.boxes[::-1].copy())
     with torch.inference_mode():
         plain, _, _ = model.encode(pack(visual, Sequence(tokens, seen)))
         other_picture, _, _ = model.encode(pack(visual, Sequence(tokens, turned)))

@@ -6,8 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.tiny import FEATURE_SIZE
-from trainer.batch import Batch, VisualTokens
+from trainer.batch import Batch, Picture
 from trainer.data.sample import BadSamples
 from trainer.data.tokenizer import Tokenizer
 from trainer.model.build import build_model
@@ -47,7 +46,7 @@ def batch(objective: ImageCaption) -> Batch:
 
 
 @pytest.fixture(scope="module")
-def pairs(objective: ImageCaption) -> tuple[list[str], list[VisualTokens]]:
+def pairs(objective: ImageCaption) -> tuple[list[str], list[Picture]]:
     samples = [objective.mix.read(position, BadSamples([])) for position in TURN]
     pictures = [sample.visual for sample in samples if sample.visual is not None]
     assert len(pictures) == len(TURN)
@@ -55,11 +54,11 @@ def pairs(objective: ImageCaption) -> tuple[list[str], list[VisualTokens]]:
 
 
 def scorer(model: M3P, tokenizer: Tokenizer, batch_size: int) -> Scorer:
-    return Scorer(model, tokenizer, FEATURE_SIZE, 32, batch_size)
+    return Scorer(model, tokenizer, 32, batch_size)
 
 
 def test_cosines_are_the_logits_of_training_without_the_temperature(
-    model: M3P, tokenizer: Tokenizer, batch: Batch, pairs: tuple[list[str], list[VisualTokens]]
+    model: M3P, tokenizer: Tokenizer, batch: Batch, pairs: tuple[list[str], list[Picture]]
 ) -> None:
     with torch.inference_mode():
         text, image = model(batch).tasks["contrastive"].chunk(2)
@@ -71,7 +70,7 @@ def test_cosines_are_the_logits_of_training_without_the_temperature(
 
 
 def test_matching_is_the_logit_of_training(
-    model: M3P, tokenizer: Tokenizer, batch: Batch, pairs: tuple[list[str], list[VisualTokens]]
+    model: M3P, tokenizer: Tokenizer, batch: Batch, pairs: tuple[list[str], list[Picture]]
 ) -> None:
     with torch.inference_mode():
         trained = model(batch).tasks["matching"][batch.targets["matching"]["labels"] == 1].numpy()
@@ -82,7 +81,7 @@ def test_matching_is_the_logit_of_training(
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_nothing_depends_on_the_batch_size(
-    model: M3P, tokenizer: Tokenizer, pairs: tuple[list[str], list[VisualTokens]], size: int
+    model: M3P, tokenizer: Tokenizer, pairs: tuple[list[str], list[Picture]], size: int
 ) -> None:
     one, other = scorer(model, tokenizer, size), scorer(model, tokenizer, 100)
     texts, pictures = pairs
@@ -93,7 +92,7 @@ def test_nothing_depends_on_the_batch_size(
 
 
 def test_pairs_are_scored_in_the_order_that_they_are_asked_in(
-    model: M3P, tokenizer: Tokenizer, pairs: tuple[list[str], list[VisualTokens]]
+    model: M3P, tokenizer: Tokenizer, pairs: tuple[list[str], list[Picture]]
 ) -> None:
     scoring, asked = scorer(model, tokenizer, 2), np.array([[2, 0], [0, 5], [2, 0], [1, 1]])
     found = scoring.match(*pairs, asked)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,8 +15,9 @@ from pydantic import ValidationError
 
 from trainer.errors import BadSample
 from trainer.keys import generator
-from trainer.visual.patches import PatchEmbedder, Patches, decode
+from trainer.visual.patches import MID_GREY, PatchEmbedder, Patches, PatchTokens, decode
 
+NOTHING = torch.zeros(0, 4)
 FORMATS = ("jpg", "png", "webp")
 PIL_NAMES = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
@@ -37,20 +39,23 @@ def encoded(pixels: NDArray[np.uint8], kind: str = "png", mode: str = "RGB") -> 
     return buffer.getvalue()
 
 
-def test_patches_lie_row_by_row_with_their_boxes() -> None:
+def test_patches_are_numbered_row_by_row() -> None:
     found = patches().load({"png": encoded(gradient())}, None)
-    assert found.features.shape == (4, 3 * 8 * 8)
-    assert found.class_ids is None
-    np.testing.assert_array_equal(found.boxes, [[0, 0, 0.5, 0.5], [0.5, 0, 1, 0.5], [0, 0.5, 0.5, 1], [0.5, 0.5, 1, 1]])
+    assert found.tokens == 4
     for number, (top, left) in enumerate([(0, 0), (0, 8), (8, 0), (8, 8)]):
         wanted = gradient()[top : top + 8, left : left + 8].reshape(-1) / 127.5 - 1
-        np.testing.assert_allclose(found.numbers(slice(number, number + 1))[0], wanted, atol=1e-6)
+        np.testing.assert_allclose(found.numbers(np.array([number]))[0], wanted, atol=1e-6)
+        grey = found.without(np.array([number])).features[0]
+        assert (grey[top : top + 8, left : left + 8] == MID_GREY).all()
+        grey[top : top + 8, left : left + 8] = gradient()[top : top + 8, left : left + 8]
+        np.testing.assert_array_equal(grey, gradient())
+    np.testing.assert_array_equal(found.features[0], gradient(), "the picture itself is not touched")
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("shape", [(16, 16), (64, 48), (10, 31)])
 def test_every_format_and_shape_gives_the_same_picture(kind: str, shape: tuple[int, int]) -> None:
-    found = patches().load({kind: encoded(gradient(*shape), kind)}, None).numbers(slice(None))
+    found = patches().load({kind: encoded(gradient(*shape), kind)}, None).numbers(np.arange(4))
     assert found.shape == (4, 192)
     pixels = found.reshape(2, 2, 8, 8, 3).swapaxes(1, 2).reshape(16, 16, 3)
     wanted = gradient() / 127.5 - 1
@@ -60,7 +65,7 @@ def test_every_format_and_shape_gives_the_same_picture(kind: str, shape: tuple[i
 @pytest.mark.parametrize(("kind", "mode"), [("jpg", "L"), ("jpg", "CMYK"), ("png", "L"), ("png", "P"), ("png", "RGBA"),
                                             ("png", "1"), ("png", "LA"), ("webp", "RGBA")])  # fmt: skip
 def test_every_kind_of_pixel_becomes_colour(kind: str, mode: str) -> None:
-    assert patches().load({kind: encoded(gradient(), kind, mode)}, None).features.shape == (4, 192)
+    assert patches().load({kind: encoded(gradient(), kind, mode)}, None).features.shape == (1, 16, 16, 3)
 
 
 def test_the_content_says_what_a_picture_is_not_its_name() -> None:
@@ -120,7 +125,7 @@ def test_broken_bytes_are_a_bad_sample_or_usable_never_a_crash(kind: str, data: 
         found = patches(largest=10**6).load({kind: bytes(content)}, None)
     except BadSample:
         return
-    assert found.features.shape == (4, 192)
+    assert found.features.shape == (1, 16, 16, 3)
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"GIF89a" + bytes(50), b"<svg/>"])
@@ -145,7 +150,7 @@ def test_crops_and_mirrors_belong_to_the_samples_generator() -> None:
 def means(config: Patches, number: int) -> tuple[NDArray[np.float32], bool]:
     """Red and green range seen in a training picture, and whether it is mirrored."""
     found = config.load({"png": encoded(gradient(64, 64))}, generator("crop", number))
-    colours = found.numbers(slice(None)).reshape(2, 2, 8, 8, 3).swapaxes(1, 2).reshape(16, 16, 3)
+    colours = found.numbers(np.arange(4)).reshape(2, 2, 8, 8, 3).swapaxes(1, 2).reshape(16, 16, 3)
     mirrored = bool(colours[0, 0, 0] > colours[0, -1, 0])
     return np.abs(colours[-1, -1, :2] - colours[0, 0, :2]) / 2, mirrored
 
@@ -165,31 +170,55 @@ def test_half_of_the_pictures_are_mirrored_and_none_without_flip() -> None:
     assert not any(means(patches(), number)[1] for number in range(20))
 
 
-@given(st.integers(1, 112))
-def test_the_place_of_every_patch_is_recovered_even_from_bf16_boxes(side: int) -> None:
-    config = patches(size=2 * side, patch=2) if side >= 4 else patches(size=8 * side, patch=8)
-    boxes = torch.from_numpy(
-        config.load({"png": encoded(gradient())}, None).boxes,
-    ).bfloat16()
-    embedder = PatchEmbedder(config.feature_size, side, 1, 1e-5)
-    embedder.norm = torch.nn.Identity()  # type: ignore[assignment]
-    with torch.no_grad():
-        embedder.pixels.weight.zero_()
-        embedder.pixels.bias.zero_()
-        embedder.places.weight.copy_(torch.arange(side * side)[:, None])
-        places = embedder(torch.zeros(len(boxes), config.feature_size), boxes)
-    assert places.flatten().tolist() == list(range(side * side))
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 9), st.integers(2, 9), st.integers(1, 3))
+def test_the_network_cuts_every_picture_as_its_tokens_are_numbered(side: int, patch: int, pictures: int) -> None:
+    side = max(side, -(-8 // patch))
+    config, rng = patches(size=side * patch, patch=patch), np.random.default_rng(0)
+    seen = [PatchTokens(rng.integers(0, 256, config.room, np.uint8), patch) for _ in range(pictures)]
+    embedder = config.embedder(8, 1e-5)
+    assert isinstance(embedder, PatchEmbedder)
+    found = embedder(torch.from_numpy(np.concatenate([one.features for one in seen])), NOTHING)
+    numbers = torch.from_numpy(np.concatenate([one.numbers(np.arange(side * side)) for one in seen]))
+    wanted = embedder.norm(embedder.pixels(numbers) + embedder.places.weight.repeat(pictures, 1))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
 def test_pixels_and_place_both_count() -> None:
-    config = patches()
-    embedder = config.embedder(8, 1e-5)
-    found = config.load({"png": encoded(gradient())}, None)
-    features, boxes = torch.from_numpy(found.features), torch.from_numpy(found.boxes)
-    out = embedder(features, boxes)
+    embedder = patches().embedder(8, 1e-5)
+    grey, white = (torch.full((1, 16, 16, 3), value, dtype=torch.uint8) for value in (128, 255))
+    out = embedder(grey, NOTHING)
     assert out.shape == (4, 8)
-    assert not torch.equal(out, embedder(features, boxes.flip(0)))
-    assert not torch.equal(out, embedder(255 - features, boxes))
+    assert (out[1:] != out[:1]).any(1).all(), "alike but for their places"
+    assert (out != embedder(white, NOTHING)).any(1).all()
+
+
+def test_a_picture_of_the_right_size_is_decoded_straight_into_its_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = np.zeros((1, 16, 16, 3), np.uint8)
+    data = encoded(gradient(), "jpg")
+    decoded = []
+    real = simplejpeg.decode_jpeg
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *a, **o: decoded.append(o) or real(*a, **o))  # type: ignore[func-returns-value]
+    found = patches().load({"jpg": data}, None, room)
+    assert found.features is room
+    assert [one.keys() for one in decoded] == [{"buffer"}]
+    np.testing.assert_array_equal(room[0], real(data))
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (7, 9), (30, 8), (64, 48)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_room_changes_nothing(shape: tuple[int, int], flip: bool) -> None:
+    config, data = patches(flip=flip, crop=0.5 if flip else 1.0), {"jpg": encoded(gradient(*shape), "jpg")}
+    room = np.full((1, 16, 16, 3), 77, np.uint8)
+    for number in range(6):
+        alone, placed = (config.load(data, generator("room", number), there) for there in (None, room))
+        assert placed.features is room
+        np.testing.assert_array_equal(alone.features, placed.features)
+
+
+def test_a_picture_of_too_many_pixels_is_bad_even_if_it_would_fit_its_room() -> None:
+    with pytest.raises(BadSample, match=r"16 x 16 pixels, more than visual\.largest = 255"):
+        patches(largest=255).load({"jpg": encoded(gradient(), "jpg")}, None)
 
 
 def test_a_patch_that_does_not_divide_the_size_is_refused() -> None:

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from trainer.batch import VisualTokens
 from trainer.errors import BadSample, UserError
-from trainer.visual.regions import Regions
+from trainer.visual.regions import Regions, RegionTokens
 
 WIDTH, CLASSES = 4, 9
 REGIONS = Regions(kind="regions", feature_size=WIDTH, classes=CLASSES, most=3)
@@ -43,7 +42,7 @@ def npy() -> bytes:
     return buffer.getvalue()
 
 
-def load(regions: Regions = REGIONS, count: int = 2, **changes: Any) -> VisualTokens:
+def load(regions: Regions = REGIONS, count: int = 2, **changes: Any) -> RegionTokens:
     return regions.load({"regions.npz": packed(arrays(count, **changes))}, None)
 
 

@@ -1,5 +1,7 @@
 """Room for the pictures of a micro-batch, used again and again: fresh memory costs a page fault every 4 kB."""
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,27 +21,27 @@ class Canvas:
         shape: of one picture's features; None where pictures differ, and each brings its own memory.
     """
 
-    def __init__(self, shape: tuple[int, int] | None) -> None:
+    def __init__(self, shape: tuple[int, ...] | None) -> None:
         self._shape = shape
         self._memory = np.empty(0, np.uint8)
         self.rooms: list[Room | None] = []
         """Of the micro-batch under way."""
         self.whole: torch.Tensor | None = None
-        """All rooms [pictures x R, F], where they lie in room that the thread packs into."""
+        """All rooms end to end, where they lie in room that the thread packs into."""
 
     def divide(self, pictures: int) -> list[Room | None]:
         """Return room for so many pictures, side by side."""
         self.whole, self.rooms = None, [None] * pictures
         if self._shape is None or not pictures:
             return self.rooms
-        rows, width = self._shape
-        self.whole = find_room((pictures * rows, width), torch.uint8)
+        rows, *others = self._shape
+        self.whole = find_room((pictures * rows, *others), torch.uint8)
         if self.whole is None:
-            size = pictures * rows * width
+            size = pictures * math.prod(self._shape)
             if len(self._memory) < size:
                 self._memory = np.empty(size, np.uint8)
             memory = self._memory[:size]
         else:
             memory = self.whole.numpy()
-        self.rooms = list(memory.reshape(pictures, rows, width))
+        self.rooms = list(memory.reshape(pictures, *self._shape))
         return self.rooms

@@ -7,7 +7,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from trainer.batch import VisualTokens
+from trainer.batch import Picture
 from trainer.errors import BadSample
 from trainer.keys import generator
 
@@ -25,7 +25,7 @@ class Sample(NamedTuple):
     captions: dict[str, list[str]]
     concept: str
     """Pictures of one concept share their captions; the sample's own name where there is none."""
-    visual: VisualTokens | None
+    visual: Picture | None
 
     def generator(self, purpose: str) -> np.random.Generator:
         """The sample's own generator for `purpose`: the same in every run, on every rank, in every worker."""

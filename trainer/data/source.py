@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from trainer.batch import VisualTokens
+from trainer.batch import Picture
 from trainer.data.canvas import Room
 from trainer.data.folders import Folder, LocalFolder, RemoteFolder, is_url
 from trainer.data.index import members
@@ -50,9 +50,7 @@ class SourceConfig(BaseModel):
 class LoadPicture(Protocol):
     """What a visual source does to the members of a sample."""
 
-    def __call__(
-        self, members: dict[str, bytes], rng: np.random.Generator | None, room: Room | None = None
-    ) -> VisualTokens:
+    def __call__(self, members: dict[str, bytes], rng: np.random.Generator | None, room: Room | None = None) -> Picture:
         """Decode, into `room` where it fits. Raises BadSample."""
 
 

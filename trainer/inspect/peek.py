@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from trainer.batch import Batch
@@ -118,9 +117,7 @@ def _lines(objective: Objective, batch: Batch) -> list[Line]:
         if number in matches:
             kind += ", match" if matches[number] else ", no match: the other half is another sample's"
         masked = sum(first <= slot < end for slot in hidden)
-        picture = (
-            _seen(objective.context.visual, batch.visual_features[batch.visual_rows[rows]].numpy()) if rows else ""
-        )
+        picture = _seen(objective.context.visual, batch, int(batch.visual_starts[number])) if rows else ""
         lines.append(Line(kind, words, len(rows), masked, picture))
     return lines
 
@@ -140,13 +137,11 @@ def _changes(before: str, after: str) -> list[Word]:
     return words
 
 
-def _seen(visual: VisualConfig | None, features: NDArray[np.uint8]) -> str:
-    """Lay patches [R, 3 patch^2] side by side again."""
+def _seen(visual: VisualConfig | None, batch: Batch, row: int) -> str:
+    """Show the picture whose first patch is at `row`."""
     if not isinstance(visual, Patches):
         return ""
-    side, patch = visual.size // visual.patch, visual.patch
-    cells = features.reshape(side, side, patch, patch, 3).swapaxes(1, 2)
-    return _uri(Image.fromarray(np.ascontiguousarray(cells.reshape(visual.size, visual.size, 3))))
+    return _uri(Image.fromarray(batch.visual_features[row // (visual.size // visual.patch) ** 2].numpy()))
 
 
 def _stored_picture(objective: Objective, sample: Sample, position: int) -> str:

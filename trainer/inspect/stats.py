@@ -96,7 +96,7 @@ def _source(name: str, objective: Objective, number: int, most: int) -> SourceSt
         tokens=_percentiles(sizes),
         cut=round(100 * float(np.mean(np.array(sizes) > objective.config.most_tokens)), 2) if sizes else 0.0,
         unknown=round(100 * float(np.mean(pieces == tokenizer.unknown)), 2) if len(pieces) else 0.0,
-        regions=_percentiles([len(sample.visual.features) for sample in read if sample.visual]),
+        regions=_percentiles([sample.visual.tokens for sample in read if sample.visual]),
         coverage={c: round(100 * share, 1) for c, share in switcher.coverage(texts).items()} if switcher else {},
         bad=len(bad),
         reasons=dict(counts.most_common()),

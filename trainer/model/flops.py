@@ -45,7 +45,7 @@ class Work:
         return Work(
             slots=batch.tokens,
             squared_lengths=int(batch.lengths.square().sum()),
-            visual_rows=len(batch.visual_features),
+            visual_rows=batch.held,
             masked_words=counts.get("masked_words", 0),
             masked_regions=counts.get("masked_regions", 0),
             matched=counts.get("matching", 0),

@@ -47,7 +47,8 @@ class M3P(nn.Module):
         super().__init__()
         self.text = TextEmbedder(shape, vocabulary, config.dropout)
         self.visual = None if visual is None else visual.embedder(shape.width, shape.layer_norm_eps)
-        self.visual_size = 1 if visual is None else visual.feature_size
+        self.features = (1,) if visual is None else visual.features
+        self._least = (1, 1) if visual is None else visual.least
         self.encoder = Encoder(shape, config.dropout, config.attention_dropout, config.recompute)
         # Ordered as in HEADS, on every rank.
         wanted = set(tasks)
@@ -116,11 +117,11 @@ class M3P(nn.Module):
         touch = text.new_zeros(())
         if self.visual is None:
             return text, touch
-        features, boxes = batch.visual_features.to(text.dtype), batch.visual_boxes.to(text.dtype)
+        features, boxes = batch.visual_features, batch.visual_boxes
         if not len(features):
-            return text, touch + _touch(self.visual, features.new_zeros(1, features.shape[-1]), boxes.new_zeros(1, 4))
-        words = len(batch.token_slots)
-        order = batch.token_slots.new_empty(batch.tokens)
+            return text, touch + _touch(self.visual, features.new_zeros(self._least), boxes.new_zeros(1, 4))
+        words = len(batch.token_ids)
+        order = batch.token_ids.new_empty(batch.tokens)
         order[batch.token_slots] = torch.arange(words, device=order.device)
         order[batch.visual_slots] = words + batch.visual_rows
         return torch.cat([text, self.visual(features, boxes)])[order], touch

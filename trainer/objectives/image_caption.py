@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from trainer.batch import Packer, Sequence, VisualTokens
+from trainer.batch import Packer, Picture, Sequence
 from trainer.data.sample import Sample
 from trainer.data.tokenizer import BOS
 from trainer.objectives.objective import Context, Ids, Objective, ObjectiveConfig, Read
@@ -37,7 +37,7 @@ class Masked:
     """A pair after masking."""
 
     tokens: Ids
-    visual: VisualTokens
+    visual: Picture
     words: Ids
     """Places of the masked words in `tokens`."""
     regions: Ids
@@ -79,7 +79,7 @@ class ImageCaption(Objective):
         texts = sample.captions[languages[rng.integers(len(languages))]]
         return texts[rng.integers(len(texts))]
 
-    def mask(self, tokens: Ids, visual: VisualTokens, rng: np.random.Generator) -> Masked:
+    def mask(self, tokens: Ids, visual: Picture, rng: np.random.Generator) -> Masked:
         """Mask words or regions, never both, at a coin's toss; only words where no task asks for regions (and vice versa)."""
         words = self.tasks.get("masked_words", 0) > 0
         regions = self.tasks.get("masked_regions", 0) > 0
@@ -94,7 +94,7 @@ class ImageCaption(Objective):
             return Masked(tokens, seen, none, places)
         return Masked(tokens, visual, none, none)
 
-    def _add_joint(self, packer: Packer, masked: Masked, tokens: Ids, visual: VisualTokens) -> int:
+    def _add_joint(self, packer: Packer, masked: Masked, tokens: Ids, visual: Picture) -> int:
         """Pack the masked pair, and ask for what it hides; return its sequence."""
         number, first = packer.add(Sequence(masked.tokens, masked.visual))
         if len(masked.words):
@@ -134,6 +134,6 @@ def _texts(sample: Sample) -> set[str]:
     return {text.casefold() for texts in sample.captions.values() for text in texts}
 
 
-def _picture(sample: Sample) -> VisualTokens:
+def _picture(sample: Sample) -> Picture:
     assert sample.visual is not None, "sources of pairs load pictures"
     return sample.visual

@@ -99,7 +99,7 @@ class Objective:
                 if self.needs_pictures and context.visual:
                     context.visual.check(str(folder), sources[-1].manifest.region_features)
                 weights.append(entry.weight)
-        self._canvas = Canvas(context.visual.shape if load and context.visual else None)
+        self._canvas = Canvas(context.visual.room if load and context.visual else None)
         self.mix = Mix(sources, weights, config.temperature)
 
     def costs(self, positions: range) -> NDArray[np.float64]:
@@ -133,7 +133,7 @@ class Objective:
 
     def packer(self) -> Packer:
         """Return what a micro-batch is packed with."""
-        return Packer(self.context.visual.feature_size if self.context.visual else 1)
+        return Packer(*self.context.visual.features) if self.context.visual else Packer(1)
 
     def notes(self) -> list[str]:
         """Lines for the table printed at start."""

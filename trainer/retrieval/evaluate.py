@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
-from trainer.batch import VisualTokens
+from trainer.batch import Picture
 from trainer.data.order import Place
 from trainer.data.sample import BadSamples
 from trainer.data.source import Source, SourceConfig
@@ -40,7 +40,7 @@ class Pictures:
 
     source: Source
     places: list[Place]
-    visuals: list[VisualTokens]
+    visuals: list[Picture]
     pool: Pool
 
 
@@ -116,7 +116,7 @@ def _evaluate(
     pictures = load_pictures(recipe, name, config)
     assert recipe.visual is not None
     tokenizer = Tokenizer(recipe.tokenizer_folder)
-    scorer = Scorer(model, tokenizer, recipe.visual.feature_size, most_tokens(recipe), config.batch_size)
+    scorer = Scorer(model, tokenizer, most_tokens(recipe), config.batch_size)
     images = scorer.embed_pictures(pictures.visuals)
     ranks: dict[str, Ranks] = {}
     found: list[Finding] = []

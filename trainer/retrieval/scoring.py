@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from trainer.batch import Packer, VisualTokens
+from trainer.batch import Packer, Picture
 from trainer.batch import Sequence as Packed
 from trainer.data.tokenizer import BOS, Tokenizer
 from trainer.model.attention import Layout
@@ -25,14 +25,14 @@ class Scorer:
 
     Args:
         model: in evaluation mode, on its device.
-        tokenizer, feature_size: of the run.
+        tokenizer: of the run.
         most_tokens: texts are cut to this, as in training.
         batch_size: sequences that are forwarded at once.
     """
 
-    def __init__(self, model: M3P, tokenizer: Tokenizer, feature_size: int, most_tokens: int, batch_size: int) -> None:
+    def __init__(self, model: M3P, tokenizer: Tokenizer, most_tokens: int, batch_size: int) -> None:
         self._model, self._tokenizer = model, tokenizer
-        self._feature_size, self._most_tokens, self._batch_size = feature_size, most_tokens, batch_size
+        self._most_tokens, self._batch_size = most_tokens, batch_size
         self._device = next(model.parameters()).device
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
@@ -42,14 +42,14 @@ class Scorer:
         sequences = [Packed(self._tokenizer.encode(text, self._most_tokens)) for text in texts]
         return self._run(sequences, lambda hidden, layout, every: head.embed_text(head.pool(hidden, layout, every, 0)))
 
-    def embed_pictures(self, pictures: Sequence[VisualTokens]) -> Floats:
+    def embed_pictures(self, pictures: Sequence[Picture]) -> Floats:
         """Return [N, projection] of unit length."""
         head = self._model.heads["contrastive"]
         assert isinstance(head, ContrastiveHead)
         sequences = [Packed(np.array([BOS], np.int64), picture) for picture in pictures]
         return self._run(sequences, lambda hidden, layout, every: head.embed_image(head.pool(hidden, layout, every, 1)))
 
-    def match(self, texts: Sequence[str], pictures: Sequence[VisualTokens], pairs: NDArray[np.int64]) -> Floats:
+    def match(self, texts: Sequence[str], pictures: Sequence[Picture], pairs: NDArray[np.int64]) -> Floats:
         """Return the matching logit [P] of each (caption, picture) of `pairs` [P, 2]."""
         head = self._model.heads["matching"]
         assert isinstance(head, MatchingHead)
@@ -63,7 +63,7 @@ class Scorer:
         parts = []
         with torch.inference_mode():
             for group in _groups(iter(sequences), self._batch_size):
-                packer = Packer(self._feature_size)
+                packer = Packer(*self._model.features)
                 for sequence in group:
                     packer.add(sequence)
                 batch = packer.finish(len(group)).to(self._device)

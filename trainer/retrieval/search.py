@@ -34,7 +34,7 @@ def search(run: Path, query: str, name: str, most: int) -> tuple[list[Hit], Path
     pictures = load_pictures(recipe, name, config)
     assert recipe.visual is not None, "load_pictures wants one too"
     tokenizer = Tokenizer(recipe.tokenizer_folder)
-    scorer = Scorer(model, tokenizer, recipe.visual.feature_size, most_tokens(recipe), config.batch_size)
+    scorer = Scorer(model, tokenizer, most_tokens(recipe), config.batch_size)
     scores = scorer.embed_texts([query]) @ scorer.embed_pictures(pictures.visuals).T
     best = shortlist(scores, most)[0].tolist()
     shown = [(picture_bytes(pictures, n), float(scores[0, n]), False) for n in best]

@@ -1,6 +1,6 @@
 """Visual sources: what a picture becomes, from bytes to tokens.
 
-A source is one file with one class: its recipe fields, `load` (bytes -> `VisualTokens`, run by the data workers) and
+A source is one file with one class: its recipe fields, `load` (bytes -> `Picture`, run by the data workers) and
 `embedder` (tokens -> vectors, run by the network). To add one, write its file and add it to `VisualConfig`.
 """
 

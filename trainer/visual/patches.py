@@ -2,28 +2,65 @@
 
 import io
 import math
-import threading
 import warnings
 from collections.abc import Mapping
-from functools import cache
-from typing import Literal
+from contextlib import suppress
+from typing import Literal, NamedTuple
 
 import numpy as np
 import simplejpeg
+import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from trainer.batch import VisualTokens, scaled
 from trainer.errors import BadSample
 
 Pixels = NDArray[np.uint8]
 IMAGE_KINDS = ("jpg", "jpeg", "png", "webp")
+MID_GREY = 128
+NO_BOXES = np.zeros((0, 4), np.float32)
+"""A patch's place in its picture says where it is."""
+
+
+class PatchTokens(NamedTuple):
+    """A square picture as decoders write it. The network cuts it: a worker that did would copy all that it has decoded."""
+
+    features: Pixels
+    """[1, size, size, 3], 0..255: a quarter of the bytes of float32."""
+    patch: int
+    """Side of a patch, in pixels."""
+    boxes: NDArray[np.float32] = NO_BOXES
+    class_ids: None = None
+
+    @property
+    def tokens(self) -> int:
+        """Patches."""
+        side: int = self.features.shape[1] // self.patch
+        return side * side
+
+    def numbers(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the patches at `places` [K], row by row from the top left, as the network sees them: [K, 3 patch^2]."""
+        cells = self._cells()
+        chosen = cells[np.divmod(places, len(cells))].reshape(len(places), -1).astype(np.float32)
+        return chosen / np.float32(127.5) - 1
+
+    def without(self, places: NDArray[np.int64]) -> "PatchTokens":
+        """Return a copy that is mid grey in the patches at `places`."""
+        copy = self._replace(features=self.features.copy())
+        cells = copy._cells()
+        cells[np.divmod(places, len(cells))] = MID_GREY
+        return copy
+
+    def _cells(self) -> Pixels:
+        """The same memory as [side, side, patch, 3 patch]."""
+        side = self.features.shape[1] // self.patch
+        return self.features.reshape(side, self.patch, side, 3 * self.patch).swapaxes(1, 2)
 
 
 class Patches(BaseModel):
-    """Square pictures of `size` pixels, cut into patches of `patch` pixels."""
+    """Square pictures of `size` pixels, which the network cuts into patches of `patch` pixels."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -63,62 +100,74 @@ class Patches(BaseModel):
         """Pixels are there in every source of pairs."""
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Patches of a picture, and numbers of a patch."""
-        return (self.size // self.patch) ** 2, self.feature_size
+    def features(self) -> tuple[int, ...]:
+        """Shape of a picture."""
+        return self.size, self.size, 3
+
+    @property
+    def least(self) -> tuple[int, ...]:
+        """Shape of the least that the embedder takes: a picture of one patch."""
+        return 1, self.patch, self.patch, 3
+
+    @property
+    def room(self) -> tuple[int, ...]:
+        """Shape of the room that a picture is decoded into."""
+        return 1, *self.features
 
     def load(
         self, members: Mapping[str, bytes], rng: np.random.Generator | None, room: Pixels | None = None
-    ) -> VisualTokens:
-        """Decode, crop (with the sample's own `rng`; None: never), resize and cut into `room` [R, F]. Raises BadSample."""
+    ) -> PatchTokens:
+        """Decode into `room`, crop (with the sample's own `rng`; None: never) and resize. Raises BadSample."""
         picture = members.get("jpg") or next((members[kind] for kind in IMAGE_KINDS if kind in members), None)
         if picture is None:
             raise BadSample(f"no picture (a member {', '.join(IMAGE_KINDS)})")
-        pixels = decode(picture, self.size, self.largest)
+        room = np.empty(self.room, np.uint8) if room is None else room
+        canvas = room[0]
+        pixels = decode(picture, self.size, self.largest, canvas)
         if rng is not None:
             pixels = _augment(pixels, rng, self.crop, self.flip)
-        if pixels.shape[:2] != (self.size, self.size):
+        if pixels.shape != canvas.shape:
             resized = Image.fromarray(pixels).resize((self.size, self.size), Image.Resampling.BILINEAR)
             pixels = np.asarray(resized)
-        room = np.empty(self.shape, np.uint8) if room is None else room
-        return VisualTokens(_cut(pixels, self.patch, room), _grid(self.size // self.patch))
+        if pixels is not canvas:
+            canvas[...] = pixels
+        return PatchTokens(room, self.patch)
 
     def embedder(self, width: int, eps: float) -> nn.Module:
-        """Return the module that turns patches into vectors."""
-        return PatchEmbedder(self.feature_size, self.size // self.patch, width, eps)
+        """Return the module that turns pictures into vectors."""
+        return PatchEmbedder(self.size // self.patch, self.patch, width, eps)
 
 
 class PatchEmbedder(nn.Module):
-    """Linear of the pixels + a learned vector for the patch's place on the grid, layer norm: -> [V, width]."""
+    """Linear of a patch's pixels + a learned vector for its place on the grid, layer norm."""
 
-    def __init__(self, feature_size: int, side: int, width: int, eps: float) -> None:
+    def __init__(self, side: int, patch: int, width: int, eps: float) -> None:
         super().__init__()
-        self.side = side
-        self.pixels = nn.Linear(feature_size, width)
+        self.patch = patch
+        self.pixels = nn.Linear(3 * patch * patch, width)
         self.places = nn.Embedding(side * side, width)
         self.norm = nn.LayerNorm(width, eps=eps)
 
     def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
-        """`features` [V, 3 patch^2] pixels 0..255, `boxes` [V, 4] in 0..1; a box's corner says the place."""
-        # Scaled in float32: bf16 holds the pixels exactly, but not what is left of a mid grey after the subtraction.
-        features = scaled(features.float()).to(self.pixels.weight.dtype)
-        # In float32 and with half a cell added, so that no rounding (bf16 boxes) moves a patch to its neighbour's place.
-        cell = (boxes[:, :2].float() * self.side + 0.5).long().clamp(max=self.side - 1)
-        return self.norm(self.pixels(features) + self.places(cell[:, 1] * self.side + cell[:, 0]))
+        """`features` [N, size, size, 3] pixels 0..255; no boxes are needed: -> [N side^2, width], row by row."""
+        side = features.shape[1] // self.patch
+        cells = features.view(-1, side, self.patch, side, 3 * self.patch).transpose(2, 3)
+        # Scaled in float32: bf16 holds the pixels exactly, but not what is left of a mid grey after the subtraction. In
+        # place, since fresh memory costs more than the arithmetic.
+        pixels = cells.reshape(-1, 3 * self.patch**2).to(torch.float32, copy=True).div_(127.5).sub_(1)
+        places = self.places(torch.arange(side**2, device=features.device))
+        vectors = self.pixels(pixels.to(self.pixels.weight.dtype)).view(-1, *places.shape) + places
+        return self.norm(vectors).flatten(0, 1)
 
 
-def decode(data: bytes, size: int, largest: int) -> Pixels:
+def decode(data: bytes, size: int, largest: int, room: Pixels | None = None) -> Pixels:
     """Decode JPEG (scaled while decoding, never below `size`), PNG or WebP: -> RGB [height, width, 3].
 
-    The pixels may lie in a buffer that the next call overwrites. Raises BadSample.
+    The pixels may lie in `room` [size, size, 3], which is returned itself if they fill it. Raises BadSample.
     """
     try:
         if data[:2] == b"\xff\xd8":
-            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-            _check_pixels(width, height, largest)
-            if (height, width) == (size, size):
-                return simplejpeg.decode_jpeg(data, buffer=_scratch(size))
-            return simplejpeg.decode_jpeg(data, min_height=size, min_width=size, min_factor=1)
+            return _decode_jpeg(data, size, largest, room)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `largest` is the rule
             with Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as picture:
@@ -130,6 +179,16 @@ def decode(data: bytes, size: int, largest: int) -> Pixels:
         raise BadSample("unreadable picture: neither JPEG, PNG nor WebP") from error
     except Exception as error:  # on broken bytes decoders raise nearly anything, from OSError to KeyError
         raise BadSample(f"unreadable picture: {error}") from error
+
+
+def _decode_jpeg(data: bytes, size: int, largest: int, room: Pixels | None) -> Pixels:
+    if room is not None and size * size <= largest:
+        with suppress(ValueError):  # does not fit, and may be scaled; or is broken: the decoder will say so again
+            pixels = simplejpeg.decode_jpeg(data, buffer=room)
+            return room if pixels.shape == room.shape else pixels
+    height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    _check_pixels(width, height, largest)
+    return simplejpeg.decode_jpeg(data, min_height=size, min_width=size, min_factor=1)
 
 
 def _check_pixels(width: int, height: int, largest: int) -> None:
@@ -147,43 +206,3 @@ def _augment(pixels: Pixels, rng: np.random.Generator, crop: float, flip: bool) 
         bottom, right = max(round(top + height), round(top) + 1), max(round(left + width), round(left) + 1)
         pixels = pixels[round(top) : bottom, round(left) : right]
     return pixels[:, ::-1] if flip and mirror < 0.5 else pixels
-
-
-def _cut(pixels: Pixels, patch: int, room: Pixels) -> Pixels:
-    """[size, size, 3] -> `room` [places, 3 patch^2]; `pixels` may lie in any buffer."""
-    width = 3 * patch
-    rows = np.ascontiguousarray(pixels).reshape(-1, width)
-    # (mode="clip": otherwise numpy copies what it writes to, lest a wrong number leave it half written.)
-    rows.take(_rows(pixels.shape[0] // patch, patch), 0, out=room.reshape(-1, width), mode="clip")
-    return room
-
-
-@cache
-def _rows(side: int, patch: int) -> NDArray[np.int64]:
-    """Where the rows of patches [side^2 x patch] stand among those of the picture [side x patch x side]."""
-    return np.arange(side * patch * side).reshape(side, patch, side).swapaxes(1, 2).reshape(-1)
-
-
-_own = threading.local()
-OFF = 16
-"""Bytes from a multiple of 64 at which pictures are decoded to. At a multiple of 32, libjpeg-turbo (AVX2) writes past the
-caches, straight to memory, from where the patches must be read again: decoding and cutting took 10 to 18 % longer."""
-
-
-def _scratch(size: int) -> Pixels:
-    """Room for one picture, each thread's own, used again and again: fresh memory costs a page fault every 4 kB."""
-    if getattr(_own, "size", None) != size:
-        memory = np.empty(3 * size * size + 64 + OFF, np.uint8)
-        first = -memory.ctypes.data % 64 + OFF
-        _own.size, _own.scratch = size, memory[first : first + 3 * size * size].reshape(size, size, 3)
-    scratch: Pixels = _own.scratch
-    return scratch
-
-
-@cache
-def _grid(side: int) -> NDArray[np.float32]:
-    """Boxes [side^2, 4] of the grid's cells, row by row; shared by all pictures."""
-    y, x = np.divmod(np.arange(side * side), side)
-    boxes = (np.stack([x, y, x + 1, y + 1], 1) / side).astype(np.float32)
-    boxes.flags.writeable = False
-    return boxes

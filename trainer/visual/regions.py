@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -10,11 +10,34 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from trainer.batch import VisualTokens
 from trainer.errors import BadSample, UserError
 
 BOX_SLACK = 0.01
 """Detectors round: a box may stick out of its picture by so much of a side."""
+
+
+class RegionTokens(NamedTuple):
+    """Regions of a picture, each with a feature and a box."""
+
+    features: NDArray[np.float32]
+    """[R, F]"""
+    boxes: NDArray[np.float32]
+    class_ids: NDArray[np.int64] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Regions."""
+        return len(self.features)
+
+    def numbers(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the features at `places` [K]: [K, F]."""
+        return self.features[places]
+
+    def without(self, places: NDArray[np.int64]) -> "RegionTokens":
+        """Return a copy whose regions at `places` have no feature (zeros); the boxes stay."""
+        features = self.features.copy()
+        features[places] = 0
+        return self._replace(features=features)
 
 
 class Regions(BaseModel):
@@ -45,13 +68,23 @@ class Regions(BaseModel):
             )
 
     @property
-    def shape(self) -> None:
-        """Pictures have different numbers of regions."""
+    def features(self) -> tuple[int, ...]:
+        """Shape of a region's feature."""
+        return (self.feature_size,)
+
+    @property
+    def least(self) -> tuple[int, ...]:
+        """Shape of the least that the embedder takes: one region."""
+        return 1, self.feature_size
+
+    @property
+    def room(self) -> None:
+        """Pictures have different numbers of regions, and bring their own memory."""
         return
 
     def load(
         self, members: Mapping[str, bytes], rng: np.random.Generator | None, room: NDArray[np.uint8] | None = None
-    ) -> VisualTokens:
+    ) -> RegionTokens:
         """Read `regions.npz`; neither `rng`, since regions are not augmented, nor `room` is used. Raises BadSample."""
         if "regions.npz" not in members:
             raise BadSample("no member regions.npz")
@@ -68,7 +101,7 @@ class Regions(BaseModel):
             ids = _most_likely(ids[: self.most], None if probs is None else probs[: self.most], self.classes)
         features = features[: self.most].astype(np.float32)
         norms = np.linalg.norm(features, axis=1, keepdims=True)
-        return VisualTokens(features / np.maximum(norms, 1e-12), boxes[: self.most].astype(np.float32), ids)
+        return RegionTokens(features / np.maximum(norms, 1e-12), boxes[: self.most].astype(np.float32), ids)
 
     def embedder(self, width: int, eps: float) -> nn.Module:
         """Return the module that turns features and boxes into vectors."""
@@ -76,7 +109,7 @@ class Regions(BaseModel):
 
 
 class RegionEmbedder(nn.Module):
-    """Linear of the feature + Linear of the box and its area, layer norm: -> [V, width].
+    """Linear of the feature + Linear of the box and its area, layer norm.
 
     The box is not normalised as a whole (M3P's code does), which would lose its size.
     """
@@ -88,7 +121,8 @@ class RegionEmbedder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=eps)
 
     def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
-        """`features` [V, F], `boxes` [V, 4] in 0..1."""
+        """`features` [R, F], `boxes` [R, 4] in 0..1: -> [R, width]."""
+        features, boxes = features.to(self.feature.weight.dtype), boxes.to(self.box.weight.dtype)
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         return self.norm(self.feature(features) + self.box(torch.cat([boxes, area[:, None]], 1)))
 

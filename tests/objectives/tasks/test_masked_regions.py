@@ -4,16 +4,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.batch import Packer, Sequence, VisualTokens
+from trainer.batch import Packer, Sequence
 from trainer.keys import generator
 from trainer.objectives.tasks.masked_regions import MaskedRegions, ask_regions, mask_regions
 from trainer.objectives.tasks.matching import Matching
+from trainer.visual.regions import RegionTokens
 
 
-def picture(regions: int, classes: list[int] | None = None) -> VisualTokens:
+def picture(regions: int, classes: list[int] | None = None) -> RegionTokens:
     rng = np.random.default_rng(0)
     features, boxes = rng.normal(size=(regions, 3)).astype(np.float32), rng.random((regions, 4), np.float32)
-    return VisualTokens(features, boxes, None if classes is None else np.array(classes))
+    return RegionTokens(features, boxes, None if classes is None else np.array(classes))
 
 
 def test_fifteen_in_a_hundred_are_chosen_and_nine_in_ten_of_them_lose_their_feature() -> None:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.batch import Packer, VisualTokens
+from trainer.batch import Packer, Picture
 from trainer.objectives.tasks.task import Targets
 
 Places = NDArray[np.int64]
@@ -37,13 +37,13 @@ class MaskedRegions:
 
 
 def mask_regions(
-    visual: VisualTokens, rng: np.random.Generator, rate: float, background: int | None
-) -> tuple[VisualTokens, Places]:
+    visual: Picture, rng: np.random.Generator, rate: float, background: int | None
+) -> tuple[Picture, Places]:
     """Choose each region that is not background with chance `rate`, at least one: -> (picture, chosen places).
 
     Of the chosen, 90 % lose their feature (zeros, or mid grey; the box stays) and 10 % keep it.
     """
-    eligible = np.arange(len(visual.features))
+    eligible = np.arange(visual.tokens)
     if background is not None and visual.class_ids is not None:
         eligible = eligible[visual.class_ids != background]
     if not len(eligible):
@@ -51,12 +51,10 @@ def mask_regions(
     chosen = eligible[rng.random(len(eligible)) < rate]
     if not len(chosen):
         chosen = eligible[rng.integers(len(eligible), size=1)]
-    features = visual.features.copy()
-    features[chosen[rng.random(len(chosen)) < 0.9]] = visual.neutral
-    return visual._replace(features=features), chosen
+    return visual.without(chosen[rng.random(len(chosen)) < 0.9]), chosen
 
 
-def ask_regions(packer: Packer, first: int, places: Places, visual: VisualTokens) -> None:
+def ask_regions(packer: Packer, first: int, places: Places, visual: Picture) -> None:
     """Ask for the regions at `places`; `first` is the slot of the picture's first token, `visual` the true picture."""
     classes = np.full(len(places), -1) if visual.class_ids is None else visual.class_ids[places]
     packer.target(MaskedRegions.name, slots=first + places, features=visual.numbers(places), classes=classes)
