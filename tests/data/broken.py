@@ -3,12 +3,15 @@
 import io
 import json
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from trainer.data.canvas import Room
 from trainer.data.index_folder import index_folder
+from trainer.data.sample import BadSamples, Sample
 from trainer.data.source import Source, SourceConfig
 from trainer.visual.patches import Patches
 from trainer.visual.regions import Regions
@@ -64,3 +67,8 @@ def pairs(folder: Path, bad: Members, key: str = "3") -> Path:
 def source(folder: Path, visual: Regions | Patches | None = PATCHES) -> Source:
     config = SourceConfig(path=str(folder))
     return Source(folder, config, (0, "x", 0), 1, visual.load if visual else None)
+
+
+def read_many(made: Source, number: int, bad: BadSamples, rooms: Sequence[Room | None] = ()) -> list[Sample]:
+    """Return the first samples of a source, read together."""
+    return made.see(made.draw(np.arange(number)), bad, rooms)

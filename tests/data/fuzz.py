@@ -17,7 +17,7 @@ from types import FrameType
 
 import numpy as np
 
-from tests.data.broken import PATCHES, REGIONS, Members, pair, source, write
+from tests.data.broken import PATCHES, REGIONS, Members, pair, read_many, source, write
 from trainer.data.index_folder import index_folder
 from trainer.data.manifest import Kind
 from trainer.data.sample import BadSamples
@@ -109,7 +109,7 @@ def _read(folder: Path) -> None:
     for visual in (PATCHES, REGIONS):
         with contextlib.suppress(UserError):
             made = source(folder, visual)
-            made.read_many(np.arange(2 * made.manifest.samples), BadSamples([]))
+            read_many(made, 2 * made.manifest.samples, BadSamples([]))
 
 
 def _read_texts(made: Source) -> None:

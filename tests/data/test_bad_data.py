@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data.broken import PATCHES, REGIONS, Members, pair, pairs, picture, regions, source, write
+from tests.data.broken import PATCHES, REGIONS, Members, pair, pairs, picture, read_many, regions, source, write
 from tests.data.fuzz import fuzz
 from tests.visual.test_patches import png_header
 from trainer.data.folders import open_folder
@@ -72,7 +72,7 @@ def test_a_bad_sample_is_named_and_replaced_alike_for_all_who_meet_it(
     assert len(bad.seen) == 1
     assert re.fullmatch(rf"shards/a\.tar, sample 3: .*{reason}.*", bad.seen[0]), bad.seen
     # Another process, or another part of a micro-batch, takes the same one, with the same choices.
-    together = source(tmp_path / "shards", visual).read_many(np.arange(6), BadSamples([]))
+    together = read_many(source(tmp_path / "shards", visual), 6, BadSamples([]))
     alone = [source(tmp_path / "shards", visual).read(index, BadSamples([])) for index in range(6)]
     assert [sample.owner for sample in together] == [sample.owner for sample in alone]
     assert sorted(sample.name for sample in together).count("shards/a.tar/4") == 2
@@ -154,7 +154,7 @@ def test_a_tar_cut_while_it_is_read_gives_bad_samples(tmp_path: Path) -> None:
     os.truncate(folder / "a.tar", int(np.load(folder / "a.idx")[4]) + 100)
     whole = {f"shards/a.tar/{number}" for number in range(4)}
     assert {made.read(index, bad).name for index in range(6)} <= whole
-    assert {sample.name for sample in made.read_many(np.arange(6), bad)} <= whole
+    assert {sample.name for sample in read_many(made, 6, bad)} <= whole
     assert {re.sub(r".*: ", "", line) for line in bad.seen} >= {line.partition(": ")[2] for line in bad.seen[:1]}
     assert all("truncated since it was indexed" in line for line in bad.seen)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from tests.data.broken import read_many
 from trainer.data import cache as caching
 from trainer.data.cache import Cache
 from trainer.data.folders import LocalFolder, RemoteFolder, open_folder
@@ -121,19 +122,18 @@ def test_a_source_in_memory_gives_what_the_local_one_gives(shards: Path, tmp_pat
 def test_every_shard_is_fetched_once_and_the_next_window_before_it_is_needed(
     server: Server, url: str, tmp_path: Path
 ) -> None:
-    import numpy as np
 
     source = remote(url, Cache(tmp_path, 10**6))
-    source.read_many(np.arange(5), BadSamples([]))
+    read_many(source, 5, BadSamples([]))
     mine, after = source.order.shards(0)
     deadline = time.monotonic() + 10
     wanted = {f"shard-{number:06d}.tar" for number in [*mine, *after]}
     while {path.name for path in tmp_path.rglob("*.tar")} != wanted:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    source.read_many(np.arange(60), BadSamples([]))
+    read_many(source, 60, BadSamples([]))
     again = remote(url, Cache(tmp_path, 10**6))
-    again.read_many(np.arange(60), BadSamples([]))
+    read_many(again, 60, BadSamples([]))
     asked = [path for path in server.asked if path.endswith(".tar")]
     assert len(set(asked)) == 6
     # fsspec's http asks for the size first (HEAD), and may read a file in several ranges.

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.data.broken import pair, source, write
+from tests.data.broken import pair, read_many, source, write
 from trainer.batch import Packer, Sequence, set_room
 from trainer.data.arena import Arena, Desk
 from trainer.data.canvas import Canvas
@@ -36,7 +36,7 @@ def test_pictures_are_the_same_with_and_without_rooms_and_threads(tmp_path: Path
     for threads, rooms in ((1, []), (1, Canvas(visual.room).divide(18)), (3, Canvas(visual.room).divide(18))):
         set_threads(threads)
         bad = BadSamples([])
-        read = source(tmp_path, visual).read_many(np.arange(18), bad, rooms)
+        read = read_many(source(tmp_path, visual), 18, bad, rooms)
         set_threads(1)
         found.append(
             (

@@ -88,7 +88,7 @@ def test_a_pair_is_a_text_a_picture_the_two_joined_and_a_mismatch(batch: tuple[I
     for row, position in enumerate(turn):
         sample = read(objective, position)
         assert sample.visual is not None
-        tokens = objective.context.tokenizer.encode(objective.text(sample, None), 32).tolist()
+        tokens = objective.context.tokenizer.encode(objective.text(sample).text, 32).tolist()
         assert words_of(packed_pairs, int(contrast["text_sequences"][row])) == tokens
         picture = int(contrast["image_sequences"][row])
         assert words_of(packed_pairs, picture) == [0]
@@ -198,7 +198,7 @@ def test_identical_captions_have_one_name_however_their_words_are_switched(
         pictures = dict(zip(ids, targets["pictures"].tolist(), strict=True))
         assert captions["a"] == captions["b"] != captions["c"]
         assert pictures["a"] == pictures["c"] != pictures["b"]
-        shown.add(objective.text(read(objective, turn[ids.index("a")]), None))
+        shown.add(objective.text(read(objective, turn[ids.index("a")])).text)
     assert (len(shown) > 2) == (name == "code_switched")
 
 

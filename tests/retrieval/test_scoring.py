@@ -50,7 +50,7 @@ def pairs(objective: ImageCaption) -> tuple[list[str], list[Picture]]:
     samples = [objective.mix.read(position, BadSamples([])) for position in TURN]
     pictures = [sample.visual for sample in samples if sample.visual is not None]
     assert len(pictures) == len(TURN)
-    return [objective.text(sample, None) for sample in samples], pictures
+    return [objective.text(sample).text for sample in samples], pictures
 
 
 def scorer(model: M3P, tokenizer: Tokenizer, batch_size: int) -> Scorer:

@@ -21,7 +21,7 @@ from trainer.errors import OneRankError, UserError
 
 HELD = 4
 """Slots of a worker for micro-batches that the training process still uses; short of slots, it copies."""
-BLOCK = 16
+BLOCK = 32
 """Micro-batches of a run without pictures that a worker makes and hands over together, so that it is woken less often and
 reads and tokenises more at once. With pictures that is nothing beside decoding, and memory that few share is faster."""
 

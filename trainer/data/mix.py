@@ -1,6 +1,7 @@
 """A mix: the sources of one objective, read by position."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +9,18 @@ from numpy.typing import NDArray
 from trainer.data.canvas import Canvas
 from trainer.data.sample import BadSamples, Sample, Texts
 from trainer.data.shares import Shares, temperature_weights
-from trainer.data.source import Source
+from trainer.data.source import Drawn, Source
+from trainer.errors import BadSample
+
+
+class Draw(NamedTuple):
+    """Samples of a mix, read but for their pictures."""
+
+    positions: Sequence[int]
+    samples: list[Sample | BadSample]
+    """In the order of the positions."""
+    parts: list[tuple[Source, list[int], Drawn]]
+    """Each source in use, where its samples stand among all, and what it has read."""
 
 
 class Mix:
@@ -30,14 +42,24 @@ class Mix:
         """Return the source that the sample at `position` comes from."""
         return self.sources[self._shares.place(position).source]
 
-    def read_many(self, positions: Sequence[int], bad: BadSamples, canvas: Canvas) -> dict[int, Sample]:
-        """Return the samples at `positions`, pictures on `canvas`; places are computed at once, and read source by source."""
-        rooms = canvas.divide(len(positions))
-        found: dict[int, Sample] = {}
+    def draw(self, positions: Sequence[int]) -> "Draw":
+        """Read the samples at `positions`, source by source, but for their pictures."""
+        found: list[Sample | BadSample] = [BadSample("not read")] * len(positions)
+        parts = []
         for source, mine, indices in self._by_source(positions):
-            places = mine.tolist()
-            samples = source.read_many(indices, bad, [rooms[place] for place in places])
-            found.update(zip([positions[place] for place in places], samples, strict=True))
+            places, drawn = mine.tolist(), source.draw(indices)
+            parts.append((source, places, drawn))
+            for place, sample in zip(places, drawn.samples, strict=True):
+                found[place] = sample
+        return Draw(positions, found, parts)
+
+    def see(self, draw: "Draw", bad: BadSamples, canvas: Canvas) -> dict[int, Sample]:
+        """Return the samples by position, with their pictures on `canvas`; bad ones are replaced, and noted in `bad`."""
+        rooms = canvas.divide(len(draw.positions))
+        found: dict[int, Sample] = {}
+        for source, places, drawn in draw.parts:
+            samples = source.see(drawn, bad, [rooms[place] for place in places])
+            found.update(zip([draw.positions[place] for place in places], samples, strict=True))
         return found
 
     def read_texts(self, positions: Sequence[int]) -> Texts:

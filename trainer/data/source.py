@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,16 @@ class LoadPicture(Protocol):
         """Decode, into `room` where it fits. Raises BadSample."""
 
 
+class Drawn(NamedTuple):
+    """Samples of a source, read but for their pictures."""
+
+    places: list[Place]
+    contents: list[dict[str, bytes]]
+    """Members of each."""
+    samples: list[Sample | BadSample]
+    """Without their pictures; or why one cannot be read."""
+
+
 class Source:
     """One folder of shards.
 
@@ -101,26 +111,28 @@ class Source:
         """
         return self.read_place(self.order.place(index), bad, augment)
 
-    def read_many(self, indices: NDArray[np.int64], bad: BadSamples, rooms: Sequence[Room | None] = ()) -> list[Sample]:
-        """Return the samples at `indices` [N] of the endless order, their pictures decoded into `rooms` [N].
-
-        Places are computed together, and pictures decoded by the threads of this process, when all else is done: decoding
-        fills the processor's caches with pixels, and what Python does between two pictures is slower for it.
-        """
+    def draw(self, indices: NDArray[np.int64]) -> Drawn:
+        """Read the samples at `indices` [N] of the endless order, but for their pictures; places are computed together."""
         self._fetch_ahead(int(indices[-1]))
         found_at = self.order.locate(indices)
         places = list(map(Place._make, zip(*(array.tolist() for array in found_at), strict=True)))
-        contents: list[dict[str, bytes]] = [{}] * len(places)
-        found: list[Sample | BadSample] = [BadSample("not read")] * len(places)
-        # Read by this thread alone, which opens and closes the shards.
+        drawn = Drawn(places, [{}] * len(places), [BadSample("not read")] * len(places))
         for number, span in self._reader.spans(found_at.shard, found_at.sample):
             try:
                 if isinstance(span, BadSample):
                     raise span
-                contents[number] = members(span)
-                found[number] = self._describe(places[number], places[number].sample, contents[number])
+                drawn.contents[number] = members(span)
+                drawn.samples[number] = self._describe(places[number], places[number].sample, drawn.contents[number])
             except BadSample as reason:
-                found[number] = reason
+                drawn.samples[number] = reason
+        return drawn
+
+    def see(self, drawn: Drawn, bad: BadSamples, rooms: Sequence[Room | None] = ()) -> list[Sample]:
+        """Return the samples with their pictures, decoded into `rooms` [N] by the threads of this process.
+
+        Bad ones are replaced as by `read`.
+        """
+        found = list(drawn.samples)
 
         def decode(part: range) -> None:
             for number in part:
@@ -128,18 +140,18 @@ class Source:
                 if not isinstance(sample, BadSample):
                     room = rooms[number] if rooms else None
                     try:
-                        found[number] = self._see(sample, contents[number], True, room)
+                        found[number] = self._see(sample, drawn.contents[number], True, room)
                     except BadSample as reason:
                         found[number] = reason
 
-        share(decode, len(places))
+        share(decode, len(found))
         return [
             self._replace(place, one, bad, True) if isinstance(one, BadSample) else one
-            for place, one in zip(places, found, strict=True)
+            for place, one in zip(drawn.places, found, strict=True)
         ]
 
     def read_texts(self, indices: NDArray[np.int64]) -> Texts:
-        """As `read_many`, of a source of text: without an object for each passage, which would cost more than reading it."""
+        """As `draw` and `see`, of a source of text: without an object for each passage, which would cost more than reading it."""
         self._fetch_ahead(int(indices[-1]))
         epochs, shards, samples = self.order.locate(indices)
         owners = np.empty((len(shards), 4), np.uint64)

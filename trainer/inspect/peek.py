@@ -90,7 +90,7 @@ def _sample(objective: Objective, turn: range, position: int, bad: list[str]) ->
     sample = objective.mix.read(position, BadSamples([]))
     captions, switched = sample.captions, list[Word]()
     if isinstance(objective, ImageCaption):
-        switched = _changes(objective.choose(sample), objective.text(sample, None))
+        switched = _changes(objective.choose(sample), objective.text(sample).text)
     else:
         captions = {sample.language: [sample.text]}
     return Shown(

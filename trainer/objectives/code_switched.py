@@ -2,10 +2,9 @@
 
 from pydantic import Field
 
-from trainer.batch import Packer
 from trainer.data.sample import BadSamples, Sample
 from trainer.objectives.image_caption import ImageCaption, ImageCaptionConfig
-from trainer.objectives.objective import Context
+from trainer.objectives.objective import Context, Text
 from trainer.objectives.switching import CodeSwitcher, SwitchingConfig
 
 COVERAGE_SAMPLES = 100
@@ -39,13 +38,13 @@ class CodeSwitched(ImageCaption):
         found = ", ".join(f"{code} {100 * share:.0f}" for code, share in self.switcher.coverage(captions).items())
         return [f"switches {lemma} lemmas; percent of words found: {found}"]
 
-    def text(self, sample: Sample, packer: Packer | None) -> str:
+    def text(self, sample: Sample) -> Text:
         """Switch the caption chosen."""
         switched = self.switcher.switch(self.choose(sample), sample.generator("switch"))
-        if packer is not None:
-            packer.count("switching/words", switched.words)
-            packer.count("switching/found", switched.found)
-            packer.count("switching/switched", switched.switched)
-            for language, words in switched.languages.items():
-                packer.count(f"switching/to_{language}", words)
-        return switched.text
+        counts = {
+            "switching/words": switched.words,
+            "switching/found": switched.found,
+            "switching/switched": switched.switched,
+            **{f"switching/to_{language}": words for language, words in switched.languages.items()},
+        }
+        return Text(switched.text, counts)

@@ -9,7 +9,7 @@ from pydantic import Field
 from trainer.batch import Packer, Picture, Sequence
 from trainer.data.sample import Sample
 from trainer.data.tokenizer import BOS
-from trainer.objectives.objective import Context, Ids, Objective, ObjectiveConfig, Read
+from trainer.objectives.objective import Context, Ids, Objective, ObjectiveConfig, Read, Text
 from trainer.objectives.tasks.contrastive import ask_contrast
 from trainer.objectives.tasks.masked_regions import ask_regions, mask_regions
 from trainer.objectives.tasks.masked_words import ask_words, mask_words
@@ -66,9 +66,9 @@ class ImageCaption(Objective):
                 ask_match(packer, joint, True)
                 self._add_mismatch(packer, turn, position, read, tokens)
 
-    def text(self, sample: Sample, packer: Packer | None) -> str:
+    def text(self, sample: Sample) -> Text:
         """The caption chosen."""
-        return self.choose(sample)
+        return Text(self.choose(sample))
 
     def choose(self, sample: Sample) -> str:
         """Choose the caption: language and text each equally likely. The same whoever asks for it."""
@@ -114,7 +114,7 @@ class ImageCaption(Objective):
         if rng.random() < 0.5:
             visual = _picture(other)
         else:
-            tokens = self.context.tokenizer.encode(self.text(other, None), self.config.most_tokens)
+            tokens = self.context.tokenizer.encode(self.text(other).text, self.config.most_tokens)
         masked = self.mask(tokens, visual, rng)
         number, _ = packer.add(Sequence(masked.tokens, masked.visual))
         ask_match(packer, number, False)

@@ -11,7 +11,7 @@ from pydantic import Field
 from trainer.batch import Batch, Packer
 from trainer.data.folders import LocalFolder
 from trainer.data.order import Place
-from trainer.data.plan import MicroBatch, Turn
+from trainer.data.plan import MicroBatch
 from trainer.data.sample import BadSamples
 from trainer.data.source import Source
 from trainer.data.tokenizer import Tokenizer
@@ -55,7 +55,7 @@ class MultilingualText(Objective):
         return np.minimum(super().costs(positions), self.config.most_tokens)
 
     def batches(self, parts: Sequence[MicroBatch]) -> Iterator[Batch]:
-        """As `batch` for each; all are read and tokenised together, and packed without a Python object for each passage."""
+        """As every objective's, but without a Python object for each passage."""
         found = self.mix.read_texts([position for part in parts for position in part.positions])
         tokens, lengths = self.context.tokenizer.encode_flat(found.texts, self.config.most_tokens)
         ends = [0, *lengths.cumsum().tolist()]
@@ -71,10 +71,6 @@ class MultilingualText(Objective):
             batch.bad = [message for number, message in found.bad if first <= number < end]
             first = end
             yield batch
-
-    def batch(self, turn: range, positions: Sequence[int]) -> Batch:
-        """Pack the passages at `positions`: -> one micro-batch."""
-        return next(self.batches([MicroBatch(Turn(0, self.context.name, 0, turn), 0, positions)]))
 
     def pack(self, packer: Packer, tokens: Ids, lengths: Ids, owners: NDArray[np.uint64]) -> None:
         """Pack passages end to end in `tokens` [W], of `lengths` [N] and `owners` [N, 4], with masked words."""

@@ -3,7 +3,9 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from itertools import islice
+from types import MappingProxyType
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +15,12 @@ from trainer.batch import Batch, Packer
 from trainer.data.cache import Cache
 from trainer.data.canvas import Canvas
 from trainer.data.folders import open_folder
-from trainer.data.mix import Mix
-from trainer.data.plan import MicroBatch
+from trainer.data.mix import Draw, Mix
+from trainer.data.plan import MicroBatch, Turn
 from trainer.data.sample import BadSamples, Sample
 from trainer.data.source import Source, SourceConfig, find_folders
 from trainer.data.tokenizer import Tokenizer
+from trainer.errors import BadSample
 from trainer.visual import VisualConfig
 
 Ids = NDArray[np.int64]
@@ -36,6 +39,18 @@ class Context:
     """Shards whose samples are shuffled together."""
     cache: Cache | None = None
     """Where shards behind URLs are kept."""
+
+
+class Text(NamedTuple):
+    """A text as the network sees it."""
+
+    text: str
+    counts: Mapping[str, int] = MappingProxyType({})
+    """What the monitor adds up."""
+
+
+_NONE = Text("")
+"""Of a sample that will be replaced."""
 
 
 class ObjectiveConfig(BaseModel):
@@ -107,14 +122,26 @@ class Objective:
         return self.mix.lengths(positions)
 
     def batches(self, parts: Sequence[MicroBatch]) -> Iterator[Batch]:
-        """Pack the samples of several micro-batches, each as `batch` would."""
-        for part in parts:
-            yield self.batch(part.turn.positions, part.positions)
+        """Pack the samples of several micro-batches, some of the positions of their turns each.
+
+        All are read and tokenised before the first picture is decoded: decoding fills the processor's caches with pixels,
+        and what Python does next is slower for it.
+        """
+        draws = [self.mix.draw(part.positions) for part in parts]
+        texts = [
+            _NONE if isinstance(sample, BadSample) else self.text(sample) for draw in draws for sample in draw.samples
+        ]
+        captions = iter(zip(texts, self._encode(texts), strict=True))
+        for part, draw in zip(parts, draws, strict=True):
+            yield self._pack(part.turn.positions, draw, list(islice(captions, len(part.positions))))
 
     def batch(self, turn: range, positions: Sequence[int]) -> Batch:
         """Pack the samples at `positions`, some of the positions of `turn`: -> one micro-batch."""
+        return next(self.batches([MicroBatch(Turn(0, self.context.name, 0, turn), 0, positions)]))
+
+    def _pack(self, turn: range, draw: Draw, captions: list[tuple[Text, Ids]]) -> Batch:
         packer, bad = self.packer(), BadSamples([])
-        samples, mine = self.mix.read_many(positions, bad, self._canvas), frozenset(positions)
+        samples, mine = self.mix.see(draw, bad, self._canvas), frozenset(draw.positions)
 
         def read(position: int) -> Sample:
             if position not in samples:
@@ -122,14 +149,21 @@ class Objective:
                 samples[position] = self.mix.read(position, bad if position in mine else BadSamples([]))
             return samples[position]
 
-        texts = [self.text(samples[position], packer) for position in positions]
-        tokens = self.context.tokenizer.encode_many(texts, self.config.most_tokens)
-        for position, of_text in zip(positions, tokens, strict=True):
-            packer.names.append(samples[position].name)
-            self.add(packer, turn, position, of_text, read)
-        batch = packer.finish(len(positions), self._canvas)
+        for position, drawn, (text, tokens) in zip(draw.positions, draw.samples, captions, strict=True):
+            sample = samples[position]
+            if isinstance(drawn, BadSample) or drawn.owner != sample.owner:  # it was replaced
+                text = self.text(sample)
+                (tokens,) = self._encode([text])
+            for name, number in text.counts.items():
+                packer.count(name, number)
+            packer.names.append(sample.name)
+            self.add(packer, turn, position, tokens, read)
+        batch = packer.finish(len(draw.positions), self._canvas)
         batch.bad = bad.seen
         return batch
+
+    def _encode(self, texts: Sequence[Text]) -> list[Ids]:
+        return self.context.tokenizer.encode_many([text.text for text in texts], self.config.most_tokens)
 
     def packer(self) -> Packer:
         """Return what a micro-batch is packed with."""
@@ -139,8 +173,8 @@ class Objective:
         """Lines for the table printed at start."""
         return []
 
-    def text(self, sample: Sample, packer: Packer | None) -> str:
-        """Return the text of a sample as the network sees it. The same whoever asks for it (`packer` counts)."""
+    def text(self, sample: Sample) -> Text:
+        """Return the text of a sample as the network sees it. The same whoever asks for it."""
         raise NotImplementedError
 
     def add(self, packer: Packer, turn: range, position: int, tokens: Ids, read: Read) -> None:
