@@ -37,12 +37,21 @@ def regions(number: int) -> bytes:
 
 
 def pairs(
-    folder: Path, tiny_recipe: Recipe, name: str, records: list[dict[str, Any]], tasks: tuple[str, ...] = TASKS
+    folder: Path,
+    tiny_recipe: Recipe,
+    name: str,
+    records: list[dict[str, Any]],
+    tasks: tuple[str, ...] = TASKS,
+    unreadable: int | None = None,
 ) -> ImageCaption:
-    """The objective `name` on these records."""
+    """The objective `name` on these records, the regions of one of which may be unreadable."""
     with ShardWriter(folder, "captions", 100) as writer:
         for number, record in enumerate(records):
             writer.write({"png": b"", "json": json.dumps(record).encode(), "regions.npz": regions(number)})
+    if unreadable is not None:
+        (shard,) = folder.glob("*.tar")
+        content = shard.read_bytes()
+        shard.write_bytes(content.replace(regions(unreadable), bytes(len(regions(unreadable)))))
     fields: dict[str, Any] = {"batch_size": 4, "sources": [{"path": str(folder)}], "tasks": dict.fromkeys(tasks, 1.0)}
     if name == "code_switched":
         switching = getattr(tiny_recipe.objectives, name).switching
@@ -225,6 +234,29 @@ def test_a_bad_sample_is_counted_once_however_the_turn_is_split(tmp_path: Path, 
     whole = objective.batch(turn, turn).bad
     assert len(whole) == 1
     assert [bad for position in turn for bad in objective.batch(turn, range(position, position + 1)).bad] == whole
+
+
+@pytest.mark.parametrize("name", ["image_caption", "code_switched"])
+@pytest.mark.parametrize("broken", ["record", "picture"])
+def test_what_replaces_a_bad_sample_comes_with_its_own_text(
+    tmp_path: Path, tiny_recipe: Recipe, name: str, broken: str
+) -> None:
+    words = ("dog", "cat", "moon", "tree")
+    records: list[dict[str, Any]] = [{"captions": {"en": [word]}} for word in words]
+    if broken == "record":
+        records[2] = {"captions": {}}
+    objective = pairs(tmp_path, tiny_recipe, name, records, ("contrastive",), 2 if broken == "picture" else None)
+    found = objective.batch(range(4), range(4))
+    assert len(found.bad) == 1
+    seen = [read(objective, position) for position in range(4)]
+    assert found.names == [sample.name for sample in seen]
+    assert len(set(found.names)) == 3
+    texts = [objective.text(sample) for sample in seen]
+    encode = objective.context.tokenizer.encode
+    starts = found.targets["contrastive"]["text_sequences"].tolist()
+    assert [words_of(found, start) for start in starts] == [encode(text.text, 32).tolist() for text in texts]
+    assert found.counts.get("switching/words", 0) == sum(text.counts.get("switching/words", 0) for text in texts)
+    assert bool(found.counts) == (name == "code_switched")
 
 
 def test_an_empty_part_of_a_turn_asks_nothing(tmp_path: Path, tiny_recipe: Recipe) -> None:

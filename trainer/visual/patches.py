@@ -4,7 +4,6 @@ import io
 import math
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -182,10 +181,16 @@ def decode(data: bytes, size: int, largest: int, room: Pixels | None = None) -> 
 
 
 def _decode_jpeg(data: bytes, size: int, largest: int, room: Pixels | None) -> Pixels:
-    if room is not None and size * size <= largest:
-        with suppress(ValueError):  # does not fit, and may be scaled; or is broken: the decoder will say so again
-            pixels = simplejpeg.decode_jpeg(data, buffer=room)
-            return room if pixels.shape == room.shape else pixels
+    if room is None or size * size > largest:
+        return _decode_scaled(data, size, largest)
+    try:
+        pixels = simplejpeg.decode_jpeg(data, buffer=room)
+    except ValueError:  # does not fit, and may be scaled; or is broken: the decoder will say so again
+        return _decode_scaled(data, size, largest)
+    return room if pixels.shape == room.shape else pixels
+
+
+def _decode_scaled(data: bytes, size: int, largest: int) -> Pixels:
     height, width, _, _ = simplejpeg.decode_jpeg_header(data)
     _check_pixels(width, height, largest)
     return simplejpeg.decode_jpeg(data, min_height=size, min_width=size, min_factor=1)
