@@ -168,8 +168,14 @@ class Packer:
         self._ids: list[NDArray[np.int64]] = []
         self._words: list[int] = []
         """Of each sequence."""
-        self._pictures: list[tuple[int, Picture]] = []
-        """Number of a sequence, and the picture behind its words."""
+        self._held: list[Picture] = []
+        """Pictures, each once."""
+        self._starts: dict[int, int] = {}
+        """By the identity of a picture's features, its first row among those of all held."""
+        self._rows = 0
+        """Of all held."""
+        self._shown: list[tuple[int, int, int]] = []
+        """Number of a sequence that shows a picture, tokens and first row of that one."""
         self._slots = 0
         self._targets: dict[str, dict[str, list[NDArray[np.generic]]]] = {}
         self.names: list[str] = []
@@ -177,13 +183,19 @@ class Packer:
 
     def add(self, sequence: Sequence) -> tuple[int, int]:
         """Append a sequence; return its number and its first slot."""
-        number, first = len(self._words), self._slots
-        self._ids.append(sequence.token_ids)
-        self._words.append(len(sequence.token_ids))
-        self._slots += len(sequence.token_ids)
-        if sequence.visual is not None:
-            self._pictures.append((number, sequence.visual))
-            self._slots += sequence.visual.tokens
+        token_ids, picture = sequence
+        number, first, words = len(self._words), self._slots, len(token_ids)
+        self._ids.append(token_ids)
+        self._words.append(words)
+        self._slots += words
+        if picture is not None:
+            tokens, owner = picture.tokens, id(picture.features)
+            if owner not in self._starts:
+                self._starts[owner] = self._rows
+                self._held.append(picture)
+                self._rows += tokens
+            self._shown.append((number, tokens, self._starts[owner]))
+            self._slots += tokens
         return number, first
 
     def add_words(self, token_ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> int:
@@ -212,52 +224,30 @@ class Packer:
         if not self._words:
             self.add(Sequence(np.zeros(1, np.int64)))
         words = np.array(self._words)
-        pictures = _Pictures([picture for _, picture in self._pictures])
         shown, starts = np.zeros((2, len(words)), np.int64)
-        showing = [number for number, _ in self._pictures]
-        shown[showing], starts[showing] = pictures.tokens, pictures.starts
+        if self._shown:
+            showing, tokens, rows = np.array(self._shown).T
+            shown[showing], starts[showing] = tokens, rows
         lengths = words + shown
-        boxes = [picture.boxes for picture in pictures.held if len(picture.boxes)]
+        boxes = [picture.boxes for picture in self._held]
         return Batch(
             token_ids=torch.from_numpy(np.concatenate(self._ids)),
             words=torch.from_numpy(words),
             lengths=torch.from_numpy(lengths),
             visual_starts=torch.from_numpy(starts),
-            visual_features=_features([picture.features for picture in pictures.held], self._features, canvas),
+            visual_features=_features([picture.features for picture in self._held], self._features, canvas),
             visual_boxes=_stack(boxes, (4,)),
             targets={
                 task: {name: torch.from_numpy(np.concatenate(parts)) for name, parts in arrays.items()}
                 for task, arrays in self._targets.items()
             },
             tokens=self._slots,
-            held=pictures.rows,
+            held=self._rows,
             longest=int(lengths.max()),
             samples=samples,
             names=self.names,
             counts=self.counts,
         )
-
-
-class _Pictures:
-    """The pictures of a micro-batch, each held once however often it is shown."""
-
-    def __init__(self, shown: list[Picture]) -> None:
-        self.held: list[Picture] = []
-        self.rows = 0
-        """Of all held."""
-        self.tokens: list[int] = []
-        """Of each one shown."""
-        self.starts: list[int] = []
-        """Its first row, among those of all held."""
-        first: dict[int, int] = {}
-        for picture in shown:
-            count, owner = picture.tokens, id(picture.features)
-            if owner not in first:
-                first[owner] = self.rows
-                self.held.append(picture)
-                self.rows += count
-            self.tokens.append(count)
-            self.starts.append(first[owner])
 
 
 Room = Callable[[tuple[int, ...], torch.dtype], Tensor | None]

@@ -104,7 +104,7 @@ def choose_captions(record: dict[str, object], languages: list[str] | None) -> d
         texts = [texts] if isinstance(texts, str) else texts
         if (
             not isinstance(texts, list)
-            or not all(isinstance(text, str) and text.strip() for text in texts)
+            or not all(map(_is_text, texts))
             or not texts
         ):
             raise BadSample(f"captions.{language} is not a list of texts, or one of them is empty")
@@ -113,6 +113,10 @@ def choose_captions(record: dict[str, object], languages: list[str] | None) -> d
     if not chosen:
         raise BadSample(f"no caption in {', '.join(languages or [])}" if languages else "no caption")
     return chosen
+
+
+def _is_text(text: object) -> bool:
+    return isinstance(text, str) and bool(text.strip())
 
 
 def check_unicode(field: str, *texts: str) -> None:
