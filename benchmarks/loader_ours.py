@@ -1,6 +1,7 @@
 """Our side of `loader.py`: the trainer's own loader, on objectives that only pack, or on the real ones with their masks."""
 
 from collections.abc import Iterator
+from collections.abc import Sequence as Sequences
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,10 @@ class PlainText(MultilingualText):
 class PlainPairs(ImageCaption):
     """Pictures with a caption, decoded, tokenised and packed."""
 
-    def add(self, packer: Packer, turn: range, position: int, tokens: Ids, read: Read) -> None:
-        """Pack one pair."""
-        packer.add(Sequence(tokens, read(position).visual))
+    def add(self, packer: Packer, turn: range, positions: Sequences[int], tokens: Sequences[Ids], read: Read) -> None:
+        """Pack pairs."""
+        for position, of_text in zip(positions, tokens, strict=True):
+            packer.add(Sequence(of_text, read(position).visual))
 
 
 def start(kind: str, data: Path, workers: int, first: int, masks: bool) -> Iterator[Batch]:

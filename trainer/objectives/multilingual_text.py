@@ -17,7 +17,7 @@ from trainer.data.source import Source
 from trainer.data.tokenizer import Tokenizer
 from trainer.keys import keys_of
 from trainer.objectives.objective import Context, Ids, Objective, ObjectiveConfig
-from trainer.objectives.tasks.masked_words import ask_words, mask_passages
+from trainer.objectives.tasks.masked_words import ask_words, mask_words
 
 MEASURED = 32
 """Passages of a source by which the length of its tokens is known."""
@@ -75,7 +75,7 @@ class MultilingualText(Objective):
     def pack(self, packer: Packer, tokens: Ids, lengths: Ids, owners: NDArray[np.uint64]) -> None:
         """Pack passages end to end in `tokens` [W], of `lengths` [N] and `owners` [N, 4], with masked words."""
         keys = keys_of(owners, "mask")
-        hidden, places = mask_passages(tokens, lengths, keys, self.config.mask_rate, self.context.tokenizer)
+        hidden, places = mask_words(tokens, lengths, keys, self.config.mask_rate, self.context.tokenizer)
         ask_words(packer, packer.add_words(hidden, lengths), places, tokens)
 
 

@@ -149,15 +149,17 @@ class Objective:
                 samples[position] = self.mix.read(position, bad if position in mine else BadSamples([]))
             return samples[position]
 
-        for position, drawn, (text, tokens) in zip(draw.positions, draw.samples, captions, strict=True):
+        tokens = []
+        for position, drawn, (text, of_text) in zip(draw.positions, draw.samples, captions, strict=True):
             sample = samples[position]
             if isinstance(drawn, BadSample) or drawn.owner != sample.owner:  # it was replaced
                 text = self.text(sample)
-                (tokens,) = self._encode([text])
+                (of_text,) = self._encode([text])
             for name, number in text.counts.items():
                 packer.count(name, number)
             packer.names.append(sample.name)
-            self.add(packer, turn, position, tokens, read)
+            tokens.append(of_text)
+        self.add(packer, turn, draw.positions, tokens, read)
         batch = packer.finish(len(draw.positions), self._canvas)
         batch.bad = bad.seen
         return batch
@@ -177,6 +179,6 @@ class Objective:
         """Return the text of a sample as the network sees it. The same whoever asks for it."""
         raise NotImplementedError
 
-    def add(self, packer: Packer, turn: range, position: int, tokens: Ids, read: Read) -> None:
-        """Pack the sample at `position`, whose `text` has become `tokens`: its sequences, and what the tasks ask of them."""
+    def add(self, packer: Packer, turn: range, positions: Sequence[int], tokens: Sequence[Ids], read: Read) -> None:
+        """Pack the samples at `positions`, whose texts have become `tokens`: their sequences, and what the tasks ask of them."""
         raise NotImplementedError

@@ -30,29 +30,16 @@ class MaskedWords:
         return output
 
 
-def mask_words(tokens: Ids, rng: np.random.Generator, rate: float, tokenizer: Tokenizer) -> tuple[Ids, Ids]:
-    """Choose each piece with chance `rate`, at least one: -> (tokens with the chosen ones hidden, their places).
-
-    Of the chosen, 80 % become `<mask>`, 10 % a random piece, 10 % stay. `<s>` and `</s>` are never chosen.
-    """
-    pieces = len(tokens) - 2
-    if pieces < 1:
-        return tokens, np.zeros(0, np.int64)
-    # One draw for everything: calls of numpy are what this costs.
-    coin, fate, replacement = rng.random((3, pieces))
-    chosen = (coin < rate).nonzero()[0]
-    if not len(chosen):
-        chosen = coin.argmin(keepdims=True)
-    places = chosen + 1  # behind `<s>`
-    return _hide(tokens, places, fate[chosen], replacement[chosen], tokenizer), places
-
-
-def mask_passages(
+def mask_words(
     tokens: Ids, lengths: Ids, keys: NDArray[np.uint64], rate: float, tokenizer: Tokenizer
 ) -> tuple[Ids, Ids]:
-    """As `mask_words` for passages end to end in `tokens` [W], of `lengths` [N]; the choices of each are drawn by its key [N].
+    """Choose each piece with chance `rate`, at least one a text: -> (tokens [W] with the chosen ones hidden, their places).
 
-    A generator a passage, and calls of numpy for its thirty tokens, would cost more than all else that is done to it.
+    Texts lie end to end in `tokens` [W], of `lengths` [N]; the choices of each are drawn by its key [N]. Of the chosen, 80 %
+    become `<mask>`, 10 % a random piece, 10 % stay. `<s>` and `</s>` are never chosen.
+
+    All texts at once: a generator for each, and calls of numpy for its thirty tokens, would cost more than all else that is
+    done to it.
     """
     ends = lengths.cumsum()
     starts = ends - lengths
@@ -60,8 +47,8 @@ def mask_passages(
     coin = uniform(numbers)
     coin[starts] = coin[ends - 1] = SPECIAL
     chosen = coin < rate
-    for passage in (np.logical_or.reduceat(chosen, starts) == 0).nonzero()[0].tolist():
-        lowest = starts[passage] + coin[starts[passage] : ends[passage]].argmin()
+    for text in (np.logical_or.reduceat(chosen, starts) == 0).nonzero()[0].tolist():
+        lowest = starts[text] + coin[starts[text] : ends[text]].argmin()
         chosen[lowest] = coin[lowest] < SPECIAL
     places = chosen.nonzero()[0]
     fate = mix(numbers[places])
