@@ -52,6 +52,7 @@ def test_every_slot_holds_one_thing_words_before_the_picture(shapes: list[tuple[
         assert given_number == number
         expected: list[tuple[object, ...]] = [("word", int(t), place) for place, t in enumerate(one.token_ids)]
         if one.visual is not None:
+            assert one.visual.boxes is not None
             rows = zip(one.visual.features.tolist(), one.visual.boxes.tolist(), strict=True)
             expected += [("picture", *features, *box) for features, box in rows]
         assert laid_out(batch, first, length) == expected

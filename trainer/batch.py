@@ -4,6 +4,7 @@ Sequences of any kind (words, a picture, or both) lie side by side on one packed
 A task says what it wants from the network by the slots or sequences that it names in `targets`.
 """
 
+import operator
 import threading
 from collections.abc import Callable
 from collections.abc import Sequence as Sequences
@@ -25,8 +26,8 @@ class Picture(Protocol):
         """[N, ...]: the pictures of a micro-batch are laid end to end along the first axis."""
 
     @property
-    def boxes(self) -> NDArray[np.float32]:
-        """[R, 4] as x1, y1, x2, y2 in 0..1 of the picture; [0, 4] where the source needs none."""
+    def boxes(self) -> NDArray[np.float32] | None:
+        """[R, 4] as x1, y1, x2, y2 in 0..1 of the picture, or None where the source needs none."""
 
     @property
     def class_ids(self) -> NDArray[np.int64] | None:
@@ -229,7 +230,7 @@ class Packer:
             showing, tokens, rows = np.array(self._shown).T
             shown[showing], starts[showing] = tokens, rows
         lengths = words + shown
-        boxes = [picture.boxes for picture in self._held]
+        boxes = [picture.boxes for picture in self._held if picture.boxes is not None]
         return Batch(
             token_ids=torch.from_numpy(np.concatenate(self._ids)),
             words=torch.from_numpy(words),
@@ -287,7 +288,7 @@ def _features(arrays: Sequences[NDArray[Any]], shape: tuple[int, ...], canvas: P
     """Lay features [N, *shape] end to end, unless they already lie so on the canvas."""
     if canvas is None or canvas.whole is None or len(arrays) != len(canvas.rooms):
         return _stack(arrays, shape)
-    in_place = all(array is room for array, room in zip(arrays, canvas.rooms, strict=True))
+    in_place = all(map(operator.is_, arrays, canvas.rooms))
     return canvas.whole if in_place else _stack(arrays, shape)
 
 

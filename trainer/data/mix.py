@@ -54,13 +54,13 @@ class Mix:
         return Draw(positions, found, parts)
 
     def see(self, draw: "Draw", bad: BadSamples, canvas: Canvas) -> dict[int, Sample]:
-        """Return the samples by position, with their pictures on `canvas`; bad ones are replaced, and noted in `bad`."""
+        """Return the samples by position, in order, pictures on `canvas`; bad ones are replaced, and noted in `bad`."""
         rooms = canvas.divide(len(draw.positions))
         found: dict[int, Sample] = {}
         for source, places, drawn in draw.parts:
             samples = source.see(drawn, bad, [rooms[place] for place in places])
             found.update(zip([draw.positions[place] for place in places], samples, strict=True))
-        return found
+        return found if len(draw.parts) == 1 else {position: found[position] for position in draw.positions}
 
     def read_texts(self, positions: Sequence[int]) -> Texts:
         """Return the passages at `positions` [N], in that order."""

@@ -149,20 +149,23 @@ class Objective:
                 samples[position] = self.mix.read(position, bad if position in mine else BadSamples([]))
             return samples[position]
 
-        tokens = []
-        for position, drawn, (text, of_text) in zip(draw.positions, draw.samples, captions, strict=True):
-            sample = samples[position]
-            if isinstance(drawn, BadSample) or drawn.owner != sample.owner:  # it was replaced
-                text = self.text(sample)
-                (of_text,) = self._encode([text])
+        if bad.seen:
+            captions = [
+                caption if not isinstance(drawn, BadSample) and drawn.owner == sample.owner else self._caption(sample)
+                for drawn, sample, caption in zip(draw.samples, samples.values(), captions, strict=True)
+            ]
+        packer.names = [sample.name for sample in samples.values()]
+        for text, _ in captions:
             for name, number in text.counts.items():
                 packer.count(name, number)
-            packer.names.append(sample.name)
-            tokens.append(of_text)
-        self.add(packer, turn, draw.positions, tokens, read)
+        self.add(packer, turn, draw.positions, [tokens for _, tokens in captions], read)
         batch = packer.finish(len(draw.positions), self._canvas)
         batch.bad = bad.seen
         return batch
+
+    def _caption(self, sample: Sample) -> tuple[Text, Ids]:
+        text = self.text(sample)
+        return text, self._encode([text])[0]
 
     def _encode(self, texts: Sequence[Text]) -> list[Ids]:
         return self.context.tokenizer.encode_many([text.text for text in texts], self.config.most_tokens)

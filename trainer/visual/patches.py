@@ -19,8 +19,6 @@ from trainer.errors import BadSample
 Pixels = NDArray[np.uint8]
 IMAGE_KINDS = ("jpg", "jpeg", "png", "webp")
 MID_GREY = 128
-NO_BOXES = np.zeros((0, 4), np.float32)
-"""A patch's place in its picture says where it is."""
 
 
 class PatchTokens(NamedTuple):
@@ -30,7 +28,8 @@ class PatchTokens(NamedTuple):
     """[1, size, size, 3], 0..255: a quarter of the bytes of float32."""
     patch: int
     """Side of a patch, in pixels."""
-    boxes: NDArray[np.float32] = NO_BOXES
+    boxes: None = None
+    """A patch's number says where it is."""
     class_ids: None = None
 
     @property

@@ -33,6 +33,7 @@ def test_at_least_one_is_chosen_boxes_stay_and_the_original_is_not_touched(
     whole = picture(regions)
     seen, places = mask_regions(whole, generator(number), rate, None)
     assert len(set(places.tolist())) == len(places) >= 1
+    assert seen.boxes is not None
     assert np.array_equal(seen.boxes, whole.boxes)
     assert np.array_equal(whole.features, picture(regions).features)
     rest = np.setdiff1d(np.arange(regions), places)
