@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.harness import Job, assert_equal, kill, metrics_file, newest_step, run, start, tensors, wait_for_step
+from tests.chaos.harness import (
+    Job,
+    assert_equal,
+    kill,
+    last_step,
+    metrics_file,
+    newest_step,
+    run,
+    start,
+    tensors,
+    wait_for_step,
+)
 from tests.launch import ROOT
 
 pytestmark = pytest.mark.launcher
@@ -66,7 +77,10 @@ def survive(tiny: Path, tmp_path: Path, kinds: list[str], steps: int, seed: int)
             orphans = strike(job, kind, rng)
             job.wait()
             if kind == "launcher":
-                time.sleep(rng.random() * 2)  # they train on, as after a lost node, until we start again or later
+                # They train on, as after a lost node; but not so far that nothing is left for those who come after.
+                end, leash = time.monotonic() + rng.random() * 2, rng.randint(step, max(step, save))
+                while time.monotonic() < end and last_step(folder) < leash:
+                    time.sleep(0.01)
                 kill(orphans)
         else:
             job.wait()
