@@ -9,7 +9,7 @@ import torch
 
 from trainer.batch import Batch, Packer, Sequence, set_room
 from trainer.data import arena
-from trainer.data.arena import OFF, Arena, Desk, Parcel
+from trainer.data.arena import LINE, OFF, Arena, Desk, Parcel
 from trainer.visual.regions import RegionTokens
 
 
@@ -46,6 +46,13 @@ def test_a_parcel_opens_to_the_batch_that_was_packed(room: tuple[Arena, Desk]) -
     assert_same(found, batch)
     assert list(made._used) == [0, 0, 0, 1, 0, 0]
     assert len(pickle.dumps(desk.pack(batch))) < 1000, "notes where it lies, and no tensor"
+
+
+def test_what_is_packed_lies_off_a_multiple_of_32(room: tuple[Arena, Desk]) -> None:
+    for shape in ((3, 8, 8, 3), (1, 7), (5, 16, 16, 3)):
+        tensor = room[1].room(shape, torch.uint8)
+        assert tensor is not None
+        assert tensor.data_ptr() % LINE == OFF
 
 
 def test_slots_come_back_when_tensors_are_gone_and_not_before(room: tuple[Arena, Desk]) -> None:
