@@ -42,6 +42,7 @@ def encoded(pixels: NDArray[np.uint8], kind: str = "png", mode: str = "RGB") -> 
 def test_patches_are_numbered_row_by_row() -> None:
     found = patches().load({"png": encoded(gradient())}, None)
     assert found.tokens == 4
+    assert found.numbers(np.zeros(0, np.int64)).shape == (0, 3 * 8 * 8)
     for number, (top, left) in enumerate([(0, 0), (0, 8), (8, 0), (8, 8)]):
         wanted = gradient()[top : top + 8, left : left + 8].reshape(-1) / 127.5 - 1
         np.testing.assert_allclose(found.numbers(np.array([number]))[0], wanted, atol=1e-6)

@@ -41,7 +41,7 @@ class PatchTokens(NamedTuple):
     def numbers(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the patches at `places` [K], row by row from the top left, as the network sees them: [K, 3 patch^2]."""
         cells = self._cells()
-        chosen = cells[np.divmod(places, len(cells))].reshape(len(places), -1).astype(np.float32)
+        chosen = cells[np.divmod(places, len(cells))].reshape(len(places), 3 * self.patch**2).astype(np.float32)
         return chosen / np.float32(127.5) - 1
 
     def without(self, places: NDArray[np.int64]) -> "PatchTokens":
