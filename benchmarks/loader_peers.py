@@ -104,7 +104,7 @@ class _Random:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, number: int) -> dict[str, bytes]:
+    def __getitem__(self, number: int) -> Work:
         shard = int(self._ends.searchsorted(number, "right"))
         return self._reader.read(shard, number - (int(self._ends[shard - 1]) if shard else 0))
 

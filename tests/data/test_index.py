@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.data.index import feature_width, index_tar, members, split_name
-from trainer.data.index_file import index_bytes, open_index
+from trainer.data.index_file import MOST_MEMBERS, OTHER, IndexFile, index_bytes, is_index_size, open_index
 from trainer.data.index_folder import index_folder
 from trainer.data.manifest import Manifest, check_shards
 from trainer.errors import BadSample, UserError
@@ -114,14 +114,57 @@ def test_keys_end_at_the_first_dot_of_the_base_name(name: str, parts: tuple[str,
 def test_sizes_are_those_of_texts_and_regions(tmp_path: Path, form: int) -> None:
     write_tar(tmp_path / "text.tar", [("a.txt", b"x" * 700), ("b.json", b"{}"), ("c.txt", b"y")], form)
     index_tar(tmp_path / "text.tar", "text")
-    assert open_index(tmp_path / "text.idx").sizes.tolist() == [700, 0, 1]
+    assert open_index(tmp_path / "text.idx", 3).sizes.tolist() == [700, 0, 1]
     pairs = [*pair("a"), *pair("b", **{"regions.npz": regions(7)}), *pair("c")]
     write_tar(tmp_path / "pairs.tar", pairs, form)
     index_tar(tmp_path / "pairs.tar", "captions")
-    index = open_index(tmp_path / "pairs.idx")
+    index = open_index(tmp_path / "pairs.idx", 3)
     assert index.sizes.tolist() == [0, len(regions(7)), 0]
     assert index.offsets.tolist() == np.load(tmp_path / "pairs.idx").tolist()
-    assert (tmp_path / "pairs.idx").stat().st_size == index_bytes(3)
+    assert (tmp_path / "pairs.idx").stat().st_size == index_bytes(3, 2)
+
+
+def indexed(path: Path, files: Files, form: int = tarfile.USTAR_FORMAT) -> IndexFile:
+    write_tar(path, files, form)
+    return open_index(path.with_suffix(".idx"), index_tar(path, "captions").samples)
+
+
+def test_the_index_knows_the_files_that_most_samples_consist_of(tmp_path: Path) -> None:
+    files = [*pair("a"), *pair("b", txt=b"more"), *pair("c"), ("d.json", b"{}"), ("d.jpg", b"")]
+    index = indexed(tmp_path / "a.tar", files)
+    assert index.extensions == ("jpg", "json")
+    assert index.lengths.tolist() == [[7, 31], [0, 0], [7, 31], [0, 0]]
+    usual = [row != [OTHER, OTHER] for row in index.sums.tolist()]
+    assert usual == [True, False, True, False]
+    content = (tmp_path / "a.tar").read_bytes()
+    heads = [content[index.offsets[2] :][:512], content[index.offsets[2] + 1024 :][:512]]
+    assert index.sums[2].tolist() == [(sum(head) + 1) % 65_521 for head in heads]
+
+
+def test_names_that_need_more_than_a_header_are_parsed_when_read(tmp_path: Path) -> None:
+    index = indexed(tmp_path / "a.tar", [*pair("a"), *pair("n" * 150)], tarfile.PAX_FORMAT)
+    assert (index.sums == OTHER).tolist() == [[False, False], [True, True]]
+
+
+@pytest.mark.parametrize(
+    "extensions",
+    [["jpg", "JPG"], [f"e{number}" for number in range(9)], ["e" * 33, "jpg"]],
+    ids=["twice", "many", "long"],
+)
+def test_what_no_index_holds_is_parsed_when_read(tmp_path: Path, extensions: list[str]) -> None:
+    index = indexed(tmp_path / "a.tar", [(f"a.{extension}", b"x") for extension in extensions])
+    assert index.extensions == ("",)
+    assert index.sums.tolist() == [[OTHER]]
+
+
+@given(st.integers(0, 10**6), st.integers(1, MOST_MEMBERS), st.integers(1, 4000))
+def test_sizes_of_index_files_tell_parts_and_other_versions(samples: int, members: int, less: int) -> None:
+    whole = index_bytes(samples, members)
+    assert is_index_size(whole, samples)
+    column = index_bytes(samples, 1) - index_bytes(samples, 0)
+    assert is_index_size(whole - less, samples) == (less % column == 0 and less // column < members)
+    former = 2 * 128 + 8 * (samples + 1) + 4 * samples  # of the version before, which had offsets and sizes alone
+    assert not is_index_size(former, samples)
 
 
 def test_counts_captions_and_regions(tmp_path: Path) -> None:

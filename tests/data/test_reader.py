@@ -1,15 +1,22 @@
+import io
 import os
 import pickle
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from trainer.data import reader
 from trainer.data.folders import LocalFolder
+from trainer.data.index import members
+from trainer.data.index_folder import index_folder
 from trainer.data.reader import ShardReader
+from trainer.data.tar import head_sum
 from trainer.errors import BadSample
 from trainer.prepare.shards import ShardWriter
 
@@ -34,14 +41,72 @@ def test_many_samples_are_read_as_one_by_one(shards: list[Path], monkeypatch: py
     reading = ShardReader(LocalFolder(shards[0].parent))
     os.truncate(shards[1], 600)
     numbers, samples = np.array([2, 0, 1, 2, 1, 0]), np.array([3, 1, 0, 0, 2, 0])
-    read = dict(reading.spans(numbers, samples))
-    found = [read[number] for number in range(6)]
-    for shard, sample, span in zip(numbers.tolist(), samples.tolist(), found, strict=True):
+    read = dict(reading.read_many(numbers, samples))
+    for number, (shard, sample) in enumerate(zip(numbers.tolist(), samples.tolist(), strict=True)):
         if shard == 1:
-            assert "inside the sample (truncated since it was indexed)" in str(span)
+            assert "inside the sample (truncated since it was indexed)" in str(read[number])
         else:
-            assert span == reading.span(shard, sample)
-            assert isinstance(span, bytes)
+            assert read[number] == reading.read(shard, sample) == {"txt": f"{shard} {sample}".encode(), "json": b"{}"}
+
+
+RECORD = b'{"captions": {"en": ["a dog"]}}'
+FILES = [("a.jpg", b"p" * 700), ("a.json", RECORD), ("b.jpg", b""), ("b.json", RECORD.ljust(512))]
+
+
+@given(changes=st.lists(st.tuples(st.integers(0, 5119), st.integers(0, 255)), max_size=3), right=st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_changed_shards_are_read_as_indexed_or_parsed(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]], right: bool
+) -> None:
+    """`right`: checksums are made right again, or nothing but them would ever be looked at."""
+    path = tmp_path_factory.mktemp("changed") / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, content in FILES:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    index_folder(path.parent, "captions")
+    tar_bytes = bytearray(path.read_bytes())
+    heads = [0, 1536, 2560, 3072]
+    before = [head_sum(bytes(tar_bytes[head : head + 512])) for head in heads]
+    for place, value in changes:
+        tar_bytes[place] = value
+    for head in heads if right else []:
+        block = tar_bytes[head : head + 512]
+        block[148:156] = b" " * 8
+        tar_bytes[head + 148 : head + 156] = b"%06o\0 " % sum(block)
+    path.write_bytes(tar_bytes)
+    reading = ShardReader(LocalFolder(path.parent))
+    many = dict(reading.read_many(np.zeros(2, np.int64), np.arange(2)))
+    for sample, (first, end) in enumerate([(0, 2560), (2560, 4096)]):
+        span = bytes(tar_bytes[first:end])
+        kept = [head_sum(bytes(tar_bytes[head : head + 512])) for head in heads][2 * sample :][:2] == before[
+            2 * sample :
+        ][:2]
+        try:
+            wanted = members(span)
+        except BadSample as reason:
+            wanted = {"why": str(reason).encode()}
+        if kept:
+            starts = [head + 512 for head in heads[2 * sample :][:2]]
+            lengths = [len(content) for _, content in FILES[2 * sample :][:2]]
+            wanted = {
+                extension: bytes(tar_bytes[start : start + length])
+                for extension, start, length in zip(("jpg", "json"), starts, lengths, strict=True)
+            }
+        found = many[sample]
+        assert ({"why": str(found).encode()} if isinstance(found, BadSample) else found) == wanted
+
+
+def test_a_shard_cut_short_under_way_is_noticed_by_the_next_micro_batch(shards: list[Path]) -> None:
+    reading = ShardReader(LocalFolder(shards[0].parent))
+    places = np.zeros(2, np.int64), np.array([0, 3])
+    assert dict(reading.read_many(*places))[1] == {"txt": b"0 3", "json": b"{}"}
+    os.truncate(shards[0], 6744)
+    found = dict(reading.read_many(*places))
+    assert found[0] == {"txt": b"0 0", "json": b"{}"}
+    assert "the shard ends at byte 6744, inside the sample" in str(found[1])
+    assert reading.lone_files(*places, "txt") == [None, None]
 
 
 def test_lone_files_are_found_without_copying_and_others_left_to_read(tmp_path: Path) -> None:
@@ -83,5 +148,5 @@ def test_a_shard_that_was_cut_since_is_a_bad_sample(shards: list[Path]) -> None:
 def test_a_copy_in_another_process_opens_its_own_files(shards: list[Path]) -> None:
     reading = ShardReader(LocalFolder(shards[0].parent))
     reading.read(1, 0)
-    program = f"import pickle; print(pickle.loads({pickle.dumps(reading)!r}).read(1, 2)['txt'].decode())"
+    program = f"import pickle; print(pickle.loads({pickle.dumps(reading)!r}).read(1, 2)['txt'].tobytes().decode())"
     assert subprocess.check_output([sys.executable, "-c", program], text=True) == "1 2\n"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from trainer.batch import Picture
 from trainer.data.canvas import Room
 from trainer.data.order import Place
-from trainer.data.sample import BadSamples, Sample
+from trainer.data.sample import BadSamples, Members, Sample
 from trainer.data.source import Source, SourceConfig
 from trainer.errors import BadSample, UserError
 from trainer.keys import key
@@ -23,7 +23,7 @@ from trainer.visual.regions import RegionTokens
 GOOD = {"captions": {"en": ["a dog"], "de": "ein Hund"}}
 
 
-def no_picture(members: dict[str, bytes], rng: np.random.Generator | None, room: Room | None = None) -> Picture:
+def no_picture(members: Members, rng: np.random.Generator | None, room: Room | None = None) -> Picture:
     return RegionTokens(np.zeros((1, 1), np.float32), np.zeros((1, 4), np.float32))
 
 
@@ -88,10 +88,10 @@ def test_the_captions_of_other_languages_are_left_alone(tmp_path: Path) -> None:
         (as_json(captions={"en": ["a", " "]}), "captions.en is not"),
         (as_json(captions={"en": [1]}), "captions.en is not"),
         (as_json(captions={"en": None}), "captions.en is not"),
-        (as_json(captions={"en": ["a \ud800 dog"]}), "captions.en .*Unicode"),
-        (as_json(captions={"\ud800": []}), "a language of captions is not Unicode"),
-        (as_json(concept="\udfff"), "id or concept is not Unicode"),
-        (as_json(id="\udfff"), "id or concept is not Unicode"),
+        (as_json(captions={"en": ["a \ud800 dog"]}), "captions is not Unicode"),
+        (as_json(captions={"\ud800": []}), "captions is not Unicode"),
+        (as_json(concept="\udfff"), "concept is not Unicode"),
+        (as_json(id="\udfff"), "id is not Unicode"),
     ],
 )
 def test_a_record_that_cannot_be_used_is_replaced_and_its_fault_named(
@@ -129,7 +129,7 @@ def test_too_many_in_a_row_are_given_up_with_the_last_reason(tmp_path: Path) -> 
     found = source(tmp_path)
     config = SourceConfig(path=str(tmp_path))
 
-    def refuse(members: dict[str, bytes], rng: np.random.Generator | None, room: Room | None = None) -> Picture:
+    def refuse(members: Members, rng: np.random.Generator | None, room: Room | None = None) -> Picture:
         raise BadSample("too dark")
 
     dark = Source(found.folder, config, (0, "image_caption", 0), 1, refuse)

@@ -44,7 +44,7 @@ def large(tmp_path: Path) -> Path:
     shards = []
     for number in range(SHARDS):
         name = f"shard-{number:06d}"
-        for suffix, size in ((".tar", 512 * SAMPLES), (".idx", index_bytes(SAMPLES))):
+        for suffix, size in ((".tar", 512 * SAMPLES), (".idx", index_bytes(SAMPLES, 1))):
             descriptor = os.open(tmp_path / f"{name}{suffix}", os.O_CREAT | os.O_WRONLY)
             os.ftruncate(descriptor, size)
             os.close(descriptor)

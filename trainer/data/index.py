@@ -6,18 +6,19 @@ import json
 import mmap
 import os
 import zipfile
+from array import array
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from trainer.data.index_file import write_index
+from trainer.data.index_file import LONGEST_EXTENSION, MOST_MEMBERS, OTHER, IndexFile, write_index
 from trainer.data.manifest import Kind
 from trainer.data.shard_table import index_name
-from trainer.data.tar import TarError, plain_members, walk
+from trainer.data.tar import BLOCK, Member, TarError, head_sum, walk
 from trainer.errors import BadSample, UserError
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -61,8 +62,6 @@ def members(span: bytes) -> dict[str, bytes]:
 
     Raises BadSample where they are not the whole, well-formed members of one sample.
     """
-    if plain := plain_members(span):
-        return plain
     found: dict[str, bytes] = {}
     sample = None
     try:
@@ -87,13 +86,13 @@ def members(span: bytes) -> dict[str, bytes]:
 
 def index_tar(path: Path, kind: Kind, language: str = "en") -> TarIndex:
     """Walk the tar at `path` as `scan_tar` does, write its index beside it, and return what is in it."""
-    index, offsets, sizes = scan_tar(path, kind, language)
-    write_index(path.with_name(index_name(path.name)), offsets, sizes)
-    return index
+    found, index = scan_tar(path, kind, language)
+    write_index(path.with_name(index_name(path.name)), index)
+    return found
 
 
-def scan_tar(path: Path, kind: Kind, language: str = "en") -> tuple[TarIndex, NDArray[np.uint64], NDArray[np.uint32]]:
-    """Walk the tar at `path`; return what is in it, and offsets [samples + 1] and sizes [samples] for its index file.
+def scan_tar(path: Path, kind: Kind, language: str = "en") -> tuple[TarIndex, IndexFile]:
+    """Walk the tar at `path`; return what is in it, and what its index file holds.
 
     `language` is the language of captions that come as KEY.txt (img2dataset's layout). Raises UserError for a
     compressed, truncated or broken tar, for a sample whose members are apart, and for region features of two widths.
@@ -109,10 +108,10 @@ def scan_tar(path: Path, kind: Kind, language: str = "en") -> tuple[TarIndex, ND
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             scan = _Scan(path, kind, language, content)
             try:
-                index = scan.run(size)
+                found = scan.run(size)
             except TarError as error:
                 raise UserError(f"{path} is no whole tar: {error}. Copy it or make it again.") from None
-    return index, scan.offsets, np.array(scan.sizes, np.uint32)
+    return found, scan.index()
 
 
 class _Scan:
@@ -120,17 +119,22 @@ class _Scan:
 
     def __init__(self, path: Path, kind: Kind, language: str, content: mmap.mmap) -> None:
         self.path, self.kind, self.language, self.content = path, kind, language, content
-        self.offsets = np.zeros(0, np.uint64)
-        """[samples + 1] byte offsets, once `run` is through."""
+        self.offsets: list[int] = []
+        """Of each sample, and the last one's end."""
         self.sizes: list[int] = []
         """Bytes of each sample's text or region features."""
+        self.members: list[str] = []
+        """Extensions of the files of the sample under way."""
+        self.kinds: list[tuple[str, ...]] = []
+        """Those of each sample."""
+        self.lengths, self.sums = array("I"), array("H")
+        """Of all files, as in an `IndexFile`."""
         self.captions: Counter[str] = Counter()
         self.width: int | None = None
         self.plain = self.unusable = 0
 
     def run(self, size: int) -> TarIndex:
         digest = hashlib.blake2b(digest_size=16)
-        offsets: list[int] = []
         seen: set[str] = set()
         sample, extents, end = "", dict[str, tuple[int, int]](), 0
         for member in walk(self.content, whole=True):
@@ -139,7 +143,7 @@ class _Scan:
             if parts is None:
                 continue
             key, extension = parts
-            if key != sample or not offsets:
+            if key != sample or not self.offsets:
                 self.finish(sample, extents)
                 if key in seen:
                     raise UserError(
@@ -148,13 +152,14 @@ class _Scan:
                     )
                 seen.add(key)
                 sample, extents = key, {}
-                offsets.append(member.start)
+                self.offsets.append(member.start)
+            self.note(member, extension)
             extents[extension] = (member.data, member.size)
             end = member.end
         self.finish(sample, extents)
-        self.offsets = np.array([*offsets, end], dtype=np.uint64)
+        self.offsets.append(end)
         return TarIndex(
-            samples=len(offsets),
+            samples=len(self.kinds),
             bytes=size,
             fingerprint=digest.hexdigest(),
             captions=self.captions,
@@ -163,10 +168,31 @@ class _Scan:
             unusable=self.unusable,
         )
 
+    def note(self, member: Member, extension: str) -> None:
+        """Note a file's length, and its header's sum; OTHER where there is more before its content than one header."""
+        plain = member.data == member.start + BLOCK and member.size <= LARGEST_SIZE
+        self.members.append(extension)
+        self.lengths.append(min(member.size, LARGEST_SIZE))
+        self.sums.append(head_sum(self.content[member.start : member.data]) if plain else OTHER)
+
+    def index(self) -> IndexFile:
+        """Return what the index file holds, once `run` is through."""
+        extensions = _usual(self.kinds)
+        usual = np.array([kind == extensions for kind in self.kinds], bool)
+        ends = np.cumsum([len(kind) for kind in self.kinds], dtype=np.int64)
+        rows = ends[usual, None] - np.arange(len(extensions), 0, -1)
+        lengths = np.zeros((len(usual), len(extensions)), np.uint32)
+        sums = np.full(lengths.shape, OTHER, np.uint16)
+        lengths[usual], sums[usual] = np.array(self.lengths, np.uint32)[rows], np.array(self.sums, np.uint16)[rows]
+        sizes, offsets = np.array(self.sizes, np.uint32), np.array(self.offsets, np.uint64).data
+        return IndexFile(offsets, sizes, extensions, lengths, sums)
+
     def finish(self, key: str, extents: dict[str, tuple[int, int]]) -> None:
         """Count what the sample `key` offers."""
         if not extents:
             return
+        self.kinds.append(_shared(tuple(self.members)))
+        self.members = []
         _, size = extents.get("txt" if self.kind == "text" else "regions.npz", (0, 0))
         self.sizes.append(min(size, LARGEST_SIZE))
         if self.kind == "text":
@@ -208,6 +234,19 @@ class _Scan:
     def read(self, extents: dict[str, tuple[int, int]], extension: str) -> bytes:
         start, size = extents[extension]
         return self.content[start : start + size]
+
+
+@cache
+def _shared(kind: tuple[str, ...]) -> tuple[str, ...]:
+    """Return one and the same object for equal ones: a shard of a million samples has few kinds."""
+    return kind
+
+
+def _usual(kinds: list[tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the extensions of which most samples consist, as far as an index file holds such."""
+    most = Counter(kinds).most_common(1)[0][0] if kinds else ("",)
+    fits = len(set(most)) == len(most) <= MOST_MEMBERS
+    return most if fits and all(len(name.encode()) <= LONGEST_EXTENSION for name in most) else ("",)
 
 
 def feature_width(archive: bytes) -> int | None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_serializer, model_validator
 
-from trainer.data.index_file import index_bytes, index_faults
+from trainer.data.index_file import index_faults, is_index_size
 from trainer.data.shard_table import Shard, ShardTable, read_json
 from trainer.errors import UserError
 
@@ -109,10 +109,8 @@ def check_shards(folder: Path, manifest: Manifest) -> None:
     Names up to five bad shards, so that a half-copied source is seen as one, before a run has spent an hour on it.
     """
     sizes = _sizes(folder, manifest)
-    indexes = index_bytes(np.array([shard.samples for shard in manifest.shards]))
-    suspects = (
-        (sizes != np.stack([[shard.bytes for shard in manifest.shards], indexes], 1)).any(1).nonzero()[0].tolist()
-    )
+    samples, wanted = (np.array([getattr(shard, name) for shard in manifest.shards]) for name in ("samples", "bytes"))
+    suspects = ((sizes[:, 0] != wanted) | ~is_index_size(sizes[:, 1], samples)).nonzero()[0].tolist()
     bad = [
         f"{manifest.shards[number].name} {reason}"
         for number in suspects
@@ -149,5 +147,5 @@ def _faults(folder: Path, shard: Shard, size: int, index_size: int) -> Iterator[
         yield f"has {size:,} bytes but was indexed with {shard.bytes:,} (truncated, or changed since)"
     elif index_size < 0:
         yield f"has no index ({shard.index_name})"
-    elif index_size != index_bytes(shard.samples):
+    elif not is_index_size(index_size, shard.samples):
         yield from index_faults(folder / shard.index_name, shard.samples)

@@ -1,4 +1,8 @@
-"""Reads samples of shards by offset: one `pread` a sample, file descriptors bounded."""
+"""Reads samples of shards by offset, from shards mapped into memory, of which few are open at once.
+
+A sample of the usual files is cut at the places that the index knows, once their headers have shown to be what they were;
+any other is parsed.
+"""
 
 import mmap
 import os
@@ -15,7 +19,8 @@ from trainer.data.folders import Folder
 from trainer.data.index import members
 from trainer.data.index_file import IndexFile, index_faults, open_index
 from trainer.data.order import groups
-from trainer.data.tar import BLOCK, lone_files
+from trainer.data.sample import Members
+from trainer.data.tar import BLOCK, head_sum, head_sums
 from trainer.errors import BadSample, OneRankError
 
 MOST_OPEN = 128
@@ -36,14 +41,46 @@ class _Opened:
         return np.frombuffer(self.index.offsets, np.int64)
 
     @cached_property
-    def content(self) -> memoryview | None:
-        """The tar, mapped into memory until nothing of it is in use; None if it is shorter than its index says.
+    def _heads(self) -> tuple[memoryview, memoryview]:
+        """Lengths and sums of the index, row by row: an item of a memoryview is a plain number."""
+        return self.index.lengths.ravel().data, self.index.sums.ravel().data
 
-        (Who cuts it short later ends the process that reads there, as with every mapped file.)
+    def content(self) -> memoryview | None:
+        """Return the tar, mapped into memory until nothing of it is in use; None if it is shorter than its index says.
+
+        Asked for each micro-batch: who cuts the file short while one is read ends this process, as with every mapped file.
         """
-        if not 0 < self.offsets[-1] <= os.fstat(self.descriptor).st_size:
-            return None
+        return self._mapping if 0 < self.offsets[-1] <= os.fstat(self.descriptor).st_size else None
+
+    @cached_property
+    def _mapping(self) -> memoryview:
         return memoryview(mmap.mmap(self.descriptor, int(self.offsets[-1]), access=mmap.ACCESS_READ))
+
+    def read(self, sample: int, content: memoryview | None) -> Members:
+        """Return a sample's members by extension, from the `content` of the tar if given. Raises BadSample."""
+        first, end = self.index.offsets[sample], self.index.offsets[sample + 1]
+        if content is not None:
+            return self._cut(sample, content, first, end)
+        span = os.pread(self.descriptor, end - first, first)
+        if len(span) != end - first:
+            raise BadSample(
+                f"the shard ends at byte {first + len(span)}, inside the sample (truncated since it was indexed)"
+            )
+        return self._cut(sample, memoryview(span), 0, len(span))
+
+    def _cut(self, sample: int, content: memoryview, first: int, end: int) -> Members:
+        """Return the members of a sample, `content[first:end]`, without copying them. Raises BadSample."""
+        lengths, sums = self._heads
+        extensions, begin = self.index.extensions, first
+        found: Members = {}
+        for number, extension in enumerate(extensions, sample * len(extensions)):
+            start = begin + BLOCK
+            if head_sum(content[begin:start]) != sums[number]:
+                break
+            length = lengths[number]
+            found[extension] = content[start : start + length]
+            begin = start + (length + BLOCK - 1) // BLOCK * BLOCK
+        return found if begin == end else dict(members(bytes(content[first:end])))
 
 
 _open: "OrderedDict[tuple[ShardReader, int], _Opened]" = OrderedDict()
@@ -57,26 +94,28 @@ class ShardReader:
     def __init__(self, folder: Folder) -> None:
         self._folder, self._shards = folder, folder.manifest.shards
 
-    def span(self, shard: int, sample: int) -> bytes:
-        """Return the bytes of a sample, all its members. Raises BadSample where the shard ends before."""
-        opened = self._shard(shard)
-        first, end = opened.index.offsets[sample], opened.index.offsets[sample + 1]
-        span = os.pread(opened.descriptor, end - first, first)
-        if len(span) != end - first:
-            raise _cut_off(first + len(span))
-        return span
+    def read(self, shard: int, sample: int) -> Members:
+        """Return the members of a sample by extension, `json`, `jpg`, ...
 
-    def spans(self, shards: NDArray[np.int64], samples: NDArray[np.int64]) -> Iterator[tuple[int, bytes | BadSample]]:
-        """Yield (number, span) of `samples` [N] of `shards` [N], in any order; a BadSample where `span` would raise it."""
+        Raises BadSample where the shard ends before, or the bytes are no tar.
+        """
+        return self._shard(shard).read(sample, None)
+
+    def read_many(
+        self, shards: NDArray[np.int64], samples: NDArray[np.int64]
+    ) -> Iterator[tuple[int, Members | BadSample]]:
+        """Yield (number, members) of `samples` [N] of `shards` [N], in any order; a BadSample where `read` would raise it."""
         last, numbers, wanted = -1, shards.tolist(), samples.tolist()
         # Shard by shard: not all that are asked for may be open at once.
         for place in shards.argsort(kind="stable").tolist():
             if numbers[place] != last:
                 last = numbers[place]
                 opened = self._shard(last)
-            first, end = opened.index.offsets[wanted[place]], opened.index.offsets[wanted[place] + 1]
-            span = os.pread(opened.descriptor, end - first, first)
-            yield place, span if len(span) == end - first else _cut_off(first + len(span))
+                content = opened.content()
+            try:
+                yield place, opened.read(wanted[place], content)
+            except BadSample as reason:
+                yield place, reason
 
     def lone_files(
         self, shards: NDArray[np.int64], samples: NDArray[np.int64], extension: str
@@ -86,31 +125,22 @@ class ShardReader:
         None for what is anything else, right or wrong: `read` says. For small files: of a sample alone, a call to the system
         costs more than all that is done here.
         """
-        heads = np.zeros((len(shards), BLOCK), np.uint8)
-        firsts, lengths = np.zeros((2, len(shards)), np.int64)
-        contents: dict[int, memoryview] = {}
+        found: list[memoryview | None] = [None] * len(shards)
         for shard, mine in groups(shards):
             opened = self._shard(shard)
-            if opened.content is None:
+            content = opened.content()
+            if content is None or opened.index.extensions != (extension,):
                 continue
-            contents[shard] = opened.content
-            firsts[mine], of_shard = opened.offsets[samples[mine]], samples[mine] + 1
-            lengths[mine] = opened.offsets[of_shard] - firsts[mine]
-            blocks = np.frombuffer(opened.content, np.uint8, len(opened.content) // BLOCK * BLOCK).reshape(-1, BLOCK)
-            heads[mine] = blocks.take(firsts[mine] // BLOCK, 0, mode="clip")  # a wrong index gives no plain header
-        sizes, plain = lone_files(heads, lengths, extension)
-        plain &= firsts % BLOCK == 0
-        begins = firsts + BLOCK
-        return [
-            contents[shard][begin:end] if good else None
-            for shard, begin, end, good in zip(
-                shards.tolist(), begins.tolist(), (begins + sizes).tolist(), plain.tolist(), strict=True
-            )
-        ]
-
-    def read(self, shard: int, sample: int) -> dict[str, bytes]:
-        """Return the members of a sample by extension, `json`, `jpg`, ... Raises BadSample where the bytes are no tar."""
-        return members(self.span(shard, sample))
+            asked = samples[mine]
+            firsts, lengths = opened.offsets[asked], opened.index.lengths[asked, 0].astype(np.int64)
+            blocks = np.frombuffer(content, np.uint8, len(content) // BLOCK * BLOCK).reshape(-1, BLOCK)
+            heads = blocks.take(firsts // BLOCK, 0, mode="clip")  # a wrong index gives another header
+            same = head_sums(heads) == opened.index.sums[asked, 0]
+            begins, ends = firsts + BLOCK, firsts + BLOCK + lengths
+            same &= (firsts % BLOCK == 0) & (opened.offsets[asked + 1] == -(-ends // BLOCK) * BLOCK)
+            for place, begin, end in np.stack([mine, begins, ends], 1)[same].tolist():
+                found[place] = content[begin:end]
+        return found
 
     def sizes(self, shard: int, samples: NDArray[np.int64]) -> NDArray[np.uint32]:
         """Return the bytes of the texts or region features of `samples` [N] of a shard, without reading them: [N]."""
@@ -141,12 +171,8 @@ class ShardReader:
             ):  # the cache has deleted it again: its bound is too small for the processes
                 for fault in index_faults(index, entry.samples):
                     raise OneRankError(f"{self._folder}/{entry.name} {fault}: run `m3p index` again")
-                return _Opened(os.open(path, os.O_RDONLY | os.O_CLOEXEC), open_index(index))
+                return _Opened(os.open(path, os.O_RDONLY | os.O_CLOEXEC), open_index(index, entry.samples))
         raise OneRankError(
             f"{self._folder}/{entry.name} or its index was deleted while in use. Copy it there again; if it is remote, "
             "data.cache_bytes is too small for the windows that the processes of this node read: raise it"
         )
-
-
-def _cut_off(end: int) -> BadSample:
-    return BadSample(f"the shard ends at byte {end}, inside the sample (truncated since it was indexed)")

@@ -11,6 +11,9 @@ from trainer.batch import Picture
 from trainer.errors import BadSample
 from trainer.keys import generator
 
+Members = dict[str, bytes | memoryview]
+"""Contents of a sample's files by extension: "json", "jpg", "regions.npz"."""
+
 
 class Sample(NamedTuple):
     """One sample, read and decoded."""
@@ -65,7 +68,7 @@ def passage(content: bytes | memoryview | None) -> str:
     return text
 
 
-def read_record(members: dict[str, bytes], language: str | None) -> dict[str, object]:
+def read_record(members: Members, language: str | None) -> dict[str, object]:
     """Return the JSON of a pair; a plain KEY.txt caption in `language` (img2dataset) stands in for missing captions.
 
     Raises BadSample.
@@ -83,12 +86,28 @@ def read_record(members: dict[str, bytes], language: str | None) -> dict[str, ob
     return record
 
 
-def _parse(content: bytes) -> object:
+def _parse(content: bytes | memoryview) -> object:
     try:
         return orjson.loads(content)
     except ValueError:
         # What is no JSON by the book, and what Python's own parser takes all the same: pandas writes NaN.
-        return json.loads(content)
+        record = json.loads(bytes(content))
+        _check_unicode(record)
+        return record
+
+
+def _check_unicode(record: object) -> None:
+    """Raise BadSample if halves of characters ("\\ud800") are spelled where text is read: nothing else can write them.
+
+    orjson refuses them, so that only what Python's own parser has taken need be looked through.
+    """
+    if not isinstance(record, dict):
+        return
+    for field in ("id", "concept", "captions"):
+        try:
+            json.dumps(record.get(field), ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise BadSample(f"{field} is not Unicode text ({error.reason})") from error
 
 
 def choose_captions(record: dict[str, object], languages: list[str] | None) -> dict[str, list[str]]:
@@ -97,14 +116,12 @@ def choose_captions(record: dict[str, object], languages: list[str] | None) -> d
     if not isinstance(captions, dict):
         raise BadSample("captions is not an object of language -> texts")
     chosen: dict[str, list[str]] = {}
-    check_unicode("a language of captions", *captions)
     for language, texts in captions.items():
         if languages is not None and language not in languages:
             continue
         texts = [texts] if isinstance(texts, str) else texts
         if not isinstance(texts, list) or not all(map(_is_text, texts)) or not texts:
             raise BadSample(f"captions.{language} is not a list of texts, or one of them is empty")
-        check_unicode(f"captions.{language}", *texts)
         chosen[language] = texts
     if not chosen:
         raise BadSample(f"no caption in {', '.join(languages or [])}" if languages else "no caption")
@@ -113,13 +130,3 @@ def choose_captions(record: dict[str, object], languages: list[str] | None) -> d
 
 def _is_text(text: object) -> bool:
     return isinstance(text, str) and bool(text.strip())
-
-
-def check_unicode(field: str, *texts: str) -> None:
-    """JSON can spell halves of characters ("\\ud800"), which nothing else can write."""
-    for text in texts:
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise BadSample(f"{field} is not Unicode text ({error.reason})") from error

@@ -11,11 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from trainer.batch import Picture
 from trainer.data.canvas import Room
 from trainer.data.folders import Folder, LocalFolder, RemoteFolder, is_url
-from trainer.data.index import members
 from trainer.data.manifest import Manifest
 from trainer.data.order import Place, SourceOrder
 from trainer.data.reader import ShardReader
-from trainer.data.sample import BadSamples, Sample, Texts, check_unicode, choose_captions, passage, read_record
+from trainer.data.sample import BadSamples, Members, Sample, Texts, choose_captions, passage, read_record
 from trainer.data.threads import share
 from trainer.errors import BadSample, UserError
 from trainer.keys import generator, key
@@ -50,7 +49,7 @@ class SourceConfig(BaseModel):
 class LoadPicture(Protocol):
     """What a visual source does to the members of a sample."""
 
-    def __call__(self, members: dict[str, bytes], rng: np.random.Generator | None, room: Room | None = None) -> Picture:
+    def __call__(self, members: Members, rng: np.random.Generator | None, room: Room | None = None) -> Picture:
         """Decode, into `room` where it fits. Raises BadSample."""
 
 
@@ -58,7 +57,7 @@ class Drawn(NamedTuple):
     """Samples of a source, read but for their pictures."""
 
     places: list[Place]
-    contents: list[dict[str, bytes]]
+    contents: list[Members]
     """Members of each."""
     samples: list[Sample | BadSample]
     """Without their pictures; or why one cannot be read."""
@@ -117,12 +116,12 @@ class Source:
         found_at = self.order.locate(indices)
         places = list(map(Place._make, zip(*(array.tolist() for array in found_at), strict=True)))
         drawn = Drawn(places, [{}] * len(places), [BadSample("not read")] * len(places))
-        for number, span in self._reader.spans(found_at.shard, found_at.sample):
+        for number, content in self._reader.read_many(found_at.shard, found_at.sample):
             try:
-                if isinstance(span, BadSample):
-                    raise span
-                drawn.contents[number] = members(span)
-                drawn.samples[number] = self._describe(places[number], places[number].sample, drawn.contents[number])
+                if isinstance(content, BadSample):
+                    raise content
+                drawn.contents[number] = content
+                drawn.samples[number] = self._describe(places[number], places[number].sample, content)
             except BadSample as reason:
                 drawn.samples[number] = reason
         return drawn
@@ -186,7 +185,7 @@ class Source:
         return self._read(Place(0, shard, sample), sample, augment=False)
 
     def _read(self, place: Place, number: int, augment: bool) -> Sample:
-        content = members(self._reader.span(place.shard, number))
+        content = self._reader.read(place.shard, number)
         return self._see(self._describe(place, number, content), content, augment, None)
 
     def _replace(self, place: Place, reason: BadSample, bad: BadSamples, augment: bool) -> Sample:
@@ -230,16 +229,16 @@ class Source:
             return sizes / self.bytes_of_token
         return CAPTION_TOKENS + sizes / (BYTES_OF_NUMBER * (self.manifest.region_features or 1))
 
-    def members(self, shard: int, sample: int) -> dict[str, bytes]:
+    def members(self, shard: int, sample: int) -> Members:
         """Return a sample as stored: extension -> bytes. Raises BadSample."""
-        return members(self._reader.span(shard, sample))
+        return self._reader.read(shard, sample)
 
     def _name(self, shard: int) -> str:
         if shard not in self._names:
             self._names[shard] = f"{self.folder.name}/{self.manifest.shards[shard].name}"
         return self._names[shard]
 
-    def _describe(self, place: Place, number: int, members: dict[str, bytes]) -> Sample:
+    def _describe(self, place: Place, number: int, members: Members) -> Sample:
         """Return a sample without its picture."""
         name, owner = self._name(place.shard), (self._owner, place.epoch, place.shard, number)
         if self._load_picture is None:
@@ -248,10 +247,9 @@ class Source:
         captions = choose_captions(record, self._config.languages)
         key_name = f"{name}/{record.get('id', number)}"
         concept = str(record.get("concept", key_name))
-        check_unicode("id or concept", key_name, concept)
         return Sample(key_name, owner, "", "", captions, concept, None)
 
-    def _see(self, sample: Sample, members: dict[str, bytes], augment: bool, room: Room | None) -> Sample:
+    def _see(self, sample: Sample, members: Members, augment: bool, room: Room | None) -> Sample:
         """Return the sample with its picture, decoded into `room` where it fits."""
         if self._load_picture is None:
             return sample

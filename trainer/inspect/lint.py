@@ -128,12 +128,12 @@ def _changed(source: Source, number: int) -> str | None:
     path = folder.path / shard.name
     again = f"run `m3p index {folder} --kind {manifest.kind}` again if that was meant"
     try:
-        found, offsets, sizes = scan_tar(path, manifest.kind, manifest.language or "en")
+        found, index = scan_tar(path, manifest.kind, manifest.language or "en")
     except UserError as error:
         return _line(error)
     if found.fingerprint != shard.fingerprint:
         return f"{path}: its members are not those that were indexed (changed since); {again}"
-    stored = open_index(folder.path / shard.index_name)
-    if not (np.array_equal(offsets, np.asarray(stored.offsets)) and np.array_equal(sizes, stored.sizes)):
+    stored = open_index(folder.path / shard.index_name, shard.samples)
+    if not all(np.array_equal(np.asarray(ours), np.asarray(its)) for ours, its in zip(index, stored, strict=True)):
         return f"{folder.path / shard.index_name}: is not the index of this tar; {again}"
     return None

@@ -190,7 +190,7 @@ def picture_bytes(pictures: Pictures, number: int) -> bytes:
     """Return the stored picture; empty where a source holds regions alone."""
     place = pictures.places[number]
     members = pictures.source.members(place.shard, place.sample)
-    return next((members[kind] for kind in IMAGE_KINDS if kind in members), b"")
+    return bytes(next((members[kind] for kind in IMAGE_KINDS if kind in members), b""))
 
 
 def _write_gallery(path: Path, found: list[Finding], writer: SummaryWriter, name: str, step: int) -> None:

@@ -113,7 +113,7 @@ class Patches(BaseModel):
         return 1, *self.features
 
     def load(
-        self, members: Mapping[str, bytes], rng: np.random.Generator | None, room: Pixels | None = None
+        self, members: Mapping[str, bytes | memoryview], rng: np.random.Generator | None, room: Pixels | None = None
     ) -> PatchTokens:
         """Decode into `room`, crop (with the sample's own `rng`; None: never) and resize. Raises BadSample."""
         picture = members.get("jpg") or next((members[kind] for kind in IMAGE_KINDS if kind in members), None)
@@ -124,10 +124,10 @@ class Patches(BaseModel):
         pixels = decode(picture, self.size, self.largest, canvas)
         if rng is not None:
             pixels = _augment(pixels, rng, self.crop, self.flip)
-        if pixels.shape != canvas.shape:
-            resized = Image.fromarray(pixels).resize((self.size, self.size), Image.Resampling.BILINEAR)
-            pixels = np.asarray(resized)
         if pixels is not canvas:
+            if pixels.shape != canvas.shape:
+                resized = Image.fromarray(pixels).resize((self.size, self.size), Image.Resampling.BILINEAR)
+                pixels = np.asarray(resized)
             canvas[...] = pixels
         return PatchTokens(room, self.patch)
 
@@ -158,7 +158,7 @@ class PatchEmbedder(nn.Module):
         return self.norm(vectors).flatten(0, 1)
 
 
-def decode(data: bytes, size: int, largest: int, room: Pixels | None = None) -> Pixels:
+def decode(data: bytes | memoryview, size: int, largest: int, room: Pixels | None = None) -> Pixels:
     """Decode JPEG (scaled while decoding, never below `size`), PNG or WebP: -> RGB [height, width, 3].
 
     The pixels may lie in `room` [size, size, 3], which is returned itself if they fill it. Raises BadSample.
@@ -179,7 +179,7 @@ def decode(data: bytes, size: int, largest: int, room: Pixels | None = None) -> 
         raise BadSample(f"unreadable picture: {error}") from error
 
 
-def _decode_jpeg(data: bytes, size: int, largest: int, room: Pixels | None) -> Pixels:
+def _decode_jpeg(data: bytes | memoryview, size: int, largest: int, room: Pixels | None) -> Pixels:
     if room is None or size * size > largest:
         return _decode_scaled(data, size, largest)
     try:
@@ -189,7 +189,7 @@ def _decode_jpeg(data: bytes, size: int, largest: int, room: Pixels | None) -> P
     return room if pixels.shape == room.shape else pixels
 
 
-def _decode_scaled(data: bytes, size: int, largest: int) -> Pixels:
+def _decode_scaled(data: bytes | memoryview, size: int, largest: int) -> Pixels:
     height, width, _, _ = simplejpeg.decode_jpeg_header(data)
     _check_pixels(width, height, largest)
     return simplejpeg.decode_jpeg(data, min_height=size, min_width=size, min_factor=1)

@@ -83,7 +83,10 @@ class Regions(BaseModel):
         return
 
     def load(
-        self, members: Mapping[str, bytes], rng: np.random.Generator | None, room: NDArray[np.uint8] | None = None
+        self,
+        members: Mapping[str, bytes | memoryview],
+        rng: np.random.Generator | None,
+        room: NDArray[np.uint8] | None = None,
     ) -> RegionTokens:
         """Read `regions.npz`; neither `rng`, since regions are not augmented, nor `room` is used. Raises BadSample."""
         if "regions.npz" not in members:
