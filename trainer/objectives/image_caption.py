@@ -88,10 +88,11 @@ class ImageCaption(Objective):
 
     def choose(self, sample: Sample) -> str:
         """Choose the caption: language and text each equally likely. The same whoever asks for it."""
-        languages = sorted(sample.captions)
-        if len(languages) == len(sample.captions[languages[0]]) == 1:
-            return sample.captions[languages[0]][0]  # a generator costs as much as reading the pair
-        rng = sample.generator("caption")
+        if len(sample.captions) == 1:
+            (texts,) = sample.captions.values()
+            if len(texts) == 1:
+                return texts[0]  # a generator costs as much as reading the pair
+        rng, languages = sample.generator("caption"), sorted(sample.captions)
         texts = sample.captions[languages[rng.integers(len(languages))]]
         return texts[rng.integers(len(texts))]
 
