@@ -148,5 +148,5 @@ def test_a_shard_that_was_cut_since_is_a_bad_sample(shards: list[Path]) -> None:
 def test_a_copy_in_another_process_opens_its_own_files(shards: list[Path]) -> None:
     reading = ShardReader(LocalFolder(shards[0].parent))
     reading.read(1, 0)
-    program = f"import pickle; print(pickle.loads({pickle.dumps(reading)!r}).read(1, 2)['txt'].tobytes().decode())"
+    program = f"import pickle; print(pickle.loads({pickle.dumps(reading)!r}).read(1, 2)['txt'].decode())"
     assert subprocess.check_output([sys.executable, "-c", program], text=True) == "1 2\n"

@@ -66,10 +66,10 @@ class _Opened:
             raise BadSample(
                 f"the shard ends at byte {first + len(span)}, inside the sample (truncated since it was indexed)"
             )
-        return self._cut(sample, memoryview(span), 0, len(span))
+        return self._cut(sample, span, 0, len(span))
 
-    def _cut(self, sample: int, content: memoryview, first: int, end: int) -> Members:
-        """Return the members of a sample, `content[first:end]`, without copying them. Raises BadSample."""
+    def _cut(self, sample: int, content: bytes | memoryview, first: int, end: int) -> Members:
+        """Return the members of a sample, `content[first:end]`; those of a memoryview are not copied. Raises BadSample."""
         lengths, sums = self._heads
         extensions, begin = self.index.extensions, first
         found: Members = {}
