@@ -1,4 +1,4 @@
-"""Reads samples of shards by offset, from shards mapped into memory, of which few are open at once.
+"""Reads samples of shards by offset: one `pread` a sample, file descriptors bounded.
 
 A sample of the usual files is cut at the places that the index knows, once their headers have shown to be what they were;
 any other is parsed.
@@ -56,31 +56,28 @@ class _Opened:
     def _mapping(self) -> memoryview:
         return memoryview(mmap.mmap(self.descriptor, int(self.offsets[-1]), access=mmap.ACCESS_READ))
 
-    def read(self, sample: int, content: memoryview | None) -> Members:
-        """Return a sample's members by extension, from the `content` of the tar if given. Raises BadSample."""
-        first, end = self.index.offsets[sample], self.index.offsets[sample + 1]
-        if content is not None:
-            return self._cut(sample, content, first, end)
-        span = os.pread(self.descriptor, end - first, first)
-        if len(span) != end - first:
+    def read(self, sample: int) -> Members:
+        """Return a sample's members by extension, views of the one piece that is read. Raises BadSample."""
+        first, size = self.index.offsets[sample], self.index.offsets[sample + 1] - self.index.offsets[sample]
+        span = os.pread(self.descriptor, size, first)
+        if len(span) != size:
             raise BadSample(
                 f"the shard ends at byte {first + len(span)}, inside the sample (truncated since it was indexed)"
             )
-        return self._cut(sample, span, 0, len(span))
+        return self._cut(sample, span)
 
-    def _cut(self, sample: int, content: bytes | memoryview, first: int, end: int) -> Members:
-        """Return the members of a sample, `content[first:end]`; those of a memoryview are not copied. Raises BadSample."""
-        lengths, sums = self._heads
-        extensions, begin = self.index.extensions, first
-        found: Members = {}
+    def _cut(self, sample: int, span: bytes) -> Members:
+        extensions, (lengths, sums) = self.index.extensions, self._heads
+        found: dict[str, memoryview] = {}
+        view, end = memoryview(span), 0
         for number, extension in enumerate(extensions, sample * len(extensions)):
-            start = begin + BLOCK
-            if head_sum(content[begin:start]) != sums[number]:
+            start = end + BLOCK
+            if head_sum(view[end:start]) != sums[number]:
                 break
             length = lengths[number]
-            found[extension] = content[start : start + length]
-            begin = start + (length + BLOCK - 1) // BLOCK * BLOCK
-        return found if begin == end else dict(members(bytes(content[first:end])))
+            found[extension] = view[start : start + length]
+            end = start + (length + BLOCK - 1) // BLOCK * BLOCK
+        return found if end == len(span) else members(span)
 
 
 _open: "OrderedDict[tuple[ShardReader, int], _Opened]" = OrderedDict()
@@ -94,12 +91,12 @@ class ShardReader:
     def __init__(self, folder: Folder) -> None:
         self._folder, self._shards = folder, folder.manifest.shards
 
-    def read(self, shard: int, sample: int) -> Members:
+    def read(self, shard: int, sample: int) -> dict[str, bytes]:
         """Return the members of a sample by extension, `json`, `jpg`, ...
 
         Raises BadSample where the shard ends before, or the bytes are no tar.
         """
-        return self._shard(shard).read(sample, None)
+        return {extension: bytes(content) for extension, content in self._shard(shard).read(sample).items()}
 
     def read_many(
         self, shards: NDArray[np.int64], samples: NDArray[np.int64]
@@ -111,9 +108,8 @@ class ShardReader:
             if numbers[place] != last:
                 last = numbers[place]
                 opened = self._shard(last)
-                content = opened.content()
             try:
-                yield place, opened.read(wanted[place], content)
+                yield place, opened.read(wanted[place])
             except BadSample as reason:
                 yield place, reason
 

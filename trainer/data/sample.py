@@ -1,6 +1,7 @@
 """A sample: what one looks like once it is read, and how its stored members become it."""
 
 import json
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from trainer.batch import Picture
 from trainer.errors import BadSample
 from trainer.keys import generator
 
-Members = dict[str, bytes | memoryview]
+Members = Mapping[str, bytes | memoryview]
 """Contents of a sample's files by extension: "json", "jpg", "regions.npz"."""
 
 
