@@ -141,6 +141,12 @@ def test_the_index_knows_the_files_that_most_samples_consist_of(tmp_path: Path) 
     assert index.sums[2].tolist() == [(sum(head) + 1) % 65_521 for head in heads]
 
 
+def test_names_need_not_be_utf_8(tmp_path: Path) -> None:
+    index = indexed(tmp_path / "a.tar", [("a.\udcff\udcfe", b"x"), ("a.json", b"{}")])
+    assert index.extensions == ("\udcff\udcfe", "json")
+    assert not (index.sums == OTHER).any()
+
+
 def test_names_that_need_more_than_a_header_are_parsed_when_read(tmp_path: Path) -> None:
     index = indexed(tmp_path / "a.tar", [*pair("a"), *pair("n" * 150)], tarfile.PAX_FORMAT)
     assert (index.sums == OTHER).tolist() == [[False, False], [True, True]]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.data.index_file import LONGEST_EXTENSION, MOST_MEMBERS, OTHER, IndexFile, write_index
+from trainer.data.index_file import LONGEST_EXTENSION, MOST_MEMBERS, OTHER, IndexFile, name_bytes, write_index
 from trainer.data.manifest import Kind
 from trainer.data.shard_table import index_name
 from trainer.data.tar import BLOCK, Member, TarError, head_sum, walk
@@ -246,7 +246,7 @@ def _usual(kinds: list[tuple[str, ...]]) -> tuple[str, ...]:
     """Return the extensions of which most samples consist, as far as an index file holds such."""
     most = Counter(kinds).most_common(1)[0][0] if kinds else ("",)
     fits = len(set(most)) == len(most) <= MOST_MEMBERS
-    return most if fits and all(len(name.encode()) <= LONGEST_EXTENSION for name in most) else ("",)
+    return most if fits and all(len(name_bytes(name)) <= LONGEST_EXTENSION for name in most) else ("",)
 
 
 def feature_width(archive: bytes) -> int | None:

@@ -50,6 +50,11 @@ class IndexFile(NamedTuple):
     """[samples, members] `trainer.data.tar.head_sum` of the files' headers, or OTHER."""
 
 
+def name_bytes(extension: str) -> bytes:
+    """Return an extension as it stands in the tar, where names need not be UTF-8."""
+    return extension.encode("utf-8", "surrogateescape")
+
+
 def index_bytes(samples: Count, members: int) -> Count:
     """Return the size of the index file of a shard of so many samples, most of them of so many files."""
     return 5 * HEADER + 8 * (samples + 1) + 4 * samples + members * (LONGEST_EXTENSION + 6 * samples)
@@ -64,7 +69,7 @@ def is_index_size(size: Count, samples: Count) -> "bool | NDArray[np.bool_]":
 def write_index(path: Path, index: IndexFile) -> None:
     """Write the file, aside first: a reader never sees a part."""
     partial = path.with_name(f".{path.name}.partial")
-    extensions = np.array([name.encode() for name in index.extensions], NAME)
+    extensions = np.array([name_bytes(name) for name in index.extensions], NAME)
     with partial.open("wb") as file:
         for array in (np.frombuffer(index.offsets, np.uint64), index.sizes, extensions, index.lengths, index.sums):
             np.save(file, array, allow_pickle=False)
@@ -89,7 +94,7 @@ def open_index(path: Path, samples: int) -> IndexFile:
     extensions = np.frombuffer(take(members, NAME), NAME)
     lengths = np.frombuffer(take(samples * members, "u4"), np.uint32).reshape(samples, members)
     sums = np.frombuffer(take(samples * members, "u2"), np.uint16).reshape(samples, members)
-    return IndexFile(offsets, sizes, tuple(name.decode() for name in extensions.tolist()), lengths, sums)
+    return IndexFile(offsets, sizes, tuple(name.decode("utf-8", "surrogateescape") for name in extensions.tolist()), lengths, sums)
 
 
 def index_faults(path: Path, samples: int) -> Iterator[str]:
