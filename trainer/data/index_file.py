@@ -94,7 +94,8 @@ def open_index(path: Path, samples: int) -> IndexFile:
     extensions = np.frombuffer(take(members, NAME), NAME)
     lengths = np.frombuffer(take(samples * members, "u4"), np.uint32).reshape(samples, members)
     sums = np.frombuffer(take(samples * members, "u2"), np.uint16).reshape(samples, members)
-    return IndexFile(offsets, sizes, tuple(name.decode("utf-8", "surrogateescape") for name in extensions.tolist()), lengths, sums)
+    names = tuple(name.decode("utf-8", "surrogateescape") for name in extensions.tolist())
+    return IndexFile(offsets, sizes, names, lengths, sums)
 
 
 def index_faults(path: Path, samples: int) -> Iterator[str]:
