@@ -72,9 +72,7 @@ def test_changed_shards_are_read_as_indexed_or_parsed(
     for place, value in changes:
         tar_bytes[place] = value
     for head in heads if right else []:
-        block = tar_bytes[head : head + 512]
-        block[148:156] = b" " * 8
-        tar_bytes[head + 148 : head + 156] = b"%06o\0 " % sum(block)
+        make_checksum_right(tar_bytes, head)
     path.write_bytes(tar_bytes)
     reading = ShardReader(LocalFolder(path.parent))
     many = dict(reading.read_many(np.zeros(2, np.int64), np.arange(2)))
@@ -124,6 +122,38 @@ def test_lone_files_are_found_without_copying_and_others_left_to_read(tmp_path: 
     os.truncate(tmp_path / cut._shards[0].name, 600)
     missing = cut.lone_files(places // 3, places % 3, "txt")
     assert [content is None for content in missing] == [place < 3 for place in places.tolist()]
+
+
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 2047), st.integers(0, 255)), min_size=1, max_size=3), right=st.booleans()
+)
+@settings(max_examples=200, deadline=None)
+def test_lone_files_of_changed_shards_are_found_as_indexed_or_not(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]], right: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("changed")
+    with ShardWriter(folder, "text", 2, "en") as writer:
+        for text in (b"some text", b"more"):
+            writer.write({"txt": text})
+    path = folder / writer.manifest.shards[0].name
+    content = bytearray(path.read_bytes())
+    before = [head_sum(bytes(content[head : head + 512])) for head in (0, 1024)]
+    for place, value in changes:
+        content[place] = value
+    for head in (0, 1024) if right else ():
+        make_checksum_right(content, head)
+    path.write_bytes(content)
+    after = [head_sum(bytes(content[head : head + 512])) for head in (0, 1024)]
+    found = ShardReader(LocalFolder(folder)).lone_files(np.zeros(2, np.int64), np.arange(2), "txt")
+    there = [content[512:521], content[1536:1540]]
+    wanted = [text if now == then else None for text, now, then in zip(there, after, before, strict=True)]
+    assert found == wanted
+
+
+def make_checksum_right(content: bytearray, head: int) -> None:
+    block = content[head : head + 512]
+    block[148:156] = b" " * 8
+    content[head + 148 : head + 156] = b"%06o\0 " % sum(block)
 
 
 def test_few_shards_are_open_at_once_over_all_readers(shards: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ The index of shard-000000.tar is shard-000000.idx, five arrays in numpy's .npy f
 
 `np.load(path, mmap_mode="r", allow_pickle=False)` reads the first without a copy. The idea is webdataset's wids and NVIDIA
 DALI's wds2idx, which store one text line a member instead. Headers are parsed once, when a tar is indexed; whoever reads a
-sample only looks whether they are still the same, in a third of the time.
+sample only looks whether they are still the same.
 """
 
 import mmap
@@ -31,6 +31,7 @@ MOST_MEMBERS = 8
 LONGEST_EXTENSION = 32
 """Bytes."""
 NAME = f"S{LONGEST_EXTENSION}"
+"""numpy's type of an extension."""
 OTHER = 2**16 - 1
 """In place of a header's sum where a sample is not laid out like the others, or not plainly: no header has this sum."""
 
