@@ -121,6 +121,16 @@ def test_regions_that_cannot_be_used_are_a_bad_sample(changes: dict[str, Any], r
         load(**changes)
 
 
+@pytest.mark.parametrize("name", ["boxes", "features", "class_ids", "class_probs"])
+def test_a_file_that_is_no_array_is_a_bad_sample(name: str) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(packed(arrays()))) as whole, zipfile.ZipFile(buffer, "w") as changed:
+        for entry in {*whole.namelist(), f"{name}.npy"}:
+            changed.writestr(entry, b"no" if entry == f"{name}.npy" else whole.read(entry))
+    with pytest.raises(BadSample, match=f"unreadable regions.npz: {name} is no array"):
+        REGIONS.load({"regions.npz": buffer.getvalue()}, None)
+
+
 @pytest.mark.parametrize("content", [b"", b"no", pickle.dumps([1]), npy(), b"PK" + bytes(40)])
 def test_what_is_no_npz_is_a_bad_sample(content: bytes) -> None:
     with pytest.raises(BadSample, match=r"unreadable regions\.npz"):

@@ -93,9 +93,9 @@ class Regions(BaseModel):
             raise BadSample("no member regions.npz")
         try:
             with np.lib.npyio.NpzFile(io.BytesIO(members["regions.npz"]), allow_pickle=False) as arrays:
-                boxes, features = arrays["boxes"], arrays["features"]
-                ids = arrays["class_ids"] if self.classes else None
-                probs = arrays["class_probs"] if self.classes and "class_probs" in arrays else None
+                boxes, features = _array(arrays, "boxes"), _array(arrays, "features")
+                ids = _array(arrays, "class_ids") if self.classes else None
+                probs = _array(arrays, "class_probs") if self.classes and "class_probs" in arrays else None
         except Exception as error:  # on broken bytes its parsers raise nearly anything, from KeyError to TokenError
             raise BadSample(f"unreadable regions.npz: {error}") from error
         _check(boxes, features, self.feature_size)
@@ -128,6 +128,14 @@ class RegionEmbedder(nn.Module):
         features, boxes = features.to(self.feature.weight.dtype), boxes.to(self.box.weight.dtype)
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         return self.norm(self.feature(features) + self.box(torch.cat([boxes, area[:, None]], 1)))
+
+
+def _array(arrays: np.lib.npyio.NpzFile, name: str) -> NDArray[Any]:
+    """Return one of the arrays; numpy hands over a file without the mark of one as it is, as bytes."""
+    found = arrays[name]
+    if not isinstance(found, np.ndarray):
+        raise ValueError(f"{name} is no array")
+    return found
 
 
 def _check(boxes: NDArray[np.generic], features: NDArray[np.generic], width: int) -> None:
