@@ -4,8 +4,9 @@
 
 The peers are installed into environments of their own under FOLDER (with this one's packages underneath). Rounds go
 over all loaders in turn, so that a busy machine disturbs them alike; the best round counts. Prints samples a second, and
-samples a second of processor time; and the time to the first batch when a run resumes at sample 1,000,000 (webdataset has
-no state and must read its way there: extrapolated; energon and litdata go on from a state saved earlier).
+samples a second of processor time, of files that lie in memory and of pictures that come from disk; and the time to the
+first batch when a run resumes at sample 1,000,000 (webdataset has no state and must read its way there: extrapolated;
+energon and litdata go on from a state saved earlier).
 """
 
 import argparse
@@ -34,7 +35,12 @@ INSTALL: dict[str, list[str]] = {
 OURS = ("ours", "ours, masked")
 LOADERS = (*OURS, *INSTALL)
 WORKERS = (0, 1, 2)
-BATCHES = {"pictures": 150, "text": 1000}
+KINDS = {
+    "pictures": ["pictures", "--batches", "400"],
+    "text": ["text", "--batches", "3000"],
+    "pictures_from_disk": ["pictures", "--batches", "80", "--from-disk"],
+}
+"""What is loaded, and how many batches. From disk: less than an epoch, none of which lies in memory when it begins."""
 
 
 def main() -> None:
@@ -50,7 +56,7 @@ def main() -> None:
     make(data, options.pictures, options.passages)
     python = {name: environment(options.peers, name, packages) for name, packages in INSTALL.items()}
     python |= dict.fromkeys(OURS, sys.executable)
-    rows = [row for kind in BATCHES for row in measure(kind, python, data, options.rounds)]
+    rows = [row for kind in KINDS for row in measure(kind, python, data, options.rounds)]
     resumed = [first_batch(name, python[name], data) for name in LOADERS if name != "ours, masked"]
     result = {"machine": machine(), "rows": [*rows, *resumed], "ratios": ratios(rows)}
     show(result)
@@ -83,7 +89,7 @@ def measure(kind: str, python: dict[str, str], data: Path, rounds: int) -> list[
     for number in range(rounds):
         for workers in WORKERS:
             for name in LOADERS:
-                found = run(python[name], name, kind, str(workers), str(data), "--batches", str(BATCHES[kind]))
+                found = run(python[name], name, workers, data, *KINDS[kind])
                 start = {"kind": kind, "loader": name, "workers": workers, "rate": 0, "cpu": 0}
                 row = rows.setdefault((name, workers), start)
                 row |= {figure: round(max(row[figure], found[figure])) for figure in ("rate", "cpu")}
@@ -93,12 +99,13 @@ def measure(kind: str, python: dict[str, str], data: Path, rounds: int) -> list[
 
 def first_batch(name: str, python: str, data: Path) -> dict[str, Any]:
     """Return the row of the time to the first batch of text after resuming at sample 1,000,000, one worker."""
-    return {"kind": "resume", "loader": name, "workers": 1, **run(python, name, "text", "1", str(data), "--resume")}
+    return {"kind": "resume", "loader": name, "workers": 1, **run(python, name, 1, data, "text", "--resume")}
 
 
-def run(python: str, *arguments: str) -> dict[str, float]:
+def run(python: str, name: str, workers: int, data: Path, kind: str, *options: str) -> dict[str, float]:
     """Run `loader_peers.py` and return what it printed last."""
     settings = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    arguments = [name, kind, str(workers), str(data), *options]
     program = [python, str(ROOT / "benchmarks" / "loader_peers.py"), *arguments]
     done = subprocess.run(program, env=settings, capture_output=True, text=True, timeout=600, check=False)
     if done.returncode:
@@ -110,7 +117,7 @@ def run(python: str, *arguments: str) -> dict[str, float]:
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Return ours over the best peer: over all worker counts, and at each; by the clock, and by processor time."""
     found = {}
-    for kind in BATCHES:
+    for kind in KINDS:
         mine = [row for row in rows if row["kind"] == kind]
         found[f"{kind}_vs_best_peer"] = _ratio(mine, "rate")
         found[f"{kind}_vs_best_peer_by_processor_time"] = _ratio(mine, "cpu")

@@ -2,10 +2,13 @@
 
 import hashlib
 import os
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path
+from queue import SimpleQueue
 
 import fsspec
 import numpy as np
@@ -13,7 +16,10 @@ from fsspec.registry import known_implementations
 
 from trainer.data.cache import ATTEMPTS, FIRST_PAUSE, Cache
 from trainer.data.manifest import FILE_NAME, Manifest, check_shards
-from trainer.errors import UserError
+from trainer.errors import OneRankError, UserError
+
+PIECE = 8 * 2**20
+"""Bytes that a process has under way when it reads ahead."""
 
 
 class LocalFolder:
@@ -32,7 +38,12 @@ class LocalFolder:
         return self.path / name
 
     def fetch_ahead(self, shards: list[int]) -> None:
-        """Nothing to do: the files are here."""
+        """Have the system read `shards` into the memory it has to spare, in the background and from end to end.
+
+        Sample by sample, in a shuffled order, a disk takes several times as long. A failure here shows when the shard is read.
+        """
+        for number in shards:
+            _background(os.getpid()).put(partial(_read_ahead, self.path / self.manifest.shards[number].name))
 
 
 class RemoteFolder:
@@ -73,7 +84,7 @@ class RemoteFolder:
             shard = self.manifest.shards[number]
             for name, size in ((shard.name, shard.bytes), (shard.index_name, None)):
                 place = f"{self._place}/{name}"
-                _background(os.getpid()).submit(self._cache.get, f"{self.url}/{name}", place, size, wait=False)
+                _background(os.getpid()).put(partial(self._cache.get, f"{self.url}/{name}", place, size, wait=False))
 
 
 Folder = LocalFolder | RemoteFolder
@@ -120,7 +131,25 @@ def _read(url: str) -> bytes:
     raise AssertionError("the last attempt returns or raises")
 
 
+def _read_ahead(path: Path) -> None:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        for start in range(0, size, PIECE):
+            os.posix_fadvise(file.fileno(), start, PIECE, os.POSIX_FADV_WILLNEED)
+            # Waits for its end, so that what is needed now does not queue behind whole windows.
+            os.pread(file.fileno(), 1, min(start + PIECE, size) - 1)
+
+
 @cache
-def _background(process: int) -> ThreadPoolExecutor:
-    """Return the thread of this process that downloads; a forked worker does not have that of its parent."""
-    return ThreadPoolExecutor(1, "fetch")
+def _background(process: int) -> "SimpleQueue[Callable[[], object]]":
+    """Return where the thread of this process that fetches takes its work; a forked worker does not have that of its parent."""
+    work: SimpleQueue[Callable[[], object]] = SimpleQueue()
+    # A daemon: what is still to be fetched must not keep a process that is done.
+    threading.Thread(target=_fetch, args=(work,), daemon=True, name="fetch").start()
+    return work
+
+
+def _fetch(work: "SimpleQueue[Callable[[], object]]") -> None:
+    while True:
+        with suppress(OSError, OneRankError):  # the shard is read later on, and says so then
+            work.get()()

@@ -207,13 +207,13 @@ class Source:
 
     def _fetch_ahead(self, index: int) -> None:
         """Where a new window begins, have the one after it fetched, and let go of the shards before."""
-        if isinstance(self.folder, LocalFolder):
-            return
         mine, after = self.order.shards(index)
-        if mine != self._window:
-            self._window = mine
+        if mine == self._window:
+            return
+        if isinstance(self.folder, RemoteFolder):
             self._reader.keep([*mine, *after])
-            self.folder.fetch_ahead(after)
+        self.folder.fetch_ahead(after if self._window else [*mine, *after])
+        self._window = mine
 
     def lengths(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return roughly how many tokens the samples at `indices` [N] have, from the index files alone: [N].
