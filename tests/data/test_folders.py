@@ -60,5 +60,6 @@ def test_shards_are_read_into_memory_a_window_ahead(tmp_path: Path, monkeypatch:
 
 
 def test_what_is_still_to_be_fetched_does_not_keep_a_process_that_is_done() -> None:
-    program = "import os, time; from trainer.data.folders import _background; _background(os.getpid()).put(lambda: time.sleep(600))"
+    work = "_background(os.getpid()).put(lambda: time.sleep(600))"
+    program = f"import os, time; from trainer.data.folders import _background; {work}"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
