@@ -1,19 +1,18 @@
 """Our side of `loader.py`: the trainer's own loader, on objectives that only pack, or on the real ones with their masks."""
 
 from collections.abc import Iterator
-from collections.abc import Sequence as Sequences
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.batch import Batch, Packer, Sequence
+from trainer.batch import Batch, Packer
 from trainer.data.loader import DataConfig, MicroBatches, load
 from trainer.data.plan import MicroBatchPlan, Plan, Stream
 from trainer.data.tokenizer import Tokenizer
 from trainer.objectives.image_caption import ImageCaption, ImageCaptionConfig
 from trainer.objectives.multilingual_text import MultilingualText, MultilingualTextConfig
-from trainer.objectives.objective import Context, Ids, Objective, Read
+from trainer.objectives.objective import Context, Ids, Objective, Part, Read
 from trainer.visual.patches import Patches
 
 BATCH = 64
@@ -25,16 +24,15 @@ class PlainText(MultilingualText):
 
     def pack(self, packer: Packer, tokens: Ids, lengths: Ids, owners: NDArray[np.uint64]) -> None:
         """Pack passages."""
-        packer.add_words(tokens, lengths)
+        packer.add_many(tokens, lengths)
 
 
 class PlainPairs(ImageCaption):
     """Pictures with a caption, decoded, tokenised and packed."""
 
-    def add(self, packer: Packer, turn: range, positions: Sequences[int], tokens: Sequences[Ids], read: Read) -> None:
+    def add(self, packer: Packer, part: Part, read: Read) -> None:
         """Pack pairs."""
-        for position, of_text in zip(positions, tokens, strict=True):
-            packer.add(Sequence(of_text, read(position).visual))
+        packer.add_many(part.tokens, part.lengths, [sample.picture for sample in part.samples])
 
 
 def start(kind: str, data: Path, workers: int, first: int, masks: bool) -> Iterator[Batch]:

@@ -21,7 +21,8 @@ def text_batch(rng: np.random.Generator, samples: int, words: int, feature_size:
     for length in rng.integers(TEXT[0], TEXT[1], samples, endpoint=True):
         tokens = _tokens(rng, length, words)
         _, first = packer.add(Sequence(tokens))
-        ask_words(packer, first, _places(rng, length - 2) + 1, tokens)
+        places = _places(rng, length - 2) + 1
+        ask_words(packer, first + places, tokens[places])
     return packer.finish(samples)
 
 
@@ -37,10 +38,11 @@ def caption_batch(rng: np.random.Generator, samples: int, words: int, feature_si
         visual = RegionTokens(features, np.concatenate([corner, corner + 0.4], 1), rng.integers(classes, size=count))
         sequence, first = packer.add(Sequence(tokens, visual))
         if number % 2:
-            ask_words(packer, first, _places(rng, len(tokens) - 2) + 1, tokens)
+            places = _places(rng, len(tokens) - 2) + 1
+            ask_words(packer, first + places, tokens[places])
         else:
             ask_regions(packer, first + len(tokens), _places(rng, count), visual)
-        ask_match(packer, sequence, bool(rng.random() < 0.5))
+        ask_match(packer, range(sequence, sequence + 1), bool(rng.random() < 0.5))
     return packer.finish(samples)
 
 

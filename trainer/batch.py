@@ -167,17 +167,20 @@ class Packer:
     def __init__(self, *features: int) -> None:
         self._features = features
         self._ids: list[NDArray[np.int64]] = []
-        self._words: list[int] = []
-        """Of each sequence."""
+        self._words: list[NDArray[np.int64]] = []
+        """Of each sequence, and so the two after it."""
+        self._shown: list[NDArray[np.int64]] = []
+        """Tokens of the picture that it shows; 0 where it shows none."""
+        self._first_rows: list[NDArray[np.int64]] = []
+        """First row of that picture among those of all held."""
+        self._sequences = 0
+        self._slots = 0
         self._held: list[Picture] = []
         """Pictures, each once."""
-        self._starts: dict[int, int] = {}
+        self._row_of: dict[int, int] = {}
         """By the identity of a picture's features, its first row among those of all held."""
         self._rows = 0
         """Of all held."""
-        self._shown: list[tuple[int, int, int]] = []
-        """Number of a sequence that shows a picture, tokens and first row of that one."""
-        self._slots = 0
         self._targets: dict[str, dict[str, list[NDArray[np.generic]]]] = {}
         self.names: list[str] = []
         self.counts: dict[str, int] = {}
@@ -185,27 +188,40 @@ class Packer:
     def add(self, sequence: Sequence) -> tuple[int, int]:
         """Append a sequence; return its number and its first slot."""
         token_ids, picture = sequence
-        number, first, words = len(self._words), self._slots, len(token_ids)
+        pictures = [] if picture is None else [picture]
+        numbers, first_slots = self.add_many(token_ids, np.array([len(token_ids)]), pictures)
+        return numbers[0], int(first_slots[0])
+
+    def add_many(
+        self, token_ids: NDArray[np.int64], lengths: NDArray[np.int64], pictures: Sequences[Picture] = ()
+    ) -> tuple[range, NDArray[np.int64]]:
+        """Append sequences: words end to end in `token_ids` [W], of `lengths` [N], and behind them a picture each, if any.
+
+        -> (their numbers, the first slot of each [N]).
+        """
+        shown, first_rows = self._hold(pictures) if pictures else np.zeros((2, len(lengths)), np.int64)
+        ends = (lengths + shown).cumsum() + self._slots
+        first_slots = ends - lengths - shown
+        numbers = range(self._sequences, self._sequences + len(lengths))
         self._ids.append(token_ids)
-        self._words.append(words)
-        self._slots += words
-        if picture is not None:
+        self._words.append(lengths)
+        self._shown.append(shown)
+        self._first_rows.append(first_rows)
+        self._sequences = numbers.stop
+        self._slots = int(ends[-1]) if len(ends) else self._slots
+        return numbers, first_slots
+
+    def _hold(self, pictures: Sequences[Picture]) -> NDArray[np.int64]:
+        """Keep those that are not yet held: -> tokens and first row of each, [2, N]."""
+        found = []
+        for picture in pictures:
             tokens, owner = picture.tokens, id(picture.features)
-            if owner not in self._starts:
-                self._starts[owner] = self._rows
+            if owner not in self._row_of:
+                self._row_of[owner] = self._rows
                 self._held.append(picture)
                 self._rows += tokens
-            self._shown.append((number, tokens, self._starts[owner]))
-            self._slots += tokens
-        return number, first
-
-    def add_words(self, token_ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> int:
-        """Append sequences of words alone, end to end in `token_ids` [W], of `lengths` [N]; return the first one's first slot."""
-        first = self._slots
-        self._ids.append(token_ids)
-        self._words += lengths.tolist()
-        self._slots += len(token_ids)
-        return first
+            found.append((tokens, self._row_of[owner]))
+        return np.array(found).T
 
     def target(self, task: str, **arrays: NDArray[np.generic]) -> None:
         """Append rows to the tensors of `task`; all arrays of a call have the same first dimension."""
@@ -222,20 +238,16 @@ class Packer:
 
         `canvas` is where the pictures were decoded to: if they are packed as they lie there, they are not copied.
         """
-        if not self._words:
+        if not self._sequences:
             self.add(Sequence(np.zeros(1, np.int64)))
-        words = np.array(self._words)
-        shown, starts = np.zeros((2, len(words)), np.int64)
-        if self._shown:
-            showing, tokens, rows = np.array(self._shown).T
-            shown[showing], starts[showing] = tokens, rows
-        lengths = words + shown
+        words = np.concatenate(self._words)
+        lengths = words + np.concatenate(self._shown)
         boxes = [picture.boxes for picture in self._held if picture.boxes is not None]
         return Batch(
             token_ids=torch.from_numpy(np.concatenate(self._ids)),
             words=torch.from_numpy(words),
             lengths=torch.from_numpy(lengths),
-            visual_starts=torch.from_numpy(starts),
+            visual_starts=torch.from_numpy(np.concatenate(self._first_rows)),
             visual_features=_features([picture.features for picture in self._held], self._features, canvas),
             visual_boxes=_stack(boxes, (4,)),
             targets={

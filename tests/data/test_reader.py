@@ -41,7 +41,7 @@ def test_many_samples_are_read_as_one_by_one(shards: list[Path], monkeypatch: py
     reading = ShardReader(LocalFolder(shards[0].parent))
     os.truncate(shards[1], 600)
     numbers, samples = np.array([2, 0, 1, 2, 1, 0]), np.array([3, 1, 0, 0, 2, 0])
-    read = dict(reading.read_many(numbers, samples))
+    read = reading.read_many(numbers, samples)
     for number, (shard, sample) in enumerate(zip(numbers.tolist(), samples.tolist(), strict=True)):
         if shard == 1:
             assert "inside the sample (truncated since it was indexed)" in str(read[number])
@@ -75,7 +75,7 @@ def test_changed_shards_are_read_as_indexed_or_parsed(
         make_checksum_right(tar_bytes, head)
     path.write_bytes(tar_bytes)
     reading = ShardReader(LocalFolder(path.parent))
-    many = dict(reading.read_many(np.zeros(2, np.int64), np.arange(2)))
+    many = reading.read_many(np.zeros(2, np.int64), np.arange(2))
     for sample, (first, end) in enumerate([(0, 2560), (2560, 4096)]):
         span = bytes(tar_bytes[first:end])
         kept = [head_sum(bytes(tar_bytes[head : head + 512])) for head in heads][2 * sample :][:2] == before[
@@ -99,9 +99,9 @@ def test_changed_shards_are_read_as_indexed_or_parsed(
 def test_a_shard_cut_short_under_way_is_noticed_by_the_next_micro_batch(shards: list[Path]) -> None:
     reading = ShardReader(LocalFolder(shards[0].parent))
     places = np.zeros(2, np.int64), np.array([0, 3])
-    assert dict(reading.read_many(*places))[1] == {"txt": b"0 3", "json": b"{}"}
+    assert reading.read_many(*places)[1] == {"txt": b"0 3", "json": b"{}"}
     os.truncate(shards[0], 6744)
-    found = dict(reading.read_many(*places))
+    found = reading.read_many(*places)
     assert found[0] == {"txt": b"0 0", "json": b"{}"}
     assert "the shard ends at byte 6744, inside the sample" in str(found[1])
     assert reading.lone_files(*places, "txt") == [None, None]

@@ -44,9 +44,12 @@ def test_the_formula_agrees_with_a_counted_run(visual: VisualConfig, recompute: 
         text, _ = packer.add(Sequence(tokens))
         image, _ = packer.add(Sequence(np.array([0]), seen))
         joint, first = packer.add(Sequence(tokens, seen))
-        ask_contrast(packer, text, image, number, str(number), str(number))
-        ask_match(packer, joint, True)
-        ask_words(packer, first, np.arange(1, length, 6), tokens)
+        ask_contrast(
+            packer, range(text, text + 1), range(image, image + 1), np.array([number]), [str(number)], [str(number)]
+        )
+        ask_match(packer, range(joint, joint + 1), True)
+        masked = np.arange(1, length, 6)
+        ask_words(packer, first + masked, tokens[masked])
         ask_regions(packer, first + length, np.arange(0, count, 5), seen)
     batch = packer.finish(3)
     config = ModelConfig.model_validate({"shape": SHAPE, "tokenizer": "t", "projection": 100, "recompute": recompute})

@@ -49,7 +49,7 @@ def words(seed: int = 0, length: int = 5) -> np.ndarray[tuple[int], np.dtype[np.
 def text_only(visual: VisualConfig) -> Batch:
     packer = Packer(*visual.features)
     _, first = packer.add(Sequence(words()))
-    ask_words(packer, first, np.array([1, 3]), words())
+    ask_words(packer, first + np.array([1, 3]), words()[[1, 3]])
     return packer.finish(1)
 
 
@@ -70,9 +70,9 @@ def everything(visual: VisualConfig) -> Batch:
         text, _ = packer.add(Sequence(words(seed)))
         image, _ = packer.add(Sequence(np.array([0]), picture(visual, seed)))
         joint, first = packer.add(Sequence(words(seed), picture(visual, seed)))
-        ask_contrast(packer, text, image, seed, str(seed), str(seed))
-        ask_match(packer, joint, bool(seed))
-        ask_words(packer, first, np.array([1]), words(seed))
+        ask_contrast(packer, range(text, text + 1), range(image, image + 1), np.array([seed]), [str(seed)], [str(seed)])
+        ask_match(packer, range(joint, joint + 1), bool(seed))
+        ask_words(packer, first + np.array([1]), words(seed)[[1]])
         ask_regions(packer, first + 5, np.array([1]), picture(visual, seed))
     return packer.finish(2)
 
@@ -115,7 +115,7 @@ def test_what_a_batch_does_not_ask_for_gets_a_gradient_of_zero() -> None:
 def test_a_network_without_pictures_works_alone() -> None:
     packer = Packer(1)
     _, first = packer.add(Sequence(words()))
-    ask_words(packer, first, np.array([2]), words())
+    ask_words(packer, first + np.array([2]), words()[[2]])
     model = build(None)
     backward(model(packer.finish(1)))
     assert all(parameter.grad is not None for parameter in model.parameters())

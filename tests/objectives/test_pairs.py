@@ -102,7 +102,7 @@ def test_a_pair_is_a_text_a_picture_the_two_joined_and_a_mismatch(batch: tuple[I
         picture = int(contrast["image_sequences"][row])
         assert words_of(packed_pairs, picture) == [0]
         assert int(packed_pairs.lengths[picture]) == 1 + len(sample.visual.features)
-        joint = int(matching["sequences"][2 * row])
+        joint = int(matching["sequences"][row])
         assert int(packed_pairs.lengths[joint]) == len(tokens) + len(sample.visual.features)
 
 
@@ -121,7 +121,7 @@ def test_labels_stand_at_the_slots_of_the_words_that_they_name(batch: tuple[Imag
     asked = 0
     for row in range(len(turn)):
         true = words_of(packed_pairs, int(contrast["text_sequences"][row]))
-        joint = int(matching["sequences"][2 * row])
+        joint = int(matching["sequences"][row])
         shown, start = words_of(packed_pairs, joint), int(starts[joint])
         for place, (truly, seen) in enumerate(zip(true, shown, strict=True)):
             if start + place in labels:
@@ -141,7 +141,7 @@ def test_a_pair_hides_words_or_regions_never_both_and_a_mismatch_is_asked_for_no
         task: Counter(torch.searchsorted(ends, packed_pairs.targets[task]["slots"], right=True).tolist())
         for task in ("masked_words", "masked_regions")
     }
-    joints = set(packed_pairs.targets["matching"]["sequences"][::2].tolist())
+    joints = set(packed_pairs.targets["matching"]["sequences"][: len(turn)].tolist())
     assert not owners["masked_words"].keys() & owners["masked_regions"].keys()
     assert owners["masked_words"].keys() | owners["masked_regions"].keys() == joints
     assert 0.3 < len(owners["masked_words"]) / len(turn) < 0.7
@@ -156,7 +156,7 @@ def test_mismatches_take_the_others_picture_and_the_others_caption_alike_often(
     mask = objective.context.tokenizer.mask
     own, masked = 0, Counter[bool]()
     for row in range(len(turn)):
-        true, false = (int(matching["sequences"][2 * row + which]) for which in (0, 1))
+        true, false = (int(matching["sequences"][row + which]) for which in (0, len(turn)))
         own += boxes_of(packed_pairs, true) == boxes_of(packed_pairs, false)
         for good, sequence in ((True, true), (False, false)):
             masked[good] += mask in words_of(packed_pairs, sequence)

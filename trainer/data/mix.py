@@ -1,7 +1,7 @@
 """A mix: the sources of one objective, read by position."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,8 @@ from trainer.data.sample import BadSamples, Sample, Texts
 from trainer.data.shares import Shares, temperature_weights
 from trainer.data.source import Drawn, Source
 from trainer.errors import BadSample
+
+Item = TypeVar("Item")
 
 
 class Draw(NamedTuple):
@@ -44,23 +46,18 @@ class Mix:
 
     def draw(self, positions: Sequence[int]) -> "Draw":
         """Read the samples at `positions`, source by source, but for their pictures."""
-        found: list[Sample | BadSample] = [BadSample("not read")] * len(positions)
-        parts = []
-        for source, mine, indices in self._by_source(positions):
-            places, drawn = mine.tolist(), source.draw(indices)
-            parts.append((source, places, drawn))
-            for place, sample in zip(places, drawn.samples, strict=True):
-                found[place] = sample
-        return Draw(positions, found, parts)
+        parts = [(source, mine.tolist(), source.draw(indices)) for source, mine, indices in self._by_source(positions)]
+        return Draw(positions, _merge([(places, drawn.samples) for _, places, drawn in parts]), parts)
 
-    def see(self, draw: "Draw", bad: BadSamples, canvas: Canvas) -> dict[int, Sample]:
-        """Return the samples by position, in order, pictures on `canvas`; bad ones are replaced, and noted in `bad`."""
+    def see(self, draw: "Draw", bad: BadSamples, canvas: Canvas) -> list[Sample]:
+        """Return the samples in the order of the positions, pictures on `canvas`; bad ones are replaced, and noted in `bad`."""
         rooms = canvas.divide(len(draw.positions))
-        found: dict[int, Sample] = {}
-        for source, places, drawn in draw.parts:
-            samples = source.see(drawn, bad, [rooms[place] for place in places])
-            found.update(zip([draw.positions[place] for place in places], samples, strict=True))
-        return found if len(draw.parts) == 1 else {position: found[position] for position in draw.positions}
+        return _merge(
+            [
+                (places, source.see(drawn, bad, [rooms[place] for place in places]))
+                for source, places, drawn in draw.parts
+            ]
+        )
 
     def read_texts(self, positions: Sequence[int]) -> Texts:
         """Return the passages at `positions` [N], in that order."""
@@ -94,3 +91,11 @@ class Mix:
         for number in np.unique(sources).tolist():
             mine = (sources == number).nonzero()[0]
             yield self.sources[number], mine, indices[mine]
+
+
+def _merge(parts: Sequence[tuple[list[int], list[Item]]]) -> list[Item]:
+    """Return the items of all parts in the order of their places, 0, 1, ..., which each part names in rising order."""
+    if len(parts) == 1:
+        return parts[0][1]
+    found = {place: item for places, items in parts for place, item in zip(places, items, strict=True)}
+    return [found[place] for place in range(len(found))]

@@ -52,6 +52,10 @@ class Places(NamedTuple):
     shard: NDArray[np.int64]
     sample: NDArray[np.int64]
 
+    def at(self, index: int) -> Place:
+        """Return where the position at `index` of a list of them lies."""
+        return Place(*(int(column[index]) for column in self))
+
 
 @dataclass(frozen=True)
 class _Epoch:

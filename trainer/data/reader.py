@@ -7,7 +7,7 @@ any other is parsed.
 import mmap
 import os
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -98,20 +98,18 @@ class ShardReader:
         """
         return {extension: bytes(content) for extension, content in self._shard(shard).read(sample).items()}
 
-    def read_many(
-        self, shards: NDArray[np.int64], samples: NDArray[np.int64]
-    ) -> Iterator[tuple[int, Members | BadSample]]:
-        """Yield (number, members) of `samples` [N] of `shards` [N], in any order; a BadSample where `read` would raise it."""
-        last, numbers, wanted = -1, shards.tolist(), samples.tolist()
+    def read_many(self, shards: NDArray[np.int64], samples: NDArray[np.int64]) -> list[Members | BadSample]:
+        """Return the members of each of `samples` [N] of `shards` [N]; a BadSample where `read` would raise it."""
+        found: list[Members | BadSample] = [{}] * len(shards)
         # Shard by shard: not all that are asked for may be open at once.
-        for place in shards.argsort(kind="stable").tolist():
-            if numbers[place] != last:
-                last = numbers[place]
-                opened = self._shard(last)
-            try:
-                yield place, opened.read(wanted[place])
-            except BadSample as reason:
-                yield place, reason
+        for shard, mine in groups(shards):
+            read = self._shard(shard).read
+            for place, sample in zip(mine.tolist(), samples[mine].tolist(), strict=True):
+                try:
+                    found[place] = read(sample)
+                except BadSample as reason:
+                    found[place] = reason
+        return found
 
     def lone_files(
         self, shards: NDArray[np.int64], samples: NDArray[np.int64], extension: str

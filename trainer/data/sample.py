@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +17,9 @@ Members = Mapping[str, bytes | memoryview]
 """Contents of a sample's files by extension: "json", "jpg", "regions.npz"."""
 
 
-class Sample(NamedTuple):
-    """One sample, read and decoded."""
+@dataclass(slots=True)
+class Sample:
+    """One sample, read; its picture comes when it is decoded."""
 
     name: str
     """Source, shard and key, for messages."""
@@ -29,7 +31,13 @@ class Sample(NamedTuple):
     captions: dict[str, list[str]]
     concept: str
     """Pictures of one concept share their captions; the sample's own name where there is none."""
-    visual: Picture | None
+    visual: Picture | None = None
+
+    @property
+    def picture(self) -> Picture:
+        """The picture, of a sample that has one: of a pair, once it is decoded."""
+        assert self.visual is not None, "sources of pairs load pictures"
+        return self.visual
 
     def generator(self, purpose: str) -> np.random.Generator:
         """The sample's own generator for `purpose`: the same in every run, on every rank, in every worker."""

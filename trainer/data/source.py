@@ -12,7 +12,7 @@ from trainer.batch import Picture
 from trainer.data.canvas import Room
 from trainer.data.folders import Folder, LocalFolder, RemoteFolder, is_url
 from trainer.data.manifest import Manifest
-from trainer.data.order import Place, SourceOrder
+from trainer.data.order import Place, Places, SourceOrder
 from trainer.data.reader import ShardReader
 from trainer.data.sample import BadSamples, Members, Sample, Texts, choose_captions, passage, read_record
 from trainer.data.threads import share
@@ -54,11 +54,11 @@ class LoadPicture(Protocol):
 
 
 class Drawn(NamedTuple):
-    """Samples of a source, read but for their pictures."""
+    """Samples of a source, read but for their pictures: [N] each."""
 
-    places: list[Place]
-    contents: list[Members]
-    """Members of each."""
+    places: Places
+    contents: list[Members | BadSample]
+    """Members of each; or why they cannot be read."""
     samples: list[Sample | BadSample]
     """Without their pictures; or why one cannot be read."""
 
@@ -113,49 +113,42 @@ class Source:
     def draw(self, indices: NDArray[np.int64]) -> Drawn:
         """Read the samples at `indices` [N] of the endless order, but for their pictures; places are computed together."""
         self._fetch_ahead(int(indices[-1]))
-        found_at = self.order.locate(indices)
-        places = list(map(Place._make, zip(*(array.tolist() for array in found_at), strict=True)))
-        drawn = Drawn(places, [{}] * len(places), [BadSample("not read")] * len(places))
-        for number, content in self._reader.read_many(found_at.shard, found_at.sample):
-            try:
-                if isinstance(content, BadSample):
-                    raise content
-                drawn.contents[number] = content
-                drawn.samples[number] = self._describe(places[number], places[number].sample, content)
-            except BadSample as reason:
-                drawn.samples[number] = reason
-        return drawn
+        places = self.order.locate(indices)
+        contents = self._reader.read_many(places.shard, places.sample)
+        samples = map(self._try, *(column.tolist() for column in places), contents)
+        return Drawn(places, contents, list(samples))
 
     def see(self, drawn: Drawn, bad: BadSamples, rooms: Sequence[Room | None] = ()) -> list[Sample]:
         """Return the samples with their pictures, decoded into `rooms` [N] by the threads of this process.
 
         Bad ones are replaced as by `read`.
         """
-        found = list(drawn.samples)
+        found, contents = drawn.samples, drawn.contents
+        rooms = rooms or [None] * len(found)
 
         def decode(part: range) -> None:
             for number in part:
-                sample = found[number]
-                if not isinstance(sample, BadSample):
-                    room = rooms[number] if rooms else None
+                sample, content = found[number], contents[number]
+                if isinstance(sample, Sample) and not isinstance(content, BadSample):
                     try:
-                        found[number] = self._see(sample, drawn.contents[number], True, room)
+                        self._see(sample, content, True, rooms[number])
                     except BadSample as reason:
                         found[number] = reason
 
         share(decode, len(found))
         return [
-            self._replace(place, one, bad, True) if isinstance(one, BadSample) else one
-            for place, one in zip(drawn.places, found, strict=True)
+            self._replace(drawn.places.at(number), one, bad, True) if isinstance(one, BadSample) else one
+            for number, one in enumerate(found)
         ]
 
     def read_texts(self, indices: NDArray[np.int64]) -> Texts:
         """As `draw` and `see`, of a source of text: without an object for each passage, which would cost more than reading it."""
         self._fetch_ahead(int(indices[-1]))
-        epochs, shards, samples = self.order.locate(indices)
+        places = self.order.locate(indices)
+        _, shards, samples = places
         owners = np.empty((len(shards), 4), np.uint64)
         owners[:, 0] = self._owner
-        owners[:, 1], owners[:, 2], owners[:, 3] = epochs, shards, samples
+        owners[:, 1], owners[:, 2], owners[:, 3] = places
         names = [self._name(shard) for shard in shards.tolist()]
         found = Texts([], names, [self._language] * len(names), owners, [])
         for number, content in enumerate(self._reader.lone_files(shards, samples, "txt")):
@@ -165,9 +158,8 @@ class Source:
                     stored = self._reader.read(int(shards[number]), int(samples[number])).get("txt")
                 found.texts.append(passage(stored))
             except BadSample as reason:
-                place = Place(int(epochs[number]), int(shards[number]), int(samples[number]))
                 bad = BadSamples([])
-                sample = self._replace(place, reason, bad, True)
+                sample = self._replace(places.at(number), reason, bad, True)
                 owners[number] = sample.owner
                 found.texts.append(sample.text)
                 found.bad.extend((number, message) for message in bad.seen)
@@ -186,7 +178,9 @@ class Source:
 
     def _read(self, place: Place, number: int, augment: bool) -> Sample:
         content = self._reader.read(place.shard, number)
-        return self._see(self._describe(place, number, content), content, augment, None)
+        sample = self._describe(place.epoch, place.shard, number, content)
+        self._see(sample, content, augment, None)
+        return sample
 
     def _replace(self, place: Place, reason: BadSample, bad: BadSamples, augment: bool) -> Sample:
         """Return the next good sample of the shard; note the one at `place`, bad for `reason`, and all others passed over."""
@@ -238,24 +232,32 @@ class Source:
             self._names[shard] = f"{self.folder.name}/{self.manifest.shards[shard].name}"
         return self._names[shard]
 
-    def _describe(self, place: Place, number: int, members: Members) -> Sample:
-        """Return a sample without its picture."""
-        name, owner = self._name(place.shard), (self._owner, place.epoch, place.shard, number)
+    def _try(self, epoch: int, shard: int, number: int, members: Members | BadSample) -> Sample | BadSample:
+        """As `_describe`; return why it cannot be read."""
+        if isinstance(members, BadSample):
+            return members
+        try:
+            return self._describe(epoch, shard, number, members)
+        except BadSample as reason:
+            return reason
+
+    def _describe(self, epoch: int, shard: int, number: int, members: Members) -> Sample:
+        """Return a sample without its picture. Raises BadSample."""
+        name, owner = self._name(shard), (self._owner, epoch, shard, number)
         if self._load_picture is None:
-            return Sample(name, owner, self._language, passage(members.get("txt")), {}, "", None)
+            return Sample(name, owner, self._language, passage(members.get("txt")), {}, "")
         record = read_record(members, self.manifest.language)
         captions = choose_captions(record, self._config.languages)
         key_name = f"{name}/{record.get('id', number)}"
-        concept = str(record.get("concept", key_name))
-        return Sample(key_name, owner, "", "", captions, concept, None)
+        return Sample(key_name, owner, "", "", captions, str(record.get("concept", key_name)))
 
-    def _see(self, sample: Sample, members: Members, augment: bool, room: Room | None) -> Sample:
-        """Return the sample with its picture, decoded into `room` where it fits."""
+    def _see(self, sample: Sample, members: Members, augment: bool, room: Room | None) -> None:
+        """Decode the picture of a sample, into `room` where it fits. Raises BadSample."""
         if self._load_picture is None:
-            return sample
+            return
         rng = generator(*sample.owner, "augment") if augment and self._augments else None
         try:
-            return Sample(*sample[:-1], self._load_picture(members, rng, room))
+            sample.visual = self._load_picture(members, rng, room)
         except BadSample as reason:
             name = sample.name.removeprefix(f"{self._name(sample.owner[2])}/")
             raise BadSample(f"{reason} (id {name!r})") from reason

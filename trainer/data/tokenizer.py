@@ -7,7 +7,6 @@ the whole text, adds up scores in float32; where two ways to cut a word score al
 
 from array import array
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -65,12 +64,7 @@ class Tokenizer:
 
     def encode(self, text: str, most: int) -> NDArray[np.int64]:
         """Return `<s>` pieces `</s>`, cut to `most` tokens in all: [L] with L <= most."""
-        return self.encode_many([text], most)[0]
-
-    def encode_many(self, texts: Sequence[str], most: int) -> list[NDArray[np.int64]]:
-        """As `encode`, each text an array."""
-        ids, lengths = self.encode_flat(texts, most)
-        return [ids[start:end] for start, end in pairwise([0, *lengths.cumsum().tolist()])]
+        return self.encode_flat([text], most)[0]
 
     def encode_flat(self, texts: Sequence[str], most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """As `encode`, end to end: (ids [W], the length of each text [N])."""

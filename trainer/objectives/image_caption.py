@@ -1,18 +1,16 @@
 """`image_caption`: a picture and its caption; masked words or regions, matching, contrastive (M3P's MC-* on plain pairs)."""
 
-from collections.abc import Sequence as Sequences
-from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from trainer.batch import Packer, Picture, Sequence
+from trainer.batch import Packer, Picture
 from trainer.data.sample import Sample
 from trainer.data.tokenizer import BOS
 from trainer.keys import keys_of, mix, uniform
-from trainer.objectives.objective import Context, Ids, Objective, ObjectiveConfig, Read, Text
+from trainer.objectives.objective import Context, Ids, Objective, ObjectiveConfig, Part, Read, Text
 from trainer.objectives.tasks.contrastive import ask_contrast
 from trainer.objectives.tasks.masked_regions import ask_regions, mask_regions
 from trainer.objectives.tasks.masked_words import ask_words, mask_words
@@ -35,24 +33,30 @@ class ImageCaptionConfig(ObjectiveConfig):
         return ImageCaption(self, context)
 
 
-class Pair(NamedTuple):
-    """A text and a picture that are seen together; the sample's own, or a mismatch."""
+class Pairs(NamedTuple):
+    """Texts and pictures that are seen together, column by column: of the samples themselves, or mismatched."""
 
-    sample: Sample
-    """Whose it is: choices are keyed by it."""
+    samples: list[Sample]
+    """Whose they are: choices are keyed by them. [N]"""
     tokens: Ids
-    visual: Picture
+    """Of all texts, end to end: [W]."""
+    lengths: Ids
+    """Of each text: [N]."""
+    pictures: list[Picture]
+    """[N]"""
 
 
 class Masked(NamedTuple):
-    """A pair after masking."""
+    """What is left to be seen of pairs after masking."""
 
     tokens: Ids
-    visual: Picture
+    """[W]"""
+    pictures: list[Picture]
+    """[N]"""
     words: Ids
-    """Places of the masked words in `tokens`."""
-    regions: Ids
-    """Numbers of the masked regions."""
+    """Places of the masked words in `tokens`: [K]."""
+    regions: dict[int, Ids]
+    """By the number of a pair, the masked ones of its picture."""
 
 
 class ImageCaption(Objective):
@@ -61,26 +65,21 @@ class ImageCaption(Objective):
     config: ImageCaptionConfig
     needs_pictures = True
 
-    def add(self, packer: Packer, turn: range, positions: Sequences[int], tokens: Sequences[Ids], read: Read) -> None:
-        """Pack pairs. The mismatched partner of one is the next one of the turn, whatever rank that one is on."""
-        pairs = [
-            Pair(read(position), of_text, _picture(read(position)))
-            for position, of_text in zip(positions, tokens, strict=True)
-        ]
-        joint = self.tasks.keys() & {"masked_words", "masked_regions", "matching"}
-        masked = self.mask(pairs, "mask") if joint else []
-        others = self._mismatches(turn, positions, pairs, read) if "matching" in self.tasks else {}
-        masked_others = dict(zip(others, self.mask(list(others.values()), "mismatch"), strict=True))
-        for number, (position, pair) in enumerate(zip(positions, pairs, strict=True)):
-            if "contrastive" in self.tasks:
-                self._ask_contrast(packer, position - turn.start, pair)
-            if joint:
-                sequence = self._add_joint(packer, masked[number], pair)
-                if "matching" in self.tasks:
-                    ask_match(packer, sequence, True)
-            if number in masked_others:
-                other = masked_others[number]
-                ask_match(packer, packer.add(Sequence(other.tokens, other.visual))[0], False)
+    def add(self, packer: Packer, part: Part, read: Read) -> None:
+        """Pack pairs: all texts, all pictures, all joint forms, and all mismatches.
+
+        The mismatched partner of a pair is the next one of the turn, whatever rank that one is on.
+        """
+        pairs = Pairs(part.samples, part.tokens, part.lengths, [sample.picture for sample in part.samples])
+        if "contrastive" in self.tasks:
+            self._ask_contrast(packer, np.array(part.positions) - part.turn.start, pairs)
+        if self.tasks.keys() & {"masked_words", "masked_regions", "matching"}:
+            self._add_joint(packer, pairs)
+        if "matching" in self.tasks:
+            others = self._mismatches(part, pairs, read)
+            masked = self.mask(others, "mismatch")
+            if others.samples:
+                ask_match(packer, packer.add_many(masked.tokens, others.lengths, masked.pictures)[0], False)
 
     def text(self, sample: Sample) -> Text:
         """The caption chosen."""
@@ -96,77 +95,72 @@ class ImageCaption(Objective):
         texts = sample.captions[languages[rng.integers(len(languages))]]
         return texts[rng.integers(len(texts))]
 
-    def mask(self, pairs: Sequences[Pair], purpose: str) -> list[Masked]:
+    def mask(self, pairs: Pairs, purpose: str) -> Masked:
         """Mask words or regions of each pair, never both, at a coin's toss; only words where no task asks for regions (and
         vice versa). Choices are keyed by the pair's sample and `purpose`.
         """
         words = self.tasks.get("masked_words", 0) > 0
         regions = self.tasks.get("masked_regions", 0) > 0
-        if not pairs or not (words or regions):
-            return [Masked(pair.tokens, pair.visual, _NONE, _NONE) for pair in pairs]
-        keys = keys_of(np.array([pair.sample.owner for pair in pairs], np.uint64), purpose)
-        heads = (uniform(mix(keys)) < 0.5).tolist() if words and regions else [words] * len(pairs)
-        hidden = self._mask_words(pairs, keys) if words else []
-        return [
-            Masked(hidden[number][0], pair.visual, hidden[number][1], _NONE)
-            if heads[number]
-            else self._mask_regions(pair, purpose)
-            for number, pair in enumerate(pairs)
-        ]
+        if not pairs.samples or not (words or regions):
+            return Masked(pairs.tokens, pairs.pictures, _NONE, {})
+        keys = keys_of(np.array([sample.owner for sample in pairs.samples], np.uint64), purpose)
+        heads = uniform(mix(keys)) < 0.5 if words and regions else np.full(len(keys), words)
+        tokens, places = self._mask_words(pairs, keys, heads) if words else (pairs.tokens, _NONE)
+        pictures, hidden = pairs.pictures.copy(), {}
+        for number in (~heads).nonzero()[0].tolist():
+            rng = pairs.samples[number].generator(purpose)
+            pictures[number], hidden[number] = self._mask_regions(pictures[number], rng)
+        return Masked(tokens, pictures, places, hidden)
 
-    def _mask_words(self, pairs: Sequences[Pair], keys: NDArray[np.uint64]) -> list[tuple[Ids, Ids]]:
-        """Return the words of each pair with some hidden, and the places of those."""
-        lengths = np.array([len(pair.tokens) for pair in pairs])
-        ends = lengths.cumsum()
-        tokens = np.concatenate([pair.tokens for pair in pairs])
-        hidden, places = mask_words(tokens, lengths, keys, self.config.mask_rate, self.context.tokenizer)
-        of_pairs = places.searchsorted(ends)
-        places -= np.repeat(ends - lengths, np.diff(of_pairs, prepend=0))
-        return list(zip(_split(hidden, ends), _split(places, of_pairs), strict=True))
+    def _mask_words(self, pairs: Pairs, keys: NDArray[np.uint64], heads: NDArray[np.bool_]) -> tuple[Ids, Ids]:
+        """Return the words of all pairs with some hidden of those that have `heads` [N], and the places of the hidden."""
+        tokens, places = mask_words(pairs.tokens, pairs.lengths, keys, self.config.mask_rate, self.context.tokenizer)
+        of_heads = np.repeat(heads, pairs.lengths)
+        return np.where(of_heads, tokens, pairs.tokens), places[of_heads[places]]
 
-    def _mask_regions(self, pair: Pair, purpose: str) -> Masked:
-        background = getattr(self.context.visual, "background", None)
-        seen, places = mask_regions(pair.visual, pair.sample.generator(purpose), self.config.mask_rate, background)
-        return Masked(pair.tokens, seen, _NONE, places)
+    def _mask_regions(self, picture: Picture, rng: np.random.Generator) -> tuple[Picture, Ids]:
+        return mask_regions(picture, rng, self.config.mask_rate, getattr(self.context.visual, "background", None))
 
-    def _ask_contrast(self, packer: Packer, row: int, pair: Pair) -> None:
-        text, _ = packer.add(Sequence(pair.tokens))
-        image, _ = packer.add(Sequence(_START, pair.visual))
+    def _ask_contrast(self, packer: Packer, rows: Ids, pairs: Pairs) -> None:
+        texts, _ = packer.add_many(pairs.tokens, pairs.lengths)
+        count = len(pairs.samples)
+        images, _ = packer.add_many(np.full(count, BOS), np.ones(count, np.int64), pairs.pictures)
         # By the caption as it was written: two that were switched apart still say the same.
-        ask_contrast(packer, text, image, row, self.choose(pair.sample).casefold(), pair.sample.concept)
+        captions = [self.choose(sample).casefold() for sample in pairs.samples]
+        ask_contrast(packer, texts, images, rows, captions, [sample.concept for sample in pairs.samples])
 
-    def _add_joint(self, packer: Packer, masked: Masked, pair: Pair) -> int:
-        """Pack the masked pair, and ask for what it hides; return its sequence."""
-        number, first = packer.add(Sequence(masked.tokens, masked.visual))
+    def _add_joint(self, packer: Packer, pairs: Pairs) -> None:
+        """Pack the masked pairs, and ask for what they hide, and whether they match."""
+        masked = self.mask(pairs, "mask")
+        sequences, firsts = packer.add_many(masked.tokens, pairs.lengths, masked.pictures)
         if len(masked.words):
-            ask_words(packer, first, masked.words, pair.tokens)
-        if len(masked.regions):
-            ask_regions(packer, first + len(pair.tokens), masked.regions, pair.visual)
-        return number
+            starts: Ids = pairs.lengths.cumsum() - pairs.lengths
+            slots = np.arange(len(pairs.tokens)) + np.repeat(firsts - starts, pairs.lengths)
+            ask_words(packer, slots[masked.words], pairs.tokens[masked.words])
+        for number, places in masked.regions.items():
+            if len(places):
+                first = int(firsts[number] + pairs.lengths[number])
+                ask_regions(packer, first, places, pairs.pictures[number])
+        if "matching" in self.tasks:
+            ask_match(packer, sequences, True)
 
-    def _mismatches(
-        self, turn: range, positions: Sequences[int], pairs: Sequences[Pair], read: Read
-    ) -> dict[int, Pair]:
-        """Give each pair another's picture or another's caption; those that find no other are left out: number -> pair."""
-        found: dict[int, Pair] = {}
-        for number, (position, pair) in enumerate(zip(positions, pairs, strict=True)):
-            other = _partner(turn, position, read)
+    def _mismatches(self, part: Part, pairs: Pairs, read: Read) -> Pairs:
+        """Return pairs with another's picture or another's caption; those that find no other are left out."""
+        samples, texts, pictures = list[Sample](), list[Ids](), list[Picture]()
+        own = np.split(pairs.tokens, pairs.lengths.cumsum()[:-1])
+        for number, (position, sample) in enumerate(zip(part.positions, pairs.samples, strict=True)):
+            other = _partner(part.turn, position, read)
             if other is None:
                 continue
-            if pair.sample.generator("partner").random() < 0.5:
-                found[number] = pair._replace(visual=_picture(other))
-            else:
-                found[number] = pair._replace(tokens=self._encode([self.text(other)])[0])
-        return found
+            others_picture = sample.generator("partner").random() < 0.5
+            samples.append(sample)
+            texts.append(own[number] if others_picture else self.encode([self.text(other)])[0])
+            pictures.append(other.picture if others_picture else pairs.pictures[number])
+        lengths = np.array([len(text) for text in texts], np.int64)
+        return Pairs(samples, np.concatenate([_NONE, *texts]), lengths, pictures)
 
 
 _NONE = np.zeros(0, np.int64)
-_START = np.array([BOS], np.int64)
-
-
-def _split(values: Ids, ends: Ids) -> list[Ids]:
-    """Cut `values` [W] at `ends` [N], the last of which is W."""
-    return [values[start:end] for start, end in pairwise([0, *ends.tolist()])]
 
 
 def _partner(turn: range, position: int, read: Read) -> Sample | None:
@@ -181,8 +175,3 @@ def _partner(turn: range, position: int, read: Read) -> Sample | None:
 
 def _texts(sample: Sample) -> set[str]:
     return {text.casefold() for texts in sample.captions.values() for text in texts}
-
-
-def _picture(sample: Sample) -> Picture:
-    assert sample.visual is not None, "sources of pairs load pictures"
-    return sample.visual

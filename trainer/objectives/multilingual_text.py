@@ -76,7 +76,8 @@ class MultilingualText(Objective):
         """Pack passages end to end in `tokens` [W], of `lengths` [N] and `owners` [N, 4], with masked words."""
         keys = keys_of(owners, "mask")
         hidden, places = mask_words(tokens, lengths, keys, self.config.mask_rate, self.context.tokenizer)
-        ask_words(packer, packer.add_words(hidden, lengths), places, tokens)
+        _, firsts = packer.add_many(hidden, lengths)
+        ask_words(packer, firsts[0] + places, tokens[places])
 
 
 def _bytes_of_token(source: Source, tokenizer: Tokenizer) -> float:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
@@ -47,6 +46,20 @@ class Text(NamedTuple):
     text: str
     counts: Mapping[str, int] = MappingProxyType({})
     """What the monitor adds up."""
+
+
+class Part(NamedTuple):
+    """What a micro-batch is packed from: the samples at some positions of a turn, and their texts."""
+
+    turn: range
+    positions: Sequence[int]
+    """[N], at least one."""
+    samples: list[Sample]
+    """[N]"""
+    tokens: Ids
+    """Of their texts, end to end: [W]."""
+    lengths: Ids
+    """Tokens of each text: [N]."""
 
 
 _NONE = Text("")
@@ -131,44 +144,51 @@ class Objective:
         texts = [
             _NONE if isinstance(sample, BadSample) else self.text(sample) for draw in draws for sample in draw.samples
         ]
-        captions = iter(zip(texts, self._encode(texts), strict=True))
+        tokens, lengths = self.encode(texts)
+        ends, first = [0, *lengths.cumsum().tolist()], 0
         for part, draw in zip(parts, draws, strict=True):
-            yield self._pack(part.turn.positions, draw, list(islice(captions, len(part.positions))))
+            last = first + len(part.positions)
+            captions = tokens[ends[first] : ends[last]], lengths[first:last]
+            yield self._pack(part.turn.positions, draw, texts[first:last], captions)
+            first = last
 
     def batch(self, turn: range, positions: Sequence[int]) -> Batch:
         """Pack the samples at `positions`, some of the positions of `turn`: -> one micro-batch."""
         return next(self.batches([MicroBatch(Turn(0, self.context.name, 0, turn), 0, positions)]))
 
-    def _pack(self, turn: range, draw: Draw, captions: list[tuple[Text, Ids]]) -> Batch:
-        packer, bad = self.packer(), BadSamples([])
-        samples, mine = self.mix.see(draw, bad, self._canvas), frozenset(draw.positions)
-
-        def read(position: int) -> Sample:
-            if position not in samples:
-                # A partner of a pair is counted where it is packed.
-                samples[position] = self.mix.read(position, bad if position in mine else BadSamples([]))
-            return samples[position]
-
+    def _pack(self, turn: range, draw: Draw, texts: list[Text], captions: tuple[Ids, Ids]) -> Batch:
+        packer, bad, positions = self.packer(), BadSamples([]), draw.positions
+        samples = self.mix.see(draw, bad, self._canvas)
         if bad.seen:
-            captions = [
-                caption if not isinstance(drawn, BadSample) and drawn.owner == sample.owner else self._caption(sample)
-                for drawn, sample, caption in zip(draw.samples, samples.values(), captions, strict=True)
+            texts = [
+                text if sample is drawn else self.text(sample)
+                for sample, drawn, text in zip(samples, draw.samples, texts, strict=True)
             ]
-        packer.names = [sample.name for sample in samples.values()]
-        for text, _ in captions:
+            captions = self.encode(texts)
+        packer.names = [sample.name for sample in samples]
+        for text in texts:
             for name, number in text.counts.items():
                 packer.count(name, number)
-        self.add(packer, turn, draw.positions, [tokens for _, tokens in captions], read)
-        batch = packer.finish(len(draw.positions), self._canvas)
+        if positions:
+            self.add(packer, Part(turn, positions, samples, *captions), self._reading(positions, samples, bad))
+        batch = packer.finish(len(positions), self._canvas)
         batch.bad = bad.seen
         return batch
 
-    def _caption(self, sample: Sample) -> tuple[Text, Ids]:
-        text = self.text(sample)
-        return text, self._encode([text])[0]
+    def _reading(self, positions: Sequence[int], samples: list[Sample], bad: BadSamples) -> Read:
+        """Return what reads others of the turn, and knows the `samples` that lie at `positions`."""
+        known = dict(zip(positions, samples, strict=True))
 
-    def _encode(self, texts: Sequence[Text]) -> list[Ids]:
-        return self.context.tokenizer.encode_many([text.text for text in texts], self.config.most_tokens)
+        def read(position: int) -> Sample:
+            if position not in known:
+                known[position] = self.mix.read(position, BadSamples([]))
+            return known[position]
+
+        return read
+
+    def encode(self, texts: Sequence[Text]) -> tuple[Ids, Ids]:
+        """Return the tokens of `texts` [N] end to end [W], and how many each has [N]."""
+        return self.context.tokenizer.encode_flat([text.text for text in texts], self.config.most_tokens)
 
     def packer(self) -> Packer:
         """Return what a micro-batch is packed with."""
@@ -182,6 +202,6 @@ class Objective:
         """Return the text of a sample as the network sees it. The same whoever asks for it."""
         raise NotImplementedError
 
-    def add(self, packer: Packer, turn: range, positions: Sequence[int], tokens: Sequence[Ids], read: Read) -> None:
-        """Pack the samples at `positions`, whose texts have become `tokens`: their sequences, and what the tasks ask of them."""
+    def add(self, packer: Packer, part: Part, read: Read) -> None:
+        """Pack the samples of `part`: their sequences, and what the tasks ask of them. `read` reads others of its turn."""
         raise NotImplementedError

@@ -164,13 +164,13 @@ def decode(data: bytes | memoryview, size: int, largest: int, room: Pixels | Non
     The pixels may lie in `room` [size, size, 3], which is returned itself if they fill it. Raises BadSample.
     """
     try:
-        if data[:2] == b"\xff\xd8":
-            return _decode_jpeg(data, size, largest, room)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `largest` is the rule
-            with Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as picture:
-                _check_pixels(*picture.size, largest)
-                return np.asarray(picture.convert("RGB"))
+        if room is None or size * size > largest:
+            return _decode_any(data, size, largest)
+        try:
+            pixels = simplejpeg.decode_jpeg(data, buffer=room)
+        except ValueError:  # a JPEG that is larger, and may be scaled; no JPEG; or what is broken
+            return _decode_any(data, size, largest)
+        return room if pixels.shape == room.shape else pixels
     except BadSample:
         raise
     except UnidentifiedImageError as error:  # whose own text names an address in memory
@@ -179,14 +179,14 @@ def decode(data: bytes | memoryview, size: int, largest: int, room: Pixels | Non
         raise BadSample(f"unreadable picture: {error}") from error
 
 
-def _decode_jpeg(data: bytes | memoryview, size: int, largest: int, room: Pixels | None) -> Pixels:
-    if room is None or size * size > largest:
+def _decode_any(data: bytes | memoryview, size: int, largest: int) -> Pixels:
+    if data[:2] == b"\xff\xd8":
         return _decode_scaled(data, size, largest)
-    try:
-        pixels = simplejpeg.decode_jpeg(data, buffer=room)
-    except ValueError:  # does not fit, and may be scaled; or is broken: the decoder will say so again
-        return _decode_scaled(data, size, largest)
-    return room if pixels.shape == room.shape else pixels
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `largest` is the rule
+        with Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as picture:
+            _check_pixels(*picture.size, largest)
+            return np.asarray(picture.convert("RGB"))
 
 
 def _decode_scaled(data: bytes | memoryview, size: int, largest: int) -> Pixels:

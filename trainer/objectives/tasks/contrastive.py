@@ -7,6 +7,7 @@ gradient with respect to them here, and sends that gradient back through each mi
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.batch import Packer
@@ -42,15 +43,20 @@ def _soft_cross_entropy(logits: Tensor, right: Tensor) -> Tensor:
     return -(wanted * F.log_softmax(logits, 1)).sum()
 
 
-def ask_contrast(packer: Packer, text: int, image: int, row: int, caption: str, picture: str) -> None:
-    """Contrast sequence `text` with sequence `image`: pair `row` of the turn. The names say what counts as identical."""
+def ask_contrast(
+    packer: Packer, texts: range, images: range, rows: NDArray[np.int64], captions: list[str], pictures: list[str]
+) -> None:
+    """Contrast the sequences `texts` [N] with the sequences `images`: pairs `rows` of the turn.
+
+    The names in `captions` and `pictures` say what counts as identical.
+    """
     packer.target(
         Contrastive.name,
-        text_sequences=np.array([text]),
-        image_sequences=np.array([image]),
-        rows=np.array([row]),
-        captions=_name(caption),
-        pictures=_name(picture),
+        text_sequences=np.array(texts),
+        image_sequences=np.array(images),
+        rows=rows,
+        captions=_names(captions),
+        pictures=_names(pictures),
     )
 
 
@@ -63,5 +69,5 @@ def turn_targets(pairs: int, parts: list[Targets]) -> Targets:
     return whole
 
 
-def _name(text: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.array([key(text) >> 1], np.int64)  # 63 bits: torch has no unsigned 64-bit arithmetic
+def _names(texts: list[str]) -> NDArray[np.int64]:
+    return np.array([key(text) >> 1 for text in texts], np.int64)  # 63 bits: torch has no unsigned 64-bit arithmetic

@@ -65,6 +65,6 @@ def _hide(
     return hidden
 
 
-def ask_words(packer: Packer, first: int, places: Ids, tokens: Ids) -> None:
-    """Ask for the words at `places` of the sequence whose first slot is `first`; `tokens` are the true ids."""
-    packer.target(MaskedWords.name, slots=first + places, labels=tokens[places])
+def ask_words(packer: Packer, slots: Ids, labels: Ids) -> None:
+    """Ask for the words at `slots` [K]; `labels` [K] are the true ids."""
+    packer.target(MaskedWords.name, slots=slots, labels=labels)

@@ -23,6 +23,7 @@ class Matching:
         return F.binary_cross_entropy_with_logits(output.float(), targets["labels"], reduction="sum")
 
 
-def ask_match(packer: Packer, sequence: int, match: bool) -> None:
-    """Ask whether the pair in `sequence` matches."""
-    packer.target(Matching.name, sequences=np.array([sequence]), labels=np.array([float(match)], np.float32))
+def ask_match(packer: Packer, sequences: range, match: bool) -> None:
+    """Ask of each of `sequences` whether its pair matches, which all do, or none."""
+    labels = np.full(len(sequences), match, np.float32)
+    packer.target(Matching.name, sequences=np.array(sequences), labels=labels)
