@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from trainer.data import reader
 from trainer.data.folders import LocalFolder
 from trainer.data.index import members
+from trainer.data.index_file import open_index, write_index
 from trainer.data.index_folder import index_folder
 from trainer.data.reader import ShardReader
+from trainer.data.shard_table import index_name
 from trainer.data.tar import head_sum
 from trainer.errors import BadSample
 from trainer.prepare.shards import ShardWriter
@@ -105,6 +107,17 @@ def test_a_shard_cut_short_under_way_is_noticed_by_the_next_micro_batch(shards: 
     assert found[0] == {"txt": b"0 0", "json": b"{}"}
     assert "the shard ends at byte 6744, inside the sample" in str(found[1])
     assert reading.lone_files(*places, "txt") == [None, None]
+
+
+def test_a_sample_of_which_a_wrong_index_leaves_nothing_is_bad_and_not_empty(shards: list[Path]) -> None:
+    path = shards[0].with_name(index_name(shards[0].name))
+    index = open_index(path, 4)
+    offsets = np.array(index.offsets, np.uint64)
+    offsets[1] = offsets[0]
+    write_index(path, index._replace(offsets=offsets.data))
+    found = ShardReader(LocalFolder(shards[0].parent)).read_many(np.zeros(2, np.int64), np.array([0, 2]))
+    assert str(found[0]) == "no members"
+    assert found[1] == {"txt": b"0 2", "json": b"{}"}
 
 
 def test_lone_files_are_found_without_copying_and_others_left_to_read(tmp_path: Path) -> None:

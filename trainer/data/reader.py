@@ -77,7 +77,7 @@ class _Opened:
             length = lengths[number]
             found[extension] = view[start : start + length]
             end = start + (length + BLOCK - 1) // BLOCK * BLOCK
-        return found if end == len(span) else members(span)
+        return found if found and end == len(span) else members(span)
 
 
 _open: "OrderedDict[tuple[ShardReader, int], _Opened]" = OrderedDict()

@@ -129,7 +129,7 @@ def choose_captions(record: dict[str, object], languages: list[str] | None) -> d
         if languages is not None and language not in languages:
             continue
         texts = [texts] if isinstance(texts, str) else texts
-        if not isinstance(texts, list) or not all(map(_is_text, texts)) or not texts:
+        if not isinstance(texts, list) or not texts or not all(map(_is_text, texts)):
             raise BadSample(f"captions.{language} is not a list of texts, or one of them is empty")
         chosen[language] = texts
     if not chosen:

@@ -4,7 +4,8 @@ import io
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import simplejpeg
@@ -21,16 +22,22 @@ IMAGE_KINDS = ("jpg", "jpeg", "png", "webp")
 MID_GREY = 128
 
 
-class PatchTokens(NamedTuple):
+@dataclass(slots=True)
+class PatchTokens:
     """A square picture as decoders write it. The network cuts it: a worker that did would copy all that it has decoded."""
 
     features: Pixels
     """[1, size, size, 3], 0..255: a quarter of the bytes of float32."""
     patch: int
     """Side of a patch, in pixels."""
-    boxes: None = None
-    """A patch's number says where it is."""
-    class_ids: None = None
+
+    @property
+    def boxes(self) -> None:
+        """None: a patch's number says where it is."""
+
+    @property
+    def class_ids(self) -> None:
+        """None."""
 
     @property
     def tokens(self) -> int:
@@ -46,7 +53,7 @@ class PatchTokens(NamedTuple):
 
     def without(self, places: NDArray[np.int64]) -> "PatchTokens":
         """Return a copy that is mid grey in the patches at `places`."""
-        copy = self._replace(features=self.features.copy())
+        copy = PatchTokens(self.features.copy(), self.patch)
         cells = copy._cells()
         cells[np.divmod(places, len(cells))] = MID_GREY
         return copy
@@ -116,20 +123,20 @@ class Patches(BaseModel):
         self, members: Mapping[str, bytes | memoryview], rng: np.random.Generator | None, room: Pixels | None = None
     ) -> PatchTokens:
         """Decode into `room`, crop (with the sample's own `rng`; None: never) and resize. Raises BadSample."""
-        picture = members.get("jpg") or next((members[kind] for kind in IMAGE_KINDS if kind in members), None)
-        if picture is None:
-            raise BadSample(f"no picture (a member {', '.join(IMAGE_KINDS)})")
         room = np.empty(self.room, np.uint8) if room is None else room
-        canvas = room[0]
-        pixels = decode(picture, self.size, self.largest, canvas)
+        pixels = decode(members.get("jpg") or _find(members), self.size, self.largest, room)
+        if pixels is not room or rng is not None:
+            self._paint(pixels[0] if pixels is room else pixels, rng, room[0])
+        return PatchTokens(room, self.patch)
+
+    def _paint(self, pixels: Pixels, rng: np.random.Generator | None, canvas: Pixels) -> None:
+        """Crop, resize, and lay onto `canvas` [size, size, 3], in whose memory `pixels` may lie."""
         if rng is not None:
             pixels = _augment(pixels, rng, self.crop, self.flip)
-        if pixels is not canvas:
-            if pixels.shape != canvas.shape:
-                resized = Image.fromarray(pixels).resize((self.size, self.size), Image.Resampling.BILINEAR)
-                pixels = np.asarray(resized)
-            canvas[...] = pixels
-        return PatchTokens(room, self.patch)
+        if pixels.shape != canvas.shape:
+            resized = Image.fromarray(pixels).resize((self.size, self.size), Image.Resampling.BILINEAR)
+            pixels = np.asarray(resized)
+        canvas[...] = pixels
 
     def embedder(self, width: int, eps: float) -> nn.Module:
         """Return the module that turns pictures into vectors."""
@@ -158,10 +165,17 @@ class PatchEmbedder(nn.Module):
         return self.norm(vectors).flatten(0, 1)
 
 
+def _find(members: Mapping[str, bytes | memoryview]) -> bytes | memoryview:
+    for kind in IMAGE_KINDS:
+        if kind in members:
+            return members[kind]
+    raise BadSample(f"no picture (a member {', '.join(IMAGE_KINDS)})")
+
+
 def decode(data: bytes | memoryview, size: int, largest: int, room: Pixels | None = None) -> Pixels:
     """Decode JPEG (scaled while decoding, never below `size`), PNG or WebP: -> RGB [height, width, 3].
 
-    The pixels may lie in `room` [size, size, 3], which is returned itself if they fill it. Raises BadSample.
+    The pixels may lie in `room` [1, size, size, 3], which is returned itself if they fill it. Raises BadSample.
     """
     try:
         if room is None or size * size > largest:
@@ -170,7 +184,7 @@ def decode(data: bytes | memoryview, size: int, largest: int, room: Pixels | Non
             pixels = simplejpeg.decode_jpeg(data, buffer=room)
         except ValueError:  # a JPEG that is larger, and may be scaled; no JPEG; or what is broken
             return _decode_any(data, size, largest)
-        return room if pixels.shape == room.shape else pixels
+        return room if pixels.shape == room.shape[1:] else pixels
     except BadSample:
         raise
     except UnidentifiedImageError as error:  # whose own text names an address in memory
