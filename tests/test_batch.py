@@ -58,24 +58,29 @@ def test_every_slot_holds_one_thing_words_before_the_picture(shapes: list[tuple[
         assert laid_out(batch, first, length) == expected
 
 
-def test_a_picture_is_held_once_however_often_it_is_shown() -> None:
+def test_a_picture_is_held_once_however_often_it_is_shown_and_whatever_is_hidden_of_it() -> None:
     rng = np.random.default_rng(0)
     first, second = (sequence(rng, 2, size) for size in (3, 2))
     assert first.visual is not None
-    masked = first._replace(visual=first.visual.without(np.array([1])))
     packer = Packer(WIDTH)
-    shown = [first, second, first, masked, second]
-    places = [packer.add(one)[1] for one in shown]
+    shown = [first, second, first, first, second]
+    places = [packer.add(one) for one in shown]
+    masked, _ = places[3]
+    packer.hide(masked, np.array([1]), first.visual)
+    packer.hide(masked, np.array([], np.int64), first.visual)
     batch = packer.finish(2)
-    assert batch.visual_features.shape == (3 + 2 + 3, WIDTH)
-    assert batch.visual_boxes.shape == (3 + 2 + 3, 4)
-    assert batch.held == 3 + 2 + 3
-    assert batch.visual_rows.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 7, 3, 4]
+    assert batch.visual_features.shape == (3 + 2 + 1, WIDTH)
+    assert batch.visual_boxes.shape == (3 + 2 + 1, 4)
+    assert batch.held == 3 + 2 + 1
+    assert batch.visual_rows.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 0, 5, 2, 3, 4]
     assert batch.tokens == 5 * 2 + 3 + 2 + 3 + 3 + 2
-    for one, place in zip(shown, places, strict=True):
+    for one, (number, place) in zip(shown, places, strict=True):
         assert one.visual is not None
         found = [row[1 : 1 + WIDTH] for row in laid_out(batch, place + 2, len(one.visual.features))]
-        assert [list(row) for row in found] == one.visual.features.tolist()
+        wanted = one.visual.features.tolist()
+        if number == masked:
+            wanted[1] = [0.0] * WIDTH
+        assert [list(row) for row in found] == wanted
 
 
 def test_nothing_at_all_is_a_lone_start_token_that_asks_nothing() -> None:

@@ -40,8 +40,8 @@ class Picture(Protocol):
     def numbers(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the tokens at `places` [K] as numbers to be foretold, float32 [K, F]."""
 
-    def without(self, places: NDArray[np.int64]) -> "Picture":
-        """Return a copy with nothing to be seen in the tokens at `places`."""
+    def blank(self, places: NDArray[np.int64]) -> "tuple[Picture, NDArray[np.int64]]":
+        """Return what is seen where the tokens at `places` [K] are hidden: a picture of nothing, and the token of it for each."""
 
 
 class Sequence(NamedTuple):
@@ -56,7 +56,8 @@ class Sequence(NamedTuple):
 class Batch:
     """A packed micro-batch. T slots, W words, V visual tokens, S sequences.
 
-    A picture that several sequences show is held, and embedded, once: R rows, of which each visual token shows one.
+    A picture that several sequences show is held, and embedded, once: R rows, of which each visual token shows one. Where
+    some of it are hidden in a sequence, that one shows other rows in their place: no copy of the picture is needed.
     What has a number for each word or visual token follows from what has one for each sequence, and is computed where it is
     used: less to pack, and to move to the device. Plain numbers are there to be read without waiting for the device.
     """
@@ -73,6 +74,10 @@ class Batch:
     """[N, ...]: what the embedder of the visual source turns into R rows; float32, or uint8 for pixels."""
     visual_boxes: Tensor
     """[R, 4] float32; [0, 4] where the visual source needs none."""
+    hidden: Tensor
+    """[H] int64: which of the visual tokens are hidden from the network."""
+    hidden_rows: Tensor
+    """[H] int64: the rows, blank ones, that they show instead."""
     targets: dict[str, dict[str, Tensor]]
     """Task name -> its tensors; `slots` [M] or `sequences` [N] says where the task's head reads."""
     tokens: int
@@ -129,7 +134,9 @@ class Batch:
     def visual_rows(self) -> Tensor:
         """[V] int64: the row of each visual token."""
         places, owners = self._shown
-        return self.visual_starts[owners] + places
+        rows = self.visual_starts[owners] + places
+        rows[self.hidden] = self.hidden_rows
+        return rows
 
     @cached_property
     def _words(self) -> tuple[Tensor, Tensor]:
@@ -157,6 +164,9 @@ def _count(lengths: Tensor, total: int) -> tuple[Tensor, Tensor]:
     return torch.arange(total, device=lengths.device) - first[owners], owners
 
 
+_NONE = np.zeros(0, np.int64)
+
+
 class Packer:
     """Collects sequences and targets, and packs them to a `Batch`.
 
@@ -173,6 +183,8 @@ class Packer:
         """Tokens of the picture that it shows; 0 where it shows none."""
         self._first_rows: list[NDArray[np.int64]] = []
         """First row of that picture among those of all held."""
+        self._hidden: list[tuple[int, NDArray[np.int64], NDArray[np.int64]]] = []
+        """Number of a sequence, tokens of its picture that are hidden, and the rows that they show instead."""
         self._sequences = 0
         self._slots = 0
         self._held: list[Picture] = []
@@ -211,6 +223,13 @@ class Packer:
         self._slots = int(ends[-1]) if len(ends) else self._slots
         return numbers, first_slots
 
+    def hide(self, sequence: int, places: NDArray[np.int64], picture: Picture) -> None:
+        """Hide the tokens at `places` of `picture`, which `sequence` shows: there it shows blanks."""
+        if len(places):
+            blank, numbers = picture.blank(places)
+            first_row = self._hold([blank])[1, 0]
+            self._hidden.append((sequence, places, first_row + numbers))
+
     def _hold(self, pictures: Sequences[Picture]) -> NDArray[np.int64]:
         """Keep those that are not yet held: -> tokens and first row of each, [2, N]."""
         found = []
@@ -240,8 +259,9 @@ class Packer:
         """
         if not self._sequences:
             self.add(Sequence(np.zeros(1, np.int64)))
-        words = np.concatenate(self._words)
-        lengths = words + np.concatenate(self._shown)
+        words, shown = np.concatenate(self._words), np.concatenate(self._shown)
+        lengths, firsts = words + shown, shown.cumsum() - shown
+        hidden = [firsts[sequence] + places for sequence, places, _ in self._hidden]
         boxes = [picture.boxes for picture in self._held if picture.boxes is not None]
         return Batch(
             token_ids=torch.from_numpy(np.concatenate(self._ids)),
@@ -250,6 +270,8 @@ class Packer:
             visual_starts=torch.from_numpy(np.concatenate(self._first_rows)),
             visual_features=_features([picture.features for picture in self._held], self._features, canvas),
             visual_boxes=_stack(boxes, (4,)),
+            hidden=torch.from_numpy(np.concatenate([_NONE, *hidden])),
+            hidden_rows=torch.from_numpy(np.concatenate([_NONE, *(rows for _, _, rows in self._hidden)])),
             targets={
                 task: {name: torch.from_numpy(np.concatenate(parts)) for name, parts in arrays.items()}
                 for task, arrays in self._targets.items()
@@ -293,15 +315,20 @@ class Painted(Protocol):
     rooms: "list[NDArray[np.uint8] | None]"
     """[N, ...] each."""
     whole: Tensor | None
-    """All of them end to end, where that memory may be handed on."""
+    """All of them end to end, and some room behind them, where that memory may be handed on."""
 
 
 def _features(arrays: Sequences[NDArray[Any]], shape: tuple[int, ...], canvas: Painted | None) -> Tensor:
-    """Lay features [N, *shape] end to end, unless they already lie so on the canvas."""
-    if canvas is None or canvas.whole is None or len(arrays) != len(canvas.rooms):
+    """Lay features [N, *shape] end to end. Those that already lie so on the canvas stay there, and what follows joins them."""
+    if canvas is None or canvas.whole is None or not all(map(operator.is_, arrays, canvas.rooms)):
         return _stack(arrays, shape)
-    in_place = all(map(operator.is_, arrays, canvas.rooms))
-    return canvas.whole if in_place else _stack(arrays, shape)
+    count, total = len(canvas.rooms), sum(map(len, arrays))
+    if len(arrays) < count or total > len(canvas.whole):
+        return _stack(arrays, shape)
+    if len(arrays) > count:
+        others = arrays[count:]
+        np.concatenate(others, out=canvas.whole[total - sum(map(len, others)) : total].numpy())
+    return canvas.whole[:total]
 
 
 def _stack(arrays: Sequences[NDArray[Any]], shape: tuple[int, ...]) -> Tensor:

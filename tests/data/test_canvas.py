@@ -1,4 +1,5 @@
 import gc
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import numpy as np
 from tests.data.broken import pair, read_many, source, write
 from trainer.batch import Packer, Sequence, set_room
 from trainer.data.arena import Arena, Desk
-from trainer.data.canvas import Canvas
+from trainer.data.canvas import SPARE, Canvas
 from trainer.data.index_folder import index_folder
 from trainer.data.sample import BadSamples
 from trainer.data.threads import set_threads
@@ -55,22 +56,36 @@ def test_pictures_that_lie_as_they_are_packed_are_not_copied() -> None:
     set_room(desk.room)
     try:
         canvas = Canvas((1, 2, 2, 3))
-        for times, masked in ((1, False), (2, False), (1, True)):
+        # (times that each is shown, whether the last of the second hides a patch, pictures from elsewhere behind them)
+        for times, masked, others in ((1, False, 0), (2, False, 0), (2, True, 0), (1, False, SPARE), (1, True, SPARE)):
             packer = Packer(2, 2, 3)
             for number, room in enumerate(canvas.divide(3)):
                 assert room is not None
                 room[:] = number
                 picture = PatchTokens(room, 1)
                 for _ in range(times):
-                    shown = picture.without(np.array([3])) if masked and number == 1 else picture
-                    packer.add(Sequence(np.zeros(1, np.int64), shown))
+                    sequence, _ = packer.add(Sequence(np.zeros(1, np.int64), picture))
+                if masked and number == 1:
+                    last, hidden = sequence, picture
+            for number in range(others):
+                elsewhere = PatchTokens(np.full((1, 2, 2, 3), 10 + number, np.uint8), 1)
+                packer.add(Sequence(np.zeros(1, np.int64), elsewhere))
+            if masked:
+                packer.hide(last, np.array([3]), hidden)
             batch = packer.finish(3, canvas)
-            assert (batch.visual_features is canvas.whole) is not masked
+            assert canvas.whole is not None
+            fits = others + masked <= SPARE
+            assert (batch.visual_features.data_ptr() == canvas.whole.data_ptr()) is fits
             opened = desk.pack(batch).open()
-            assert opened.visual_features[:, 0, 0, 0].tolist() == [0, 1, 2]
-            assert opened.visual_features[:, 1, 1, 2].tolist() == [0, MID_GREY if masked else 1, 2]
-            rows = [4 * number + patch for number in range(3) for _ in range(times) for patch in range(4)]
-            assert opened.visual_rows.tolist() == rows
+            grey = [MID_GREY] * masked
+            pictures = [0, 1, 2, *range(10, 10 + others), *grey]
+            assert opened.visual_features[:, 0, 0, 0].tolist() == pictures
+            assert opened.visual_features[:, 1, 1, 2].tolist() == pictures
+            rows = [[4 * number + patch for patch in range(4)] for number in range(3) for _ in range(times)]
+            rows += [[4 * number + patch for patch in range(4)] for number in range(3, 3 + others)]
+            if masked:
+                rows[last][3] = 4 * (3 + others) + 3
+            assert opened.visual_rows.tolist() == list(chain.from_iterable(rows))
             assert sum(arena._used) == 1, "all lies in one slot"
             del opened, batch
             gc.collect()

@@ -10,6 +10,9 @@ from trainer.batch import find_room
 
 Room = NDArray[np.uint8]
 
+SPARE = 4
+"""Pictures that find room behind those decoded: a blank one, and some of another micro-batch that make mismatches."""
+
 
 class Canvas:
     """One stretch of memory for each micro-batch, divided among its pictures.
@@ -27,7 +30,7 @@ class Canvas:
         self.rooms: list[Room | None] = []
         """Of the micro-batch under way."""
         self.whole: torch.Tensor | None = None
-        """All rooms end to end, where they lie in room that the thread packs into."""
+        """All rooms end to end, and spare room, where they lie in room that the thread packs into."""
 
     def divide(self, pictures: int) -> list[Room | None]:
         """Return room for so many pictures, side by side."""
@@ -35,13 +38,13 @@ class Canvas:
         if self._shape is None or not pictures:
             return self.rooms
         rows, *others = self._shape
-        self.whole = find_room((pictures * rows, *others), torch.uint8)
+        self.whole = find_room(((pictures + SPARE) * rows, *others), torch.uint8)
         if self.whole is None:
             size = pictures * math.prod(self._shape)
             if len(self._memory) < size:
                 self._memory = np.empty(size, np.uint8)
             memory = self._memory[:size]
         else:
-            memory = self.whole.numpy()
+            memory = self.whole.numpy()[: pictures * rows]
         self.rooms = list(memory.reshape(pictures, *self._shape))
         return self.rooms

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from trainer.batch import Batch
@@ -117,7 +118,7 @@ def _lines(objective: Objective, batch: Batch) -> list[Line]:
         if number in matches:
             kind += ", match" if matches[number] else ", no match: the other half is another sample's"
         masked = sum(first <= slot < end for slot in hidden)
-        picture = _seen(objective.context.visual, batch, int(batch.visual_starts[number])) if rows else ""
+        picture = _seen(objective.context.visual, batch, batch.visual_rows[rows].numpy()) if rows else ""
         lines.append(Line(kind, words, len(rows), masked, picture))
     return lines
 
@@ -137,11 +138,14 @@ def _changes(before: str, after: str) -> list[Word]:
     return words
 
 
-def _seen(visual: VisualConfig | None, batch: Batch, row: int) -> str:
-    """Show the picture whose first patch is at `row`."""
+def _seen(visual: VisualConfig | None, batch: Batch, rows: NDArray[np.int64]) -> str:
+    """Show the picture whose patches are the rows `rows`."""
     if not isinstance(visual, Patches):
         return ""
-    return _uri(Image.fromarray(batch.visual_features[row // (visual.size // visual.patch) ** 2].numpy()))
+    side, patch = visual.size // visual.patch, visual.patch
+    cells = batch.visual_features.numpy().reshape(-1, side, patch, side, patch, 3).swapaxes(2, 3)
+    shown = cells.reshape(-1, patch, patch, 3)[rows].reshape(side, side, patch, patch, 3)
+    return _uri(Image.fromarray(shown.swapaxes(1, 2).reshape(visual.size, visual.size, 3)))
 
 
 def _stored_picture(objective: Objective, sample: Sample, position: int) -> str:

@@ -51,12 +51,10 @@ class Masked(NamedTuple):
 
     tokens: Ids
     """[W]"""
-    pictures: list[Picture]
-    """[N]"""
     words: Ids
     """Places of the masked words in `tokens`: [K]."""
-    regions: dict[int, Ids]
-    """By the number of a pair, the masked ones of its picture."""
+    regions: dict[int, tuple[Ids, Ids]]
+    """By the number of a pair, the masked ones of its picture, and those of them that are hidden."""
 
 
 class ImageCaption(Objective):
@@ -77,9 +75,8 @@ class ImageCaption(Objective):
             self._add_joint(packer, pairs)
         if "matching" in self.tasks:
             others = self._mismatches(part, pairs, read)
-            masked = self.mask(others, "mismatch")
             if others.samples:
-                ask_match(packer, packer.add_many(masked.tokens, others.lengths, masked.pictures)[0], False)
+                ask_match(packer, self._add_masked(packer, others, self.mask(others, "mismatch"))[0], False)
 
     def text(self, sample: Sample) -> Text:
         """The caption chosen."""
@@ -102,24 +99,24 @@ class ImageCaption(Objective):
         words = self.tasks.get("masked_words", 0) > 0
         regions = self.tasks.get("masked_regions", 0) > 0
         if not pairs.samples or not (words or regions):
-            return Masked(pairs.tokens, pairs.pictures, _NONE, {})
+            return Masked(pairs.tokens, _NONE, {})
         keys = keys_of(np.array([sample.owner for sample in pairs.samples], np.uint64), purpose)
         heads = uniform(mix(keys)) < 0.5 if words and regions else np.full(len(keys), words)
         tokens, places = self._mask_words(pairs, keys, heads) if words else (pairs.tokens, _NONE)
-        pictures, hidden = pairs.pictures.copy(), {}
-        for number in (~heads).nonzero()[0].tolist():
-            rng = pairs.samples[number].generator(purpose)
-            pictures[number], hidden[number] = self._mask_regions(pictures[number], rng)
-        return Masked(tokens, pictures, places, hidden)
+        background = getattr(self.context.visual, "background", None)
+        hidden = {
+            number: mask_regions(
+                pairs.pictures[number], pairs.samples[number].generator(purpose), self.config.mask_rate, background
+            )
+            for number in (~heads).nonzero()[0].tolist()
+        }
+        return Masked(tokens, places, hidden)
 
     def _mask_words(self, pairs: Pairs, keys: NDArray[np.uint64], heads: NDArray[np.bool_]) -> tuple[Ids, Ids]:
         """Return the words of all pairs with some hidden of those that have `heads` [N], and the places of the hidden."""
         tokens, places = mask_words(pairs.tokens, pairs.lengths, keys, self.config.mask_rate, self.context.tokenizer)
         of_heads = np.repeat(heads, pairs.lengths)
         return np.where(of_heads, tokens, pairs.tokens), places[of_heads[places]]
-
-    def _mask_regions(self, picture: Picture, rng: np.random.Generator) -> tuple[Picture, Ids]:
-        return mask_regions(picture, rng, self.config.mask_rate, getattr(self.context.visual, "background", None))
 
     def _ask_contrast(self, packer: Packer, rows: Ids, pairs: Pairs) -> None:
         texts, _ = packer.add_many(pairs.tokens, pairs.lengths)
@@ -132,17 +129,24 @@ class ImageCaption(Objective):
     def _add_joint(self, packer: Packer, pairs: Pairs) -> None:
         """Pack the masked pairs, and ask for what they hide, and whether they match."""
         masked = self.mask(pairs, "mask")
-        sequences, firsts = packer.add_many(masked.tokens, pairs.lengths, masked.pictures)
+        sequences, firsts = self._add_masked(packer, pairs, masked)
         if len(masked.words):
             starts: Ids = pairs.lengths.cumsum() - pairs.lengths
             slots = np.arange(len(pairs.tokens)) + np.repeat(firsts - starts, pairs.lengths)
             ask_words(packer, slots[masked.words], pairs.tokens[masked.words])
-        for number, places in masked.regions.items():
+        for number, (places, _) in masked.regions.items():
             if len(places):
                 first = int(firsts[number] + pairs.lengths[number])
                 ask_regions(packer, first, places, pairs.pictures[number])
         if "matching" in self.tasks:
             ask_match(packer, sequences, True)
+
+    def _add_masked(self, packer: Packer, pairs: Pairs, masked: Masked) -> tuple[range, Ids]:
+        """Pack pairs as they are seen masked; return their sequences and the first slot of each [N]."""
+        sequences, firsts = packer.add_many(masked.tokens, pairs.lengths, pairs.pictures)
+        for number, (_, hidden) in masked.regions.items():
+            packer.hide(sequences[number], hidden, pairs.pictures[number])
+        return sequences, firsts
 
     def _mismatches(self, part: Part, pairs: Pairs, read: Read) -> Pairs:
         """Return pairs with another's picture or another's caption; those that find no other are left out."""

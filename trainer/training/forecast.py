@@ -241,14 +241,15 @@ def _longest(recipe: Recipe, config: ObjectiveConfig) -> Work:
     # Contrastive: text and picture alone; then the pair, and with matching a mismatched pair.
     lengths = [words, 1 + seen] if "contrastive" in tasks else []
     pairs = 2 if "matching" in tasks else 1
+    masked_regions = 0.15 * seen / 2 if "masked_regions" in tasks else 0
     lengths += [words + seen] * pairs
     return Work(
         slots=sum(lengths),
         squared_lengths=sum(n**2 for n in lengths),
-        # The picture once, and a copy wherever regions of it are masked: in half of the pairs.
-        visual_rows=seen * (1 + 0.5 * pairs * ("masked_regions" in tasks)),
+        # The picture once, and a blank for each region that is hidden; patches share one blank picture.
+        visual_rows=seen + (0.9 * masked_regions * pairs if visual.kind == "regions" else 0),
         masked_words=masked / 2,
-        masked_regions=0.15 * seen / 2 if "masked_regions" in tasks else 0,
+        masked_regions=masked_regions,
         matched=pairs if "matching" in tasks else 0,
         contrasted=1 if "contrastive" in tasks else 0,
     )

@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -51,17 +52,19 @@ class PatchTokens:
         chosen = cells[np.divmod(places, len(cells))].reshape(len(places), 3 * self.patch**2).astype(np.float32)
         return chosen / np.float32(127.5) - 1
 
-    def without(self, places: NDArray[np.int64]) -> "PatchTokens":
-        """Return a copy that is mid grey in the patches at `places`."""
-        copy = PatchTokens(self.features.copy(), self.patch)
-        cells = copy._cells()
-        cells[np.divmod(places, len(cells))] = MID_GREY
-        return copy
+    def blank(self, places: NDArray[np.int64]) -> "tuple[PatchTokens, NDArray[np.int64]]":
+        """Return a mid grey picture, one and the same for all of this size: each patch stands for the one at its place."""
+        return _grey(self.features.shape[1], self.patch), places
 
     def _cells(self) -> Pixels:
         """The same memory as [side, side, patch, 3 patch]."""
         side = self.features.shape[1] // self.patch
         return self.features.reshape(side, self.patch, side, 3 * self.patch).swapaxes(1, 2)
+
+
+@cache
+def _grey(size: int, patch: int) -> PatchTokens:
+    return PatchTokens(np.full((1, size, size, 3), MID_GREY, np.uint8), patch)
 
 
 class Patches(BaseModel):

@@ -33,11 +33,10 @@ class RegionTokens(NamedTuple):
         """Return the features at `places` [K]: [K, F]."""
         return self.features[places]
 
-    def without(self, places: NDArray[np.int64]) -> "RegionTokens":
-        """Return a copy whose regions at `places` have no feature (zeros); the boxes stay."""
-        features = self.features.copy()
-        features[places] = 0
-        return self._replace(features=features)
+    def blank(self, places: NDArray[np.int64]) -> "tuple[RegionTokens, NDArray[np.int64]]":
+        """Return regions without a feature (zeros) in the boxes of those at `places` [K], and their numbers."""
+        nothing = np.zeros((len(places), self.features.shape[1]), self.features.dtype)
+        return RegionTokens(nothing, self.boxes[places]), np.arange(len(places))
 
 
 class Regions(BaseModel):

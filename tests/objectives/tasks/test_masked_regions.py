@@ -19,33 +19,40 @@ def picture(regions: int, classes: list[int] | None = None) -> RegionTokens:
 
 def test_fifteen_in_a_hundred_are_chosen_and_nine_in_ten_of_them_lose_their_feature() -> None:
     whole = picture(20_000)
-    seen, places = mask_regions(whole, generator("rates"), 0.15, None)
-    assert len(places) / 20_000 == pytest.approx(0.15, abs=0.01)
-    empty = ~seen.features[places].any(1)
-    assert empty.mean() == pytest.approx(0.9, abs=0.02)
-    assert np.array_equal(seen.features[places][~empty], whole.features[places][~empty])
+    chosen, hidden = mask_regions(whole, generator("rates"), 0.15, None)
+    assert len(chosen) / 20_000 == pytest.approx(0.15, abs=0.01)
+    assert len(hidden) / len(chosen) == pytest.approx(0.9, abs=0.02)
+    assert np.isin(hidden, chosen).all()
 
 
 @given(st.integers(1, 12), st.floats(0.001, 0.999), st.integers(0, 10**9))
-def test_at_least_one_is_chosen_boxes_stay_and_the_original_is_not_touched(
+def test_at_least_one_is_chosen_and_what_is_hidden_shows_nothing_but_its_box(
     regions: int, rate: float, number: int
 ) -> None:
     whole = picture(regions)
-    seen, places = mask_regions(whole, generator(number), rate, None)
-    assert len(set(places.tolist())) == len(places) >= 1
-    assert seen.boxes is not None
-    assert np.array_equal(seen.boxes, whole.boxes)
-    assert np.array_equal(whole.features, picture(regions).features)
-    rest = np.setdiff1d(np.arange(regions), places)
-    assert np.array_equal(seen.features[rest], whole.features[rest])
+    chosen, hidden = mask_regions(whole, generator(number), rate, None)
+    assert len(set(chosen.tolist())) == len(chosen) >= 1
+    packer = Packer(3)
+    shown, _ = packer.add(Sequence(np.array([0]), whole))
+    masked, _ = packer.add(Sequence(np.array([0]), whole))
+    packer.hide(masked, hidden, whole)
+    batch = packer.finish(2)
+    features, boxes = (tensor[batch.visual_rows].numpy() for tensor in (batch.visual_features, batch.visual_boxes))
+    assert np.array_equal(features[:regions], whole.features), "where nothing is hidden it is whole"
+    assert np.array_equal(boxes, np.concatenate([whole.boxes, whole.boxes]))
+    rest = np.setdiff1d(np.arange(regions), hidden)
+    assert np.array_equal(features[regions + rest], whole.features[rest])
+    assert not features[regions + hidden].any()
+    assert batch.held == len(batch.visual_features) == regions + len(hidden)
+    assert shown != masked
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=8), st.integers(0, 10**9))
 def test_background_is_never_chosen(classes: list[int], number: int) -> None:
-    seen, places = mask_regions(picture(len(classes), classes), generator(number), 0.9, background=0)
-    assert all(classes[place] for place in places)
-    assert bool(len(places)) == any(classes)
-    assert any(classes) or np.array_equal(seen.features, picture(len(classes)).features)
+    chosen, hidden = mask_regions(picture(len(classes), classes), generator(number), 0.9, background=0)
+    assert all(classes[place] for place in chosen)
+    assert bool(len(chosen)) == any(classes)
+    assert np.isin(hidden, chosen).all()
 
 
 def test_what_is_asked_is_the_true_picture_at_the_right_slots() -> None:

@@ -38,8 +38,8 @@ class MaskedRegions:
 
 def mask_regions(
     visual: Picture, rng: np.random.Generator, rate: float, background: int | None
-) -> tuple[Picture, Places]:
-    """Choose each region that is not background with chance `rate`, at least one: -> (picture, chosen places).
+) -> tuple[Places, Places]:
+    """Choose each region that is not background with chance `rate`, at least one: -> (the chosen, those of them to hide).
 
     Of the chosen, 90 % lose their feature (zeros, or mid grey; the box stays) and 10 % keep it.
     """
@@ -47,11 +47,11 @@ def mask_regions(
     if background is not None and visual.class_ids is not None:
         eligible = eligible[visual.class_ids != background]
     if not len(eligible):
-        return visual, np.zeros(0, np.int64)
+        return eligible, eligible
     chosen = eligible[rng.random(len(eligible)) < rate]
     if not len(chosen):
         chosen = eligible[rng.integers(len(eligible), size=1)]
-    return visual.without(chosen[rng.random(len(chosen)) < 0.9]), chosen
+    return chosen, chosen[rng.random(len(chosen)) < 0.9]
 
 
 def ask_regions(packer: Packer, first: int, places: Places, visual: Picture) -> None:
