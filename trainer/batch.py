@@ -37,8 +37,8 @@ class Picture(Protocol):
     def tokens(self) -> int:
         """R."""
 
-    def numbers(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the tokens at `places` [K] as numbers to be foretold, float32 [K, F]."""
+    def numbers(self, places: NDArray[np.int64]) -> NDArray[np.float32] | NDArray[np.uint8]:
+        """Return the tokens at `places` [K] as numbers to be foretold, [K, F]; uint8 are pixels, which the task scales."""
 
     def blank(self, places: NDArray[np.int64]) -> "tuple[Picture, NDArray[np.int64]]":
         """Return what is seen where the tokens at `places` [K] are hidden: a picture of nothing, and the token of it for each."""

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from trainer.errors import BadSample
 from trainer.keys import generator
 from trainer.visual.patches import MID_GREY, PatchEmbedder, Patches, PatchTokens, decode
+from trainer.visual.pixels import scaled
 
 NOTHING = torch.zeros(0, 4)
 FORMATS = ("jpg", "png", "webp")
@@ -44,8 +45,8 @@ def test_patches_are_numbered_row_by_row() -> None:
     assert found.tokens == 4
     assert found.numbers(np.zeros(0, np.int64)).shape == (0, 3 * 8 * 8)
     for number, (top, left) in enumerate([(0, 0), (0, 8), (8, 0), (8, 8)]):
-        wanted = gradient()[top : top + 8, left : left + 8].reshape(-1) / 127.5 - 1
-        np.testing.assert_allclose(found.numbers(np.array([number]))[0], wanted, atol=1e-6)
+        wanted = gradient()[top : top + 8, left : left + 8].reshape(-1)
+        np.testing.assert_array_equal(found.numbers(np.array([number]))[0], wanted)
         grey, numbers = found.blank(np.array([number]))
         assert numbers.tolist() == [number], "at the place of the one that it hides"
         assert (grey.features == MID_GREY).all()
@@ -59,8 +60,7 @@ def test_every_format_and_shape_gives_the_same_picture(kind: str, shape: tuple[i
     found = patches().load({kind: encoded(gradient(*shape), kind)}, None).numbers(np.arange(4))
     assert found.shape == (4, 192)
     pixels = found.reshape(2, 2, 8, 8, 3).swapaxes(1, 2).reshape(16, 16, 3)
-    wanted = gradient() / 127.5 - 1
-    assert np.abs(pixels - wanted).max() < 0.25, "resizing moves an edge by about a pixel"
+    assert np.abs(pixels.astype(int) - gradient()).max() < 32, "resizing moves an edge by about a pixel"
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("jpg", "L"), ("jpg", "CMYK"), ("png", "L"), ("png", "P"), ("png", "RGBA"),
@@ -151,7 +151,8 @@ def test_crops_and_mirrors_belong_to_the_samples_generator() -> None:
 def means(config: Patches, number: int) -> tuple[NDArray[np.float32], bool]:
     """Red and green range seen in a training picture, and whether it is mirrored."""
     found = config.load({"png": encoded(gradient(64, 64))}, generator("crop", number))
-    colours = found.numbers(np.arange(4)).reshape(2, 2, 8, 8, 3).swapaxes(1, 2).reshape(16, 16, 3)
+    numbers = scaled(torch.from_numpy(found.numbers(np.arange(4)))).numpy()
+    colours = numbers.reshape(2, 2, 8, 8, 3).swapaxes(1, 2).reshape(16, 16, 3)
     mirrored = bool(colours[0, 0, 0] > colours[0, -1, 0])
     return np.abs(colours[-1, -1, :2] - colours[0, 0, :2]) / 2, mirrored
 
@@ -181,7 +182,7 @@ def test_the_network_cuts_every_picture_as_its_tokens_are_numbered(side: int, pa
     assert isinstance(embedder, PatchEmbedder)
     found = embedder(torch.from_numpy(np.concatenate([one.features for one in seen])), NOTHING)
     numbers = torch.from_numpy(np.concatenate([one.numbers(np.arange(side * side)) for one in seen]))
-    wanted = embedder.norm(embedder.pixels(numbers) + embedder.places.weight.repeat(pictures, 1))
+    wanted = embedder.norm(embedder.pixels(scaled(numbers)) + embedder.places.weight.repeat(pictures, 1))
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from trainer.errors import BadSample
+from trainer.visual.pixels import scaled
 
 Pixels = NDArray[np.uint8]
 IMAGE_KINDS = ("jpg", "jpeg", "png", "webp")
@@ -46,11 +47,10 @@ class PatchTokens:
         side: int = self.features.shape[1] // self.patch
         return side * side
 
-    def numbers(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the patches at `places` [K], row by row from the top left, as the network sees them: [K, 3 patch^2]."""
+    def numbers(self, places: NDArray[np.int64]) -> Pixels:
+        """Return the pixels of the patches at `places` [K], which are numbered row by row from the top left: [K, 3 patch^2]."""
         cells = self._cells()
-        chosen = cells[np.divmod(places, len(cells))].reshape(len(places), 3 * self.patch**2).astype(np.float32)
-        return chosen / np.float32(127.5) - 1
+        return cells[np.divmod(places, len(cells))].reshape(len(places), 3 * self.patch**2)
 
     def blank(self, places: NDArray[np.int64]) -> "tuple[PatchTokens, NDArray[np.int64]]":
         """Return a mid grey picture, one and the same for all of this size: each patch stands for the one at its place."""
@@ -160,9 +160,7 @@ class PatchEmbedder(nn.Module):
         """`features` [N, size, size, 3] pixels 0..255; no boxes are needed: -> [N side^2, width], row by row."""
         side = features.shape[1] // self.patch
         cells = features.view(-1, side, self.patch, side, 3 * self.patch).transpose(2, 3)
-        # Scaled in float32: bf16 holds the pixels exactly, but not what is left of a mid grey after the subtraction. In
-        # place, since fresh memory costs more than the arithmetic.
-        pixels = cells.reshape(-1, 3 * self.patch**2).to(torch.float32, copy=True).div_(127.5).sub_(1)
+        pixels = scaled(cells.reshape(-1, 3 * self.patch**2))
         places = self.places(torch.arange(side**2, device=features.device))
         vectors = self.pixels(pixels.to(self.pixels.weight.dtype)).view(-1, *places.shape) + places
         return self.norm(vectors).flatten(0, 1)

@@ -8,6 +8,7 @@ from trainer.batch import Packer, Sequence
 from trainer.keys import generator
 from trainer.objectives.tasks.masked_regions import MaskedRegions, ask_regions, mask_regions
 from trainer.objectives.tasks.matching import Matching
+from trainer.visual.pixels import scaled
 from trainer.visual.regions import RegionTokens
 
 
@@ -74,6 +75,13 @@ def test_the_loss_is_the_relative_error_of_the_feature_and_the_entropy_of_the_cl
     entropy = np.log(3) + np.log(np.exp(2) + np.exp(1) + 1) - 2
     assert float(MaskedRegions().loss(torch.cat([feature, logits], 1), targets)) == pytest.approx(9.25 + entropy)
     assert MaskedRegions().count({"slots": torch.tensor([3, 4])}) == 2
+
+
+def test_pixels_are_foretold_as_the_network_sees_them() -> None:
+    pixels = torch.tensor([[0, 255, 51]], dtype=torch.uint8)
+    seen = {"features": scaled(pixels), "classes": torch.tensor([-1])}
+    found = torch.tensor([[0.5, 0.0, -1.0]])
+    assert MaskedRegions().loss(found, {**seen, "features": pixels}) == MaskedRegions().loss(found, seen) > 0
 
 
 def test_a_region_without_a_feature_does_not_divide_by_zero() -> None:

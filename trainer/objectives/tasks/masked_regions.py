@@ -1,12 +1,14 @@
 """Masked regions (M3P's MC-MRM): regress the hidden feature, and name its object class where the source has classes."""
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.batch import Packer, Picture
 from trainer.objectives.tasks.task import Targets
+from trainer.visual.pixels import scaled
 
 Places = NDArray[np.int64]
 
@@ -28,6 +30,7 @@ class MaskedRegions:
         scale; M3P's mean over the 2,048 numbers of a unit vector would weigh next to nothing.
         """
         wanted = targets["features"]
+        wanted = scaled(wanted) if wanted.dtype == torch.uint8 else wanted
         feature, classes = output.float().tensor_split([wanted.shape[1]], 1)
         error = (feature - wanted).square().sum(1) / wanted.square().sum(1).clamp(min=1e-6)
         total = error.sum()
