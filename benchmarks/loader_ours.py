@@ -58,8 +58,6 @@ def _objective(kind: str, data: Path, masks: bool) -> Objective:
     if kind == "text":
         text = MultilingualTextConfig.model_validate({"batch_size": BATCH, "most_tokens": 128, "sources": sources})
         return (MultilingualText if masks else PlainText)(text, Context(kind, 0, tokenizer, None, 4))
-    tasks = {"masked_words": 1.0, "contrastive": 1.0}
-    fields = {"batch_size": BATCH, "most_tokens": 128, "sources": sources, "tasks": tasks}
-    pairs = ImageCaptionConfig.model_validate(fields)
+    pairs = ImageCaptionConfig.model_validate({"batch_size": BATCH, "most_tokens": 128, "sources": sources})
     visual = Patches(kind="patches", size=224, patch=16)
     return (ImageCaption if masks else PlainPairs)(pairs, Context(kind, 0, tokenizer, visual, 4))

@@ -6,17 +6,20 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from tests.data.broken import Members, pair, write
 from tests.tiny import make_tiny
+from trainer.batch import Packer, Sequence
 from trainer.data.index_folder import index_folder
 from trainer.errors import UserError
 from trainer.inspect.page import page
-from trainer.inspect.peek import ShownTurn, Word, _changes, peek
+from trainer.inspect.peek import ShownTurn, Word, _changes, _seen, peek
 from trainer.recipe import load_recipe
 from trainer.training.streams import build_objectives
+from trainer.visual.patches import Patches, PatchTokens
 
 
 def shown(recipe_path: Path, step: int = 1, most: int = 50, *overrides: str) -> list[ShownTurn]:
@@ -123,3 +126,17 @@ def test_the_command_says_where_the_page_is(tiny: Path, tmp_path: Path, capsys: 
     assert (tmp_path / "x.html").read_text().startswith("<!DOCTYPE html>")
     with pytest.raises(UserError, match=r"--output .* cannot be written"):
         peek_command(tiny, [], tmp_path / "none" / "x.html", 1, 1)
+
+
+def test_hidden_patches_are_shown_grey_and_the_rest_as_it_is() -> None:
+    visual = Patches(kind="patches", size=32, patch=16)
+    white = PatchTokens(np.full(visual.room, 255, np.uint8), 16)
+    packer = Packer(*visual.features)
+    packer.add(Sequence(np.zeros(1, np.int64), white))
+    masked, _ = packer.add(Sequence(np.zeros(1, np.int64), white))
+    packer.hide(masked, np.array([1]), white)
+    rows = packer.finish(1).visual_rows.numpy()
+    for number, wanted in enumerate([[255, 255, 255, 255], [255, 128, 255, 255]]):
+        (picture,) = pictures(f'src="{_seen(visual, packer.finish(1), rows[4 * number :][:4])}"')
+        middles = np.asarray(picture)[8::16, 8::16, 0].ravel()
+        np.testing.assert_allclose(middles, wanted, atol=5)
