@@ -151,15 +151,18 @@ class ImageCaption(Objective):
     def _mismatches(self, part: Part, pairs: Pairs, read: Read) -> Pairs:
         """Return pairs with another's picture or another's caption; those that find no other are left out."""
         samples, texts, pictures = list[Sample](), list[Ids](), list[Picture]()
-        own = np.split(pairs.tokens, pairs.lengths.cumsum()[:-1])
-        for number, (position, sample) in enumerate(zip(part.positions, pairs.samples, strict=True)):
-            other = _partner(part.turn, position, read)
-            if other is None:
+        own = dict(zip(part.positions, np.split(pairs.tokens, pairs.lengths.cumsum()[:-1]), strict=True))
+        for position, sample, picture in zip(part.positions, pairs.samples, pairs.pictures, strict=True):
+            partner = _partner(part.turn, position, read)
+            if partner is None:
                 continue
-            others_picture = sample.generator("partner").random() < 0.5
             samples.append(sample)
-            texts.append(own[number] if others_picture else self.encode([self.text(other)])[0])
-            pictures.append(other.picture if others_picture else pairs.pictures[number])
+            if sample.generator("partner").random() < 0.5:
+                texts.append(own[position])
+                pictures.append(read(partner).picture)
+            else:
+                texts.append(own[partner] if partner in own else self.encode([self.text(read(partner))])[0])
+                pictures.append(picture)
         lengths = np.array([len(text) for text in texts], np.int64)
         return Pairs(samples, np.concatenate([_NONE, *texts]), lengths, pictures)
 
@@ -167,13 +170,14 @@ class ImageCaption(Objective):
 _NONE = np.zeros(0, np.int64)
 
 
-def _partner(turn: range, position: int, read: Read) -> Sample | None:
-    """Return the next sample of the turn (cyclically) with another concept and no caption in common; None if none of 8."""
+def _partner(turn: range, position: int, read: Read) -> int | None:
+    """Return the next position of the turn (cyclically) with another concept and no caption in common; None if none of 8."""
     mine = read(position)
     for step in range(1, min(len(turn), 9)):
-        other = read(turn[(position - turn.start + step) % len(turn)])
+        partner = turn[(position - turn.start + step) % len(turn)]
+        other = read(partner)
         if other.concept != mine.concept and _texts(other).isdisjoint(_texts(mine)):
-            return other
+            return partner
     return None
 
 
