@@ -104,13 +104,13 @@ class ImageCaption(Objective):
         heads = uniform(mix(keys)) < 0.5 if words and regions else np.full(len(keys), words)
         tokens, places = self._mask_words(pairs, keys, heads) if words else (pairs.tokens, _NONE)
         background = getattr(self.context.visual, "background", None)
-        hidden = {
+        masked = {
             number: mask_regions(
                 pairs.pictures[number], pairs.samples[number].generator(purpose), self.config.mask_rate, background
             )
             for number in (~heads).nonzero()[0].tolist()
         }
-        return Masked(tokens, places, hidden)
+        return Masked(tokens, places, masked)
 
     def _mask_words(self, pairs: Pairs, keys: NDArray[np.uint64], heads: NDArray[np.bool_]) -> tuple[Ids, Ids]:
         """Return the words of all pairs with some hidden of those that have `heads` [N], and the places of the hidden."""

@@ -170,17 +170,17 @@ class Objective:
             for name, number in text.counts.items():
                 packer.count(name, number)
         if positions:
-            self.add(packer, Part(turn, positions, samples, *captions), self._reading(positions, samples, bad))
+            self.add(packer, Part(turn, positions, samples, *captions), self._reading(positions, samples))
         batch = packer.finish(len(positions), self._canvas)
         batch.bad = bad.seen
         return batch
 
-    def _reading(self, positions: Sequence[int], samples: list[Sample], bad: BadSamples) -> Read:
+    def _reading(self, positions: Sequence[int], samples: list[Sample]) -> Read:
         """Return what reads others of the turn, and knows the `samples` that lie at `positions`."""
         known = dict(zip(positions, samples, strict=True))
 
         def read(position: int) -> Sample:
-            if position not in known:
+            if position not in known:  # a bad one is counted where it is packed
                 known[position] = self.mix.read(position, BadSamples([]))
             return known[position]
 
