@@ -57,7 +57,7 @@ class Batch:
     """A packed micro-batch. T slots, W words, V visual tokens, S sequences.
 
     A picture that several sequences show is held, and embedded, once: R rows, of which each visual token shows one. Where
-    some of it are hidden in a sequence, that one shows other rows in their place: no copy of the picture is needed.
+    tokens of it are hidden in a sequence, they show blank rows instead: no copy of the picture is needed.
     What has a number for each word or visual token follows from what has one for each sequence, and is computed where it is
     used: less to pack, and to move to the device. Plain numbers are there to be read without waiting for the device.
     """
