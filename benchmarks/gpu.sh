@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # What one GPU has to show, in one command of under 9 minutes on an H100 and without a network:
 #
-#   bash benchmarks/gpu.sh [--cpu] [OUTPUT]        OUTPUT: a new folder, by default $OUT or runs/gpu
+#   bash benchmarks/gpu.sh [--cpu] [--only "PART ..."] [OUTPUT]      OUTPUT: a new folder, by default $OUT or runs/gpu
 #
 #   tests      the tests that need a GPU: kernels and attention against their references
+#   runs       whole runs on the GPU against the CPU's: every ZeRO stage, precision and visual source, stopping and going on
 #   head       time and memory of the word head, 250,002 words
 #   step       a step of the published size in bf16 against transformers, with sdpa and, where installed, flash attention
 #   step-*     the same with other kernels of ours (recipe section `kernels`)
 #   train      trainer/recipes/m3p_base.yaml on this GPU, generated data: MFU, tokens/s, memory (metrics.jsonl)
-#   profile    a profiler trace of steps, and a table of where the time goes
+#   plan       what `m3p plan` foretells of that
+#   train-profile, profile    traces of such a run and of a step alone, and tables of where the time goes
+#   demo       the quickstart: trains on drawn scenes and finds them in six languages
 #
 # A part that fails does not stop the others; the exit code says whether one did. OUTPUT holds summary.txt (read it first)
 # and results.tar.gz with everything. --cpu runs every part at a tiny size, to see that it runs at all.
@@ -18,6 +21,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 python=${PYTHON:-python3}
 device=cuda precision=bfloat16
 if [ "${1:-}" = --cpu ]; then device=cpu precision=float32; shift; fi
+only=
+if [ "${1:-}" = --only ]; then only=$2; shift 2; fi
 output=${1:-${OUT:-runs/gpu}}
 mkdir -p "$output"
 output=$(cd "$output" && pwd)
@@ -27,7 +32,7 @@ mkdir "$work/results"
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore HF_HUB_OFFLINE=1
 if [ -n "${WHEELS:-}" ]; then
   "$python" -m pip install -q --no-index --no-deps --no-compile --target "$work/site" "$WHEELS"/*.whl || exit
-  export PYTHONPATH=$PWD:$work/site
+  export PYTHONPATH=$PWD:$work/site PATH=$work/site/bin:$PATH
 fi
 
 if [ "$device" = cuda ]; then
@@ -37,22 +42,27 @@ if [ "$device" = cuda ]; then
   shape='{layers: 12, width: 768, heads: 12, feed_forward: 3072}'
   # What one of 4 GPUs has of the recipe's turns, in one micro-batch.
   run=(run.steps=40 data.workers=12)
-  batch=256 warmup=20
+  scenes=() demo=()
+  "$python" -c 'import xdist' 2>/dev/null && parallel=(-n 8) || parallel=()
+  batch=256 warmup=20 kind=$("$python" -c 'import torch; print(torch.cuda.get_device_name().split()[1])')
 else
   network=(--layers 1 --width 64 --words 300 --samples 2 --repetitions 1)
   head=(--rows 16 --width 8)
   data=(--words 300 --pairs 8 --texts 8 --feature-size 2048)
   shape='{layers: 1, width: 64, heads: 1, feed_forward: 64}'
   run=(run.steps=3 data.workers=0)
-  batch=2 warmup=1
+  scenes=(--train 64 --held-out 10) demo=(run.steps=3 schedule.warmup_steps=1)
+  parallel=()
+  batch=2 warmup=1 kind=cpu
   export OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu
 fi
 network+=(--device "$device" --precision "$precision" --head-rows 0)
 failed=() deadline=510
 
-part() { # part NAME SECONDS COMMAND...: run it, keep its output, note how it went
+part() { # part NAME SECONDS COMMAND...: run it, keep its output, note how it went; false where it is left out
   local name=$1 limit=$2 began=$SECONDS left=$((deadline - SECONDS)) code
   shift 2
+  [ -z "$only" ] || [[ " data scenes $only " = *" $name "* ]] || return 1
   # Whatever hangs, the whole ends in time; what there is no time left for ends at once, with timeout's exit code.
   timeout "$((left < 1 ? 1 : limit < left ? limit : left))" "$@" >"$work/results/$name.log" 2>&1
   code=$?
@@ -67,16 +77,18 @@ step() { # step NAME OPTIONS...
   part "$name" 100 "$python" benchmarks/step.py "${network[@]}" --json "$work/results/$name.json" "$@"
 }
 
+overrides=(run.evaluate=false run.checkpoint_every=100000 "${run[@]}" schedule.warmup_steps=1
+  model.initialise=null "model.tokenizer=$work/data/tokenizer" "model.shape=$shape"
+  objectives.{multilingual_text,image_caption,code_switched}.{batch_size,micro_batch}=$batch
+  "objectives.multilingual_text.sources.0.path=$work/data/text/*"
+  objectives.{image_caption,code_switched}.sources.0.path="$work/data/cc3m"
+  "objectives.code_switched.switching.dictionary=$work/data/dictionary")
+recipe=(--recipe trainer/recipes/m3p_base.yaml --deepspeed_config ds_configs/zero1.json)
+
 train() { # train NAME OVERRIDES...
   local name=$1
   shift
-  part "$name" 120 "$python" trainer/run.py --recipe trainer/recipes/m3p_base.yaml --deepspeed_config ds_configs/zero1.json \
-    "run.folder=$work/$name" run.evaluate=false run.checkpoint_every=100000 "${run[@]}" schedule.warmup_steps=1 \
-    model.initialise=null "model.tokenizer=$work/data/tokenizer" "model.shape=$shape" \
-    objectives.multilingual_text.{batch_size,micro_batch}=$batch objectives.image_caption.{batch_size,micro_batch}=$batch \
-    objectives.code_switched.{batch_size,micro_batch}=$batch "objectives.multilingual_text.sources.0.path=$work/data/text/*" \
-    objectives.{image_caption,code_switched}.sources.0.path="$work/data/cc3m" \
-    "objectives.code_switched.switching.dictionary=$work/data/dictionary" "$@"
+  part "$name" 120 "$python" trainer/run.py "${recipe[@]}" "run.folder=$work/$name" "${overrides[@]}" "$@" || return
   cp "$work/$name/metrics.jsonl" "$work/results/$name.metrics.jsonl"
   cp "$work/$name/environment.json" "$work/results/$name.environment.json"
   "$python" benchmarks/settled.py "$work/$name/metrics.jsonl" --skip "$warmup" 2>&1 | tee -a "$output/summary.txt"
@@ -85,7 +97,11 @@ train() { # train NAME OVERRIDES...
 "$python" benchmarks/machine.py | tee "$output/summary.txt"
 part data 60 "$python" benchmarks/generated.py "$work/data" "${data[@]}"
 part tests 100 "$python" -m pytest -q -p no:cacheprovider -m gpu tests/kernels tests/model tests/test_batch.py
+part runs 150 "$python" -m pytest -q -p no:cacheprovider -m gpu tests/test_gpu.py "${parallel[@]}"
 train train
+part plan 30 "$python" -m trainer.cli plan trainer/recipes/m3p_base.yaml ds_configs/zero1.json "${overrides[@]}" --gpus 1 --kind "$kind"
+part train-profile 60 "$python" benchmarks/train_profile.py "$work/results/train-profile" --after "$warmup" --steps 2 \
+  "${recipe[@]}" "run.folder=$work/train-profile" "${overrides[@]}"
 step step
 part profile 80 "$python" benchmarks/step.py "${network[@]}" --profile "$work/results/profile" --ours
 if [ "$device" = cuda ]; then
@@ -96,6 +112,12 @@ if [ "$device" = cuda ]; then
   step step-triton-norm --ours --kernels layer_norm=triton
   train train-triton-norm kernels.layer_norm=triton
 fi
+part scenes 60 "$python" -m trainer.cli prepare scenes --output "$work/scenes" "${scenes[@]}"
+part demo 100 "$python" trainer/run.py --recipe trainer/recipes/demo.yaml --deepspeed_config ds_configs/zero1.json \
+  "run.folder=$work/demo" "model.tokenizer=$work/scenes/tokenizer" "${demo[@]}" \
+  "objectives.multilingual_text.sources.0.path=$work/scenes/text/*" "evaluation.dev.path=$work/scenes/dev" \
+  objectives.{image_caption,code_switched}.sources.0.path="$work/scenes/train" \
+  "objectives.code_switched.switching.dictionary=$work/scenes/dictionary"
 part head 120 "$python" benchmarks/head.py --device "$device" --json "$work/results/head.json" "${head[@]}"
 tar -czf "$output/results.tar.gz" -C "$work/results" .
 echo "${#failed[@]} part(s) failed${failed[*]:+: ${failed[*]}}; $SECONDS s in all; see $output" | tee -a "$output/summary.txt"

@@ -25,14 +25,15 @@ def launch(
     *overrides: str,
     check: bool = True,
     program: Path = ROOT / "trainer" / "run.py",
+    accelerator: str = "cpu",
 ) -> "subprocess.CompletedProcess[str]":
     """Run `deepspeed --num_gpus RANKS trainer/run.py ...` (or a `program` that wraps it) to its end."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
+        "DS_ACCELERATOR": accelerator,
         "PYTHONWARNINGS": "ignore",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     command = ["deepspeed", "--num_gpus", str(ranks), "--master_port", str(free_port()), str(program)]

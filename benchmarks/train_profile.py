@@ -1,0 +1,55 @@
+"""Where whole training steps spend their time, DeepSpeed's part and copies to the GPU included: a trace and a table.
+
+    python benchmarks/train_profile.py FOLDER [--after 20 --steps 3] --recipe FILE --deepspeed_config FILE [section.key=value ...]
+
+Trains with the arguments of trainer/run.py, in one process, and records `--steps` steps once the run is warm.
+FOLDER then holds trace.json.gz (for Perfetto) and table.txt.
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, schedule
+
+from trainer.run import main as train
+from trainer.training.engine import Engine
+
+
+def write(folder: Path, on_gpu: bool, profiler: profile) -> None:
+    """Write trace and table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    profiler.export_chrome_trace(str(folder / "trace.json.gz"))
+    order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    table = profiler.key_averages().table(sort_by=order, row_limit=60, max_name_column_width=90)
+    (folder / "table.txt").write_text(table)
+    print(table)
+
+
+def main() -> None:
+    """Train with a profiler that is told of every step."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--after", type=int, default=20, help="steps before the run is warm")
+    parser.add_argument("--steps", type=int, default=3, help="steps to record")
+    options, arguments = parser.parse_known_args()
+    on_gpu = torch.cuda.is_available()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    plan = schedule(wait=options.after, warmup=1, active=options.steps, repeat=1)
+    step = Engine.step
+    with profile(
+        activities=activities, schedule=plan, on_trace_ready=partial(write, options.folder, on_gpu)
+    ) as profiler:
+
+        def noted(engine: Engine, share: float) -> tuple[float, float, bool]:
+            done = step(engine, share)
+            profiler.step()
+            return done
+
+        Engine.step = noted  # type: ignore[assignment, method-assign]
+        train(arguments)
+
+
+if __name__ == "__main__":
+    main()
