@@ -36,14 +36,13 @@ if [ -n "${WHEELS:-}" ]; then
 fi
 
 if [ "$device" = cuda ]; then
-  network=(--layers 12 --width 768 --words 250002 --samples 64 --repetitions 10)
+  network=(--layers 12 --width 768 --words 250002 --samples 128 --repetitions 10)
   head=(--rows "1000,4000,16000")
   data=(--pairs 1024 --texts 4096)
   shape='{layers: 12, width: 768, heads: 12, feed_forward: 3072}'
   # What one of 4 GPUs has of the recipe's turns, in one micro-batch.
   run=(run.steps=40 data.workers=12)
   scenes=() demo=()
-  "$python" -c 'import xdist' 2>/dev/null && parallel=(-n 8) || parallel=()
   batch=256 warmup=20 kind=$("$python" -c 'import torch; print(torch.cuda.get_device_name().split()[1])')
 else
   network=(--layers 1 --width 64 --words 300 --samples 2 --repetitions 1)
@@ -52,7 +51,6 @@ else
   shape='{layers: 1, width: 64, heads: 1, feed_forward: 64}'
   run=(run.steps=3 data.workers=0)
   scenes=(--train 64 --held-out 10) demo=(run.steps=3 schedule.warmup_steps=1)
-  parallel=()
   batch=2 warmup=1 kind=cpu
   export OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu
 fi
@@ -97,7 +95,7 @@ train() { # train NAME OVERRIDES...
 "$python" benchmarks/machine.py | tee "$output/summary.txt"
 part data 60 "$python" benchmarks/generated.py "$work/data" "${data[@]}"
 part tests 100 "$python" -m pytest -q -p no:cacheprovider -m gpu tests/kernels tests/model tests/test_batch.py
-part runs 150 "$python" -m pytest -q -p no:cacheprovider -m gpu tests/test_gpu.py "${parallel[@]}"
+part runs 150 "$python" -m pytest -q -p no:cacheprovider -m gpu tests/test_gpu.py
 train train
 part plan 30 "$python" -m trainer.cli plan trainer/recipes/m3p_base.yaml ds_configs/zero1.json "${overrides[@]}" --gpus 1 --kind "$kind"
 part train-profile 60 "$python" benchmarks/train_profile.py "$work/results/train-profile" --after "$warmup" --steps 2 \

@@ -180,7 +180,7 @@ def _print(rows: list[dict[str, object]], ratios: dict[str, float], arguments: a
     )
     table = Table("model", "s a step", "samples/s", "unpadded tokens/s", title=title)
     for row in rows:
-        figures = (f"{row[name]:.2f}" for name in ("seconds", "samples_per_second", "tokens_per_second"))
+        figures = (f"{row[name]:,.4g}" for name in ("seconds", "samples_per_second", "tokens_per_second"))
         table.add_row(str(row["name"]), *figures)
     console = Console()
     console.print(table, *(f"{name}: {ratio:.3g}" for name, ratio in ratios.items()), machine(), sep="\n")

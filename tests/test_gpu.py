@@ -1,8 +1,11 @@
 """One GPU trains as one CPU does, in every ZeRO stage and precision: the same runs on both, with the real launcher."""
 
 import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -14,23 +17,103 @@ from trainer.retrieval.evaluate import evaluate_run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 VISUALS = ("regions", "patches")
+Metrics = list[dict[str, Any]]
 
 
-def run(recipe: Path, settings: Path, folder: Path, *overrides: str, device: str = "cuda") -> list[dict[str, Any]]:
-    """Train into `folder` on one rank; return its metrics."""
-    launch(recipe, settings, 1, f"run.folder={folder}", *overrides, accelerator=device)
-    return metrics(folder)
+class Case(NamedTuple):
+    """A run of a tiny recipe."""
+
+    visual: str
+    stage: int
+    bf16: bool = False
+    offload: bool = False
+    norm: str = "auto"
+    device: str = "cuda"
 
 
-def with_precision(path: Path, bf16: bool) -> Path:
-    """Set bf16 of a DeepSpeed file, in place."""
-    settings = json.loads(path.read_text())
-    settings["bf16"]["enabled"] = bf16
-    path.write_text(json.dumps(settings))
+REFERENCES = {visual: Case(visual, 0, device="cpu") for visual in VISUALS}
+FLOAT32 = [
+    Case("regions", 0),
+    Case("patches", 1),
+    Case("regions", 2, offload=True),
+    Case("regions", 3),
+]
+BF16 = [
+    Case("regions", 1, bf16=True, norm="triton"),
+    Case("patches", 2, bf16=True, norm="torch"),
+    Case("patches", 3, bf16=True, norm="triton"),
+    Case("regions", 3, bf16=True, offload=True, norm="torch"),
+]
+
+
+def settings(folder: Path, stage: int, bf16: bool, offload: bool = False) -> Path:
+    """Write a DeepSpeed file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = zero(folder, stage, offload)
+    content = json.loads(path.read_text())
+    content["bf16"]["enabled"] = bf16
+    path.write_text(json.dumps(content))
     return path
 
 
-def assert_close(found: list[dict[str, Any]], wanted: list[dict[str, Any]], tolerance: float) -> None:
+def train(recipe: Path, ds_config: Path, folder: Path, *overrides: str, device: str = "cuda") -> Metrics:
+    """Train into `folder` on one rank; return its metrics."""
+    launch(recipe, ds_config, 1, f"run.folder={folder}", *overrides, accelerator=device)
+    return metrics(folder)
+
+
+class Runs:
+    """All runs, several at a time: a tiny one spends most of its time on getting started."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._pool = ThreadPoolExecutor(max(1, min(8, len(os.sched_getaffinity(0)) // 2)))
+        self.recipes = {visual: make_tiny(folder / visual, visual) for visual in VISUALS}
+        self.stopped = self._pool.submit(self._stop_and_go_on)  # three, one after the other: the longest
+        cases = [*REFERENCES.values(), *BF16, *FLOAT32]
+        self._started: dict[Case, Future[Metrics]] = {case: self._pool.submit(self._train, case) for case in cases}
+        self.fp16 = self._pool.submit(self._fp16)
+
+    def of(self, case: Case) -> Metrics:
+        """Wait for the metrics of a run."""
+        return self._started[case].result()
+
+    def folder(self, case: Case) -> Path:
+        """Return the folder of a run."""
+        return self._folder / "-".join(map(str, case))
+
+    def close(self) -> None:
+        """Start nothing more, and wait for what runs."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _train(self, case: Case) -> Metrics:
+        folder = self.folder(case)
+        ds_config = settings(self._folder / f"{folder.name}-settings", case.stage, case.bf16, case.offload)
+        norm = f"kernels.layer_norm={case.norm}"
+        return train(self.recipes[case.visual], ds_config, folder, norm, device=case.device)
+
+    def _stop_and_go_on(self) -> Metrics:
+        """Stop on a GPU, go on there in another stage, stop again, and go on on a CPU."""
+        recipe, parts = self.recipes["regions"], self._folder / "stopped-settings"
+        stopped = self._folder / "stopped"
+        train(recipe, settings(parts / "first", 2, True), stopped, "run.stop_after=7")
+        train(recipe, settings(parts / "second", 3, True), stopped, "run.stop_after=14")
+        return train(recipe, settings(parts / "third", 0, False), stopped, device="cpu")
+
+    def _fp16(self) -> Metrics:
+        ds_config = ROOT / "ds_configs" / "zero2_fp16.json"
+        return train(self.recipes["regions"], ds_config, self._folder / "fp16", "run.steps=60")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """The runs, started."""
+    started = Runs(tmp_path_factory.mktemp("runs"))
+    yield started
+    started.close()
+
+
+def assert_close(found: Metrics, wanted: Metrics, tolerance: float) -> None:
     """Compare losses and gradient norms, step by step."""
     assert [line["step"] for line in found] == [line["step"] for line in wanted]
     for one, other in zip(found, wanted, strict=True):
@@ -38,63 +121,32 @@ def assert_close(found: list[dict[str, Any]], wanted: list[dict[str, Any]], tole
             assert one[name] == pytest.approx(other[name], rel=tolerance), (one["step"], name)
 
 
-@pytest.fixture(scope="module")
-def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tiny recipe of each visual source."""
-    return {visual: make_tiny(tmp_path_factory.mktemp(visual), visual) for visual in VISUALS}
+@pytest.mark.parametrize("case", BF16)
+def test_bf16_is_float32_within_its_rounding(runs: Runs, case: Case) -> None:
+    assert_close(runs.of(case), runs.of(REFERENCES[case.visual]), 2e-2)
+    parts = (runs.folder(case) / "environment.json").read_text()
+    assert "varlen" in parts
+    assert "bfloat16" in parts
 
 
-@pytest.fixture(scope="module")
-def on_cpu(recipes: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """What they give on a CPU."""
-    folder = tmp_path_factory.mktemp("cpu")
-    return {name: run(recipe, zero(folder, 0), folder / name, device="cpu") for name, recipe in recipes.items()}
+@pytest.mark.parametrize("case", FLOAT32)
+def test_float32_is_that_of_a_cpu(runs: Runs, case: Case) -> None:
+    assert_close(runs.of(case), runs.of(REFERENCES[case.visual]), 1e-3)
 
 
-@pytest.mark.parametrize("visual", VISUALS)
-@pytest.mark.parametrize(("stage", "offload"), [(0, False), (1, False), (2, True), (3, False), (3, True)])
-def test_float32_is_that_of_a_cpu(
-    recipes: dict[str, Path], on_cpu: dict[str, Any], tmp_path: Path, visual: str, stage: int, offload: bool
-) -> None:
-    settings = with_precision(zero(tmp_path, stage, offload), False)
-    assert_close(run(recipes[visual], settings, tmp_path / "run"), on_cpu[visual], 1e-3)
+def test_a_run_stopped_on_a_gpu_goes_on_there_and_on_a_cpu(runs: Runs) -> None:
+    assert_close(runs.stopped.result(), runs.of(REFERENCES["regions"]), 2e-2)
 
 
-@pytest.mark.parametrize("visual", VISUALS)
-@pytest.mark.parametrize(
-    ("stage", "offload", "norm"), [(1, False, "triton"), (2, False, "torch"), (3, False, "triton"), (3, True, "torch")]
-)
-def test_bf16_is_float32_within_its_rounding(
-    recipes: dict[str, Path], on_cpu: dict[str, Any], tmp_path: Path, visual: str, stage: int, offload: bool, norm: str
-) -> None:
-    found = run(recipes[visual], zero(tmp_path, stage, offload), tmp_path / "run", f"kernels.layer_norm={norm}")
-    assert_close(found, on_cpu[visual], 2e-2)
-    environment = (tmp_path / "run" / "environment.json").read_text()
-    assert "varlen" in environment
-    assert "bfloat16" in environment
-
-
-def test_fp16_finds_its_loss_scale_and_learns(recipes: dict[str, Path], tmp_path: Path) -> None:
-    found = run(recipes["regions"], ROOT / "ds_configs" / "zero2_fp16.json", tmp_path / "run", "run.steps=60")
+def test_fp16_finds_its_loss_scale_and_learns(runs: Runs) -> None:
+    found = runs.fp16.result()
     assert found[-1]["loss"] < 0.9 * found[0]["loss"]
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_a_run_stopped_on_a_gpu_goes_on_there_and_on_a_cpu(
-    recipes: dict[str, Path], tmp_path: Path, bf16: bool
-) -> None:
-    recipe, tolerance = recipes["regions"], 2e-2 if bf16 else 1e-3
-    whole = run(recipe, with_precision(zero(tmp_path, 1), bf16), tmp_path / "whole")
-    run(recipe, with_precision(zero(tmp_path, 2), bf16), tmp_path / "stopped", "run.stop_after=7")
-    run(recipe, with_precision(zero(tmp_path, 3), bf16), tmp_path / "stopped", "run.stop_after=14")
-    assert_close(run(recipe, zero(tmp_path, 0), tmp_path / "stopped", device="cpu"), whole, tolerance)
-
-
-def test_an_evaluation_on_a_gpu_is_that_of_a_cpu(
-    recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run(recipes["patches"], zero(tmp_path, 1), tmp_path / "run")
-    (on_gpu,) = evaluate_run(tmp_path / "run")
+def test_an_evaluation_on_a_gpu_is_that_of_a_cpu(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("patches", 1)
+    runs.of(case)
+    (on_gpu,) = evaluate_run(runs.folder(case))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (there,) = evaluate_run(tmp_path / "run")
+    (there,) = evaluate_run(runs.folder(case))
     assert on_gpu.mean.mean_recall == pytest.approx(there.mean.mean_recall, abs=1.0)

@@ -18,7 +18,7 @@ def layout_of(lengths: list[int]) -> Layout:
 
 def attend_packed(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
     """`attend` on the packed order: qkv [T, 3, heads, size] -> [T, heads, size]."""
-    arranged = layout.arrange(qkv.flatten(1), dropout).view(qkv.shape)
+    arranged = layout.arrange(qkv.flatten(1)).view(qkv.shape)
     return layout.restore(attend(arranged, layout, dropout).flatten(1)).view(-1, *qkv.shape[2:])
 
 
@@ -48,7 +48,7 @@ def test_grouped_attention_is_attention_inside_each_sequence(lengths: list[int],
 def test_sequences_of_one_length_lie_together_without_mask_and_padding() -> None:
     layout = layout_of([5, 5, 20, 5])
     x = torch.arange(35.0)[:, None]
-    arranged = layout.arrange(x, 0.0)
+    arranged = layout.arrange(x)
     assert layout.groups == [(3, 5), (1, 20)]
     assert arranged[:, 0].tolist() == [*range(10), *range(30, 35), *range(10, 30)]
     assert torch.equal(layout.restore(arranged), x)
@@ -84,7 +84,7 @@ def test_the_package_flash_attn_is_called_with_the_packed_tensor_and_its_bounds(
     monkeypatch.setitem(sys.modules, "flash_attn", fake)
     qkv = torch.randn(9, 3, HEADS, SIZE)
     layout = Layout(torch.tensor([5, 4]), 5, "flash_attn")
-    assert layout.arrange(qkv.flatten(1), 0.0).data_ptr() == qkv.data_ptr()
+    assert layout.arrange(qkv.flatten(1)).data_ptr() == qkv.data_ptr()
     torch.testing.assert_close(attend(qkv, layout, 0.1), reference(qkv, [5, 4]))
     assert seen == [[0, 5, 9], 5, 0.1]
 
@@ -114,3 +114,19 @@ def test_gradients_of_the_variable_length_kernels_agree_with_the_grouped_ones(ba
     layout = Layout(torch.tensor(lengths, device="cuda"), max(lengths), backend)
     (found,) = torch.autograd.grad((attend_packed(there, layout, 0.0) * weight.cuda()).sum(), there)
     torch.testing.assert_close(found.cpu(), wanted, atol=3e-2, rtol=3e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_dropout_of_the_variable_length_kernel_repeats_with_the_seed_and_keeps_the_mean() -> None:
+    lengths = [64] * 32
+    qkv = torch.randn(sum(lengths), 3, 4, 64, generator=torch.Generator().manual_seed(0)).bfloat16().cuda()
+    layout = Layout(torch.tensor(lengths, device="cuda"), max(lengths), "varlen")
+    outcomes = []
+    for seed in (1, 1, *range(2, 200)):
+        torch.manual_seed(seed)
+        outcomes.append(attend_packed(qkv, layout, 0.5).float())
+    assert torch.equal(outcomes[0], outcomes[1])
+    assert not torch.equal(outcomes[0], outcomes[2])
+    mean, plain = torch.stack(outcomes[1:]).mean(0), attend_packed(qkv, layout, 0.0).float()
+    assert float((mean - plain).norm()) < 0.2 * float(plain.norm())

@@ -46,7 +46,6 @@ class Situation:
     device: str
     """"cuda" or "cpu"."""
     precision: torch.dtype
-    attention_dropout: float = 0.0
     stage: int = 0
     """ZeRO stage."""
     offloaded: bool = False
@@ -91,9 +90,9 @@ def choose_one(field: str, wanted: str, situation: Situation) -> Chosen | str:
     return f"kernels.{field} = {wanted}: {obstacles[wanted]}; set it to {' or '.join(['auto', *possible])}"
 
 
-def automatic_attention(device: torch.device, precision: torch.dtype, dropout: float) -> str:
+def automatic_attention(device: torch.device, precision: torch.dtype) -> str:
     """Return the attention that `auto` takes for tensors of this kind."""
-    found = choose_one("attention", "auto", Situation(device.type, precision, dropout))
+    found = choose_one("attention", "auto", Situation(device.type, precision))
     assert isinstance(found, Chosen)
     return found.name
 
@@ -120,12 +119,6 @@ def _flash(situation: Situation) -> str | None:
     if situation.precision not in (torch.bfloat16, torch.float16):
         return "needs 16-bit precision (bf16 in the DeepSpeed file)"
     return None
-
-
-def _varlen(situation: Situation) -> str | None:
-    if obstacle := _flash(situation):
-        return obstacle
-    return "has no dropout of attention weights (model.attention_dropout = 0)" if situation.attention_dropout else None
 
 
 def _flash_attn(situation: Situation) -> str | None:
@@ -175,7 +168,7 @@ def _apex_norm(situation: Situation) -> str | None:
 
 CANDIDATES: Mapping[str, Mapping[str, tuple[str, Obstacle]]] = {
     "attention": {
-        "varlen": ("torch's variable-length flash attention", _varlen),
+        "varlen": ("torch's variable-length flash attention", _flash),
         "flash_attn": ("flash-attn 2, queries, keys and values packed", _flash_attn),
         "grouped": ("torch's scaled-dot-product attention over the sequences of each length", _nothing),
     },

@@ -38,9 +38,9 @@ class Layout:
         self.cumulative = F.pad(ends, (1, 0)).to(torch.int32)
         self.groups, self.order = [], None
 
-    def arrange(self, x: Tensor, dropout: float) -> Tensor:
+    def arrange(self, x: Tensor) -> Tensor:
         """Put `x` [T, width] into the order that `attend` wants of these sequences; on a GPU `grouped` waits for the lengths."""
-        self.backend = self.backend or automatic_attention(x.device, x.dtype, dropout)
+        self.backend = self.backend or automatic_attention(x.device, x.dtype)
         if self.backend != "grouped":
             return x
         if self.order is None:
@@ -64,17 +64,17 @@ class Layout:
 def attend(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
     """Attend within each sequence. `qkv` [T, 3, heads, size], arranged -> [T, heads, size]; `dropout` is of the weights."""
     if layout.backend == "varlen":
-        return _varlen(qkv, layout)
+        return _varlen(qkv, layout, dropout)
     return _flash_attn(qkv, layout, dropout) if layout.backend == "flash_attn" else _grouped(qkv, layout, dropout)
 
 
-def _varlen(qkv: Tensor, layout: Layout) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
+def _varlen(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
+    # What `torch.nn.attention.varlen_attn` calls, without the Python that takes longer than many a kernel, and with dropout.
     q, k, v = qkv.unbind(1)
-    bounds = layout.cumulative
-    out = varlen_attn(q, k, v, bounds, bounds, layout.longest, layout.longest)
-    assert isinstance(out, Tensor)
+    bounds, longest = layout.cumulative, layout.longest
+    out: Tensor = torch.ops.aten._flash_attention_forward(
+        q, k, v, bounds, bounds, longest, longest, dropout, is_causal=False, return_debug_mask=False
+    )[0]
     return out
 
 

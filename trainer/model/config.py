@@ -26,9 +26,7 @@ class ModelConfig(BaseModel):
     shape: EncoderShape | None = Field(None, description="Sizes of an encoder trained from scratch.")
     layers: int | None = Field(None, ge=1, description="Keep this many of the first layers of `initialise`.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout of hidden states.")
-    attention_dropout: float = Field(
-        0.0, ge=0, lt=1, description="Dropout of attention weights; above 0 it rules the variable-length kernel out."
-    )
+    attention_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of attention weights.")
     recompute: bool = Field(
         False,
         description="Keep only the input of each layer and compute the rest again in the backward: less memory, about a "

@@ -96,13 +96,12 @@ class Encoder(nn.Module):
     def __init__(self, shape: EncoderShape, dropout: float, attention_dropout: float, recompute: bool) -> None:
         super().__init__()
         self.recompute = recompute
-        self.attention_dropout = attention_dropout
         self.layers = nn.ModuleList(Layer(shape, dropout, attention_dropout) for _ in range(shape.layers))
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """[T, width] -> [T, width]."""
         recompute = self.recompute and torch.is_grad_enabled()
-        x = layout.arrange(x, self.attention_dropout if self.training else 0.0)
+        x = layout.arrange(x)
         for layer in self.layers:
             x = checkpoint(layer, x, layout, use_reentrant=False) if recompute else layer(x, layout)
         return layout.restore(x)

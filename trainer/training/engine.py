@@ -26,6 +26,7 @@ from trainer.objectives.tasks.contrastive import Contrastive, turn_targets
 from trainer.training import deepspeed_config
 from trainer.training.distributed import Ranks, all_reduce_sum
 from trainer.training.fragments import make_moments
+from trainer.training.norms import take_norms_at_once
 from trainer.training.optimizer import OptimizerConfig, make_optimizer, set_rate
 
 
@@ -74,8 +75,7 @@ class Engine:
         zero = settings.get("zero_optimization", {})
         self.stage: int = zero.get("stage", 0)
         offloaded = "offload_optimizer" in zero
-        dropout = model.encoder.attention_dropout
-        self.kernels = choose(kernels, Situation(ranks.device.type, self.precision, dropout, self.stage, offloaded))
+        self.kernels = choose(kernels, Situation(ranks.device.type, self.precision, self.stage, offloaded))
         model.use(self.kernels)
         self.optimizer = make_optimizer(model, config, self.kernels["optimizer"].name)
         set_rate(self.optimizer, 0.0)  # ZeRO 0 in half precision takes a step right away, which must not decay weights
@@ -83,6 +83,9 @@ class Engine:
             model=model, optimizer=self.optimizer, config=settings, dist_init_required=False
         )
         make_moments(self.deepspeed)
+        take_norms_at_once(self.deepspeed.optimizer)
+        on_gpu = ranks.device.type == "cuda"
+        self._copies = torch.cuda.Stream(ranks.device) if on_gpu else None  # type: ignore[no-untyped-call]
         # A forward twice over, as the contrastive task needs it, must drop the same units both times.
         self._dropout = any(getattr(module, "dropout", 0.0) > 0 for module in model.modules())
 
@@ -102,7 +105,7 @@ class Engine:
         counts = self._counts(weights, batches)
         kept, gradient = None, None
         names = _names(batches, counts[Contrastive.name]) if Contrastive.name in weights else {}
-        batches = [batch.to(self._ranks.device) for batch in batches]
+        batches = self._fetch(batches)
         for task, count in counts.items():  # here, so that the sums stand in one order on all ranks
             losses.add(f"{name}/{task}", torch.zeros((), device=self._ranks.device), count)
         if names:
@@ -162,6 +165,21 @@ class Engine:
             return None
         zero = self.deepspeed.optimizer
         return getattr(zero, "loss_scaler", None) or getattr(zero, "loss_scale_config", None)
+
+    def _fetch(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Return the batches on the device; a GPU copies them beside what it still computes of the turn before."""
+        if self._copies is None:
+            return [batch.to(self._ranks.device) for batch in batches]
+        with torch.cuda.stream(self._copies):
+            there = [batch.to(self._ranks.device) for batch in batches]
+        computing = torch.cuda.current_stream(self._ranks.device)
+        computing.wait_stream(self._copies)
+
+        def keep(tensor: Tensor) -> Tensor:
+            tensor.record_stream(computing)  # its memory is not given away before this stream is done with it
+            return tensor
+
+        return [batch.map(keep) for batch in there]
 
     def _counts(self, weights: Mapping[str, float], batches: Sequence[Batch]) -> dict[str, int]:
         """Return the global number of terms of each task in the turn."""
