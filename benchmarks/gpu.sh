@@ -88,8 +88,8 @@ train() { # train NAME OVERRIDES...
   shift
   part "$name" 120 "$python" trainer/run.py "${recipe[@]}" "run.folder=$work/$name" "${overrides[@]}" "$@" || return
   cp "$work/$name/metrics.jsonl" "$work/results/$name.metrics.jsonl"
-  cp "$work/$name/environment.json" "$work/results/$name.environment.json"
-  "$python" benchmarks/settled.py "$work/$name/metrics.jsonl" --skip "$warmup" 2>&1 | tee -a "$output/summary.txt"
+  "$python" benchmarks/settled.py "$work/$name" --skip "$warmup" --json "$work/results/$name.json" 2>&1 |
+    tee -a "$output/summary.txt"
 }
 
 "$python" benchmarks/machine.py | tee "$output/summary.txt"

@@ -1,6 +1,6 @@
 """Print the medians of a run's figures once it is warm.
 
-    python benchmarks/settled.py RUN/metrics.jsonl [--skip 20]
+    python benchmarks/settled.py RUN [--skip 20] [--json FILE]
 
 MFU is that of `trainer/model/flops.py`: real lengths, masked words and regions; nothing computed twice is counted.
 """
@@ -30,12 +30,18 @@ def medians(lines: list[dict[str, float]]) -> dict[str, float]:
 def main() -> None:
     """Read and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("metrics", type=Path)
+    parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--skip", type=int, default=20, help="steps before the run is warm")
+    parser.add_argument("--json", type=Path, help="write them here, with what the run says of its machine and packages")
     options = parser.parse_args()
-    lines = [json.loads(line) for line in options.metrics.read_text().splitlines()][options.skip :]
-    for name, value in medians(lines).items():
+    lines = [json.loads(line) for line in (options.run / "metrics.jsonl").read_text().splitlines()][options.skip :]
+    found = medians(lines)
+    for name, value in found.items():
         print(f"median of {len(lines)} steps: {name} {value:.4g}")
+    if options.json:
+        environment = json.loads((options.run / "environment.json").read_text())
+        result = {"environment": environment, "steps": len(lines), "medians": found}
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

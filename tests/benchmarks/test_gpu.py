@@ -18,5 +18,7 @@ def test_every_part_runs_at_a_tiny_size_on_a_cpu(tmp_path: Path) -> None:
     assert "median of 2 steps: tokens_per_second" in summary
     with tarfile.open(tmp_path / "gpu" / "results.tar.gz") as archive:
         names = set(archive.getnames())
-    wanted = {"step.json", "head.json", "train.metrics.jsonl", "train.environment.json", "tests.log"}
-    assert {f"./{name}" for name in wanted | {"profile/trace.json.gz", "profile/table.txt"}} <= names
+    wanted = {"step.json", "head.json", "train.metrics.jsonl", "train.json", "tests.log", "demo.log"}
+    assert {
+        f"./{name}" for name in wanted | {"profile/trace.json.gz", "profile/table.txt", "train-profile/table.txt"}
+    } <= names

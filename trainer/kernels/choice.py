@@ -31,7 +31,7 @@ class KernelsConfig(BaseModel):
     layer_norm: Literal["auto", "torch", "triton", "apex"] = Field(
         "auto",
         description="Dropout, residual and layer norm behind attention and feed-forward: three operations, the last by "
-        "torch or apex, or one Triton kernel. `auto` is torch, since no other's gain has been measured.",
+        "torch or apex, or one Triton kernel. `auto` is torch: on an H200 Triton's took 5 % less memory, and 2 % longer.",
     )
     optimizer: Literal["auto", "torch", "deepspeed", "apex"] = Field(
         "auto",
