@@ -48,6 +48,13 @@ def test_a_parcel_opens_to_the_batch_that_was_packed(room: tuple[Arena, Desk]) -
     assert len(pickle.dumps(desk.pack(batch))) < 1000, "notes where it lies, and no tensor"
 
 
+def test_a_micro_batch_that_fills_a_large_gpu_needs_no_pipe(room: tuple[Arena, Desk]) -> None:
+    regions = RegionTokens(np.zeros((20_000, 2048), np.float32), np.zeros((20_000, 4), np.float32))
+    packer = Packer(2048)
+    packer.add(Sequence(np.array([0, 2]), regions))
+    assert len(pickle.dumps(room[1].pack(packer.finish(1)))) < 1000
+
+
 def test_what_is_packed_lies_off_a_multiple_of_32(room: tuple[Arena, Desk]) -> None:
     for shape in ((3, 8, 8, 3), (1, 7), (5, 16, 16, 3)):
         tensor = room[1].room(shape, torch.uint8)

@@ -37,8 +37,15 @@ def test_a_number_that_is_not_finite_makes_it_invalid(bad: float) -> None:
 @pytest.mark.parametrize("offloaded", [False, True])
 def test_deepspeed_uses_it_but_where_gradients_are_offloaded(kind: Any, flag: str, offloaded: bool) -> None:
     zero = kind.__new__(kind)  # none of what its constructor needs a network and ranks for
-    vars(zero).update({flag: offloaded, "device": CPU})
+    vars(zero).update({flag: offloaded, "device": CPU, "compute_grad_norm": True})
     take_norms_at_once(zero)
     assert ("get_grad_norm_direct" in vars(zero)) is not offloaded
     if not offloaded:
         assert zero.get_grad_norm_direct([torch.tensor([3.0, 4.0])], []).item() == 5
+
+
+def test_where_no_norm_is_taken_deepspeed_looks_itself() -> None:
+    zero: Any = DeepSpeedZeroOptimizer.__new__(DeepSpeedZeroOptimizer)
+    vars(zero).update({"cpu_offload": False, "device": CPU, "compute_grad_norm": False})
+    take_norms_at_once(zero)
+    assert "check_overflow" not in vars(zero)

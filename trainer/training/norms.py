@@ -21,8 +21,11 @@ INVALID = -1.0
 
 
 def take_norms_at_once(zero: Any) -> None:
-    """Make the optimizer `zero` of a DeepSpeed engine of stage 1, 2 or 3 use `gradient_norm`. Others stay as they are."""
-    if isinstance(zero, DeepSpeedZeroOptimizer) and not zero.cpu_offload:
+    """Make the optimizer `zero` of a DeepSpeed engine of stage 1, 2 or 3 use `gradient_norm`.
+
+    Others stay as they are, and so do those that offload, or take no norm because their settings file says so.
+    """
+    if isinstance(zero, DeepSpeedZeroOptimizer) and zero.compute_grad_norm and not zero.cpu_offload:
         zero.check_overflow = _leave_to_the_norm
         zero.get_grad_norm_direct = partial(gradient_norm, zero.device)
     if isinstance(zero, DeepSpeedZeroOptimizer_Stage3) and not zero.offload_optimizer:
