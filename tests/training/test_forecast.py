@@ -50,6 +50,19 @@ def test_the_published_size_is_planned_without_data_and_without_a_gpu(ranks: int
     assert found.memory["optimizer"] == pytest.approx(12 * sum(planner.parameters.values()) / ranks)
 
 
+def test_small_micro_batches_wait_for_python_and_large_ones_do_not() -> None:
+    kind, found = find_kind("H100"), {}
+    for size in (8, 128):
+        fields = [
+            f"objectives.{name}.micro_batch={size}" for name in ("multilingual_text", "image_caption", "code_switched")
+        ]
+        planner = Planner(load_recipe(BASE, fields), ROOT / "ds_configs" / "zero1.json")
+        found[size] = planner.forecast(planner.setting(8, kind), kind)
+    assert (found[8].waits, found[128].waits) == (True, False)
+    assert found[8].flops == found[128].flops
+    assert (found[8].seconds or 0) > 2 * (found[128].seconds or 0)
+
+
 def test_more_ranks_and_higher_stages_take_less_of_each() -> None:
     kind = find_kind("A100")
     totals = []

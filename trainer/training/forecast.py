@@ -25,6 +25,9 @@ from trainer.training.memory import Setting, activation_memory, model_memory, se
 EFFICIENCY = 0.33
 """Share of the peak that computing is taken to reach: what the best open encoder of this size does on H100 (Ettin 400M), and
 this trainer on an H200 with 512 samples a micro-batch."""
+HOST = 0.0029
+"""Seconds of a layer and micro-batch that Python takes to launch forward and backward; a GPU with less to do waits for it. From
+the median of `benchmarks/step.py` on an H200 beside an Intel Xeon, with 128 samples a micro-batch, half of what fills it."""
 NETWORK = 50.0
 """GB/s of a GPU to other nodes, one way: a 400 Gbit/s card each."""
 NODE = 8
@@ -51,6 +54,8 @@ class Forecast:
     mfu: float | None
     samples: int
     """Of one step."""
+    waits: bool = False
+    """Whether micro-batches are so small that GPUs wait for Python."""
 
     @property
     def total(self) -> float:
@@ -123,8 +128,10 @@ class Planner:
             return Forecast(self.parameters, memory, flops, None, None, samples)
         peak = kind.teraflops * 1e12 * setting.ranks
         again = 4 / 3 if setting.recompute else 1.0
-        seconds = again * flops / (peak * EFFICIENCY) + self._communication(setting, kind, smaller)
-        return Forecast(self.parameters, memory, flops, seconds, flops / (peak * seconds), samples)
+        computing, launching = again * flops / (peak * EFFICIENCY), self._launching(setting.ranks, smaller)
+        seconds = max(computing, launching) + self._communication(setting, kind, smaller)
+        mfu = flops / (peak * seconds)
+        return Forecast(self.parameters, memory, flops, seconds, mfu, samples, launching > computing)
 
     def advice(self, setting: Setting, kind: Gpu) -> str:
         """Return the smallest change after which it fits."""
@@ -143,14 +150,22 @@ class Planner:
         micro = ceil(stream.micro_batch / smaller)
         return max(len(part) for part in split(range(stream.batch_size), ranks, 0, micro))
 
+    def _passes(self, ranks: int, smaller: int) -> int:
+        """Micro-batches of a rank in one step."""
+        return sum(
+            stream.turns * micro_batches(stream.batch_size, ranks, ceil(stream.micro_batch / smaller))
+            for stream in self.streams.values()
+        )
+
+    def _launching(self, ranks: int, smaller: int) -> float:
+        """Seconds a step that Python needs for its micro-batches."""
+        return HOST * self.sizes.shape.layers * self._passes(ranks, smaller)
+
     def _communication(self, setting: Setting, kind: Gpu, smaller: int) -> float:
         """Seconds a step for gradients and weights, as if nothing of it were hidden behind computing."""
         if setting.ranks == 1:
             return 0.0
-        passes = sum(
-            stream.turns * micro_batches(stream.batch_size, setting.ranks, ceil(stream.micro_batch / smaller))
-            for stream in self.streams.values()
-        )
+        passes = self._passes(setting.ranks, smaller)
         # Of 2 = one reduction and one gathering: stages 0 and 1 once a step, 2 reduces and 3 does all in every pass.
         times = {0: 2.0, 1: 2.0, 2: 1.0 + passes, 3: 3.0 * passes}[setting.stage]
         rate = (kind.interconnect if setting.ranks <= NODE else NETWORK) * 1e9
@@ -210,6 +225,10 @@ def print_plan(recipe: Recipe, ds_config: Path, ranks: int, kind_name: str, cons
         console.print(f"Note: {line}.", highlight=False)
     if kind is None:
         return True
+    if found.waits:
+        console.print(
+            "Python sets the pace, since micro-batches are small: raise objectives.*.micro_batch.", highlight=False
+        )
     fits = found.total <= kind.memory_gib * GIB
     console.print("It fits." if fits else f"It does not fit: {planner.advice(setting, kind)}.", highlight=False)
     return fits
