@@ -1,6 +1,5 @@
 """Stored region features of an object detector: M3P's own visual source (`KEY.regions.npz`)."""
 
-import io
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from trainer.errors import BadSample, UserError
+from trainer.visual.npz import read_npz
 
 BOX_SLACK = 0.01
 """Detectors round: a box may stick out of its picture by so much of a side."""
@@ -91,19 +91,17 @@ class Regions(BaseModel):
         if "regions.npz" not in members:
             raise BadSample("no member regions.npz")
         try:
-            with np.lib.npyio.NpzFile(io.BytesIO(members["regions.npz"]), allow_pickle=False) as arrays:
-                boxes, features = _array(arrays, "boxes"), _array(arrays, "features")
-                ids = _array(arrays, "class_ids") if self.classes else None
-                probs = _array(arrays, "class_probs") if self.classes and "class_probs" in arrays else None
+            arrays = read_npz(members["regions.npz"])
+            boxes, features = _array(arrays, "boxes"), _array(arrays, "features")
+            ids = _array(arrays, "class_ids") if self.classes else None
+            probs = _array(arrays, "class_probs") if self.classes and "class_probs" in arrays else None
         except Exception as error:  # on broken bytes its parsers raise nearly anything, from KeyError to TokenError
             raise BadSample(f"unreadable regions.npz: {error}") from error
         _check(boxes, features, self.feature_size)
         if ids is not None:
             _check_classes(ids, probs, len(features))
             ids = _most_likely(ids[: self.most], None if probs is None else probs[: self.most], self.classes)
-        features = features[: self.most].astype(np.float32)
-        norms = np.linalg.norm(features, axis=1, keepdims=True)
-        return RegionTokens(features / np.maximum(norms, 1e-12), boxes[: self.most].astype(np.float32), ids)
+        return RegionTokens(_normalised(features)[: self.most], boxes[: self.most].astype(np.float32), ids)
 
     def embedder(self, width: int, eps: float) -> nn.Module:
         """Return the module that turns features and boxes into vectors."""
@@ -129,7 +127,7 @@ class RegionEmbedder(nn.Module):
         return self.norm(self.feature(features) + self.box(torch.cat([boxes, area[:, None]], 1)))
 
 
-def _array(arrays: np.lib.npyio.NpzFile, name: str) -> NDArray[Any]:
+def _array(arrays: Mapping[str, Any], name: str) -> NDArray[Any]:
     """Return one of the arrays; numpy hands over a file without the mark of one as it is, as bytes."""
     found = arrays[name]
     if not isinstance(found, np.ndarray):
@@ -147,13 +145,30 @@ def _check(boxes: NDArray[np.generic], features: NDArray[np.generic], width: int
     for name, array in (("boxes", boxes), ("features", features)):
         if array.dtype.kind not in "fiu":
             raise BadSample(f"{name} are {array.dtype}: want numbers")
-        if not (np.abs(array) <= np.finfo(np.float32).max).all():
-            raise BadSample(f"NaN, infinity or a number beyond float32 in the {name}")
+    _check_finite("boxes", boxes)
     low, high = boxes.min(), boxes.max()
     if low < -BOX_SLACK or high > 1 + BOX_SLACK:
         raise BadSample(
             f"boxes run from {low:.4g} to {high:.4g}: want x1, y1, x2, y2 in 0..1; divide pixels by width and height"
         )
+
+
+def _check_finite(name: str, array: NDArray[Any]) -> None:
+    if not (np.abs(array) <= np.finfo(np.float32).max).all():
+        raise BadSample(f"NaN, infinity or a number beyond float32 in the {name}")
+
+
+def _normalised(features: NDArray[Any]) -> NDArray[np.float32]:
+    """Return [R, F] with rows of unit length. Raises BadSample."""
+    if features.dtype not in (np.float16, np.float32):
+        _check_finite("features", features)
+        features = features.astype(np.float32)
+    # By torch: numpy has no fast way from float16.
+    rows = torch.from_numpy(np.require(features, requirements="A")).to(torch.float32, copy=True)
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    if not norms.isfinite().all():  # or the sum of squares alone is too large
+        _check_finite("features", features)
+    return rows.div_(norms.clamp_(min=1e-12)).numpy()
 
 
 def _check_classes(ids: NDArray[np.generic], probs: NDArray[np.generic] | None, count: int) -> None:

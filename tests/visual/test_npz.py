@@ -1,0 +1,87 @@
+import io
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from trainer.visual.npz import read_npz
+
+ARRAYS: dict[str, NDArray[Any]] = {
+    "boxes": np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4),
+    "features": np.arange(15, dtype=np.float16).reshape(3, 5),
+    "class_ids": np.arange(3, dtype=np.int32),
+}
+
+
+def saved(arrays: Mapping[str, Any], compressed: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    save: Any = np.savez_compressed if compressed else np.savez
+    save(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def by_numpy(data: bytes) -> dict[str, NDArray[Any]]:
+    with np.lib.npyio.NpzFile(io.BytesIO(data), allow_pickle=False) as content:
+        return {name: content[name] for name in content}
+
+
+def assert_same(found: Any, wanted: dict[str, NDArray[Any]]) -> None:
+    for name, array in wanted.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_what_savez_writes_is_viewed_and_not_copied() -> None:
+    found = read_npz(memoryview(saved(ARRAYS)))
+    assert isinstance(found, dict)
+    assert list(found) == list(ARRAYS)
+    assert_same(found, ARRAYS)
+    assert not any(array.flags.owndata for array in found.values())
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((0, 5)),
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        np.float64(3),
+        np.arange(3, dtype=">f4"),
+        np.array(["a"]),
+    ],
+    ids=["empty", "other order", "lone number", "other byte order", "words"],
+)
+@pytest.mark.parametrize("compressed", [False, True])
+def test_what_is_unusual_is_what_numpy_reads(array: NDArray[Any], compressed: bool) -> None:
+    data = saved({**ARRAYS, "other": array}, compressed)
+    found = read_npz(data)
+    assert_same(found, by_numpy(data))
+
+
+def test_objects_are_never_unpickled() -> None:
+    found = read_npz(saved({"other": np.array([{}], object)}))
+    with pytest.raises(ValueError, match="pickle"):
+        found["other"]
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_broken_bytes_give_what_numpy_gives_or_an_error(data: st.DataObject) -> None:
+    content = bytearray(saved(ARRAYS))
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(len(content) - 30, len(content)))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found = read_npz(bytes(content))
+            values = {name: found[name] for name in found}
+        except Exception:  # numpy's parsers raise nearly anything; the caller makes it a bad sample
+            return
+        # Where this reads something, numpy reads the same.
+        for name, array in by_numpy(bytes(content)).items():
+            np.testing.assert_array_equal(values[name], array)
