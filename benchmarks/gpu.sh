@@ -4,7 +4,7 @@
 #   bash benchmarks/gpu.sh [--cpu] [--only "PART ..."] [OUTPUT]      OUTPUT: a new folder, by default $OUT or runs/gpu
 #
 #   tests      the tests that need a GPU: kernels and attention against their references
-#   runs       whole runs on the GPU against the CPU's: every ZeRO stage, precision and visual source, stopping and going on
+#   runs       whole runs on the GPU against the CPU's: ZeRO stages, precisions, visual sources, stopping and going on
 #   head       time and memory of the word head, 250,002 words
 #   step       a step of the published size in bf16 against transformers, with sdpa and, where installed, flash attention
 #   step-*     the same with other kernels of ours (recipe section `kernels`)
@@ -15,7 +15,8 @@
 #
 # A part that fails does not stop the others; the exit code says whether one did. OUTPUT holds summary.txt (read it first)
 # and results.tar.gz with everything. --cpu runs every part at a tiny size, to see that it runs at all.
-# DEADLINE is the seconds after which nothing more starts; PYTHON names the interpreter; WHEELS a folder of wheels to use where packages are missing and cannot be fetched.
+# DEADLINE is the seconds after which nothing more starts, BATCH the samples of a micro-batch in training. PYTHON names the
+# interpreter; WHEELS a folder of wheels to use where packages are missing and cannot be fetched.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 python=${PYTHON:-python3}
@@ -43,7 +44,7 @@ if [ "$device" = cuda ]; then
   # Half of a turn of the recipe in one micro-batch; smaller ones leave a Hopper GPU waiting for Python.
   run=(run.steps=24 data.workers=12)
   scenes=() demo=()
-  batch=512 warmup=10 kind=$("$python" -c 'import torch; print(torch.cuda.get_device_name().split()[1])')
+  batch=${BATCH:-512} warmup=10 kind=$("$python" -c 'import torch; print(torch.cuda.get_device_name().split()[1])')
 else
   network=(--layers 1 --width 64 --words 300 --samples 2 --repetitions 1)
   head=(--rows 16 --width 8)

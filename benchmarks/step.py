@@ -25,6 +25,7 @@ from head import head_memory
 from machine import machine
 from mixed import caption_batch, text_batch
 from peer import Peer
+from profiled import activities, write_profile
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -63,8 +64,7 @@ def main() -> None:
         result = {"machine": machine(), "setting": setting, "rows": rows, "ratios": ratios}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     if arguments.profile:
-        arguments.profile.mkdir(parents=True, exist_ok=True)
-        write_profile(ours, batches[:2], arguments.profile)
+        record(ours, batches[:2], arguments.profile)
 
 
 def build(arguments: argparse.Namespace) -> tuple[M3P, list[Peer]]:
@@ -146,19 +146,14 @@ def measure(
     return seconds
 
 
-def write_profile(model: nn.Module, steps: list[list[Batch]], folder: Path) -> None:
-    """Write a trace of `steps` without the update, and the operations that take the most time of GPU and CPU."""
-    gpu = torch.cuda.is_available() and next(model.parameters()).is_cuda
-    kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if gpu else [])]
-    with torch.profiler.profile(activities=kinds, record_shapes=True) as profiler:
+def record(model: nn.Module, steps: list[list[Batch]], folder: Path) -> None:
+    """Profile `steps` without the update."""
+    on_gpu = torch.cuda.is_available() and next(model.parameters()).is_cuda
+    with torch.profiler.profile(activities=activities(on_gpu), record_shapes=True) as profiler:
         for step in steps:
             for batch in step:
                 torch.autograd.backward(loss_of(model, batch))
-    profiler.export_chrome_trace(str(folder / "trace.json.gz"))
-    order = "self_device_time_total" if gpu else "self_cpu_time_total"
-    table = profiler.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=80)
-    (folder / "table.txt").write_text(table)
-    print(table)
+    write_profile(folder, on_gpu, profiler)
 
 
 def _row(name: str, times: list[float], batches: list[list[Batch]], arguments: argparse.Namespace) -> dict[str, object]:

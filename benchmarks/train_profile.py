@@ -11,20 +11,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile, schedule
+from profiled import activities, write_profile
+from torch.profiler import profile, schedule
 
 from trainer.run import main as train
 from trainer.training.engine import Engine
-
-
-def write(folder: Path, on_gpu: bool, profiler: profile) -> None:
-    """Write trace and table."""
-    folder.mkdir(parents=True, exist_ok=True)
-    profiler.export_chrome_trace(str(folder / "trace.json.gz"))
-    order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    table = profiler.key_averages().table(sort_by=order, row_limit=60, max_name_column_width=90)
-    (folder / "table.txt").write_text(table)
-    print(table)
 
 
 def main() -> None:
@@ -35,11 +26,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="steps to record")
     options, arguments = parser.parse_known_args()
     on_gpu = torch.cuda.is_available()
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     plan = schedule(wait=options.after, warmup=1, active=options.steps, repeat=1)
     step = Engine.step
     with profile(
-        activities=activities, schedule=plan, on_trace_ready=partial(write, options.folder, on_gpu)
+        activities=activities(on_gpu), schedule=plan, on_trace_ready=partial(write_profile, options.folder, on_gpu)
     ) as profiler:
 
         def noted(engine: Engine, share: float) -> tuple[float, float, bool]:

@@ -101,7 +101,8 @@ class Regions(BaseModel):
         if ids is not None:
             _check_classes(ids, probs, len(features))
             ids = _most_likely(ids[: self.most], None if probs is None else probs[: self.most], self.classes)
-        return RegionTokens(_normalised(features)[: self.most], boxes[: self.most].astype(np.float32), ids)
+        _check_finite("features", features[self.most :])
+        return RegionTokens(_normalised(features[: self.most]), boxes[: self.most].astype(np.float32), ids)
 
     def embedder(self, width: int, eps: float) -> nn.Module:
         """Return the module that turns features and boxes into vectors."""
