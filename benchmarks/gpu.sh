@@ -117,7 +117,7 @@ part demo 100 "$python" trainer/run.py --recipe trainer/recipes/demo.yaml --deep
   objectives.{image_caption,code_switched}.sources.0.path="$work/scenes/train" \
   "objectives.code_switched.switching.dictionary=$work/scenes/dictionary"
 part head 120 "$python" benchmarks/head.py --device "$device" --json "$work/results/head.json" "${head[@]}"
-part runs 150 "$python" -m pytest -v --tb=short -p no:cacheprovider -m gpu tests/test_gpu.py
+part runs 300 "$python" -m pytest -v --tb=short -p no:cacheprovider -m gpu tests/test_gpu.py
 tar -czf "$output/results.tar.gz" -C "$work/results" .
 echo "${#failed[@]} part(s) failed${failed[*]:+: ${failed[*]}}; $SECONDS s in all; see $output" | tee -a "$output/summary.txt"
 [ "${#failed[@]}" -eq 0 ]

@@ -1,6 +1,6 @@
 """Our loader against webdataset, grain, megatron-energon and litdata: same shards, same decoding, same tokens, one run.
 
-    python benchmarks/loader.py --peers FOLDER [--json FILE]
+    python benchmarks/loader.py --peers FOLDER [--kinds KIND ...] [--json FILE]
 
 The peers are installed into environments of their own under FOLDER (with this one's packages underneath). Rounds go
 over all loaders in turn, so that a busy machine disturbs them alike; the best round counts. Prints samples a second, and
@@ -41,6 +41,11 @@ KINDS = {
     "pictures_from_disk": ["pictures", "--batches", "80", "--from-disk"],
 }
 """What is loaded, and how many batches. From disk: less than an epoch, none of which lies in memory when it begins."""
+CORES = len(os.sched_getaffinity(0))
+THREADS = [2**power for power in range(5) if 2**power <= 2 * CORES]
+"""That the loaders with threads of their own are tried with in the first round; the fastest stays. Up to grain's default."""
+THREADED = {kind: ("grain",) if kind == "text" else ("ours", "grain") for kind in KINDS}
+"""Which those are: ours has threads for decoding alone. With masks it has as many as without."""
 
 
 def main() -> None:
@@ -50,15 +55,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=6_000)
     parser.add_argument("--passages", type=int, default=40_000)
+    parser.add_argument("--kinds", nargs="+", choices=[*KINDS, "resume"], default=[*KINDS, "resume"])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     data = options.peers / "data"
     make(data, options.pictures, options.passages)
     python = {name: environment(options.peers, name, packages) for name, packages in INSTALL.items()}
     python |= dict.fromkeys(OURS, sys.executable)
-    rows = [row for kind in KINDS for row in measure(kind, python, data, options.rounds)]
-    resumed = [first_batch(name, python[name], data) for name in LOADERS if name != "ours, masked"]
-    result = {"machine": machine(), "rows": [*rows, *resumed], "ratios": ratios(rows)}
+    kinds = [kind for kind in KINDS if kind in options.kinds]
+    rows = [row for kind in kinds for row in measure(kind, python, data, options.rounds)]
+    if "resume" in options.kinds:
+        rows += [first_batch(name, python[name], data) for name in LOADERS if name != "ours, masked"]
+    result = {"machine": machine(), "rows": rows, "ratios": ratios(rows, kinds)}
     show(result)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
@@ -84,17 +92,29 @@ def environment(folder: Path, name: str, packages: list[str]) -> str:
 
 
 def measure(kind: str, python: dict[str, str], data: Path, rounds: int) -> list[dict[str, Any]]:
-    """Return a row for every loader and worker count: the best of `rounds`."""
-    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    """Return a row for every loader and worker count: the best of `rounds`, at the number of threads that was best at first."""
+    rows: list[dict[str, Any]] = [
+        {"kind": kind, "loader": name, "workers": workers, "threads": 1, "rate": 0, "cpu": 0}
+        for workers in WORKERS
+        for name in LOADERS
+    ]
     for number in range(rounds):
-        for workers in WORKERS:
-            for name in LOADERS:
-                found = run(python[name], name, workers, data, *KINDS[kind])
-                start = {"kind": kind, "loader": name, "workers": workers, "rate": 0, "cpu": 0}
-                row = rows.setdefault((name, workers), start)
+        for row in rows:
+            name, workers = row["loader"], row["workers"]
+            if name == "ours, masked":
+                row["threads"] = _row(rows, "ours", workers)["threads"]
+            for threads in THREADS if number == 0 and name in THREADED[kind] else [row["threads"]]:
+                found = run(python[name], name, workers, data, *KINDS[kind], "--threads", str(threads))
+                setting = f"{workers} workers, {threads} threads each"
+                print(f"round {number + 1}: {kind}, {setting}, {name}: {found['rate']:,.0f}/s", flush=True)
+                if found["rate"] > row["rate"]:
+                    row["threads"] = threads
                 row |= {figure: round(max(row[figure], found[figure])) for figure in ("rate", "cpu")}
-                print(f"round {number + 1}: {kind}, {workers} workers, {name}: {found['rate']:,.0f}/s", flush=True)
-    return list(rows.values())
+    return rows
+
+
+def _row(rows: list[dict[str, Any]], name: str, workers: int) -> dict[str, Any]:
+    return next(row for row in rows if row["loader"] == name and row["workers"] == workers)
 
 
 def first_batch(name: str, python: str, data: Path) -> dict[str, Any]:
@@ -114,10 +134,10 @@ def run(python: str, name: str, workers: int, data: Path, kind: str, *options: s
     return found
 
 
-def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
+def ratios(rows: list[dict[str, Any]], kinds: list[str]) -> dict[str, float]:
     """Return ours over the best peer: over all worker counts, and at each; by the clock, and by processor time."""
     found = {}
-    for kind in KINDS:
+    for kind in kinds:
         mine = [row for row in rows if row["kind"] == kind]
         found[f"{kind}_vs_best_peer"] = _ratio(mine, "rate")
         found[f"{kind}_vs_best_peer_by_processor_time"] = _ratio(mine, "cpu")
@@ -137,12 +157,20 @@ def _ratio(rows: list[dict[str, Any]], figure: str) -> float:
 def show(result: dict[str, Any]) -> None:
     """Print the table."""
     table = Table(title=result["machine"])
-    for heading in ("what", "loader", "workers", "samples/s", "a processor second", "seconds to first batch"):
+    for heading in (
+        "what",
+        "loader",
+        "workers",
+        "threads",
+        "samples/s",
+        "a processor second",
+        "seconds to first batch",
+    ):
         table.add_column(heading)
     for row in result["rows"]:
         figures = (("rate", 0), ("cpu", 0), ("seconds", 2))
         values = [f"{row[name]:,.{digits}f}" if name in row else "" for name, digits in figures]
-        table.add_row(row["kind"], row["loader"], str(row["workers"]), *values)
+        table.add_row(row["kind"], row["loader"], str(row["workers"]), str(row.get("threads", "")), *values)
     Console(width=110).print(table)
     for name, ratio in result["ratios"].items():
         print(f"{name}: {ratio}")

@@ -35,15 +35,15 @@ class PlainPairs(ImageCaption):
         packer.add_many(part.tokens, part.lengths, [sample.picture for sample in part.samples])
 
 
-def start(kind: str, data: Path, workers: int, first: int, masks: bool) -> Iterator[Batch]:
-    """Return the micro-batches of 64 from number `first` on."""
+def start(kind: str, data: Path, workers: int, threads: int, first: int, masks: bool) -> Iterator[Batch]:
+    """Return the micro-batches of 64 from number `first` on; each worker decodes in `threads`."""
     objective = _objective(kind, data, masks)
     plan = MicroBatchPlan(Plan([Stream(kind, 1, BATCH)], None), 1, 0, {kind: BATCH})
     return load(
         MicroBatches(plan, {kind: objective}),
         first,
         FOR_EVER,
-        DataConfig(workers=workers, threads=1 if workers > 1 else 2),
+        DataConfig(workers=workers, threads=threads),
         False,
         _nothing,
     )

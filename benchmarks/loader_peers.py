@@ -31,6 +31,8 @@ RESUME_AT = 1_000_000
 WARM_UP = 256
 """Batches that are not counted: more than any loader has ready when the first one is asked for, and enough for the tokenizer,
 which all share, to have met most words."""
+LEAST_SECONDS = 1.5
+"""Of a measurement, on machines where the batches asked for take less."""
 READ_AHEAD = 20_000
 """Samples that a loader without a state skips; what the whole way would take follows from them."""
 
@@ -41,8 +43,8 @@ Start = Callable[["Task", int], Iterator[Any]]
 class Task:
     """What is loaded: pictures with captions, or text."""
 
-    def __init__(self, kind: str, data: Path, workers: int, from_disk: bool = False) -> None:
-        self.kind, self.data, self.workers, self.from_disk = kind, data, workers, from_disk
+    def __init__(self, kind: str, data: Path, workers: int, threads: int) -> None:
+        self.kind, self.data, self.workers, self.threads = kind, data, workers, threads
         self.folder = data / kind
         self.tokenizer = Tokenizer(data / "tokenizer")
 
@@ -71,7 +73,7 @@ def ours(task: Task, first: int, masks: bool = False) -> Iterator[Any]:
     """Our loader; without `masks` an objective that only packs, as the peers do, with them the real one."""
     from loader_ours import start
 
-    return start(task.kind, task.data, task.workers, first // BATCH, masks)
+    return start(task.kind, task.data, task.workers, task.threads, first // BATCH, masks)
 
 
 def webdataset(task: Task, first: int) -> Iterator[Any]:
@@ -110,16 +112,12 @@ class _Random:
 
 
 def grain(task: Task, first: int) -> Iterator[Any]:
-    """MapDataset with its global shuffle, reader threads, and worker processes by mp_prefetch.
-
-    Of 2, 4, 8 and 16 (its default) threads, 2 were the fastest on two cores, and 4 where they wait for a disk.
-    """
+    """MapDataset with its global shuffle, reader threads (`loader.py` tries how many), and worker processes by mp_prefetch."""
     import grain
 
     samples = grain.MapDataset.source(_Random(task)).seed(0).shuffle().repeat().map(task.sample)
     batches = samples.batch(BATCH, batch_fn=task.collate)
-    threads = 4 if task.from_disk and not task.workers else 2
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=16)
+    options = grain.ReadOptions(num_threads=task.threads, prefetch_buffer_size=max(16, 2 * task.threads))
     if not task.workers:
         loader = iter(batches.to_iter_dataset(options))
         loader.set_state({"next_index": first // BATCH})
@@ -247,6 +245,7 @@ def main() -> None:
     parser.add_argument("kind", choices=["pictures", "text"])
     parser.add_argument("workers", type=int)
     parser.add_argument("data", type=Path)
+    parser.add_argument("--threads", type=int, default=2, help="of a loader that has some: of each worker")
     parser.add_argument("--batches", type=int, default=100)
     parser.add_argument(
         "--from-disk", action="store_true", help="take the data out of memory before; count from batch 1"
@@ -254,7 +253,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    task, start = Task(options.kind, options.data, options.workers, options.from_disk), LOADERS[options.loader]
+    task, start = Task(options.kind, options.data, options.workers, options.threads), LOADERS[options.loader]
     if options.resume:
         skipped = READ_AHEAD if options.loader == "webdataset" else RESUME_AT
         _Clock.start()
@@ -263,9 +262,9 @@ def main() -> None:
         print(json.dumps({"seconds": seconds * RESUME_AT / skipped}))
     elif options.from_disk:
         take_out_of_memory(options.data)
-        print(json.dumps(rate(start(task, 0), options.batches, 1)))
+        print(json.dumps(rate(start(task, 0), options.batches, 1, 0)))
     else:
-        print(json.dumps(rate(start(task, 0), options.batches, WARM_UP)))
+        print(json.dumps(rate(start(task, 0), options.batches, WARM_UP, LEAST_SECONDS)))
     sys.stdout.flush()
     os._exit(0)  # some loaders take seconds to let their workers go
 
@@ -279,18 +278,19 @@ def take_out_of_memory(folder: Path) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def rate(batches: Iterator[Any], number: int, before: int) -> dict[str, float]:
-    """Load `number` batches, after `before` that are not counted.
+def rate(batches: Iterator[Any], number: int, before: int, least: float) -> dict[str, float]:
+    """Load `number` batches or, if that takes less than `least` seconds, more; after `before` that are not counted.
 
     -> "rate": samples a second; "cpu": samples a second of processor time, workers included, which other programs on the
     machine disturb less.
     """
     for _ in range(before):
         next(batches)
-    began, used = time.perf_counter(), processor_seconds()
-    for _ in range(number):
+    began, used, loaded = time.perf_counter(), processor_seconds(), 0
+    while loaded < number or time.perf_counter() - began < least:
         next(batches)
-    samples = number * BATCH
+        loaded += 1
+    samples = loaded * BATCH
     return {"rate": samples / (time.perf_counter() - began), "cpu": samples / (processor_seconds() - used)}
 
 
