@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -31,8 +32,10 @@ RESUME_AT = 1_000_000
 WARM_UP = 256
 """Batches that are not counted: more than any loader has ready when the first one is asked for, and enough for the tokenizer,
 which all share, to have met most words."""
-LEAST_SECONDS = 1.5
-"""Of a measurement, on machines where the batches asked for take less."""
+SECONDS = 2.5
+"""That a measurement takes."""
+FROM_DISK = 80
+"""Batches of a measurement from disk: they are read once."""
 READ_AHEAD = 20_000
 """Samples that a loader without a state skips; what the whole way would take follows from them."""
 
@@ -114,7 +117,9 @@ class _Random:
 def grain(task: Task, first: int) -> Iterator[Any]:
     """MapDataset with its global shuffle, reader threads (`loader.py` tries how many), and worker processes by mp_prefetch."""
     import grain
+    from absl import flags
 
+    flags.FLAGS(sys.argv[:1])  # its processes ask for flags that are parsed, where jax is installed
     samples = grain.MapDataset.source(_Random(task)).seed(0).shuffle().repeat().map(task.sample)
     batches = samples.batch(BATCH, batch_fn=task.collate)
     options = grain.ReadOptions(num_threads=task.threads, prefetch_buffer_size=max(16, 2 * task.threads))
@@ -246,7 +251,6 @@ def main() -> None:
     parser.add_argument("workers", type=int)
     parser.add_argument("data", type=Path)
     parser.add_argument("--threads", type=int, default=2, help="of a loader that has some: of each worker")
-    parser.add_argument("--batches", type=int, default=100)
     parser.add_argument(
         "--from-disk", action="store_true", help="take the data out of memory before; count from batch 1"
     )
@@ -262,9 +266,9 @@ def main() -> None:
         print(json.dumps({"seconds": seconds * RESUME_AT / skipped}))
     elif options.from_disk:
         take_out_of_memory(options.data)
-        print(json.dumps(rate(start(task, 0), options.batches, 1, 0)))
+        print(json.dumps(rate(itertools.islice(start(task, 0), 1 + FROM_DISK), 1, math.inf)))
     else:
-        print(json.dumps(rate(start(task, 0), options.batches, WARM_UP, LEAST_SECONDS)))
+        print(json.dumps(rate(start(task, 0), WARM_UP, SECONDS)))
     sys.stdout.flush()
     os._exit(0)  # some loaders take seconds to let their workers go
 
@@ -278,19 +282,19 @@ def take_out_of_memory(folder: Path) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def rate(batches: Iterator[Any], number: int, before: int, least: float) -> dict[str, float]:
-    """Load `number` batches or, if that takes less than `least` seconds, more; after `before` that are not counted.
+def rate(batches: Iterator[Any], before: int, seconds: float) -> dict[str, float]:
+    """Load for so many seconds, or until there are no more batches; the first `before` are not counted.
 
     -> "rate": samples a second; "cpu": samples a second of processor time, workers included, which other programs on the
     machine disturb less.
     """
     for _ in range(before):
         next(batches)
-    began, used, loaded = time.perf_counter(), processor_seconds(), 0
-    while loaded < number or time.perf_counter() - began < least:
-        next(batches)
-        loaded += 1
-    samples = loaded * BATCH
+    began, used, samples = time.perf_counter(), processor_seconds(), 0
+    for _ in batches:
+        samples += BATCH
+        if time.perf_counter() - began >= seconds:
+            break
     return {"rate": samples / (time.perf_counter() - began), "cpu": samples / (processor_seconds() - used)}
 
 
