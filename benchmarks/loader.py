@@ -170,7 +170,8 @@ def show(result: dict[str, Any]) -> None:
     for row in result["rows"]:
         figures = (("rate", 0), ("cpu", 0), ("seconds", 2))
         values = [f"{row[name]:,.{digits}f}" if name in row else "" for name, digits in figures]
-        table.add_row(row["kind"], row["loader"], str(row["workers"]), str(row.get("threads", "")), *values)
+        threads = str(row.get("threads", "")) if row["loader"] in (*OURS, "grain") else ""
+        table.add_row(row["kind"], row["loader"], str(row["workers"]), threads, *values)
     Console(width=110).print(table)
     for name, ratio in result["ratios"].items():
         print(f"{name}: {ratio}")

@@ -88,7 +88,7 @@ def load(
     """
     blocks = _Blocks(range(first, last), batches.block)
     if not config.workers:
-        return ahead(_alone(batches, blocks, config, pin), config.prefetch)
+        return _one_by_one(ahead(_alone(batches, blocks, config, pin), _ready(config, blocks)))
     found = _by_workers(batches, blocks, config, start_worker)
     return ahead((batch.pin_memory() for batch in found), 2) if pin else found
 
@@ -107,16 +107,30 @@ class _Blocks:
         return self.numbers[block * self.size : (block + 1) * self.size]
 
 
-def _alone(batches: MicroBatches, blocks: _Blocks, config: DataConfig, pin: bool) -> Generator[Batch, None, None]:
+def _one_by_one(blocks: Iterator[list[Batch]]) -> Iterator[Batch]:
+    for block in blocks:
+        yield from block
+
+
+def _ready(config: DataConfig, blocks: _Blocks) -> int:
+    """Return how many blocks of each worker lie ready."""
+    return max(1, config.prefetch // blocks.size)
+
+
+def _arena(workers: int, config: DataConfig, blocks: _Blocks) -> Arena:
+    """Besides those that lie ready, a worker makes one block, one is being taken, and some of a turn may be held."""
+    return Arena(workers, (_ready(config, blocks) + 2) * blocks.size + HELD)
+
+
+def _alone(batches: MicroBatches, blocks: _Blocks, config: DataConfig, pin: bool) -> Generator[list[Batch], None, None]:
     """Load in this process: all of it in the thread that takes from here, but pictures, which it shares with others."""
     set_threads(config.threads)
-    desk = Desk(Arena(1, config.prefetch + HELD), 0)
+    desk = Desk(_arena(1, config, blocks), 0)
     set_room(desk.room)
     try:
         for block in range(len(blocks)):
-            for made in batches.make(blocks[block]):
-                batch = desk.pack(made).open()
-                yield batch.pin_memory() if pin else batch
+            made = [desk.pack(batch).open() for batch in batches.make(blocks[block])]
+            yield [batch.pin_memory() for batch in made] if pin else made
     except UserError as error:
         raise OneRankError(str(error)) from error
 
@@ -125,12 +139,12 @@ def _by_workers(
     batches: MicroBatches, blocks: _Blocks, config: DataConfig, start_worker: Callable[[int], None]
 ) -> Generator[Batch, None, None]:
     """Load in worker processes, which pack into memory that this process sees."""
-    # Besides those that lie ready, a worker makes one block, one is being taken, and some of a turn may be held.
-    ready = max(1, config.prefetch // blocks.size)
-    arena = Arena(config.workers, (ready + 2) * blocks.size + HELD)
+    arena = _arena(config.workers, config, blocks)
     desks = [Desk(arena, worker) for worker in range(config.workers)]
     mine = _Mine(batches, blocks, desks, config.threads, start_worker)
-    workers: Workers[list[Parcel]] = Workers(config.workers, range(len(blocks)), ready, mine.start, mine.make)
+    workers: Workers[list[Parcel]] = Workers(
+        config.workers, range(len(blocks)), _ready(config, blocks), mine.start, mine.make
+    )
     for block in workers.results():
         for parcel in block:
             yield parcel.open()

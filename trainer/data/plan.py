@@ -5,8 +5,10 @@ integer. Ranks enter only in `split` and `balance`, which say who of them forwar
 """
 
 import heapq
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,16 +182,16 @@ class MicroBatchPlan:
         self.parts = {s.name: micro_batches(s.batch_size, ranks, micro_batch[s.name]) for s in plan.streams}
         """Micro-batches of one turn of each objective, the same on every rank."""
         counts = [self.parts[plan.turn(number).objective] for number in range(plan.cycle)]
-        self._firsts = np.cumsum([0, *counts])
-        self._per_cycle = int(self._firsts[-1])
+        self._firsts = [0, *accumulate(counts)]
+        self._per_cycle = self._firsts[-1]
 
     def locate(self, number: int) -> MicroBatch:
         """Return micro-batch `number`, 0 or more; it costs the same for any number."""
         assert number >= 0, number
         cycle, offset = divmod(number, self._per_cycle)
-        place = int(self._firsts.searchsorted(offset, "right")) - 1
+        place = bisect_right(self._firsts, offset) - 1
         turn = self._plan.turn(cycle * self._plan.cycle + place)
-        part = offset - int(self._firsts[place])
+        part = offset - self._firsts[place]
         return MicroBatch(turn, part, self._of_turn(turn)[part])
 
     def _of_turn(self, turn: Turn) -> Sequence[Sequence[int]]:
@@ -204,4 +206,4 @@ class MicroBatchPlan:
     def first_of_step(self, step: int) -> int:
         """Return the number of the first micro-batch of optimizer step `step`, 0 or more."""
         cycle, place = divmod(step * self._plan.turns_per_step, self._plan.cycle)
-        return cycle * self._per_cycle + int(self._firsts[place])
+        return cycle * self._per_cycle + self._firsts[place]

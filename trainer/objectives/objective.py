@@ -177,9 +177,11 @@ class Objective:
 
     def _reading(self, positions: Sequence[int], samples: list[Sample]) -> Read:
         """Return what reads others of the turn, and knows the `samples` that lie at `positions`."""
-        known = dict(zip(positions, samples, strict=True))
+        known: dict[int, Sample] = {}
 
         def read(position: int) -> Sample:
+            if not known:  # many objectives never ask
+                known.update(zip(positions, samples, strict=True))
             if position not in known:  # a bad one is counted where it is packed
                 known[position] = self.mix.read(position, BadSamples([]))
             return known[position]
