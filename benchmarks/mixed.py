@@ -41,7 +41,8 @@ def caption_batch(rng: np.random.Generator, samples: int, words: int, feature_si
             places = _places(rng, len(tokens) - 2) + 1
             ask_words(packer, first + places, tokens[places])
         else:
-            ask_regions(packer, first + len(tokens), _places(rng, count), visual)
+            places = _places(rng, count)
+            ask_regions(packer, first + len(tokens) + places, [(visual, places)])
         ask_match(packer, range(sequence, sequence + 1), bool(rng.random() < 0.5))
     return packer.finish(samples)
 

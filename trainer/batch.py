@@ -273,8 +273,7 @@ class Packer:
             hidden=torch.from_numpy(np.concatenate([_NONE, *hidden])),
             hidden_rows=torch.from_numpy(np.concatenate([_NONE, *(rows for _, _, rows in self._hidden)])),
             targets={
-                task: {name: torch.from_numpy(np.concatenate(parts)) for name, parts in arrays.items()}
-                for task, arrays in self._targets.items()
+                task: {name: _join(parts) for name, parts in arrays.items()} for task, arrays in self._targets.items()
             },
             tokens=self._slots,
             held=self._rows,
@@ -329,6 +328,11 @@ def _features(arrays: Sequences[NDArray[Any]], shape: tuple[int, ...], canvas: P
         others = arrays[count:]
         np.concatenate(others, out=canvas.whole[total - sum(map(len, others)) : total].numpy())
     return canvas.whole[:total]
+
+
+def _join(parts: Sequences[NDArray[Any]]) -> Tensor:
+    """Lay parts of a target end to end; rows of many numbers, such as masked patches, go straight to where they are packed."""
+    return torch.from_numpy(np.concatenate(parts)) if parts[0].ndim == 1 else _stack(parts, parts[0].shape[1:])
 
 
 def _stack(arrays: Sequences[NDArray[Any]], shape: tuple[int, ...]) -> Tensor:

@@ -1,21 +1,43 @@
-"""Keyed randomness: every random choice is drawn from a generator that is a function of what it belongs to.
+"""Keyed randomness: every random choice is a function of what it belongs to.
 
-Keys are hashed, never added (seed 5, epoch 1 must not be seed 6, epoch 0), and wide enough not to collide. Where many small
-choices are wanted at once, `hashes` gives each its own number without a generator, which would cost ten microseconds.
+Keys are hashed, never added (seed 5, epoch 1 must not be seed 6, epoch 0), and wide enough not to collide. A generator of
+numpy's costs ten microseconds to make: the few choices of one sample come from `draws`, and those of many samples at once,
+a number for each, from `hashes`.
 """
 
 import hashlib
-from typing import Any
+import itertools
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import NDArray
 
+Item = TypeVar("Item")
+
 
 def key(*parts: int | str) -> int:
     """Hash `parts` to a 64-bit key; ("a", 1) and ("a1",) give different keys."""
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(_name(parts), digest_size=8).digest(), "little")
+
+
+def draws(*parts: int | str) -> Iterator[float]:
+    """Yield numbers in 0..1 (not included) without end: same parts, same numbers, on every machine."""
+    name = _name(parts)
+    for block in itertools.count():
+        digest = hashlib.blake2b(name, salt=block.to_bytes(8, "little")).digest()
+        yield from ((number >> 11) * 2.0**-53 for number in struct.unpack("<8Q", digest))
+
+
+def pick(items: Sequence[Item], draw: float) -> Item:
+    """Return one of `items`, each for an equal share of the draws in 0..1."""
+    return items[int(draw * len(items))]
+
+
+def _name(parts: tuple[int | str, ...]) -> bytes:
+    return "\x1f".join(f"{type(part).__name__}:{part}" for part in parts).encode()
 
 
 def generator(*parts: int | str) -> np.random.Generator:
@@ -38,6 +60,22 @@ def hashes(keys: NDArray[np.uint64], places: NDArray[np.int64]) -> NDArray[np.ui
 def uniform(numbers: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Return random 64-bit numbers as numbers in 0..1 (not included), of the same shape."""
     return (numbers >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def choose(coins: NDArray[np.float64], lengths: NDArray[np.int64], rate: float) -> NDArray[np.int64]:
+    """Return which of `coins` [W] are below `rate`, in rising order: [K].
+
+    They lie in runs of `lengths` [N]. Of a run with none, the lowest is chosen; but none of 1 and above ever is.
+    """
+    chosen = coins < rate
+    ends = lengths.cumsum()
+    filled = lengths > 0
+    starts, ends = (ends - lengths)[filled], ends[filled]
+    if len(starts):
+        for run in (np.logical_or.reduceat(chosen, starts) == 0).nonzero()[0].tolist():
+            lowest = starts[run] + coins[starts[run] : ends[run]].argmin()
+            chosen[lowest] = coins[lowest] < 1
+    return chosen.nonzero()[0]
 
 
 def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

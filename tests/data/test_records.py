@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from trainer.visual.regions import RegionTokens
 GOOD = {"captions": {"en": ["a dog"], "de": "ein Hund"}}
 
 
-def no_picture(members: Members, rng: np.random.Generator | None, room: Room | None = None) -> Picture:
+def no_picture(members: Members, draw: Iterator[float] | None, room: Room | None = None) -> Picture:
     return RegionTokens(np.zeros((1, 1), np.float32), np.zeros((1, 4), np.float32))
 
 
@@ -129,7 +130,7 @@ def test_too_many_in_a_row_are_given_up_with_the_last_reason(tmp_path: Path) -> 
     found = source(tmp_path)
     config = SourceConfig(path=str(tmp_path))
 
-    def refuse(members: Members, rng: np.random.Generator | None, room: Room | None = None) -> Picture:
+    def refuse(members: Members, draw: Iterator[float] | None, room: Room | None = None) -> Picture:
         raise BadSample("too dark")
 
     dark = Source(found.folder, config, (0, "image_caption", 0), 1, refuse)

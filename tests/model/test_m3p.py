@@ -56,7 +56,7 @@ def text_only(visual: VisualConfig) -> Batch:
 def picture_only(visual: VisualConfig) -> Batch:
     packer = Packer(*visual.features)
     _, first = packer.add(Sequence(np.array([0]), picture(visual)))
-    ask_regions(packer, first + 1, np.array([0, 2]), picture(visual))
+    ask_regions(packer, first + 1 + np.array([0, 2]), [(picture(visual), np.array([0, 2]))])
     return packer.finish(1)
 
 
@@ -73,7 +73,7 @@ def everything(visual: VisualConfig) -> Batch:
         ask_contrast(packer, range(text, text + 1), range(image, image + 1), np.array([seed]), [str(seed)], [str(seed)])
         ask_match(packer, range(joint, joint + 1), bool(seed))
         ask_words(packer, first + np.array([1]), words(seed)[[1]])
-        ask_regions(packer, first + 5, np.array([1]), picture(visual, seed))
+        ask_regions(packer, first + 5 + np.array([1]), [(picture(visual, seed), np.array([1]))])
     return packer.finish(2)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from trainer.errors import UserError
-from trainer.keys import generator
+from trainer.keys import draws
 from trainer.objectives import switching
 from trainer.objectives.switching import CodeSwitcher, SwitchingConfig
 
@@ -40,7 +40,7 @@ def switcher(folder: Path, *languages: str, **settings: object) -> CodeSwitcher:
 
 def switched(folder: Path, caption: str, *languages: str) -> str:
     """Switch every word that can be; with one language and one translation a word, nothing is left to chance."""
-    return switcher(folder, *languages).switch(caption, generator("any")).text
+    return switcher(folder, *languages).switch(caption, draws("any")).text
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_words_are_found_and_everything_else_stays(folder: Path, caption: str, l
 def test_a_form_that_is_listed_goes_before_its_lemma(folder: Path) -> None:
     assert switched(folder, "dogs", "de") == "Hunde"
     assert switched(folder, "dogs", "ja") == "犬"
-    forms = Counter(switcher(folder).switch("dogs", generator(i)).text for i in range(300))
+    forms = Counter(switcher(folder).switch("dogs", draws(i)).text for i in range(300))
     assert set(forms) == {"Hunde", "chien", "犬", "狗", "it"}
 
 
@@ -88,7 +88,7 @@ def test_neighbours_without_spaces_are_joined(
 
 
 def test_a_border_between_two_languages_without_spaces_keeps_its_space(folder: Path) -> None:
-    seen = {switcher(folder, "ja", "zh").switch("dog dog", generator(i)).text for i in range(40)}
+    seen = {switcher(folder, "ja", "zh").switch("dog dog", draws(i)).text for i in range(40)}
     assert seen == {"犬犬", "狗狗", "犬 狗", "狗 犬"}
 
 
@@ -99,10 +99,10 @@ def test_a_border_between_two_languages_without_spaces_keeps_its_space(folder: P
 def test_what_comes_out_depends_on_caption_and_key_alone(folder: Path, caption: str, seed: int) -> None:
     used, fresh = switcher(folder, word_rate=0.5), switcher(folder, word_rate=0.5)
     for history in range(seed % 5):
-        used.switch("dog cat red", generator(history))
-    result = used.switch(caption, generator("sample", seed))
-    assert result == fresh.switch(caption, generator("sample", seed))
-    assert result == pickle.loads(pickle.dumps(used)).switch(caption, generator("sample", seed))
+        used.switch("dog cat red", draws(history))
+    result = used.switch(caption, draws("sample", seed))
+    assert result == fresh.switch(caption, draws("sample", seed))
+    assert result == pickle.loads(pickle.dumps(used)).switch(caption, draws("sample", seed))
     assert result.switched == sum(result.languages.values()) <= result.found <= result.words
     if not result.switched:
         assert result.text == caption
@@ -113,13 +113,13 @@ def test_looked_up_tokens_are_forgotten_before_they_fill_the_memory(
 ) -> None:
     monkeypatch.setattr(switching, "TOKENS_KEPT", 2)
     small = switcher(folder, "fr")
-    assert small.switch("the dog and a red dog", generator(1)).text == "the chien and a rouge chien"
+    assert small.switch("the dog and a red dog", draws(1)).text == "the chien and a rouge chien"
     assert len(small._tokens) <= 2
 
 
 def test_languages_that_list_a_word_then_translations_are_equally_likely(folder: Path) -> None:
     many = switcher(folder)
-    results = [many.switch("dog", generator("draw", i)) for i in range(5_000)]
+    results = [many.switch("dog", draws("draw", i)) for i in range(5_000)]
     words = Counter(result.text for result in results)
     languages = sum((Counter(result.languages) for result in results), Counter[str]())
     assert set(languages) == {"de", "fr", "ja", "tr", "zh"}
@@ -131,7 +131,7 @@ def test_languages_that_list_a_word_then_translations_are_equally_likely(folder:
 @pytest.mark.parametrize(("sentence_rate", "word_rate"), [(1.0, 0.3), (0.4, 1.0), (0.5, 0.5)])
 def test_rates(folder: Path, sentence_rate: float, word_rate: float) -> None:
     half = switcher(folder, sentence_rate=sentence_rate, word_rate=word_rate)
-    results = [half.switch("a red cat and a dog", generator(i)) for i in range(3_000)]
+    results = [half.switch("a red cat and a dog", draws(i)) for i in range(3_000)]
     assert sum(r.switched for r in results) / sum(r.found for r in results) == pytest.approx(
         sentence_rate * word_rate, abs=0.03
     )
@@ -142,16 +142,16 @@ def test_rates(folder: Path, sentence_rate: float, word_rate: float) -> None:
 @pytest.mark.parametrize("mode", ["per_word", "one_word"])
 def test_rates_of_0_and_1_are_exact(folder: Path, mode: str) -> None:
     for i in range(200):
-        never = switcher(folder, mode=mode, sentence_rate=0).switch("red cat dog", generator(i))
+        never = switcher(folder, mode=mode, sentence_rate=0).switch("red cat dog", draws(i))
         assert (never.text, never.found, never.switched) == ("red cat dog", 3, 0)
-        always = switcher(folder, mode=mode).switch("a red cat", generator(i))
+        always = switcher(folder, mode=mode).switch("a red cat", draws(i))
         assert (always.words, always.found, always.switched) == (3, 2, 2 if mode == "per_word" else 1)
-    assert switcher(folder, word_rate=0).switch("dog", generator(0)).text == "dog"
+    assert switcher(folder, word_rate=0).switch("dog", draws(0)).text == "dog"
 
 
 def test_one_word_mode_takes_each_word_that_is_found_equally_often(folder: Path) -> None:
     one = switcher(folder, "fr", mode="one_word", word_rate=0.0)
-    texts = Counter(one.switch("the red dog dog", generator(i)).text for i in range(3_000))
+    texts = Counter(one.switch("the red dog dog", draws(i)).text for i in range(3_000))
     assert set(texts) == {"the rouge dog dog", "the red chien dog", "the red dog chien"}
     assert max(texts.values()) - min(texts.values()) < 200
 
@@ -163,7 +163,7 @@ def test_coverage_is_the_share_of_words_that_a_list_holds(folder: Path) -> None:
 
 def test_pairs_of_equal_words_and_repeated_ones_are_left_out(folder: Path) -> None:
     german = switcher(folder, "de")
-    assert german.switch("radio", generator(0)).found == 0
+    assert german.switch("radio", draws(0)).found == 0
     assert german._lists["de"]["red"] == "rot"
 
 
@@ -216,9 +216,9 @@ def test_a_source_language_without_lemmas_is_told_and_found_by_form_alone(tmp_pa
     (tmp_path / "qq-de.tsv").write_text("dog\tHund\n", encoding="utf-8")
     plain = switcher(tmp_path, source_language="qq")
     assert not plain.has_lemmas
-    assert plain.switch("dog dogs", generator(0)).text == "Hund dogs"
+    assert plain.switch("dog dogs", draws(0)).text == "Hund dogs"
 
 
 def test_words_in_scripts_with_vowel_signs_are_whole(tmp_path: Path) -> None:
     (tmp_path / "hi-de.tsv").write_text("बिल्ली\tKatze\n", encoding="utf-8")
-    assert switcher(tmp_path, source_language="hi").switch("(बिल्ली)।", generator(0)).text == "(Katze)।"
+    assert switcher(tmp_path, source_language="hi").switch("(बिल्ली)।", draws(0)).text == "(Katze)।"

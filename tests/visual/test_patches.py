@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from trainer.errors import BadSample
-from trainer.keys import generator
+from trainer.keys import draws
 from trainer.visual.patches import MID_GREY, PatchEmbedder, Patches, PatchTokens, decode
 from trainer.visual.pixels import scaled
 
@@ -140,17 +140,17 @@ def test_a_sample_without_a_picture_is_bad() -> None:
         patches().load({"json": b"{}"}, None)
 
 
-def test_crops_and_mirrors_belong_to_the_samples_generator() -> None:
+def test_crops_and_mirrors_belong_to_the_samples_draws() -> None:
     config, data = patches(crop=0.3, flip=True), {"png": encoded(gradient(64, 64))}
-    same = [config.load(data, generator("a")).features for _ in range(2)]
+    same = [config.load(data, draws("a")).features for _ in range(2)]
     np.testing.assert_array_equal(same[0], same[1])
-    assert not np.array_equal(same[0], config.load(data, generator("b")).features)
+    assert not np.array_equal(same[0], config.load(data, draws("b")).features)
     np.testing.assert_array_equal(config.load(data, None).features, patches().load(data, None).features)
 
 
 def means(config: Patches, number: int) -> tuple[NDArray[np.float32], bool]:
     """Red and green range seen in a training picture, and whether it is mirrored."""
-    found = config.load({"png": encoded(gradient(64, 64))}, generator("crop", number))
+    found = config.load({"png": encoded(gradient(64, 64))}, draws("crop", number))
     numbers = scaled(torch.from_numpy(found.numbers(np.arange(4)))).numpy()
     colours = numbers.reshape(2, 2, 8, 8, 3).swapaxes(1, 2).reshape(16, 16, 3)
     mirrored = bool(colours[0, 0, 0] > colours[0, -1, 0])
@@ -213,7 +213,7 @@ def test_a_room_changes_nothing(shape: tuple[int, int], flip: bool) -> None:
     config, data = patches(flip=flip, crop=0.5 if flip else 1.0), {"jpg": encoded(gradient(*shape), "jpg")}
     room = np.full((1, 16, 16, 3), 77, np.uint8)
     for number in range(6):
-        alone, placed = (config.load(data, generator("room", number), there) for there in (None, room))
+        alone, placed = (config.load(data, draws("room", number), there) for there in (None, room))
         assert placed.features is room
         np.testing.assert_array_equal(alone.features, placed.features)
 

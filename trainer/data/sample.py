@@ -1,7 +1,7 @@
 """A sample: what one looks like once it is read, and how its stored members become it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trainer.batch import Picture
 from trainer.errors import BadSample
-from trainer.keys import generator
+from trainer.keys import draws
 
 Members = Mapping[str, bytes | memoryview]
 """Contents of a sample's files by extension: "json", "jpg", "regions.npz"."""
@@ -39,9 +39,9 @@ class Sample:
         assert self.visual is not None, "sources of pairs load pictures"
         return self.visual
 
-    def generator(self, purpose: str) -> np.random.Generator:
-        """The sample's own generator for `purpose`: the same in every run, on every rank, in every worker."""
-        return generator(*self.owner, purpose)
+    def draws(self, purpose: str) -> Iterator[float]:
+        """The sample's own random numbers for `purpose`: the same in every run, on every rank, in every worker."""
+        return draws(*self.owner, purpose)
 
 
 class Texts(NamedTuple):

@@ -1,6 +1,6 @@
 """A source: one folder of shards, read in its endless order."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -17,7 +17,7 @@ from trainer.data.reader import ShardReader
 from trainer.data.sample import BadSamples, Members, Sample, Texts, choose_captions, passage, read_record
 from trainer.data.threads import share
 from trainer.errors import BadSample, UserError
-from trainer.keys import generator, key
+from trainer.keys import key
 
 BYTES_OF_TOKEN = 4.2
 """Of text, where nobody has measured it: the median of the languages that were tried, from 3.3 to 11."""
@@ -49,7 +49,7 @@ class SourceConfig(BaseModel):
 class LoadPicture(Protocol):
     """What a visual source does to the members of a sample."""
 
-    def __call__(self, members: Members, rng: np.random.Generator | None, room: Room | None = None) -> Picture:
+    def __call__(self, members: Members, draw: Iterator[float] | None, room: Room | None = None) -> Picture:
         """Decode, into `room` where it fits. Raises BadSample."""
 
 
@@ -71,7 +71,7 @@ class Source:
         owner: (seed, objective, source number), the key of its order.
         window: shards whose samples are shuffled together.
         load_picture: decodes the picture of a sample; None for text.
-        augments: whether that draws from a generator; making one costs as much as reading the sample.
+        augments: whether that draws random numbers.
 
     Raises:
         UserError: no manifest, a missing or changed shard, or no caption in the wanted languages.
@@ -255,9 +255,9 @@ class Source:
         """Decode the picture of a sample, into `room` where it fits. Raises BadSample."""
         if self._load_picture is None:
             return
-        rng = generator(*sample.owner, "augment") if augment and self._augments else None
+        draw = sample.draws("augment") if augment and self._augments else None
         try:
-            sample.visual = self._load_picture(members, rng, room)
+            sample.visual = self._load_picture(members, draw, room)
         except BadSample as reason:
             name = sample.name.removeprefix(f"{self._name(sample.owner[2])}/")
             raise BadSample(f"{reason} (id {name!r})") from reason

@@ -22,7 +22,7 @@ class CodeSwitchedConfig(ImageCaptionConfig):
 
 
 class CodeSwitched(ImageCaption):
-    """Switches every caption, of true and mismatched pairs alike, by the caption's own generator."""
+    """Switches every caption, of true and mismatched pairs alike, by the sample's own draws."""
 
     config: CodeSwitchedConfig
 
@@ -40,7 +40,7 @@ class CodeSwitched(ImageCaption):
 
     def text(self, sample: Sample) -> Text:
         """Switch the caption chosen."""
-        switched = self.switcher.switch(self.choose(sample), sample.generator("switch"))
+        switched = self.switcher.switch(self.choose(sample), sample.draws("switch"))
         counts = {
             "switching/words": switched.words,
             "switching/found": switched.found,

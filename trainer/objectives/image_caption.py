@@ -9,10 +9,10 @@ from pydantic import Field
 from trainer.batch import Packer, Picture
 from trainer.data.sample import Sample
 from trainer.data.tokenizer import BOS
-from trainer.keys import keys_of, mix, uniform
+from trainer.keys import keys_of, mix, pick, uniform
 from trainer.objectives.objective import Context, Ids, Objective, ObjectiveConfig, Part, Read, Text
 from trainer.objectives.tasks.contrastive import ask_contrast
-from trainer.objectives.tasks.masked_regions import ask_regions, mask_regions
+from trainer.objectives.tasks.masked_regions import RegionMask, ask_regions, mask_regions
 from trainer.objectives.tasks.masked_words import ask_words, mask_words
 from trainer.objectives.tasks.matching import ask_match
 
@@ -37,7 +37,9 @@ class Pairs(NamedTuple):
     """Texts and pictures that are seen together, column by column: of the samples themselves, or mismatched."""
 
     samples: list[Sample]
-    """Whose they are: choices are keyed by them. [N]"""
+    """Whose they are: [N]."""
+    owners: NDArray[np.uint64]
+    """What their choices are keyed by: [N, 4]."""
     tokens: Ids
     """Of all texts, end to end: [W]."""
     lengths: Ids
@@ -53,8 +55,8 @@ class Masked(NamedTuple):
     """[W]"""
     words: Ids
     """Places of the masked words in `tokens`: [K]."""
-    regions: dict[int, tuple[Ids, Ids]]
-    """By the number of a pair, the masked ones of its picture, and those of them that are hidden."""
+    regions: RegionMask
+    """By the number of the pair."""
 
 
 class ImageCaption(Objective):
@@ -68,7 +70,9 @@ class ImageCaption(Objective):
 
         The mismatched partner of a pair is the next one of the turn, whatever rank that one is on.
         """
-        pairs = Pairs(part.samples, part.tokens, part.lengths, [sample.picture for sample in part.samples])
+        owners = np.array([sample.owner for sample in part.samples], np.uint64)
+        pictures = [sample.picture for sample in part.samples]
+        pairs = Pairs(part.samples, owners, part.tokens, part.lengths, pictures)
         if "contrastive" in self.tasks:
             self._ask_contrast(packer, np.array(part.positions) - part.turn.start, pairs)
         if self.tasks.keys() & {"masked_words", "masked_regions", "matching"}:
@@ -87,10 +91,9 @@ class ImageCaption(Objective):
         if len(sample.captions) == 1:
             (texts,) = sample.captions.values()
             if len(texts) == 1:
-                return texts[0]  # a generator costs as much as reading the pair
-        rng, languages = sample.generator("caption"), sorted(sample.captions)
-        texts = sample.captions[languages[rng.integers(len(languages))]]
-        return texts[rng.integers(len(texts))]
+                return texts[0]
+        draw = sample.draws("caption")
+        return pick(sample.captions[pick(sorted(sample.captions), next(draw))], next(draw))
 
     def mask(self, pairs: Pairs, purpose: str) -> Masked:
         """Mask words or regions of each pair, never both, at a coin's toss; only words where no task asks for regions (and
@@ -99,18 +102,16 @@ class ImageCaption(Objective):
         words = self.tasks.get("masked_words", 0) > 0
         regions = self.tasks.get("masked_regions", 0) > 0
         if not pairs.samples or not (words or regions):
-            return Masked(pairs.tokens, _NONE, {})
-        keys = keys_of(np.array([sample.owner for sample in pairs.samples], np.uint64), purpose)
+            return Masked(pairs.tokens, _NONE, _NO_REGIONS)
+        keys = keys_of(pairs.owners, purpose)
         heads = uniform(mix(keys)) < 0.5 if words and regions else np.full(len(keys), words)
         tokens, places = self._mask_words(pairs, keys, heads) if words else (pairs.tokens, _NONE)
+        tails = (~heads).nonzero()[0]
         background = getattr(self.context.visual, "background", None)
-        masked = {
-            number: mask_regions(
-                pairs.pictures[number], pairs.samples[number].generator(purpose), self.config.mask_rate, background
-            )
-            for number in (~heads).nonzero()[0].tolist()
-        }
-        return Masked(tokens, places, masked)
+        masked = mask_regions(
+            [pairs.pictures[n] for n in tails.tolist()], keys[tails], self.config.mask_rate, background
+        )
+        return Masked(tokens, places, masked._replace(pictures=tails[masked.pictures]))
 
     def _mask_words(self, pairs: Pairs, keys: NDArray[np.uint64], heads: NDArray[np.bool_]) -> tuple[Ids, Ids]:
         """Return the words of all pairs with some hidden of those that have `heads` [N], and the places of the hidden."""
@@ -134,40 +135,42 @@ class ImageCaption(Objective):
             starts: Ids = pairs.lengths.cumsum() - pairs.lengths
             slots = np.arange(len(pairs.tokens)) + np.repeat(firsts - starts, pairs.lengths)
             ask_words(packer, slots[masked.words], pairs.tokens[masked.words])
-        for number, (places, _) in masked.regions.items():
-            if len(places):
-                first = int(firsts[number] + pairs.lengths[number])
-                ask_regions(packer, first, places, pairs.pictures[number])
+        slots = (firsts + pairs.lengths)[masked.regions.pictures] + masked.regions.places
+        wanted = [(pairs.pictures[number], part.places) for number, part in masked.regions.by_picture()]
+        ask_regions(packer, slots, wanted)
         if "matching" in self.tasks:
             ask_match(packer, sequences, True)
 
     def _add_masked(self, packer: Packer, pairs: Pairs, masked: Masked) -> tuple[range, Ids]:
         """Pack pairs as they are seen masked; return their sequences and the first slot of each [N]."""
         sequences, firsts = packer.add_many(masked.tokens, pairs.lengths, pairs.pictures)
-        for number, (_, hidden) in masked.regions.items():
-            packer.hide(sequences[number], hidden, pairs.pictures[number])
+        for number, (_, places, hidden) in masked.regions.by_picture():
+            packer.hide(sequences[number], places[hidden], pairs.pictures[number])
         return sequences, firsts
 
     def _mismatches(self, part: Part, pairs: Pairs, read: Read) -> Pairs:
         """Return pairs with another's picture or another's caption; those that find no other are left out."""
-        samples, texts, pictures = list[Sample](), list[Ids](), list[Picture]()
+        kept, texts, pictures = list[int](), list[Ids](), list[Picture]()
+        others_picture = (uniform(keys_of(pairs.owners, "partner")) < 0.5).tolist()
         own = dict(zip(part.positions, np.split(pairs.tokens, pairs.lengths.cumsum()[:-1]), strict=True))
-        for position, sample, picture in zip(part.positions, pairs.samples, pairs.pictures, strict=True):
+        for number, position in enumerate(part.positions):
             partner = _partner(part.turn, position, read)
             if partner is None:
                 continue
-            samples.append(sample)
-            if sample.generator("partner").random() < 0.5:
+            kept.append(number)
+            if others_picture[number]:
                 texts.append(own[position])
                 pictures.append(read(partner).picture)
             else:
                 texts.append(own[partner] if partner in own else self.encode([self.text(read(partner))])[0])
-                pictures.append(picture)
+                pictures.append(pairs.pictures[number])
         lengths = np.array([len(text) for text in texts], np.int64)
-        return Pairs(samples, np.concatenate([_NONE, *texts]), lengths, pictures)
+        samples = [pairs.samples[number] for number in kept]
+        return Pairs(samples, pairs.owners[kept], np.concatenate([_NONE, *texts]), lengths, pictures)
 
 
 _NONE = np.zeros(0, np.int64)
+_NO_REGIONS = RegionMask(_NONE, _NONE, np.zeros(0, np.bool_))
 
 
 def _partner(turn: range, position: int, read: Read) -> int | None:

@@ -1,7 +1,7 @@
 """Code-switching: words of a caption swapped for translations out of word lists (M3P's multimodal code-switching).
 
 Both routines of the released code, with its defects mended: words are looked up casefolded and without the punctuation
-around them, then by their lemma; every choice comes from the generator that the caller keys to the sample; a missing
+around them, then by their lemma; every choice comes from the numbers that the caller keys to the sample; a missing
 or empty word list is an error instead of a run that silently does not switch.
 """
 
@@ -9,16 +9,16 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
-import numpy as np
 import simplemma
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from trainer.errors import UserError
+from trainer.keys import pick
 
 UNSPACED = frozenset({"ja", "km", "lo", "my", "th", "zh"})
 """Languages written without spaces between words; `zh-TW` counts as `zh`."""
@@ -28,8 +28,6 @@ TOKENS_KEPT = 200_000
 
 _GAP = re.compile(r"([\s/–—]+)")
 _SENTENCE_ENDS = frozenset(".!?…")
-
-Item = TypeVar("Item")
 
 
 class SwitchingConfig(BaseModel):
@@ -85,7 +83,7 @@ class _Token(NamedTuple):
 
 
 class CodeSwitcher:
-    """Switches captions by the word lists of a folder. What it returns depends on caption and generator alone.
+    """Switches captions by the word lists of a folder. What it returns depends on caption and draws alone.
 
     Raises:
         UserError: the folder or a word list is missing, empty or not WORD<TAB>TRANSLATION lines.
@@ -101,7 +99,7 @@ class CodeSwitcher:
         """Whether simplemma knows the source language; else only the forms that a list holds are found."""
         self._tokens: dict[str, _Token] = {}
 
-    def switch(self, caption: str, rng: np.random.Generator) -> Switched:
+    def switch(self, caption: str, draw: Iterator[float]) -> Switched:
         """Return `caption` with some words switched; white space and punctuation stay as they are.
 
         Every language that lists a word (or its lemma) is equally likely, then every translation there. The first word
@@ -115,10 +113,10 @@ class CodeSwitcher:
         found = [place for place, token in enumerate(tokens) if token.options]
         initial = _sentence_starts(texts, tokens)
         languages: dict[int, str] = {}
-        for place, language_draw, word_draw in self._draw(found, rng):
+        for place, language_draw, word_draw in self._draw(found, draw):
             token, text = tokens[place], texts[place]
-            language, translations = _pick(token.options, language_draw)
-            word = _pick(translations, word_draw)
+            language, translations = pick(token.options, language_draw)
+            word = pick(translations, word_draw)
             if place in initial and text[token.start].isupper():
                 word = _capitalised(word, language)
             texts[place] = text[: token.start] + word + text[token.end :]
@@ -144,15 +142,14 @@ class CodeSwitcher:
                 found.update(language for language, _ in token.options)
         return {language: found[language] / max(words, 1) for language in self.languages}
 
-    def _draw(self, found: Sequence[int], rng: np.random.Generator) -> list[tuple[int, float, float]]:
+    def _draw(self, found: Sequence[int], draw: Iterator[float]) -> list[tuple[int, float, float]]:
         """Choose among the places `found`; return each with a draw in [0, 1) for its language and its translation."""
-        if not rng.random() < self._config.sentence_rate or not found:
+        if not next(draw) < self._config.sentence_rate or not found:
             return []
         if self._config.mode == "one_word":
-            place, language, word = rng.random(3).tolist()
-            return [(_pick(found, place), language, word)]
-        draws = zip(found, rng.random((len(found), 3)).tolist(), strict=True)
-        return [(place, language, word) for place, (coin, language, word) in draws if coin < self._config.word_rate]
+            return [(pick(found, next(draw)), next(draw), next(draw))]
+        coins = [(next(draw), place, next(draw), next(draw)) for place in found]
+        return [(place, language, word) for coin, place, language, word in coins if coin < self._config.word_rate]
 
     def _look_up(self, text: str) -> _Token:
         token = self._tokens.get(text)
@@ -171,11 +168,6 @@ class CodeSwitcher:
             lemma = _fold(simplemma.lemmatize(form, lang=self._config.source_language))
         lines = ((language, words.get(form) or words.get(lemma)) for language, words in self._lists.items())
         return tuple((language, tuple(line.split("\t"))) for language, line in lines if line)
-
-
-def _pick(items: Sequence[Item], draw: float) -> Item:
-    """Return one of `items`, each for an equal share of the draws in [0, 1)."""
-    return items[int(draw * len(items))]
 
 
 def _fold(text: str) -> str:

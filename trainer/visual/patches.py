@@ -3,9 +3,10 @@
 import io
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -123,19 +124,19 @@ class Patches(BaseModel):
         return 1, *self.features
 
     def load(
-        self, members: Mapping[str, bytes | memoryview], rng: np.random.Generator | None, room: Pixels | None = None
+        self, members: Mapping[str, bytes | memoryview], draw: Iterator[float] | None, room: Pixels | None = None
     ) -> PatchTokens:
-        """Decode into `room`, crop (with the sample's own `rng`; None: never) and resize. Raises BadSample."""
+        """Decode into `room`, crop (by the sample's own `draw`; None: never) and resize. Raises BadSample."""
         room = np.empty(self.room, np.uint8) if room is None else room
         pixels = decode(members.get("jpg") or _find(members), self.size, self.largest, room)
-        if pixels is not room or rng is not None:
-            self._paint(pixels[0] if pixels is room else pixels, rng, room[0])
+        if pixels is not room or draw is not None:
+            self._paint(pixels[0] if pixels is room else pixels, draw, room[0])
         return PatchTokens(room, self.patch)
 
-    def _paint(self, pixels: Pixels, rng: np.random.Generator | None, canvas: Pixels) -> None:
+    def _paint(self, pixels: Pixels, draw: Iterator[float] | None, canvas: Pixels) -> None:
         """Crop, resize, and lay onto `canvas` [size, size, 3], in whose memory `pixels` may lie."""
-        if rng is not None:
-            pixels = _augment(pixels, rng, self.crop, self.flip)
+        if draw is not None:
+            pixels = _augment(pixels, draw, self.crop, self.flip)
         if pixels.shape != canvas.shape:
             resized = Image.fromarray(pixels).resize((self.size, self.size), Image.Resampling.BILINEAR)
             pixels = np.asarray(resized)
@@ -215,8 +216,8 @@ def _check_pixels(width: int, height: int, largest: int) -> None:
         raise BadSample(f"a picture of {width} x {height} pixels, more than visual.largest = {largest}")
 
 
-def _augment(pixels: Pixels, rng: np.random.Generator, crop: float, flip: bool) -> Pixels:
-    area, x, y, mirror = rng.random(4)  # always four draws, so that one option does not change another's choices
+def _augment(pixels: Pixels, draw: Iterator[float], crop: float, flip: bool) -> Pixels:
+    area, x, y, mirror = islice(draw, 4)  # always four draws, so that one option does not change another's choices
     if crop < 1:
         scale = math.sqrt(crop + (1 - crop) * area)
         height, width = pixels.shape[0] * scale, pixels.shape[1] * scale

@@ -1,6 +1,6 @@
 """Stored region features of an object detector: M3P's own visual source (`KEY.regions.npz`)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -84,10 +84,10 @@ class Regions(BaseModel):
     def load(
         self,
         members: Mapping[str, bytes | memoryview],
-        rng: np.random.Generator | None,
+        draw: Iterator[float] | None,
         room: NDArray[np.uint8] | None = None,
     ) -> RegionTokens:
-        """Read `regions.npz`; neither `rng`, since regions are not augmented, nor `room` is used. Raises BadSample."""
+        """Read `regions.npz`; neither `draw`, since regions are not augmented, nor `room` is used. Raises BadSample."""
         if "regions.npz" not in members:
             raise BadSample("no member regions.npz")
         try:

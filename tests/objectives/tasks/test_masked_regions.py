@@ -3,9 +3,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from trainer.batch import Packer, Sequence
-from trainer.keys import generator
+from trainer.keys import keys_of
 from trainer.objectives.tasks.masked_regions import MaskedRegions, ask_regions, mask_regions
 from trainer.objectives.tasks.matching import Matching
 from trainer.visual.pixels import scaled
@@ -18,12 +19,16 @@ def picture(regions: int, classes: list[int] | None = None) -> RegionTokens:
     return RegionTokens(features, boxes, None if classes is None else np.array(classes))
 
 
+def keys(count: int, number: int = 0) -> NDArray[np.uint64]:
+    """Keys of so many samples."""
+    return keys_of(np.array([[number, place] for place in range(count)], np.uint64).reshape(-1, 2), "mask")
+
+
 def test_fifteen_in_a_hundred_are_chosen_and_nine_in_ten_of_them_lose_their_feature() -> None:
     whole = picture(20_000)
-    chosen, hidden = mask_regions(whole, generator("rates"), 0.15, None)
-    assert len(chosen) / 20_000 == pytest.approx(0.15, abs=0.01)
-    assert len(hidden) / len(chosen) == pytest.approx(0.9, abs=0.02)
-    assert np.isin(hidden, chosen).all()
+    mask = mask_regions([whole], keys(1), 0.15, None)
+    assert len(mask.places) / 20_000 == pytest.approx(0.15, abs=0.01)
+    assert mask.hidden.mean() == pytest.approx(0.9, abs=0.02)
 
 
 @given(st.integers(1, 12), st.floats(0.001, 0.999), st.integers(0, 10**9))
@@ -31,8 +36,9 @@ def test_at_least_one_is_chosen_and_what_is_hidden_shows_nothing_but_its_box(
     regions: int, rate: float, number: int
 ) -> None:
     whole = picture(regions)
-    chosen, hidden = mask_regions(whole, generator(number), rate, None)
-    assert len(set(chosen.tolist())) == len(chosen) >= 1
+    mask = mask_regions([whole], keys(1, number), rate, None)
+    assert len(set(mask.places.tolist())) == len(mask.places) >= 1
+    hidden = mask.places[mask.hidden]
     packer = Packer(3)
     shown, _ = packer.add(Sequence(np.array([0]), whole))
     masked, _ = packer.add(Sequence(np.array([0]), whole))
@@ -50,17 +56,29 @@ def test_at_least_one_is_chosen_and_what_is_hidden_shows_nothing_but_its_box(
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=8), st.integers(0, 10**9))
 def test_background_is_never_chosen(classes: list[int], number: int) -> None:
-    chosen, hidden = mask_regions(picture(len(classes), classes), generator(number), 0.9, background=0)
-    assert all(classes[place] for place in chosen)
-    assert bool(len(chosen)) == any(classes)
-    assert np.isin(hidden, chosen).all()
+    mask = mask_regions([picture(len(classes), classes)], keys(1, number), 0.9, background=0)
+    assert all(classes[place] for place in mask.places)
+    assert bool(len(mask.places)) == any(classes)
+
+
+@given(st.lists(st.integers(0, 6), max_size=6), st.integers(0, 10**9))
+def test_a_pictures_mask_is_its_own_whatever_others_are_masked_with_it(sizes: list[int], number: int) -> None:
+    pictures = [picture(size, [1] * size) if size % 2 else picture(size) for size in sizes]
+    owners = keys(len(sizes), number)
+    together = dict(mask_regions(pictures, owners, 0.4, background=0).by_picture())
+    assert list(together) == [place for place, size in enumerate(sizes) if size]
+    for place, found in together.items():
+        alone = mask_regions([pictures[place]], owners[place : place + 1], 0.4, background=0)
+        assert found.places.tolist() == alone.places.tolist()
+        assert found.hidden.tolist() == alone.hidden.tolist()
+        assert set(found.pictures.tolist()) == {place}
 
 
 def test_what_is_asked_is_the_true_picture_at_the_right_slots() -> None:
     packer, whole = Packer(3), picture(4, [5, 6, 7, 8])
     packer.add(Sequence(np.array([0, 2])))
     _, first = packer.add(Sequence(np.array([0, 9, 2]), whole))
-    ask_regions(packer, first + 3, np.array([1, 3]), whole)
+    ask_regions(packer, first + 3 + np.array([1, 3]), [(whole, np.array([1, 3]))])
     targets = packer.finish(2).targets["masked_regions"]
     assert targets["slots"].tolist() == [2 + 3 + 1, 2 + 3 + 3]
     assert targets["classes"].tolist() == [6, 8]

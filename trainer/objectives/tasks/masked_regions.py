@@ -1,5 +1,9 @@
 """Masked regions (M3P's MC-MRM): regress the hidden feature, and name its object class where the source has classes."""
 
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -7,10 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.batch import Packer, Picture
+from trainer.keys import choose, hashes, mix, uniform
 from trainer.objectives.tasks.task import Targets
 from trainer.visual.pixels import scaled
 
-Places = NDArray[np.int64]
+Ids = NDArray[np.int64]
 
 
 class MaskedRegions:
@@ -39,25 +44,54 @@ class MaskedRegions:
         return total
 
 
+class RegionMask(NamedTuple):
+    """Masked regions of several pictures, in rising order of picture and place."""
+
+    pictures: Ids
+    """Number of the picture that each belongs to: [K]."""
+    places: Ids
+    """Its number among the picture's regions: [K]."""
+    hidden: NDArray[np.bool_]
+    """Whether it loses its feature (zeros, or mid grey; the box stays): [K]."""
+
+    def by_picture(self) -> "Iterator[tuple[int, RegionMask]]":
+        """Yield the number of each picture that has any, and its own part."""
+        firsts = np.flatnonzero(np.diff(self.pictures, prepend=-1)).tolist()
+        for first, end in pairwise([*firsts, len(self.pictures)]):
+            yield (
+                int(self.pictures[first]),
+                RegionMask(self.pictures[first:end], self.places[first:end], self.hidden[first:end]),
+            )
+
+
 def mask_regions(
-    visual: Picture, rng: np.random.Generator, rate: float, background: int | None
-) -> tuple[Places, Places]:
-    """Choose each region that is not background with chance `rate`, at least one: -> (the chosen, those of them to hide).
+    pictures: Sequence[Picture], keys: NDArray[np.uint64], rate: float, background: int | None
+) -> RegionMask:
+    """Choose each region that is not background with chance `rate`, at least one a picture, and hide 90 % of the chosen.
 
-    Of the chosen, 90 % lose their feature (zeros, or mid grey; the box stays) and 10 % keep it.
+    The choices of each picture are drawn by its key [N]. All pictures at once, as `mask_words` does it.
     """
-    eligible = np.arange(visual.tokens)
-    if background is not None and visual.class_ids is not None:
-        eligible = eligible[visual.class_ids != background]
-    if not len(eligible):
-        return eligible, eligible
-    chosen = eligible[rng.random(len(eligible)) < rate]
-    if not len(chosen):
-        chosen = eligible[rng.integers(len(eligible), size=1)]
-    return chosen, chosen[rng.random(len(chosen)) < 0.9]
+    lengths = np.array([picture.tokens for picture in pictures], np.int64)
+    owners = np.arange(len(pictures)).repeat(lengths)
+    places = np.arange(len(owners)) - (lengths.cumsum() - lengths)[owners]
+    numbers = hashes(keys[owners], places)
+    coins = uniform(numbers)
+    if background is not None and pictures:
+        coins[np.concatenate([_classes(picture) for picture in pictures]) == background] = 1
+    chosen = choose(coins, lengths, rate)
+    return RegionMask(owners[chosen], places[chosen], uniform(mix(numbers[chosen])) < 0.9)
 
 
-def ask_regions(packer: Packer, first: int, places: Places, visual: Picture) -> None:
-    """Ask for the regions at `places`; `first` is the slot of the picture's first token, `visual` the true picture."""
-    classes = np.full(len(places), -1) if visual.class_ids is None else visual.class_ids[places]
-    packer.target(MaskedRegions.name, slots=first + places, features=visual.numbers(places), classes=classes)
+def ask_regions(packer: Packer, slots: Ids, wanted: Sequence[tuple[Picture, Ids]]) -> None:
+    """Ask for what is at `slots` [K]: of each picture of `wanted`, the true ones, the regions at some places, K in all."""
+    first = 0
+    for picture, places in wanted:
+        end = first + len(places)
+        classes, features = _classes(picture)[places], picture.numbers(places)
+        packer.target(MaskedRegions.name, slots=slots[first:end], features=features, classes=classes)
+        first = end
+
+
+def _classes(picture: Picture) -> Ids:
+    """Return the class of each region, -1 where the source has none: [R]."""
+    return np.full(picture.tokens, -1) if picture.class_ids is None else picture.class_ids

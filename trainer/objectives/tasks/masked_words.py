@@ -6,13 +6,10 @@ from torch import Tensor
 
 from trainer.batch import Packer
 from trainer.data.tokenizer import Tokenizer
-from trainer.keys import hashes, mix, uniform
+from trainer.keys import choose, hashes, mix, uniform
 from trainer.objectives.tasks.task import Targets
 
 Ids = NDArray[np.int64]
-
-SPECIAL = 1.0
-"""In place of the coin of `<s>` and `</s>`: above every rate."""
 
 
 class MaskedWords:
@@ -44,13 +41,9 @@ def mask_words(
     ends = lengths.cumsum()
     starts = ends - lengths
     numbers = hashes(np.repeat(keys, lengths), np.arange(len(tokens)) - np.repeat(starts, lengths))
-    coin = uniform(numbers)
-    coin[starts] = coin[ends - 1] = SPECIAL
-    chosen = coin < rate
-    for text in (np.logical_or.reduceat(chosen, starts) == 0).nonzero()[0].tolist():
-        lowest = starts[text] + coin[starts[text] : ends[text]].argmin()
-        chosen[lowest] = coin[lowest] < SPECIAL
-    places = chosen.nonzero()[0]
+    coins = uniform(numbers)
+    coins[starts] = coins[ends - 1] = 1  # of `<s>` and `</s>`
+    places = choose(coins, lengths, rate)
     fate = mix(numbers[places])
     return _hide(tokens, places, uniform(fate), uniform(mix(fate)), tokenizer), places
 
