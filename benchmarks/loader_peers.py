@@ -31,7 +31,8 @@ MOST_TOKENS = 128
 RESUME_AT = 1_000_000
 WARM_UP = 256
 """Batches that are not counted: more than any loader has ready when the first one is asked for, and enough for the tokenizer,
-which all share, to have met most words."""
+which all share, to have met most words. Of a slow loader those of so many seconds are enough:"""
+WARM_UP_SECONDS = 5
 SECONDS = 2.5
 """That a measurement takes."""
 FROM_DISK = 80
@@ -283,13 +284,16 @@ def take_out_of_memory(folder: Path) -> None:
 
 
 def rate(batches: Iterator[Any], before: int, seconds: float) -> dict[str, float]:
-    """Load for so many seconds, or until there are no more batches; the first `before` are not counted.
+    """Load for so many seconds, or until there are no more batches; the first, up to `before`, are not counted.
 
     -> "rate": samples a second; "cpu": samples a second of processor time, workers included, which other programs on the
     machine disturb less.
     """
-    for _ in range(before):
-        next(batches)
+    next(batches)
+    began = time.perf_counter()
+    for _ in itertools.islice(batches, before - 1):
+        if time.perf_counter() - began >= WARM_UP_SECONDS:
+            break
     began, used, samples = time.perf_counter(), processor_seconds(), 0
     for _ in batches:
         samples += BATCH
