@@ -29,6 +29,8 @@ class LocalFolder:
         self.path, self.name = path, path.name
         self.manifest = Manifest.load(path)
         check_shards(path, self.manifest)
+        self.reads_ahead = True
+        """Whether `fetch_ahead` does anything."""
 
     def __str__(self) -> str:
         return str(self.path)
@@ -42,7 +44,7 @@ class LocalFolder:
 
         Sample by sample, in a shuffled order, a disk takes several times as long. A failure here shows when the shard is read.
         """
-        for number in shards:
+        for number in shards if self.reads_ahead else ():
             _background(os.getpid()).put(partial(_read_ahead, self.path / self.manifest.shards[number].name))
 
 

@@ -92,16 +92,24 @@ class Source:
         self.manifest = folder.manifest
         _check_kind(folder, self.manifest, config, load_picture)
         counts = self.manifest.shards.samples
+        self._two_windows = 2 * window
         self.order = SourceOrder(counts, window, key(*owner, "order"))
         self._counts = counts
         if isinstance(folder, RemoteFolder):
-            folder.check_room(2 * window)
+            folder.check_room(self._two_windows)
         self._language = self.manifest.language or ""
         self._reader = ShardReader(folder)
         self._window: list[int] | None = None
         self.bytes_of_token = BYTES_OF_TOKEN
         """Of text, for `lengths`; whoever has the tokenizer may know better."""
         self._names: dict[int, str] = {}
+
+    @property
+    def bytes_ahead(self) -> int:
+        """Bytes of local shards that lie in memory at once while they are read a window ahead, at most."""
+        if isinstance(self.folder, RemoteFolder):
+            return 0
+        return int(np.sort(self.manifest.shards.bytes)[-self._two_windows :].sum())
 
     def read(self, index: int, bad: BadSamples, augment: bool = True) -> Sample:
         """Return the sample at `index` of the endless order.
