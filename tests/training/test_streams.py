@@ -10,7 +10,7 @@ from trainer.data.folders import LocalFolder
 from trainer.data.source import Source
 from trainer.objectives.objective import Objective
 from trainer.recipe import load_recipe
-from trainer.training.streams import FOR_FILES, build_objectives, read_ahead
+from trainer.training.streams import FOR_FILES, build_objectives, held_back
 
 
 def build(recipe: Path, monkeypatch: pytest.MonkeyPatch, available: float) -> list[Objective]:
@@ -40,12 +40,12 @@ def test_two_windows_of_the_largest_shards_are_counted(tiny: Path) -> None:
 def test_what_does_not_fit_is_not_read_ahead_and_the_table_says_so(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plenty = build(tiny, monkeypatch, 10**12)
     assert all(ahead(plenty).values())
-    assert read_ahead(plenty) == ""
+    assert held_back(plenty) == ""
     sizes = sorted(source.bytes_ahead for source in ahead(plenty))
     some = build(tiny, monkeypatch, sum(sizes[:-1]) / FOR_FILES)
     late = [source.bytes_ahead for source, is_ahead in ahead(some).items() if not is_ahead]
     assert late == sizes[-1:]
-    assert read_ahead(some).startswith("of 1 source(s) not read ahead: two windows of their shards, 0.0 GB")
+    assert held_back(some).startswith("of 1 source(s) not read ahead: two windows of their shards, 0.0 GB")
     none = build(tiny, monkeypatch, 0)
     assert not any(ahead(none).values())
     turn = range(3)

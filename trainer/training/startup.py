@@ -16,7 +16,7 @@ from trainer.objectives.objective import Objective
 from trainer.recipe import Recipe, dump_recipe
 from trainer.training.distributed import Ranks
 from trainer.training.engine import Engine
-from trainer.training.streams import read_ahead
+from trainer.training.streams import held_back
 
 PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "sentencepiece", "simplemma", "simplejpeg", "webdataset")
 
@@ -85,6 +85,6 @@ def _streams(recipe: Recipe, objectives: dict[str, Objective]) -> dict[str, str]
             f"{objective.config.batch_size} samples a turn of {samples:,} in {len(objective.mix.sources)} source(s); {tasks}"
             + "".join(f"; {line}" for line in objective.notes())
         )
-    if late := read_ahead(objectives.values()):
+    if late := held_back(objectives.values()):
         lines["shards"] = late
     return lines

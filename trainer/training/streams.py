@@ -36,8 +36,8 @@ def _read_ahead_what_fits(sources: Iterable[Source]) -> None:
             source.folder.reads_ahead = room >= 0
 
 
-def read_ahead(objectives: Iterable[Objective]) -> str:
-    """Say in words which local shards are read ahead; "" if all are."""
+def held_back(objectives: Iterable[Objective]) -> str:
+    """Say in words that local shards are not read ahead, how many, and the way out; "" if all are read ahead."""
     sources = [source for objective in objectives for source in objective.mix.sources]
     late = [source for source in sources if isinstance(source.folder, LocalFolder) and not source.folder.reads_ahead]
     if not late:
