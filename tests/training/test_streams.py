@@ -3,7 +3,6 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pytest
 
 from trainer.data.folders import LocalFolder
@@ -15,7 +14,7 @@ from trainer.training.streams import FOR_FILES, build_objectives, held_back
 
 def build(recipe: Path, monkeypatch: pytest.MonkeyPatch, available: float) -> list[Objective]:
     """Build the objectives of a recipe where so many bytes are to spare."""
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+    monkeypatch.setattr("trainer.training.streams.spare_memory", lambda: available)
     return list(build_objectives(load_recipe(recipe)).values())
 
 

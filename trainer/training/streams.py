@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable
 
-import psutil
-
 from trainer.data.cache import Cache
 from trainer.data.folders import LocalFolder
 from trainer.data.source import Source
 from trainer.data.tokenizer import Tokenizer
 from trainer.objectives.objective import Context, Objective
 from trainer.recipe import Recipe
+from trainer.training.spare import spare_memory
 
 FOR_FILES = 0.5
 """Share of the memory to spare that shards read ahead may fill; training itself takes more as it begins."""
@@ -29,7 +28,7 @@ def build_objectives(recipe: Recipe) -> dict[str, Objective]:
 
 def _read_ahead_what_fits(sources: Iterable[Source]) -> None:
     """Have shards read ahead, those of small sources first, as far as memory goes: more would push out what is still needed."""
-    room = FOR_FILES * psutil.virtual_memory().available
+    room = FOR_FILES * spare_memory()
     for source in sorted(sources, key=lambda source: source.bytes_ahead):
         room -= source.bytes_ahead
         if isinstance(source.folder, LocalFolder):
