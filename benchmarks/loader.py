@@ -3,10 +3,11 @@
     python benchmarks/loader.py --peers FOLDER [--kinds KIND ...] [--json FILE]
 
 The peers are installed into environments of their own under FOLDER (with this one's packages underneath). Rounds go
-over all loaders in turn, so that a busy machine disturbs them alike; the best round counts. Prints samples a second, and
-samples a second of processor time, of files that lie in memory and of pictures that come from disk; and the time to the
-first batch when a run resumes at sample 1,000,000 (webdataset has no state and must read its way there: extrapolated;
-energon and litdata go on from a state saved earlier).
+over all loaders in turn, so that a busy machine disturbs them alike; the best round counts. Then ours and the best peer
+alternate, each at its best, to see how far their ratio scatters. Prints samples a second, and samples a second of
+processor time, of files that lie in memory and of pictures that come from disk; and the time to the first batch when a run
+resumes at sample 1,000,000 (webdataset has no state and must read its way there: extrapolated; energon and litdata go on
+from a state saved earlier).
 """
 
 import argparse
@@ -53,6 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--peers", type=Path, required=True, help="folder for the data and the peers' environments")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=5, help="alternating runs of ours and the best peer")
     parser.add_argument("--pictures", type=int, default=6_000)
     parser.add_argument("--passages", type=int, default=40_000)
     parser.add_argument("--kinds", nargs="+", choices=[*KINDS, "resume"], default=[*KINDS, "resume"])
@@ -66,7 +68,8 @@ def main() -> None:
     rows = [row for kind in kinds for row in measure(kind, python, data, options.rounds)]
     if "resume" in options.kinds:
         rows += [first_batch(name, python[name], data) for name in LOADERS if name != "ours, masked"]
-    result = {"machine": machine(), "rows": rows, "ratios": ratios(rows, kinds)}
+    pairs = {kind: alternate(kind, rows, python, data, options.pairs) for kind in kinds if options.pairs}
+    result = {"machine": machine(), "rows": rows, "pairs": pairs, "ratios": ratios(rows, kinds)}
     show(result)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
@@ -115,6 +118,26 @@ def measure(kind: str, python: dict[str, str], data: Path, rounds: int) -> list[
 
 def _row(rows: list[dict[str, Any]], name: str, workers: int) -> dict[str, Any]:
     return next(row for row in rows if row["loader"] == name and row["workers"] == workers)
+
+
+def alternate(kind: str, rows: list[dict[str, Any]], python: dict[str, str], data: Path, number: int) -> list[float]:
+    """Run ours and the best peer in turn, `number` times, each as it was fastest: -> the ratios of their rates, rising."""
+    found = []
+    for _ in range(number):
+        rates = []
+        for row in (best(rows, kind, ours=True), best(rows, kind, ours=False)):
+            name, settings = row["loader"], ("--threads", str(row["threads"]))
+            rates.append(run(python[name], name, row["workers"], data, *KINDS[kind], *settings)["rate"])
+        found.append(round(rates[0] / rates[1], 3))
+    return sorted(found)
+
+
+def best(rows: list[dict[str, Any]], kind: str, ours: bool) -> dict[str, Any]:
+    """Return the row of the fastest loader of a kind: ours, without masks, or a peer."""
+    mine = [
+        row for row in rows if row["kind"] == kind and (row["loader"] == "ours" if ours else row["loader"] in INSTALL)
+    ]
+    return max(mine, key=lambda row: row["rate"])
 
 
 def first_batch(name: str, python: str, data: Path) -> dict[str, Any]:
@@ -173,6 +196,8 @@ def show(result: dict[str, Any]) -> None:
         threads = str(row.get("threads", "")) if row["loader"] in (*OURS, "grain") else ""
         table.add_row(row["kind"], row["loader"], str(row["workers"]), threads, *values)
     Console(width=110).print(table)
+    for kind, found in result["pairs"].items():
+        print(f"{kind}: {len(found)} alternating runs of ours and the best peer: {', '.join(map(str, found))}")
     for name, ratio in result["ratios"].items():
         print(f"{name}: {ratio}")
 
