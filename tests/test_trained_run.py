@@ -18,7 +18,8 @@ from trainer.batch import Packer, Sequence
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import UserError
 from trainer.export import export_run
-from trainer.retrieval.evaluate import evaluate_run, load_pictures, load_run
+from trainer.retrieval.evaluate import evaluate_run, load_run
+from trainer.retrieval.pictures import load_pictures
 from trainer.retrieval.scoring import Scorer, shortlist
 from trainer.retrieval.search import search
 
@@ -54,6 +55,13 @@ def test_the_run_folder_holds_what_other_tools_rely_on(run: Path) -> None:
     assert {"protocol", "split", "scoring", "images", "captions", "languages"} <= found.keys()
     assert {"text_to_image", "image_to_text", "mean_recall"} <= found["languages"]["de"].keys()
     assert (run / "evaluation" / "train.html").read_text().count("data:image/png") > 5
+
+
+def test_an_evaluation_that_will_fail_is_refused_before_the_training(tiny: Path, tmp_path: Path) -> None:
+    done = program(tiny, tmp_path / "run", "run.evaluate=true", "evaluation.train.path=/nowhere")
+    assert done.returncode == 2
+    assert "error: evaluation.train: /nowhere is not a source" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_reranking_by_the_cross_encoder_stands_beside_the_first_result(run: Path) -> None:

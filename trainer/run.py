@@ -28,6 +28,10 @@ def main(arguments: list[str]) -> None:
     from trainer.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
+    if recipe.run.evaluate:
+        from trainer.retrieval.pictures import check_evaluations
+
+        check_evaluations(recipe)
     ranks = distributed.start(recipe.run.timeout_seconds)
 
     from trainer.training.train import train

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pickle
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from trainer.data.folders import open_folder
 from trainer.data.index_folder import index_folder
 from trainer.data.order import Place
 from trainer.data.sample import BadSamples
+from trainer.data.source import Source
 from trainer.errors import UserError
 from trainer.visual.patches import Patches
 from trainer.visual.regions import Regions
@@ -66,16 +68,17 @@ def flipped(content: bytes) -> bytes:
 def test_a_bad_sample_is_named_and_replaced_alike_for_all_who_meet_it(
     tmp_path: Path, members: Members, visual: Regions | Patches, reason: str
 ) -> None:
-    made, bad = source(pairs(tmp_path / "shards", members), visual), BadSamples([])
+    folder = pairs(tmp_path / "shards", members)
+    made, bad = source(folder, visual), BadSamples([])
     found = made.read_place(Place(0, 0, 3), bad, augment=True)
-    assert found.name == "shards/a.tar/4"
+    assert found.name == f"{folder}/a.tar/4"
     assert len(bad.seen) == 1
-    assert re.fullmatch(rf"shards/a\.tar, sample 3: .*{reason}.*", bad.seen[0]), bad.seen
+    assert re.fullmatch(rf"{folder}/a\.tar, sample 3: .*{reason}.*", bad.seen[0]), bad.seen
     # Another process, or another part of a micro-batch, takes the same one, with the same choices.
     together = read_many(source(tmp_path / "shards", visual), 6, BadSamples([]))
     alone = [source(tmp_path / "shards", visual).read(index, BadSamples([])) for index in range(6)]
     assert [sample.owner for sample in together] == [sample.owner for sample in alone]
-    assert sorted(sample.name for sample in together).count("shards/a.tar/4") == 2
+    assert sorted(sample.name for sample in together).count(f"{folder}/a.tar/4") == 2
 
 
 class Bomb:
@@ -152,7 +155,7 @@ def test_a_tar_cut_while_it_is_read_gives_bad_samples(tmp_path: Path) -> None:
     made, bad = source(folder), BadSamples([])
     made.read(0, bad)
     os.truncate(folder / "a.tar", int(np.load(folder / "a.idx")[4]) + 100)
-    whole = {f"shards/a.tar/{number}" for number in range(4)}
+    whole = {f"{folder}/a.tar/{number}" for number in range(4)}
     assert {made.read(index, bad).name for index in range(6)} <= whole
     assert {sample.name for sample in read_many(made, 6, bad)} <= whole
     assert {re.sub(r".*: ", "", line) for line in bad.seen} >= {line.partition(": ")[2] for line in bad.seen[:1]}
@@ -188,13 +191,55 @@ def test_text_that_is_empty_or_no_text_is_bad(tmp_path: Path) -> None:
         [("0", {"txt": b"\xff\xfe"}), ("1", {"txt": b" \n"}), ("2", {"json": b"{}"}), ("3", {"txt": b"x"})],
     )
     index_folder(tmp_path, "text", "en")
-    bad = BadSamples([])
-    assert source(tmp_path, None).read_place(Place(0, 0, 0), bad, augment=True).text == "x"
-    assert [line.partition(": ")[2] for line in bad.seen] == [
-        "txt is not UTF-8 (invalid start byte)",
-        "an empty text",
-        "no member txt",
+    made, bad = source(tmp_path, None), BadSamples([])
+    assert [made.read_place(Place(0, 0, number), bad, augment=True).text for number in range(4)] == ["x"] * 4
+    assert [line.removeprefix(f"{tmp_path}/a.tar, ") for line in bad.seen] == [
+        "sample 0: txt is not UTF-8 (invalid start byte)",
+        "sample 1: an empty text",
+        "sample 2: no member txt",
     ]
+
+
+def passages(folder: Path, shards: Sequence[Sequence[bytes]]) -> Source:
+    """Write shards of passages and open them."""
+    folder.mkdir()
+    for number, texts in enumerate(shards):
+        write(folder / f"{number:02d}.tar", [(f"{place:04d}", {"txt": text}) for place, text in enumerate(texts)])
+    index_folder(folder, "text", "en")
+    return source(folder, None)
+
+
+def test_bad_samples_side_by_side_count_once_each(tmp_path: Path) -> None:
+    made, bad = passages(tmp_path / "text", [[b"good", *[b" "] * 8, *[b"good"] * 11]]), BadSamples([])
+    indices = np.arange(20)
+    assert made.read_texts(indices).texts == ["good"] * 20
+    assert [made.read(index, bad).text for index in indices.tolist()] == ["good"] * 20
+    assert sorted(bad.seen) == [f"{tmp_path}/text/00.tar, sample {number}: an empty text" for number in range(1, 9)]
+    assert sorted(message for _, message in made.read_texts(indices).bad) == sorted(bad.seen)
+
+
+def test_a_shard_without_a_good_sample_is_replaced_from_the_next_ones(tmp_path: Path) -> None:
+    made, bad = passages(tmp_path / "text", [[b"a", b"b"], [b" "] * 30, [], [b" "], [b"c", b"d"]]), BadSamples([])
+    assert [made.read_place(Place(0, 1, number), bad, augment=True).text for number in (0, 29)] == ["c", "c"]
+    assert made.read_place(Place(0, 3, 0), bad, augment=True).text == "c"
+    assert [line.partition(": ")[0].rpartition("/")[2] for line in bad.seen] == [
+        "01.tar, sample 0",
+        "01.tar, sample 29",
+        "03.tar, sample 0",
+    ]
+
+
+def test_a_source_without_a_good_sample_is_given_up(tmp_path: Path) -> None:
+    made = passages(tmp_path / "text", [[b" "] * 30] * 20)
+    with pytest.raises(
+        UserError, match=r"text: 101 bad samples in a row; the last: .*09\.tar, sample 9: an empty text\. "
+    ):
+        made.read_place(Place(0, 0, 0), BadSamples([]), augment=True)
+    lone = passages(tmp_path / "lone", [[b" "]])
+    with pytest.raises(
+        UserError, match=r"lone: 1 bad samples in a row; the last: .*00\.tar, sample 0: an empty text\. "
+    ):
+        lone.read_place(Place(0, 0, 0), BadSamples([]), augment=True)
 
 
 def test_300_mutated_shards_end_without_a_crash_or_a_hang(tmp_path: Path) -> None:

@@ -61,6 +61,26 @@ def test_without_a_concept_every_picture_is_its_own(tmp_path: Path) -> None:
     assert sample.concept == sample.name
 
 
+@pytest.mark.parametrize("nothing", [b"null", b'""', b"NaN"])
+@pytest.mark.parametrize("field", ["id", "concept"])
+def test_an_id_or_concept_that_says_nothing_is_none(tmp_path: Path, field: str, nothing: bytes) -> None:
+    record = b'{"%s": %s, "captions": {"en": "a dog"}}' % (field.encode(), nothing)
+    made, bad = source(tmp_path, *[{"jpg": b"", "json": record}] * 2), BadSamples([])
+    found = [made.read_place(Place(0, 0, number), bad, augment=True) for number in range(3)]
+    assert bad.seen == []
+    assert len({sample.name for sample in found}) == len({sample.concept for sample in found}) == 3
+    assert {sample.id for sample in found} == {""}
+
+
+def test_pictures_of_two_folders_of_one_name_are_not_one(tmp_path: Path) -> None:
+    found = []
+    for parent in "ab":
+        (tmp_path / parent).mkdir()
+        found.append(source(tmp_path / parent / "train").read_place(Place(0, 0, 0), BadSamples([]), augment=True))
+    assert found[0].name != found[1].name
+    assert found[0].concept != found[1].concept
+
+
 @pytest.mark.parametrize(
     "content", [b'{"similarity": NaN, "captions": {"en": "a dog"}}', b'\xef\xbb\xbf{"captions": {"en": "a dog"}}']
 )
@@ -99,9 +119,9 @@ def test_a_record_that_cannot_be_used_is_replaced_and_its_fault_named(
     tmp_path: Path, record: bytes, reason: str
 ) -> None:
     sample, bad = read(tmp_path, record)
-    assert sample.name.endswith("/1")
+    assert sample.name == f"{tmp_path}/shard-000000.tar#1"
     assert len(bad) == 1
-    assert bad[0].startswith(f"{tmp_path.name}/shard-000000.tar, sample 0: ")
+    assert bad[0].startswith(f"{tmp_path}/shard-000000.tar, sample 0: ")
     assert re.search(reason, bad[0]), bad[0]
 
 
@@ -134,7 +154,7 @@ def test_too_many_in_a_row_are_given_up_with_the_last_reason(tmp_path: Path) -> 
         raise BadSample("too dark")
 
     dark = Source(found.folder, config, (0, "image_caption", 0), 1, refuse)
-    with pytest.raises(UserError, match=r"shard-000000\.tar: 1 bad samples in a row; the last: .*too dark"):
+    with pytest.raises(UserError, match=r": 1 bad samples in a row; the last: .*shard-000000\.tar, sample 0: too dark"):
         dark.read(0, BadSamples([]))
 
 

@@ -51,7 +51,7 @@ def test_a_bad_sample_is_replaced_by_the_next_of_its_shard_and_named(train: Path
     wanted = pairs.read_place(Place(0, 1, 4), BadSamples([]), augment=False)
     assert (found.name, found.owner) == (wanted.name, wanted.owner)
     (message,) = bad.seen
-    assert message.startswith("train/shard-000001.tar, sample 3: ")
+    assert message.startswith(f"{train}/shard-000001.tar, sample 3: ")
 
 
 def test_the_choices_of_a_sample_are_its_own(train: Path) -> None:

@@ -60,7 +60,9 @@ def test_a_missing_tokenizer(mine: Path) -> None:
 def test_a_source_that_does_not_fit_names_its_field(mine: Path) -> None:
     lines = problems(mine, "objectives.image_caption.sources.0.languages=[en, fr]")
     assert any(line.startswith("objectives.image_caption.sources.0: ") and "no caption in fr" in line for line in lines)
-    assert sum("region features of width 6" in line for line in problems(mine, "visual.feature_size=7")) == 2
+    assert sum("region features of width 6" in line for line in problems(mine, "visual.feature_size=7")) == 3
+    (line,) = problems(mine, "evaluation.train.languages=[tlh]")
+    assert line.startswith("evaluation.train.languages: ")
     missing = problems(mine, "objectives.multilingual_text.sources.0.path=nowhere")
     assert any("m3p prepare" in line for line in missing)
 
@@ -87,7 +89,7 @@ def test_bad_samples_are_named_and_their_share_judged(mine: Path, tmp_path: Path
     write(folder / "a.tar", samples)
     index_folder(folder, "captions")
     source = f"objectives.image_caption.sources=[{{path: {folder}}}]"
-    settings = ("visual.feature_size=4", "objectives.code_switched=null", source)
+    settings = ("visual.feature_size=4", "objectives.code_switched=null", source, f"evaluation.train.path={folder}")
     bad, share, few = problems(mine, *settings)
     assert "bad/a.tar, sample 2: json cannot be read" in bad
     assert "data.most_bad = 0.01: 1 of 6 samples" in share

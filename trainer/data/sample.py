@@ -22,7 +22,7 @@ class Sample:
     """One sample, read; its picture comes when it is decoded."""
 
     name: str
-    """Source, shard and key, for messages."""
+    """Source, shard and id, or number in the shard: no other sample has the same, and messages show it."""
     owner: tuple[int, ...]
     """What its random choices are keyed by: the hash of seed, objective and source, then epoch, shard, sample."""
     language: str
@@ -31,6 +31,8 @@ class Sample:
     captions: dict[str, list[str]]
     concept: str
     """Pictures of one concept share their captions; the sample's own name where there is none."""
+    id: str = ""
+    """Of the record; "" where it has none."""
     visual: Picture | None = None
 
     @property
@@ -117,6 +119,12 @@ def _check_unicode(record: object) -> None:
             json.dumps(record.get(field), ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise BadSample(f"{field} is not Unicode text ({error.reason})") from error
+
+
+def named(record: dict[str, object], field: str) -> str:
+    """Return the `id` or `concept` of a record; "" where it has none, or one that says nothing: null, "" or pandas' NaN."""
+    value = record.get(field)
+    return "" if value is None or value != value else str(value)
 
 
 def choose_captions(record: dict[str, object], languages: list[str] | None) -> dict[str, list[str]]:

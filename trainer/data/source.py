@@ -1,6 +1,7 @@
 """A source: one folder of shards, read in its endless order."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -14,7 +15,7 @@ from trainer.data.folders import Folder, LocalFolder, RemoteFolder, is_url
 from trainer.data.manifest import Manifest
 from trainer.data.order import Place, Places, SourceOrder
 from trainer.data.reader import ShardReader
-from trainer.data.sample import BadSamples, Members, Sample, Texts, choose_captions, passage, read_record
+from trainer.data.sample import BadSamples, Members, Sample, Texts, choose_captions, named, passage, read_record
 from trainer.data.threads import share
 from trainer.errors import BadSample, UserError
 from trainer.keys import key
@@ -25,8 +26,10 @@ CAPTION_TOKENS = 20
 """Taken for every caption: the index does not know which of a picture's captions a sample draws."""
 BYTES_OF_NUMBER = 2
 """Region features are float16."""
+MOST_OF_SHARD = 10
+"""Samples of a shard that are tried in place of a bad one."""
 MOST_REPLACED = 100
-"""Bad samples in a row after which their source is given up."""
+"""And of all its source, before that is given up."""
 
 
 class SourceConfig(BaseModel):
@@ -114,7 +117,7 @@ class Source:
     def read(self, index: int, bad: BadSamples, augment: bool = True) -> Sample:
         """Return the sample at `index` of the endless order.
 
-        A bad sample is replaced by the next one of its shard, so that all ranks and resumes agree, and noted in `bad`.
+        A bad sample is replaced by the next good one, so that all ranks and resumes agree, and noted in `bad`.
         """
         return self.read_place(self.order.place(index), bad, augment)
 
@@ -191,21 +194,30 @@ class Source:
         return sample
 
     def _replace(self, place: Place, reason: BadSample, bad: BadSamples, augment: bool) -> Sample:
-        """Return the next good sample of the shard; note the one at `place`, bad for `reason`, and all others passed over."""
-        count, number = int(self._counts[place.shard]), place.sample
-        for further in range(1, min(MOST_REPLACED, count) + 1):
-            bad.seen.append(f"{self._name(place.shard)}, sample {number}: {reason}")
-            if further == min(MOST_REPLACED, count):
-                break
-            number = (place.sample + further) % count
+        """Return the next good sample, and note the one at `place`, bad for `reason`; others on the way have places of their own.
+
+        A few of its shard are tried, then of the next shards: one that is spoilt from end to end stops no run.
+        """
+        bad.seen.append(f"{self._name(place.shard)}, sample {place.sample}: {reason}")
+        others = list(islice(self._after(place), MOST_REPLACED))
+        for shard, number in others:
             try:
-                return self._read(place, number, augment)
+                return self._read(place._replace(shard=shard), number, augment)
             except BadSample as another:
-                reason = another
+                last = f"{self._name(shard)}, sample {number}: {another}"
         raise UserError(
-            f"{self.folder}/{self.manifest.shards[place.shard].name}: {further} bad samples in a row; "
-            f"the last: {bad.seen[-1]}. Prepare this source again, or take it out of the recipe."
+            f"{self.folder}: {len(others) + 1} bad samples in a row; the last: {last if others else bad.seen[-1]}. "
+            "Prepare this source again, or take it out of the recipe."
         )
+
+    def _after(self, place: Place) -> Iterator[tuple[int, int]]:
+        """Yield shard and number of samples that may replace the one at `place`: a few of its shard, and of each one after it."""
+        count, shards = int(self._counts[place.shard]), len(self._counts)
+        for further in range(1, min(count, MOST_OF_SHARD + 1)):
+            yield place.shard, (place.sample + further) % count
+        for further in range(1, shards):
+            shard = (place.shard + further) % shards
+            yield from ((shard, number) for number in range(min(int(self._counts[shard]), MOST_OF_SHARD)))
 
     def _fetch_ahead(self, index: int) -> None:
         """Where a new window begins, have the one after it fetched, and let go of the shards before."""
@@ -237,7 +249,7 @@ class Source:
 
     def _name(self, shard: int) -> str:
         if shard not in self._names:
-            self._names[shard] = f"{self.folder.name}/{self.manifest.shards[shard].name}"
+            self._names[shard] = f"{self.folder}/{self.manifest.shards[shard].name}"
         return self._names[shard]
 
     def _try(self, epoch: int, shard: int, number: int, members: Members | BadSample) -> Sample | BadSample:
@@ -256,8 +268,9 @@ class Source:
             return Sample(name, owner, self._language, passage(members.get("txt")), {}, "")
         record = read_record(members, self.manifest.language)
         captions = choose_captions(record, self._config.languages)
-        key_name = f"{name}/{record.get('id', number)}"
-        return Sample(key_name, owner, "", "", captions, str(record.get("concept", key_name)))
+        own = named(record, "id")
+        name += f"/{own}" if own else f"#{number}"
+        return Sample(name, owner, "", "", captions, named(record, "concept") or name, own)
 
     def _see(self, sample: Sample, members: Members, augment: bool, room: Room | None) -> None:
         """Decode the picture of a sample, into `room` where it fits. Raises BadSample."""
@@ -267,8 +280,7 @@ class Source:
         try:
             sample.visual = self._load_picture(members, draw, room)
         except BadSample as reason:
-            name = sample.name.removeprefix(f"{self._name(sample.owner[2])}/")
-            raise BadSample(f"{reason} (id {name!r})") from reason
+            raise BadSample(f"{reason} (id {sample.id!r})" if sample.id else str(reason)) from reason
 
 
 def find_folders(pattern: str, field: str) -> list[str]:

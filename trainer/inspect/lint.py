@@ -17,6 +17,7 @@ from trainer.objectives.code_switched import CodeSwitchedConfig
 from trainer.objectives.objective import ObjectiveConfig
 from trainer.objectives.switching import CodeSwitcher
 from trainer.recipe import Recipe, load_recipe
+from trainer.retrieval.pictures import open_source
 
 
 def lint(path: Path, overrides: Sequence[str], samples: int) -> Iterator[str]:
@@ -34,6 +35,9 @@ def lint(path: Path, overrides: Sequence[str], samples: int) -> Iterator[str]:
         if isinstance(config, CodeSwitchedConfig) and (problem := _fails(partial(CodeSwitcher, config.switching))):
             yield f"objectives.{name}.{problem}"
         yield from _objective(recipe, name, config, samples)
+    for name, evaluation in recipe.evaluation.items():
+        if problem := _fails(partial(open_source, recipe, name, evaluation)):
+            yield problem
 
 
 def _fails(make: Callable[[], object]) -> str | None:

@@ -4,19 +4,13 @@ Writes evaluation/NAME.json (the figures), evaluation/NAME.html (pictures found)
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.tensorboard.writer import SummaryWriter
-from tqdm import tqdm
 
-from trainer.batch import Picture
-from trainer.data.order import Place
-from trainer.data.sample import BadSamples
-from trainer.data.source import Source, SourceConfig
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import UserError
 from trainer.model.build import build_model
@@ -24,24 +18,14 @@ from trainer.model.m3p import M3P
 from trainer.recipe import Recipe, load_recipe
 from trainer.retrieval.config import EvaluationConfig
 from trainer.retrieval.gallery import Finding, contact_sheet, html_page
-from trainer.retrieval.metrics import Pool, Ranks, query_ranks
+from trainer.retrieval.metrics import Ranks, query_ranks
+from trainer.retrieval.pictures import Pictures, load_pictures, picture_bytes
 from trainer.retrieval.report import Conditions, Evaluation, Shortlist, print_table, write_tensorboard
 from trainer.retrieval.scoring import Floats, Scorer, shortlist
 from trainer.training.checkpoint import load_weights, newest_whole, read_state
-from trainer.visual.patches import IMAGE_KINDS
 
 SHOWN_QUERIES, SHOWN_PICTURES = 3, 5
 SHOWN_LANGUAGES = 12
-
-
-@dataclass
-class Pictures:
-    """The gallery: every picture of an evaluation's source."""
-
-    source: Source
-    places: list[Place]
-    visuals: list[Picture]
-    pool: Pool
 
 
 def evaluate_run(run: Path, names: Sequence[str] = (), rerank: int | None = None) -> list[Evaluation]:
@@ -61,10 +45,11 @@ def evaluate_run(run: Path, names: Sequence[str] = (), rerank: int | None = None
             if rerank is not None and rerank != config.rerank:
                 config = config.model_copy(update={"rerank": rerank})
                 name = f"{name}-rerank{rerank}"  # beside the recipe's own result, not over it
-            evaluation = _evaluate(run, recipe, model, step, name, config, writer)
+            evaluation, found = _evaluate(run, recipe, model, step, name, config)
             evaluation.save(run / "evaluation" / f"{name}.json")
             print_table(evaluation)
             write_tensorboard(writer, evaluation, step)
+            _write_gallery(run / "evaluation" / f"{name}.html", found, writer, name, step)
             done.append(evaluation)
     return done
 
@@ -82,37 +67,15 @@ def load_run(run: Path) -> tuple[Recipe, M3P, int]:
     return recipe, model.eval().to(device), read_state(newest).step
 
 
-def load_pictures(recipe: Recipe, name: str, config: EvaluationConfig) -> Pictures:
-    """Read the whole gallery of an evaluation, not augmented. Raises UserError where a sample cannot be read."""
-    assert recipe.visual is not None, "a recipe without pictures has no evaluation"
-    source = Source(Path(config.path), SourceConfig(path=config.path), (0, name, 0), 1, recipe.visual.load)
-    recipe.visual.check(str(source.folder), source.manifest.region_features)
-    places, visuals, records = [], [], []
-    bad = BadSamples([])
-    for shard, entry in enumerate(source.manifest.shards):
-        for number in tqdm(
-            range(entry.samples), desc=f"{name}: {entry.name}", unit="picture", leave=False, disable=None
-        ):
-            sample = source.read_place(Place(0, shard, number), bad, augment=False)
-            if bad.seen:
-                raise UserError(f"evaluation.{name}: every picture counts, and this one cannot be read: {bad.seen[0]}")
-            places.append(Place(0, shard, number))
-            assert sample.visual is not None
-            visuals.append(sample.visual)
-            concept = None if sample.concept == sample.name else sample.concept
-            records.append({"id": sample.name.rsplit("/", 1)[-1], "concept": concept, "captions": sample.captions})
-    languages = config.languages or sorted(source.manifest.captions)
-    return Pictures(source, places, visuals, Pool.of(records, languages))
-
-
 def most_tokens(recipe: Recipe) -> int:
     """Return where texts are cut: as in training, at the longest of the objectives on pairs."""
     return max(c.most_tokens for c in recipe.active_objectives.values() if "contrastive" in c.possible_tasks)
 
 
 def _evaluate(
-    run: Path, recipe: Recipe, model: M3P, step: int, name: str, config: EvaluationConfig, writer: SummaryWriter
-) -> Evaluation:
+    run: Path, recipe: Recipe, model: M3P, step: int, name: str, config: EvaluationConfig
+) -> tuple[Evaluation, list[Finding]]:
+    """Score all queries: -> the figures, and what a few of them found."""
     pictures = load_pictures(recipe, name, config)
     assert recipe.visual is not None
     tokenizer = Tokenizer(recipe.tokenizer_folder)
@@ -132,7 +95,6 @@ def _evaluate(
         ranks[language] = Ranks(query_ranks(to_images, right.T), query_ranks(to_texts, right))
         if len(found) < SHOWN_QUERIES * SHOWN_LANGUAGES:
             found += _findings(pictures, language, texts, to_images, right)
-    _write_gallery(run / "evaluation" / f"{name}.html", found, writer, name, step)
     conditions = Conditions(
         dataset=config.path,
         split=name,
@@ -145,7 +107,7 @@ def _evaluate(
         captioned_languages=config.captioned,
         selection_split=config.selected_on,
     )
-    return Evaluation.of(pictures.pool, ranks, conditions)
+    return Evaluation.of(pictures.pool, ranks, conditions), found
 
 
 def _rerank(
@@ -184,13 +146,6 @@ def _findings(
         shown = [(picture_bytes(pictures, n), float(scores[query, n]), bool(right[n, query])) for n in best]
         found.append(Finding(language, texts[query], [(data, score, good) for data, score, good in shown if data]))
     return found
-
-
-def picture_bytes(pictures: Pictures, number: int) -> bytes:
-    """Return the stored picture; empty where a source holds regions alone."""
-    place = pictures.places[number]
-    members = pictures.source.members(place.shard, place.sample)
-    return bytes(next((members[kind] for kind in IMAGE_KINDS if kind in members), b""))
 
 
 def _write_gallery(path: Path, found: list[Finding], writer: SummaryWriter, name: str, step: int) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import UserError
-from trainer.retrieval.evaluate import load_pictures, load_run, most_tokens, picture_bytes
+from trainer.retrieval.evaluate import load_run, most_tokens
 from trainer.retrieval.gallery import Finding, html_page
+from trainer.retrieval.pictures import load_pictures, picture_bytes
 from trainer.retrieval.scoring import Scorer, shortlist
 
 

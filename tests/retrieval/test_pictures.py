@@ -1,0 +1,79 @@
+"""Of trainer/retrieval/pictures.py: the gallery holds every picture once, under a name of its own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.data.broken import REGIONS, pair, picture, write
+from trainer.data.index_folder import index_folder
+from trainer.errors import UserError
+from trainer.recipe import Recipe, load_recipe
+from trainer.retrieval.config import EvaluationConfig
+from trainer.retrieval.pictures import Pictures, check_evaluations, load_pictures, picture_bytes
+
+
+@pytest.fixture
+def recipe(tiny: Path) -> Recipe:
+    return load_recipe(tiny, [f"visual.feature_size={REGIONS.feature_size}", f"visual.classes={REGIONS.classes}"])
+
+
+def gallery(recipe: Recipe, folder: Path, *shards: list[dict[str, Any]]) -> Pictures:
+    """Write a record a picture, and load them."""
+    folder.mkdir()
+    for name, records in zip("abc", shards, strict=False):
+        content = [{**pair(0), "json": json.dumps(record).encode()} for record in records]
+        write(folder / f"{name}.tar", [(str(number), members) for number, members in enumerate(content)])
+    index_folder(folder, "captions")
+    return load_pictures(recipe, "dev", EvaluationConfig(path=str(folder)))
+
+
+def test_pictures_without_an_id_are_told_apart(recipe: Recipe, tmp_path: Path) -> None:
+    records = [{"captions": {"en": f"picture {number}"}, "id": None, "concept": ""} for number in range(6)]
+    found = gallery(recipe, tmp_path / "shards", records[:3], records[3:])
+    assert found.pool.images == [f"{shard}.tar#{number}" for shard in "ab" for number in range(3)]
+    np.testing.assert_array_equal(found.pool.right("en"), np.eye(6, dtype=bool))
+
+
+def test_ids_are_taken_whole(recipe: Recipe, tmp_path: Path) -> None:
+    records = [{"captions": {"en": name}, "id": name} for name in ("a/0", "b/0")]
+    found = gallery(recipe, tmp_path / "shards", records)
+    assert found.pool.images == ["a/0", "b/0"]
+    np.testing.assert_array_equal(found.pool.right("en"), np.eye(2, dtype=bool))
+
+
+def test_pictures_of_one_concept_share_their_captions(recipe: Recipe, tmp_path: Path) -> None:
+    records = [{"captions": {"en": "a dog"}, "id": name, "concept": "dog"} for name in "xy"]
+    found = gallery(recipe, tmp_path / "shards", records)
+    assert found.pool.right("en").tolist() == [[True], [True]]
+
+
+def test_an_id_that_comes_twice_is_an_error(recipe: Recipe, tmp_path: Path) -> None:
+    record = {"captions": {"en": "a dog"}, "id": "7"}
+    with pytest.raises(UserError, match=r"two pictures with the id '7': a\.tar, sample 0, and b\.tar, sample 1\. Give"):
+        gallery(recipe, tmp_path / "shards", [record], [{**record, "id": "8"}, record])
+
+
+def test_a_stored_picture_that_cannot_be_read_is_not_shown(recipe: Recipe, tmp_path: Path) -> None:
+    for name, content in (("good", picture()), ("cut", picture()[:300]), ("gif", picture("GIF"))):
+        (folder := tmp_path / name).mkdir()
+        write(folder / "a.tar", [("0", {**pair(0), "jpg": content})])
+        index_folder(folder, "captions")
+        found = load_pictures(recipe, "dev", EvaluationConfig(path=str(folder)))
+        assert picture_bytes(found, 0) == (content if name == "good" else b""), name
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("evaluation.train.path=/nowhere", r"evaluation\.train: /nowhere is not a source"),
+        ("evaluation.train.languages=[en, tlh]", r"evaluation\.train\.languages: .* has no caption in tlh; it has "),
+        ("visual.feature_size=5", r"evaluation\.train: .*region features of width 6"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said_before(tiny: Path, override: str, message: str) -> None:
+    check_evaluations(load_recipe(tiny))
+    with pytest.raises(UserError, match=message):
+        check_evaluations(load_recipe(tiny, [override]))
