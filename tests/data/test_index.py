@@ -5,6 +5,7 @@ import itertools
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -197,6 +198,25 @@ def test_counts_samples_that_training_will_skip(tmp_path: Path, capsys: pytest.C
     write_tar(tmp_path / "0.tar", [*pair("a"), ("b.jpg", b"p"), ("b.json", b"{broken"), ("c.json", b"{}")])
     assert index_folder(tmp_path, "captions").samples == 3
     assert "2 of 3 samples lack" in capsys.readouterr().out
+
+
+def test_fingerprint_follows_what_files_hold(tmp_path: Path) -> None:
+    """Of the same names and sizes: passages written otherwise, regions found again."""
+    rng = np.random.default_rng(0)
+
+    def fingerprint(text: bytes, features: np.ndarray[Any, Any]) -> str:
+        buffer = io.BytesIO()
+        np.savez(buffer, boxes=np.zeros((3, 4), np.float32), features=features)
+        write_tar(tmp_path / "0.tar", pair("0", txt=text, **{"regions.npz": buffer.getvalue()}))
+        return index_tar(tmp_path / "0.tar", "captions").fingerprint
+
+    features = rng.random((9, 300)).astype(np.float16)
+    other = features.copy()
+    other[4, 150] += 1
+    text = b"A passage. " * 90
+    seen = [fingerprint(*of) for of in ((text, features), (text.swapcase(), features), (text, other), (text, features))]
+    assert seen[0] == seen[3]
+    assert len(set(seen)) == 3
 
 
 def test_fingerprint_follows_the_members(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Of trainer/inspect/lint.py: each thing that can be wrong gives one line, and exit code 1."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -79,6 +80,20 @@ def test_a_tar_changed_behind_its_index_with_the_same_size(mine: Path) -> None:
     (line,) = problems(mine)
     assert "its members are not those that were indexed" in line
     assert "m3p index" in line
+
+
+def test_an_index_of_the_time_before_content_was_seen(mine: Path) -> None:
+    path = mine.parent / "shards" / "text" / "de" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["shards"][0]["fingerprint"] = "0" * 32
+    path.write_text(json.dumps(manifest))
+    (line,) = problems(mine)
+    assert "shard-000000.tar: was indexed by an earlier version" in line
+
+
+def test_captions_in_a_language_that_the_word_lists_do_not_know(mine: Path) -> None:
+    (line,) = problems(mine, "objectives.code_switched.sources.0.languages=[de, en]")
+    assert "has captions in de, and words are switched from en alone" in line
 
 
 def test_bad_samples_are_named_and_their_share_judged(mine: Path, tmp_path: Path) -> None:

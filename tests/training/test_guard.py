@@ -62,7 +62,7 @@ def test_poisoned_steps_make_no_update_and_training_goes_on(tiny: Path, tmp_path
         assert one["turn"] % 3 == 1
         assert one["rank"] == ranks - 1
         assert one["samples"]
-        assert all(name.startswith("train/shard-") and "/p0" in name for name in one["samples"])
+        assert all("/train/shard-" in name and "/p0" in name for name in one["samples"])
         assert gradient["reason"].startswith("gradient not finite")
         newest, _ = newest_whole(folder)
         assert newest is not None

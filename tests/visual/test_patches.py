@@ -69,6 +69,24 @@ def test_every_kind_of_pixel_becomes_colour(kind: str, mode: str) -> None:
     assert patches().load({kind: encoded(gradient(), kind, mode)}, None).features.shape == (1, 16, 16, 3)
 
 
+def test_sixteen_bits_of_grey_keep_their_shades() -> None:
+    shades = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    buffer = io.BytesIO()
+    Image.fromarray(shades).save(buffer, "PNG")
+    np.testing.assert_array_equal(decode(buffer.getvalue(), 16, 1000)[..., 1], shades >> 8)
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGBA"), ("PNG", "LA"), ("PNG", "P"), ("WEBP", "RGBA")])
+def test_what_is_transparent_lies_on_white(kind: str, mode: str) -> None:
+    drawing = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    drawing.paste((0, 0, 0, 255), (0, 0, 8, 16))
+    buffer = io.BytesIO()
+    drawing.convert(mode).save(buffer, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    found = decode(buffer.getvalue(), 16, 1000)
+    assert (found[:, :8] == 0).all()
+    assert (found[:, 8:] == 255).all()
+
+
 def test_the_content_says_what_a_picture_is_not_its_name() -> None:
     png = patches().load({"png": encoded(gradient())}, None)
     misnamed = patches().load({"jpg": encoded(gradient())}, None)

@@ -108,6 +108,11 @@ class Source:
         self._names: dict[int, str] = {}
 
     @property
+    def languages(self) -> list[str]:
+        """Those of the captions in use."""
+        return self._config.languages or list(self.manifest.captions)
+
+    @property
     def bytes_ahead(self) -> int:
         """Bytes of local shards that lie in memory at once while they are read a window ahead, at most."""
         if isinstance(self.folder, RemoteFolder):

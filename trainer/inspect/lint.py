@@ -13,7 +13,7 @@ from trainer.data.index_file import open_index
 from trainer.data.source import Source, find_folders
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import BadSample, UserError
-from trainer.objectives.code_switched import CodeSwitchedConfig
+from trainer.objectives.code_switched import CodeSwitchedConfig, check_language
 from trainer.objectives.objective import ObjectiveConfig
 from trainer.objectives.switching import CodeSwitcher
 from trainer.recipe import Recipe, load_recipe
@@ -87,6 +87,8 @@ def _open(recipe: Recipe, name: str, config: ObjectiveConfig, number: int, path:
     source = Source(folder, config.sources[number], (recipe.run.seed, name, number), data.window, load)
     if pictures:
         pictures.check(str(folder), source.manifest.region_features)
+    if isinstance(config, CodeSwitchedConfig):
+        check_language(source, config.switching.source_language)
     return source
 
 
@@ -135,6 +137,8 @@ def _changed(source: Source, number: int) -> str | None:
         found, index = scan_tar(path, manifest.kind, manifest.language or "en")
     except UserError as error:
         return _line(error)
+    if len(found.fingerprint) != len(shard.fingerprint):
+        return f"{path}: was indexed by an earlier version, which saw names and sizes alone; {again}"
     if found.fingerprint != shard.fingerprint:
         return f"{path}: its members are not those that were indexed (changed since); {again}"
     stored = open_index(folder.path / shard.index_name, shard.samples)

@@ -3,6 +3,8 @@
 from pydantic import Field
 
 from trainer.data.sample import BadSamples, Sample
+from trainer.data.source import Source
+from trainer.errors import UserError
 from trainer.objectives.image_caption import ImageCaption, ImageCaptionConfig
 from trainer.objectives.objective import Context, Text
 from trainer.objectives.switching import CodeSwitcher, SwitchingConfig
@@ -21,6 +23,18 @@ class CodeSwitchedConfig(ImageCaptionConfig):
         return CodeSwitched(self, context)
 
 
+def check_language(source: Source, language: str) -> None:
+    """Raise UserError for a source that gives captions in another language than that of the word lists.
+
+    "die" is an article in one language and a verb in the other.
+    """
+    if others := sorted(set(source.languages) - {language}):
+        raise UserError(
+            f"{source.folder}: has captions in {', '.join(others)}, and words are switched from {language} alone "
+            f"(switching.source_language): set languages: [{language}] for this source"
+        )
+
+
 class CodeSwitched(ImageCaption):
     """Switches every caption, of true and mismatched pairs alike, by the sample's own draws."""
 
@@ -28,6 +42,8 @@ class CodeSwitched(ImageCaption):
 
     def __init__(self, config: CodeSwitchedConfig, context: Context) -> None:
         super().__init__(config, context)
+        for source in self.mix.sources:
+            check_language(source, config.switching.source_language)
         self.switcher = CodeSwitcher(config.switching)
 
     def notes(self) -> list[str]:

@@ -46,7 +46,7 @@ class SwitchingConfig(BaseModel):
     word_rate: float = Field(default=0.5, ge=0, le=1)
     """Chance that a word found is switched, in a caption that is (the paper's beta); mode per_word only."""
     source_language: str = "en"
-    """Language of the captions."""
+    """Language of the captions; a source that has others too says `languages`."""
 
     @field_validator("source_language")
     @classmethod

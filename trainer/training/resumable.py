@@ -28,7 +28,8 @@ _FREE = re.compile(
 def check_resumable(path: Path, found: State, now: State, accept: bool) -> list[str]:
     """Return what differs and matters, a line each; raise UserError that lists it unless `accept`.
 
-    Ranks, ZeRO stage, precision and micro-batches are free. Data are compared by content, wherever they lie.
+    Ranks, ZeRO stage, precision and micro-batches are free. Data are compared by content
+    (of large files in shards, both ends), wherever they lie.
     """
     differences = _differences(_that_matters(found.recipe), _that_matters(now.recipe))
     differences += _differences(

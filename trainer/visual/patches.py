@@ -202,7 +202,17 @@ def _decode_any(data: bytes | memoryview, size: int, largest: int) -> Pixels:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `largest` is the rule
         with Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as picture:
             _check_pixels(*picture.size, largest)
-            return np.asarray(picture.convert("RGB"))
+            return np.asarray(_in_colours(picture))
+
+
+def _in_colours(picture: Image.Image) -> Image.Image:
+    """Return a PNG or WebP as RGB: what is transparent on white, as pages show it, and 16 bits of grey as the upper 8."""
+    if picture.mode.startswith("I"):
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    coloured = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured).convert("RGB")
 
 
 def _decode_scaled(data: bytes | memoryview, size: int, largest: int) -> Pixels:
