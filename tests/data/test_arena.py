@@ -1,6 +1,8 @@
 import gc
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,7 +10,6 @@ import pytest
 import torch
 
 from trainer.batch import Batch, Packer, Sequence, set_room
-from trainer.data import arena
 from trainer.data.arena import LINE, OFF, Arena, Desk, Parcel
 from trainer.visual.regions import RegionTokens
 
@@ -76,10 +77,9 @@ def test_slots_come_back_when_tensors_are_gone_and_not_before(room: tuple[Arena,
     assert sum(made._used) == 0
 
 
-def test_a_batch_too_large_for_a_slot_travels_all_the_same(
-    room: tuple[Arena, Desk], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(arena, "SLOT", 16)
+def test_a_batch_too_large_for_a_slot_travels_all_the_same(room: tuple[Arena, Desk]) -> None:
+    room[0].slot = 16
+    assert room[1].room((17,), torch.uint8) is None
     assert_same(room[1].pack(packed(5)).open(), packed(5))
 
 
@@ -92,3 +92,20 @@ def test_what_a_forked_process_writes_is_seen(room: tuple[Arena, Desk]) -> None:
     assert os.waitpid(child, 0)[1] == 0
     lies = made.borrow(3)[OFF : OFF + 3 * 12 * 4].view(np.float32)
     assert lies.min() == lies.max() == 42
+
+
+def limited(gibibytes: int, slots: int) -> "subprocess.CompletedProcess[str]":
+    """Make an arena in a process that may have so much address space."""
+    program = (
+        "import resource, torch; from trainer.data.arena import Arena; "
+        f"resource.setrlimit(resource.RLIMIT_AS, ({gibibytes} * 2**30,) * 2); print(Arena(1, {slots}).slot)"
+    )
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+
+def test_short_address_space_makes_smaller_slots_and_says_so() -> None:
+    done = limited(12, 15)
+    assert int(done.stdout) in (2**28, 2**29)
+    assert "address space is short" in done.stderr
+    assert "lower them" in limited(12, 1000).stderr
+    assert "lower them" in limited(12, 10**12).stderr

@@ -6,9 +6,11 @@ Here one mapping, made before the workers are forked, is divided into slots; a s
 process drops the tensors that lie in it. (It is no file, so that the size of /dev/shm does not limit it.)
 """
 
+import errno
 import itertools
 import math
 import mmap
+import warnings
 import weakref
 from functools import cache
 from typing import Any
@@ -18,10 +20,13 @@ import torch
 from numpy.typing import NDArray
 
 from trainer.batch import Batch
+from trainer.errors import OneRankError
 
 SLOT = 2**30
 """Bytes of one slot; address space, not memory, until written. What finds no room in it is sent through the pipe, which is
 slow: while 160 MB are unpickled, 120 ms, no other thread of the training process runs."""
+LEAST_SLOT = 2**26
+"""Below, a limit of address space (`ulimit -v`, vm.overcommit_memory = 2) leaves no room to work in."""
 LINE = 64
 """Tensors begin so many bytes apart."""
 OFF = 16
@@ -33,13 +38,15 @@ _numbers = itertools.count()
 
 
 class Arena:
-    """Slots for `workers`, each with `slots` of its own, so that a slot has one writer and one reader."""
+    """Slots for `workers`, each with `slots` of its own, so that a slot has one writer and one reader.
+
+    Raises OneRankError where this process may not have so much address space.
+    """
 
     def __init__(self, workers: int, slots: int) -> None:
         self.number, self._slots = next(_numbers), slots
-        flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_NORESERVE
-        self.memory = mmap.mmap(-1, (workers * slots + 1) * SLOT, flags=flags)
-        self._used = memoryview(self.memory)[workers * slots * SLOT :][: workers * slots]
+        self.memory, self.slot = _reserve(workers * slots + 1)
+        self._used = memoryview(self.memory)[workers * slots * self.slot :][: workers * slots]
         _arenas[self.number] = self
 
     def take(self, worker: int) -> int | None:
@@ -52,14 +59,45 @@ class Arena:
         return first + free
 
     def borrow(self, number: int) -> NDArray[np.uint8]:
-        """Return a slot, [SLOT], that is free again when this array, and all that lie in it, are gone."""
-        found = np.frombuffer(self.memory, np.uint8, SLOT, number * SLOT)
+        """Return a slot, uint8 [slot], that is free again when this array, and all that lie in it, are gone."""
+        found = np.frombuffer(self.memory, np.uint8, self.slot, number * self.slot)
         weakref.finalize(found, self.free, number)
         return found
 
     def free(self, slot: int) -> None:
         """Let a slot be taken again."""
         self._used[slot] = 0
+
+
+def _reserve(slots: int) -> tuple[mmap.mmap, int]:
+    """Map memory for `slots`: -> it, and the bytes of a slot, fewer than `SLOT` where the system does not give as many."""
+    size = SLOT
+    while (memory := _map(slots * size)) is None:
+        if size <= LEAST_SLOT:
+            raise OneRankError(
+                f"data.workers, data.prefetch: {slots} slots of {size // 2**20} MiB do not fit into the address space that this "
+                "process may have (ulimit -v, vm.overcommit_memory): lower them"
+            )
+        size //= 2
+    if size < SLOT:
+        warnings.warn(
+            f"address space is short (ulimit -v, vm.overcommit_memory): micro-batches of more than {size // 2**20} MiB take the "
+            "slow way between loader and training",
+            stacklevel=2,
+        )
+    return memory, size
+
+
+def _map(size: int) -> mmap.mmap | None:
+    """Return so much memory, or None where the system does not give it."""
+    try:
+        return mmap.mmap(-1, size, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+    except OverflowError:
+        return None
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        return None
 
 
 class Desk:
@@ -93,7 +131,7 @@ class Desk:
         """Return where in the slot so many bytes are free, taken from now on; None where they are not."""
         if self._slot is None:
             self._slot, self._end = self._arena.take(self._worker), OFF
-        if self._slot is None or self._end + size > SLOT:
+        if self._slot is None or self._end + size > self._arena.slot:
             return None
         place = self._end
         self._end += -(-size // LINE) * LINE
@@ -101,7 +139,7 @@ class Desk:
 
     def _array(self, shape: tuple[int, ...], kind: str, place: int) -> NDArray[Any]:
         assert self._slot is not None, "a place lies in a slot"
-        return np.ndarray(shape, kind, self._arena.memory, self._slot * SLOT + place)
+        return np.ndarray(shape, kind, self._arena.memory, self._slot * self._arena.slot + place)
 
     def _store(self, tensor: torch.Tensor) -> "Stored | NDArray[Any]":
         array = tensor.numpy()
