@@ -17,6 +17,7 @@ import pytest
 
 from tests.data.broken import read_many
 from trainer.data import cache as caching
+from trainer.data import remote as remotely
 from trainer.data.cache import Cache
 from trainer.data.folders import LocalFolder, RemoteFolder, open_folder
 from trainer.data.sample import BadSamples
@@ -89,7 +90,7 @@ def url(server: Server) -> str:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caching, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(remotely, "FIRST_PAUSE", 0.01)
 
 
 def texts(source: Source, number: int = 60) -> list[str]:
@@ -178,7 +179,7 @@ def test_a_shard_that_changed_since_it_was_indexed_is_refused(shards: Path, tmp_
 def test_a_full_disk_makes_room_and_says_so_when_there_is_none(
     shards: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    download, capacity = caching._download, 3 * 20_480 + 5_000
+    download, capacity = remotely.download, 3 * 20_480 + 5_000
 
     def on_small_disk(url: str, partial: Path) -> int:
         if stored(tmp_path) + 20_480 * url.endswith(".tar") > capacity:
@@ -186,7 +187,7 @@ def test_a_full_disk_makes_room_and_says_so_when_there_is_none(
             raise OSError(errno.ENOSPC, "No space left on device")
         return download(url, partial)
 
-    monkeypatch.setattr(caching, "_download", on_small_disk)
+    monkeypatch.setattr("trainer.data.cache.download", on_small_disk)
     assert texts(remote(url, Cache(tmp_path, 10**5))) == texts(local(shards))
     capacity = 0
     with pytest.raises(OneRankError, match=r"has no room on the disk of data.cache_folder = .*: free some"):
@@ -254,6 +255,23 @@ def test_a_url_needs_a_cache_and_a_manifest(url: str, tmp_path: Path) -> None:
         open_folder(f"{url}-not", Cache(tmp_path, 1), "path")
     with pytest.raises(UserError, match=r"fsspec knows no nonsense://"):
         open_folder("nonsense://x", Cache(tmp_path, 1), "path")
+
+
+def test_a_manifest_is_asked_for_again_and_only_404_means_that_there_is_none(
+    server: Server, url: str, shards: Path, tmp_path: Path
+) -> None:
+    server.broken = 3
+    assert texts(remote(url, Cache(tmp_path, 10**6))) == texts(local(shards))
+    server.broken = 1000
+    with pytest.raises(
+        UserError, match=r"manifest.json could not be read in 5 attempts; the last: .*503.*Look whether"
+    ):
+        open_folder(url, Cache(tmp_path, 10**6), "path")
+    server.server_close()
+    with pytest.raises(
+        UserError, match=r"manifest.json could not be read in 5 attempts; the last: ClientConnectorError"
+    ):
+        open_folder(url, Cache(tmp_path, 10**6), "path")
 
 
 def test_both_kinds_of_folder_name_themselves(url: str, shards: Path, tmp_path: Path) -> None:

@@ -8,18 +8,12 @@ on, since an open file outlives its name.
 import errno
 import fcntl
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import fsspec.core
-
+from trainer.data.remote import ATTEMPTS, download, pause
 from trainer.errors import OneRankError
-
-ATTEMPTS = 5
-FIRST_PAUSE = 0.5
-"""Seconds before the second attempt; each pause is twice the one before."""
 
 
 class Cache:
@@ -58,7 +52,7 @@ class Cache:
             last = attempt == ATTEMPTS - 1
             try:
                 self._make_room(size or 0, self.most // 2**attempt)
-                found = _download(url, partial)
+                found = download(url, partial)
                 if size is not None and found != size:
                     raise _WrongSizeError(f"it has {found:,} bytes, the manifest says {size:,}")
                 os.replace(partial, path)
@@ -71,7 +65,7 @@ class Cache:
                 if last:
                     raise OneRankError(self._explain(url, error)) from error
                 if not (isinstance(error, OSError) and error.errno == errno.ENOSPC):
-                    time.sleep(FIRST_PAUSE * 2**attempt)
+                    pause(attempt)
 
     def _explain(self, url: str, error: Exception) -> str:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -110,13 +104,6 @@ def _is_there(path: Path, size: int | None) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def _download(url: str, partial: Path) -> int:
-    """Copy `url` to `partial`, piece by piece in one request; return its bytes."""
-    store, path = fsspec.core.url_to_fs(url)
-    store.get_file(path, str(partial))
-    return partial.stat().st_size
 
 
 def _abandoned(partial: Path) -> bool:

@@ -3,19 +3,18 @@
 import hashlib
 import os
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from queue import SimpleQueue
 
-import fsspec
 import numpy as np
 from fsspec.registry import known_implementations
 
-from trainer.data.cache import ATTEMPTS, FIRST_PAUSE, Cache
+from trainer.data.cache import Cache
 from trainer.data.manifest import FILE_NAME, Manifest, check_shards
+from trainer.data.remote import ATTEMPTS, pause, read
 from trainer.errors import OneRankError, UserError
 
 PIECE = 8 * 2**20
@@ -118,9 +117,7 @@ def _read(url: str) -> bytes:
     """Read one small file, with retries."""
     for attempt in range(ATTEMPTS):
         try:
-            with fsspec.open(url, "rb") as file:
-                content: bytes = file.read()
-                return content
+            return read(url)
         except FileNotFoundError:
             raise UserError(
                 f"{url} does not exist: index the shards with `m3p index` before copying them there"
@@ -128,8 +125,11 @@ def _read(url: str) -> bytes:
         # Every store has exceptions of its own, with no common class but this one.
         except Exception as error:
             if attempt == ATTEMPTS - 1:
-                raise UserError(f"{url} cannot be read: {type(error).__name__}: {error}") from error
-            time.sleep(FIRST_PAUSE * 2**attempt)
+                raise UserError(
+                    f"{url} could not be read in {ATTEMPTS} attempts; the last: {type(error).__name__}: {error}. Look "
+                    "whether the URL is right and its server answers"
+                ) from error
+            pause(attempt)
     raise AssertionError("the last attempt returns or raises")
 
 
