@@ -5,6 +5,7 @@ import functools
 import http.server
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import aiohttp
 import fsspec
 import pytest
 
@@ -29,10 +31,10 @@ OWNER = (0, "multilingual_text", 0)
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves a folder; `broken` answers are cut off or refused first, `pause` seconds pass in the middle of a file."""
+    """Serves a folder; `broken` answers are refused first, `pause` seconds pass at each of `pauses` places in a file."""
 
     broken = 0
-    pause = 0.0
+    pause, pauses = 0.0, 1
     asked: list[str]
 
 
@@ -56,10 +58,11 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content[:1000])
-            self.wfile.flush()
-            time.sleep(self.server.pause)
-            self.wfile.write(content[1000:])
+            for place in range(self.server.pauses):
+                self.wfile.write(content[1000 * place : 1000 * (place + 1)])
+                self.wfile.flush()
+                time.sleep(self.server.pause)
+            self.wfile.write(content[1000 * self.server.pauses :])
             return
         super().do_GET()
 
@@ -272,6 +275,44 @@ def test_a_manifest_is_asked_for_again_and_only_404_means_that_there_is_none(
         UserError, match=r"manifest.json could not be read in 5 attempts; the last: ClientConnectorError"
     ):
         open_folder(url, Cache(tmp_path, 10**6), "path")
+
+
+def test_a_download_may_take_long_as_long_as_something_comes(
+    server: Server, url: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiohttp.client.DEFAULT_TIMEOUT", aiohttp.ClientTimeout(total=0.5))
+    fsspec.get_filesystem_class("http").clear_instance_cache()  # a session has the timeout it was made with
+    monkeypatch.setattr(remotely, "READ_SECONDS", 0.6)
+    server.pause, server.pauses = 0.1, 10
+    path = Cache(tmp_path, 10**6).get(f"{url}/shard-000000.tar", "a.tar", 20_480)
+    assert path is not None
+    assert path.read_bytes() == (shards / "shard-000000.tar").read_bytes()
+    assert len(server.asked) == 1
+
+
+def test_a_server_that_accepts_and_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remotely, "READ_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/texts"
+        start = time.monotonic()
+        why = r"in 5 attempts; the last: SocketTimeoutError: Timeout on reading data from socket"
+        with pytest.raises(UserError, match=why):
+            open_folder(url, Cache(tmp_path, 10**6), "path")
+        with pytest.raises(OneRankError, match=why):
+            Cache(tmp_path, 10**6).get(f"{url}/a.tar", "a.tar", 20_480)
+        assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (KeyError("x"), "KeyError: 'x'"),
+        (TimeoutError(), "TimeoutError"),
+        (OSError(28, "full"), "OSError: [Errno 28] full"),
+    ],
+)
+def test_a_reason_without_text_is_its_class(error: Exception, text: str) -> None:
+    assert remotely.reason(error) == text
 
 
 def test_both_kinds_of_folder_name_themselves(url: str, shards: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from trainer.data.remote import ATTEMPTS, download, pause
+from trainer.data.remote import ATTEMPTS, download, pause, reason
 from trainer.errors import OneRankError
 
 
@@ -72,7 +72,7 @@ class Cache:
             return f"{url} has no room on the disk of data.cache_folder = {self.folder}: free some, or choose another folder"
         if isinstance(error, _WrongSizeError):
             return f"{url}: {error} (changed since it was indexed, or cut off). Index the shards again with `m3p index`"
-        return f"{url} could not be read in {ATTEMPTS} attempts; the last: {type(error).__name__}: {error}"
+        return f"{url} could not be read in {ATTEMPTS} attempts; the last: {reason(error)}"
 
     def _make_room(self, size: int, most: int) -> None:
         """Delete what was used longest ago until `size` more bytes are within `most`."""

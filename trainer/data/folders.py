@@ -14,7 +14,7 @@ from fsspec.registry import known_implementations
 
 from trainer.data.cache import Cache
 from trainer.data.manifest import FILE_NAME, Manifest, check_shards
-from trainer.data.remote import ATTEMPTS, pause, read
+from trainer.data.remote import ATTEMPTS, pause, read, reason
 from trainer.errors import OneRankError, UserError
 
 PIECE = 8 * 2**20
@@ -126,8 +126,8 @@ def _read(url: str) -> bytes:
         except Exception as error:
             if attempt == ATTEMPTS - 1:
                 raise UserError(
-                    f"{url} could not be read in {ATTEMPTS} attempts; the last: {type(error).__name__}: {error}. Look "
-                    "whether the URL is right and its server answers"
+                    f"{url} could not be read in {ATTEMPTS} attempts; the last: {reason(error)}. Look whether "
+                    "the URL is right and its server answers"
                 ) from error
             pause(attempt)
     raise AssertionError("the last attempt returns or raises")
