@@ -154,6 +154,19 @@ def test_the_cache_stays_within_its_bytes(shards: Path, url: str, tmp_path: Path
         remote(url, Cache(tmp_path, 1000))
 
 
+def test_what_else_lies_in_the_folder_of_the_cache_is_never_deleted(shards: Path, url: str, tmp_path: Path) -> None:
+    mine = [tmp_path / name for name in ("thesis.txt", "runs/x/weights.pt", "data_shards/shard-000000.tar")]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * 10**5)
+        os.utime(path, (0, 0))
+    size = (shards / "shard-000000.tar").stat().st_size
+    assert texts(remote(url, Cache(tmp_path, 4 * size + 2000))) == texts(local(shards))
+    assert [path.stat().st_size for path in mine] == [10**5] * 3
+    assert len(list(tmp_path.rglob("*.tar"))) <= 1 + 4, "it has made room, among its own"
+    assert {path.name for path in tmp_path.iterdir()} == {"thesis.txt", "runs", "data_shards", caching.FOLDER}
+
+
 def test_a_network_that_fails_now_and_then_is_asked_again(
     server: Server, url: str, shards: Path, tmp_path: Path
 ) -> None:
@@ -225,12 +238,13 @@ def test_two_processes_fetch_a_file_once_and_a_killed_one_leaves_no_part_of_it(
     assert Cache(tmp_path, 10**6).get(f"{url}/shard-000000.tar", "a.tar", 20_480, wait=False) is None, "it is locked"
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    assert not (tmp_path / "a.tar").exists()
+    kept = tmp_path / caching.FOLDER / "a.tar"
+    assert not kept.exists()
     server.pause = 0.3
     server.asked.clear()
     both = [fetching(tmp_path, url) for _ in range(2)]
-    assert [process.communicate(timeout=60)[0].strip() for process in both] == [str(tmp_path / "a.tar")] * 2
-    assert (tmp_path / "a.tar").read_bytes() == (shards / "shard-000000.tar").read_bytes()
+    assert [process.communicate(timeout=60)[0].strip() for process in both] == [str(kept)] * 2
+    assert kept.read_bytes() == (shards / "shard-000000.tar").read_bytes()
     assert len(server.asked) == 1
     assert not list(tmp_path.rglob("*.partial"))
 

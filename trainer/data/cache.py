@@ -15,18 +15,21 @@ from pathlib import Path
 from trainer.data.remote import ATTEMPTS, download, pause, reason
 from trainer.errors import OneRankError
 
+FOLDER = "m3p-cache"
+"""In the folder that the user gives, which may hold anything else: only what lies in here is counted and deleted."""
+
 
 class Cache:
     """Files of any fsspec URL as local paths.
 
     Args:
-        folder: on a disk of this node; made if it is not there.
+        folder: on a disk of this node; made if it is not there. The cache is its subfolder `FOLDER`.
         most: bytes that it may hold; files that are open count no more once they had to make room.
     """
 
     def __init__(self, folder: Path, most: int) -> None:
-        self.folder, self.most = folder, most
-        folder.mkdir(parents=True, exist_ok=True)
+        self._given, self.folder, self.most = folder, folder / FOLDER, most
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, url: str, place: str, size: int | None, wait: bool = True) -> Path | None:
         """Return `url` as the file `place` (a path inside the cache), downloaded if it is not there.
@@ -69,7 +72,7 @@ class Cache:
 
     def _explain(self, url: str, error: Exception) -> str:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            return f"{url} has no room on the disk of data.cache_folder = {self.folder}: free some, or choose another folder"
+            return f"{url} has no room on the disk of data.cache_folder = {self._given}: free some, or choose another folder"
         if isinstance(error, _WrongSizeError):
             return f"{url}: {error} (changed since it was indexed, or cut off). Index the shards again with `m3p index`"
         return f"{url} could not be read in {ATTEMPTS} attempts; the last: {reason(error)}"
