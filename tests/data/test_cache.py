@@ -329,5 +329,13 @@ def test_a_reason_without_text_is_its_class(error: Exception, text: str) -> None
     assert remotely.reason(error) == text
 
 
+@pytest.mark.parametrize("name", ["file", "file/below", "/proc/none"])
+def test_a_folder_that_cannot_hold_the_cache_is_named(url: str, tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=rf"data.cache_folder = .*{name}: no cache can be kept there .*; give a folder"):
+        open_folder(url, Cache(tmp_path / name, 10**6), "path")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_both_kinds_of_folder_name_themselves(url: str, shards: Path, tmp_path: Path) -> None:
     assert (LocalFolder(shards).name, RemoteFolder(url, Cache(tmp_path, 1)).name) == ("texts", "texts")

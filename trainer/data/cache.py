@@ -23,13 +23,29 @@ class Cache:
     """Files of any fsspec URL as local paths.
 
     Args:
-        folder: on a disk of this node; made if it is not there. The cache is its subfolder `FOLDER`.
+        folder: on a disk of this node. The cache is its subfolder `FOLDER`.
         most: bytes that it may hold; files that are open count no more once they had to make room.
     """
 
     def __init__(self, folder: Path, most: int) -> None:
         self._given, self.folder, self.most = folder, folder / FOLDER, most
-        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def make(self) -> None:
+        """Make the folder if it is not there. Raises OneRankError unless files can be kept there."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _lock(self._room, wait=False):  # another user's cannot be opened
+                pass
+        except OSError as error:
+            raise OneRankError(
+                f"data.cache_folder = {self._given}: no cache can be kept there ({error}); give a folder on a disk of the "
+                "node that you may write to"
+            ) from error
+
+    @property
+    def _room(self) -> Path:
+        """The lock of whoever makes room."""
+        return self.folder / ".room.lock"
 
     def get(self, url: str, place: str, size: int | None, wait: bool = True) -> Path | None:
         """Return `url` as the file `place` (a path inside the cache), downloaded if it is not there.
@@ -79,7 +95,7 @@ class Cache:
 
     def _make_room(self, size: int, most: int) -> None:
         """Delete what was used longest ago until `size` more bytes are within `most`."""
-        with _lock(self.folder / ".room.lock", wait=True):
+        with _lock(self._room, wait=True):
             files = []
             for path in self.folder.rglob("*"):
                 with suppress(FileNotFoundError):  # another process has just renamed it

@@ -53,6 +53,7 @@ class RemoteFolder:
     def __init__(self, url: str, cache: Cache) -> None:
         self.url, self._cache = url.rstrip("/"), cache
         self.name = self.url.rsplit("/", 1)[1]
+        cache.make()
         content = _read(f"{self.url}/{FILE_NAME}")
         self.manifest = Manifest.parse(content, self.url)
         # Named by its manifest, so that files of a source that was indexed again are not mixed with the old ones.
