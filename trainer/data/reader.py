@@ -77,7 +77,7 @@ class _Opened:
             length = lengths[number]
             found[extension] = view[start : start + length]
             end = start + (length + BLOCK - 1) // BLOCK * BLOCK
-        return found if found and end == len(span) else members(span)
+        return found if end == len(span) else members(span)
 
 
 _open: "OrderedDict[tuple[ShardReader, int], _Opened]" = OrderedDict()
@@ -163,7 +163,7 @@ class ShardReader:
             with suppress(
                 FileNotFoundError
             ):  # the cache has deleted it again: its bound is too small for the processes
-                for fault in index_faults(index, entry.samples):
+                for fault in index_faults(index, entry.samples, entry.bytes):
                     raise OneRankError(f"{self._folder}/{entry.name} {fault}: run `m3p index` again")
                 return _Opened(os.open(path, os.O_RDONLY | os.O_CLOEXEC), open_index(index, entry.samples))
         raise OneRankError(
