@@ -34,6 +34,8 @@ class Server(http.server.ThreadingHTTPServer):
     """Serves a folder; `broken` answers are refused first, `pause` seconds pass at each of `pauses` places in a file."""
 
     broken = 0
+    short = 0
+    """Indexes of which half is sent, without their length."""
     pause, pauses = 0.0, 1
     asked: list[str]
 
@@ -52,6 +54,13 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         if self.server.broken > 0:
             self.server.broken -= 1
             self.send_error(503)
+            return
+        if self.server.short > 0 and self.path.endswith(".idx"):
+            self.server.short -= 1
+            content = Path(self.translate_path(self.path)).read_bytes()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2])
             return
         if self.server.pause:
             content = Path(self.translate_path(self.path)).read_bytes()
@@ -257,6 +266,43 @@ def test_what_another_process_deletes_is_fetched_again(url: str, shards: Path, t
             os.unlink(path)
         found.append(source.read(index, BadSamples([])).text)
     assert found == texts(local(shards))
+
+
+def test_an_index_cut_short_is_fetched_once_more_and_named_only_then(
+    server: Server, url: str, shards: Path, tmp_path: Path
+) -> None:
+    server.short = 1
+    assert texts(remote(url, Cache(tmp_path / "once", 10**6))) == texts(local(shards))
+    server.short = 1000
+    source = remote(url, Cache(tmp_path / "always", 10**6))
+    with pytest.raises(
+        OneRankError, match=r"\.tar has an index of .* a part of one \(.*\.idx\): run `m3p index` again"
+    ):
+        source.read(0, BadSamples([]))
+    server.short = 0
+    assert texts(remote(url, Cache(tmp_path / "always", 10**6))) == texts(local(shards)), "what was kept does not stay"
+
+
+def test_an_index_damaged_in_the_cache_is_fetched_again(url: str, shards: Path, tmp_path: Path) -> None:
+    assert texts(remote(url, Cache(tmp_path, 10**6))) == texts(local(shards))
+    for path in tmp_path.rglob("*.idx"):
+        path.write_bytes(bytes(path.stat().st_size))  # as a crash of the node leaves it
+    assert texts(remote(url, Cache(tmp_path, 10**6))) == texts(local(shards))
+
+
+def test_a_download_is_on_the_disk_before_it_has_its_name(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: written.append(os.fstat(descriptor).st_ino))
+    replace = os.replace
+
+    def replace_written(old: Path, new: Path) -> None:
+        assert written == [old.stat().st_ino]
+        replace(old, new)
+
+    monkeypatch.setattr("os.replace", replace_written)
+    assert Cache(tmp_path, 10**6).get(f"{url}/shard-000000.tar", "a.tar", 20_480)
 
 
 @pytest.mark.parametrize("path", ["pipe:cat shard.tar", "simplecache::http://x/y", "pipe://x"])

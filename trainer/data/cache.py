@@ -64,6 +64,10 @@ class Cache:
                 self._fetch(url, path, size)
         return path
 
+    def forget(self, place: str) -> None:
+        """Delete a file that has shown to be damaged, if it is there; whoever has it open reads on."""
+        (self.folder / place).unlink(missing_ok=True)
+
     def _fetch(self, url: str, path: Path, size: int | None) -> None:
         """Download with retries; a full disk is met by making more room than the bound asks for."""
         partial = path.with_name(f".{path.name}.partial")
@@ -74,6 +78,7 @@ class Cache:
                 found = download(url, partial)
                 if size is not None and found != size:
                     raise _WrongSizeError(f"it has {found:,} bytes, the manifest says {size:,}")
+                _write_out(partial)
                 os.replace(partial, path)
                 return
             except FileNotFoundError as error:
@@ -123,6 +128,12 @@ def _is_there(path: Path, size: int | None) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def _write_out(path: Path) -> None:
+    """Have the system put a file on its disk: a name may outlive a crash of the node that its content does not."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _abandoned(partial: Path) -> bool:

@@ -38,6 +38,10 @@ class LocalFolder:
         """Return the path of one file."""
         return self.path / name
 
+    def forget(self, name: str) -> bool:
+        """Say that a file is no copy that could be fetched again."""
+        return False
+
     def fetch_ahead(self, shards: list[int]) -> None:
         """Have the system read `shards` into the memory it has to spare, in the background and from end to end.
 
@@ -76,6 +80,11 @@ class RemoteFolder:
         path = self._cache.get(f"{self.url}/{name}", f"{self._place}/{name}", size)
         assert path is not None, "it waits for its lock"
         return path
+
+    def forget(self, name: str) -> bool:
+        """Delete the cache's copy of a file, so that `file` fetches it again; return whether it does."""
+        self._cache.forget(f"{self._place}/{name}")
+        return True
 
     def fetch_ahead(self, shards: list[int]) -> None:
         """Download `shards` in the background, but those that another process is fetching.
