@@ -363,18 +363,6 @@ def test_a_server_that_accepts_and_never_answers_is_given_up(tmp_path: Path, mon
         assert time.monotonic() - start < 10
 
 
-@pytest.mark.parametrize(
-    ("error", "text"),
-    [
-        (KeyError("x"), "KeyError: 'x'"),
-        (TimeoutError(), "TimeoutError"),
-        (OSError(28, "full"), "OSError: [Errno 28] full"),
-    ],
-)
-def test_a_reason_without_text_is_its_class(error: Exception, text: str) -> None:
-    assert remotely.reason(error) == text
-
-
 @pytest.mark.parametrize("name", ["file", "file/below", "/proc/none"])
 def test_a_folder_that_cannot_hold_the_cache_is_named(url: str, tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("mine")
