@@ -5,6 +5,7 @@ import functools
 import http.server
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,11 +13,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import aiohttp
 import fsspec
 import pytest
 
 from tests.data.broken import read_many
 from trainer.data import cache as caching
+from trainer.data import remote as remotely
 from trainer.data.cache import Cache
 from trainer.data.folders import LocalFolder, RemoteFolder, open_folder
 from trainer.data.sample import BadSamples
@@ -28,10 +31,12 @@ OWNER = (0, "multilingual_text", 0)
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves a folder; `broken` answers are cut off or refused first, `pause` seconds pass in the middle of a file."""
+    """Serves a folder; `broken` answers are refused first, `pause` seconds pass at each of `pauses` places in a file."""
 
     broken = 0
-    pause = 0.0
+    short = 0
+    """Indexes of which half is sent, without their length."""
+    pause, pauses = 0.0, 1
     asked: list[str]
 
 
@@ -50,15 +55,23 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             self.server.broken -= 1
             self.send_error(503)
             return
+        if self.server.short > 0 and self.path.endswith(".idx"):
+            self.server.short -= 1
+            content = Path(self.translate_path(self.path)).read_bytes()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2])
+            return
         if self.server.pause:
             content = Path(self.translate_path(self.path)).read_bytes()
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content[:1000])
-            self.wfile.flush()
-            time.sleep(self.server.pause)
-            self.wfile.write(content[1000:])
+            for place in range(self.server.pauses):
+                self.wfile.write(content[1000 * place : 1000 * (place + 1)])
+                self.wfile.flush()
+                time.sleep(self.server.pause)
+            self.wfile.write(content[1000 * self.server.pauses :])
             return
         super().do_GET()
 
@@ -89,7 +102,7 @@ def url(server: Server) -> str:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caching, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(remotely, "FIRST_PAUSE", 0.01)
 
 
 def texts(source: Source, number: int = 60) -> list[str]:
@@ -150,6 +163,19 @@ def test_the_cache_stays_within_its_bytes(shards: Path, url: str, tmp_path: Path
         remote(url, Cache(tmp_path, 1000))
 
 
+def test_what_else_lies_in_the_folder_of_the_cache_is_never_deleted(shards: Path, url: str, tmp_path: Path) -> None:
+    mine = [tmp_path / name for name in ("thesis.txt", "runs/x/weights.pt", "data_shards/shard-000000.tar")]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * 10**5)
+        os.utime(path, (0, 0))
+    size = (shards / "shard-000000.tar").stat().st_size
+    assert texts(remote(url, Cache(tmp_path, 4 * size + 2000))) == texts(local(shards))
+    assert [path.stat().st_size for path in mine] == [10**5] * 3
+    assert len(list(tmp_path.rglob("*.tar"))) <= 1 + 4, "it has made room, among its own"
+    assert {path.name for path in tmp_path.iterdir()} == {"thesis.txt", "runs", "data_shards", caching.FOLDER}
+
+
 def test_a_network_that_fails_now_and_then_is_asked_again(
     server: Server, url: str, shards: Path, tmp_path: Path
 ) -> None:
@@ -178,7 +204,7 @@ def test_a_shard_that_changed_since_it_was_indexed_is_refused(shards: Path, tmp_
 def test_a_full_disk_makes_room_and_says_so_when_there_is_none(
     shards: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    download, capacity = caching._download, 3 * 20_480 + 5_000
+    download, capacity = remotely.download, 3 * 20_480 + 5_000
 
     def on_small_disk(url: str, partial: Path) -> int:
         if stored(tmp_path) + 20_480 * url.endswith(".tar") > capacity:
@@ -186,7 +212,7 @@ def test_a_full_disk_makes_room_and_says_so_when_there_is_none(
             raise OSError(errno.ENOSPC, "No space left on device")
         return download(url, partial)
 
-    monkeypatch.setattr(caching, "_download", on_small_disk)
+    monkeypatch.setattr("trainer.data.cache.download", on_small_disk)
     assert texts(remote(url, Cache(tmp_path, 10**5))) == texts(local(shards))
     capacity = 0
     with pytest.raises(OneRankError, match=r"has no room on the disk of data.cache_folder = .*: free some"):
@@ -221,12 +247,13 @@ def test_two_processes_fetch_a_file_once_and_a_killed_one_leaves_no_part_of_it(
     assert Cache(tmp_path, 10**6).get(f"{url}/shard-000000.tar", "a.tar", 20_480, wait=False) is None, "it is locked"
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    assert not (tmp_path / "a.tar").exists()
+    kept = tmp_path / caching.FOLDER / "a.tar"
+    assert not kept.exists()
     server.pause = 0.3
     server.asked.clear()
     both = [fetching(tmp_path, url) for _ in range(2)]
-    assert [process.communicate(timeout=60)[0].strip() for process in both] == [str(tmp_path / "a.tar")] * 2
-    assert (tmp_path / "a.tar").read_bytes() == (shards / "shard-000000.tar").read_bytes()
+    assert [process.communicate(timeout=60)[0].strip() for process in both] == [str(kept)] * 2
+    assert kept.read_bytes() == (shards / "shard-000000.tar").read_bytes()
     assert len(server.asked) == 1
     assert not list(tmp_path.rglob("*.partial"))
 
@@ -239,6 +266,43 @@ def test_what_another_process_deletes_is_fetched_again(url: str, shards: Path, t
             os.unlink(path)
         found.append(source.read(index, BadSamples([])).text)
     assert found == texts(local(shards))
+
+
+def test_an_index_cut_short_is_fetched_once_more_and_named_only_then(
+    server: Server, url: str, shards: Path, tmp_path: Path
+) -> None:
+    server.short = 1
+    assert texts(remote(url, Cache(tmp_path / "once", 10**6))) == texts(local(shards))
+    server.short = 1000
+    source = remote(url, Cache(tmp_path / "always", 10**6))
+    with pytest.raises(
+        OneRankError, match=r"\.tar has an index of .* a part of one \(.*\.idx\): run `m3p index` again"
+    ):
+        source.read(0, BadSamples([]))
+    server.short = 0
+    assert texts(remote(url, Cache(tmp_path / "always", 10**6))) == texts(local(shards)), "what was kept does not stay"
+
+
+def test_an_index_damaged_in_the_cache_is_fetched_again(url: str, shards: Path, tmp_path: Path) -> None:
+    assert texts(remote(url, Cache(tmp_path, 10**6))) == texts(local(shards))
+    for path in tmp_path.rglob("*.idx"):
+        path.write_bytes(bytes(path.stat().st_size))  # as a crash of the node leaves it
+    assert texts(remote(url, Cache(tmp_path, 10**6))) == texts(local(shards))
+
+
+def test_a_download_is_on_the_disk_before_it_has_its_name(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: written.append(os.fstat(descriptor).st_ino))
+    replace = os.replace
+
+    def replace_written(old: Path, new: Path) -> None:
+        assert written == [old.stat().st_ino]
+        replace(old, new)
+
+    monkeypatch.setattr("os.replace", replace_written)
+    assert Cache(tmp_path, 10**6).get(f"{url}/shard-000000.tar", "a.tar", 20_480)
 
 
 @pytest.mark.parametrize("path", ["pipe:cat shard.tar", "simplecache::http://x/y", "pipe://x"])
@@ -254,6 +318,57 @@ def test_a_url_needs_a_cache_and_a_manifest(url: str, tmp_path: Path) -> None:
         open_folder(f"{url}-not", Cache(tmp_path, 1), "path")
     with pytest.raises(UserError, match=r"fsspec knows no nonsense://"):
         open_folder("nonsense://x", Cache(tmp_path, 1), "path")
+
+
+def test_a_manifest_is_asked_for_again_and_only_404_means_that_there_is_none(
+    server: Server, url: str, shards: Path, tmp_path: Path
+) -> None:
+    server.broken = 3
+    assert texts(remote(url, Cache(tmp_path, 10**6))) == texts(local(shards))
+    server.broken = 1000
+    with pytest.raises(
+        UserError, match=r"manifest.json could not be read in 5 attempts; the last: .*503.*Look whether"
+    ):
+        open_folder(url, Cache(tmp_path, 10**6), "path")
+    server.server_close()
+    with pytest.raises(
+        UserError, match=r"manifest.json could not be read in 5 attempts; the last: ClientConnectorError"
+    ):
+        open_folder(url, Cache(tmp_path, 10**6), "path")
+
+
+def test_a_download_may_take_long_as_long_as_something_comes(
+    server: Server, url: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiohttp.client.DEFAULT_TIMEOUT", aiohttp.ClientTimeout(total=0.5))
+    fsspec.get_filesystem_class("http").clear_instance_cache()  # a session has the timeout it was made with
+    monkeypatch.setattr(remotely, "READ_SECONDS", 0.6)
+    server.pause, server.pauses = 0.1, 10
+    path = Cache(tmp_path, 10**6).get(f"{url}/shard-000000.tar", "a.tar", 20_480)
+    assert path is not None
+    assert path.read_bytes() == (shards / "shard-000000.tar").read_bytes()
+    assert len(server.asked) == 1
+
+
+def test_a_server_that_accepts_and_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remotely, "READ_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/texts"
+        start = time.monotonic()
+        why = r"in 5 attempts; the last: SocketTimeoutError: Timeout on reading data from socket"
+        with pytest.raises(UserError, match=why):
+            open_folder(url, Cache(tmp_path, 10**6), "path")
+        with pytest.raises(OneRankError, match=why):
+            Cache(tmp_path, 10**6).get(f"{url}/a.tar", "a.tar", 20_480)
+        assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "/proc/none"])
+def test_a_folder_that_cannot_hold_the_cache_is_named(url: str, tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=rf"data.cache_folder = .*{name}: no cache can be kept there .*; give a folder"):
+        open_folder(url, Cache(tmp_path / name, 10**6), "path")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_both_kinds_of_folder_name_themselves(url: str, shards: Path, tmp_path: Path) -> None:

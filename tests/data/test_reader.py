@@ -1,3 +1,4 @@
+import contextlib
 import io
 import os
 import pickle
@@ -19,7 +20,7 @@ from trainer.data.index_folder import index_folder
 from trainer.data.reader import ShardReader
 from trainer.data.shard_table import index_name
 from trainer.data.tar import head_sum
-from trainer.errors import BadSample
+from trainer.errors import BadSample, OneRankError
 from trainer.prepare.shards import ShardWriter
 
 
@@ -109,15 +110,78 @@ def test_a_shard_cut_short_under_way_is_noticed_by_the_next_micro_batch(shards: 
     assert reading.lone_files(*places, "txt") == [None, None]
 
 
-def test_a_sample_of_which_a_wrong_index_leaves_nothing_is_bad_and_not_empty(shards: list[Path]) -> None:
-    path = shards[0].with_name(index_name(shards[0].name))
+def wrong_offsets(path: Path, place: int, value: int) -> None:
     index = open_index(path, 4)
     offsets = np.array(index.offsets, np.uint64)
-    offsets[1] = offsets[0]
+    offsets[place] = value
     write_index(path, index._replace(offsets=offsets.data))
-    found = ShardReader(LocalFolder(shards[0].parent)).read_many(np.zeros(2, np.int64), np.array([0, 2]))
-    assert str(found[0]) == "no members"
-    assert found[1] == {"txt": b"0 2", "json": b"{}"}
+
+
+@pytest.mark.parametrize(
+    ("place", "value"), [(0, 2**64 - 512), (1, 0), (1, 2**63 + 512), (2, 512), (4, 10_752), (4, 2**64 - 1)]
+)
+def test_an_index_whose_offsets_cannot_be_right_is_refused_when_its_shard_is_opened(
+    shards: list[Path], place: int, value: int
+) -> None:
+    wrong_offsets(shards[0].with_name(index_name(shards[0].name)), place, value)
+    reading = ShardReader(LocalFolder(shards[0].parent))
+    with pytest.raises(
+        OneRankError, match=r"shard-000000\.tar has a damaged index \(.*000\.idx: .*run `m3p index` again"
+    ):
+        reading.read(0, 0)
+    assert reading.read(1, 2)["txt"] == b"1 2"
+
+
+def test_offsets_need_not_begin_at_0(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", pax_headers={"comment": "made by hand"}) as tar:
+        for name in ("._0.txt", "0.txt"):
+            info = tarfile.TarInfo(name)
+            info.size = 4
+            tar.addfile(info, io.BytesIO(b"text"))
+    index_folder(tmp_path, "text", "en")
+    assert np.load(tmp_path / "a.idx")[0] > 0
+    assert ShardReader(LocalFolder(tmp_path)).read(0, 0) == {"txt": b"text"}
+
+
+@given(changes=st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), min_size=1, max_size=8))
+@settings(max_examples=300, deadline=None)
+def test_a_damaged_index_gives_samples_or_one_named_error(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]]
+) -> None:
+    folder = tmp_path_factory.mktemp("damaged")
+    with ShardWriter(folder, "text", 4, "en") as writer:
+        for number in range(4):
+            writer.write({"txt": f"text {number}".encode()})
+    path = folder / "shard-000000.idx"
+    content = bytearray(path.read_bytes())
+    for place, value in changes:
+        content[place % len(content)] = value
+    path.write_bytes(content)
+    reading = ShardReader(LocalFolder(folder))
+    with contextlib.suppress(OneRankError):
+        assert len(reading.read_many(np.zeros(4, np.int64), np.arange(4))) == 4
+        assert len(reading.lone_files(np.zeros(4, np.int64), np.arange(4), "txt")) == 4
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"\x93NUMPY", b"PK\x03\x04PY"),
+        (b"(5,), }", b"(5,), ("),
+        (b"(5,), }".ljust(30), (b"(%d,), }" % 10**15).ljust(30)),
+        (b"<u8", b"|O8"),
+    ],
+)
+def test_an_index_whose_array_cannot_be_read_is_named(shards: list[Path], old: bytes, new: bytes) -> None:
+    path = shards[0].with_name(index_name(shards[0].name))
+    content = path.read_bytes()
+    assert old in content
+    assert len(old) == len(new), "another size would be refused sooner"
+    path.write_bytes(content.replace(old, new, 1))
+    with pytest.raises(
+        OneRankError, match=r"shard-000000\.tar has an index .*\(shard-000000\.idx\): run `m3p index` again"
+    ):
+        ShardReader(LocalFolder(shards[0].parent)).read(0, 0)
 
 
 def test_lone_files_are_found_without_copying_and_others_left_to_read(tmp_path: Path) -> None:

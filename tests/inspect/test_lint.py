@@ -120,3 +120,11 @@ def test_a_remote_source_needs_its_cache(mine: Path) -> None:
     assert line.startswith(
         "objectives.image_caption.sources.0.path = memory://nowhere/x is remote: set data.cache_folder"
     )
+
+
+def test_a_folder_that_cannot_hold_the_cache_is_a_problem_of_remote_sources_alone(mine: Path) -> None:
+    setting = f"data.cache_folder={mine}"
+    assert problems(mine, setting) == []
+    source = "objectives.image_caption.sources=[{path: memory://nowhere/x}]"
+    lines = problems(mine, setting, source)
+    assert [line for line in lines if f"data.cache_folder = {mine}: no cache can be kept there" in line] == lines[:1]

@@ -51,6 +51,13 @@ def test_what_does_not_fit_is_not_read_ahead_and_the_table_says_so(tiny: Path, m
     assert none[0].batch(turn, turn).names == plenty[0].batch(turn, turn).names
 
 
+def test_a_run_whose_sources_are_all_local_needs_no_folder_for_a_cache(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for name in ("file", "new"):
+        assert build_objectives(load_recipe(tiny, [f"data.cache_folder={tmp_path / name}"]))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_nothing_is_asked_of_the_system_for_shards_that_are_not_read_ahead(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,31 +8,44 @@ on, since an open file outlives its name.
 import errno
 import fcntl
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import fsspec.core
-
+from trainer.data.remote import ATTEMPTS, download, pause, reason
 from trainer.errors import OneRankError
 
-ATTEMPTS = 5
-FIRST_PAUSE = 0.5
-"""Seconds before the second attempt; each pause is twice the one before."""
+FOLDER = "m3p-cache"
+"""In the folder that the user gives, which may hold anything else: only what lies in here is counted and deleted."""
 
 
 class Cache:
     """Files of any fsspec URL as local paths.
 
     Args:
-        folder: on a disk of this node; made if it is not there.
+        folder: on a disk of this node. The cache is its subfolder `FOLDER`.
         most: bytes that it may hold; files that are open count no more once they had to make room.
     """
 
     def __init__(self, folder: Path, most: int) -> None:
-        self.folder, self.most = folder, most
-        folder.mkdir(parents=True, exist_ok=True)
+        self._given, self.folder, self.most = folder, folder / FOLDER, most
+
+    def make(self) -> None:
+        """Make the folder if it is not there. Raises OneRankError unless files can be kept there."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _lock(self._room, wait=False):  # another user's cannot be opened
+                pass
+        except OSError as error:
+            raise OneRankError(
+                f"data.cache_folder = {self._given}: no cache can be kept there ({error}); give a folder on a disk of the "
+                "node that you may write to"
+            ) from error
+
+    @property
+    def _room(self) -> Path:
+        """The lock of whoever makes room."""
+        return self.folder / ".room.lock"
 
     def get(self, url: str, place: str, size: int | None, wait: bool = True) -> Path | None:
         """Return `url` as the file `place` (a path inside the cache), downloaded if it is not there.
@@ -51,6 +64,10 @@ class Cache:
                 self._fetch(url, path, size)
         return path
 
+    def forget(self, place: str) -> None:
+        """Delete a file that has shown to be damaged, if it is there; whoever has it open reads on."""
+        (self.folder / place).unlink(missing_ok=True)
+
     def _fetch(self, url: str, path: Path, size: int | None) -> None:
         """Download with retries; a full disk is met by making more room than the bound asks for."""
         partial = path.with_name(f".{path.name}.partial")
@@ -58,9 +75,10 @@ class Cache:
             last = attempt == ATTEMPTS - 1
             try:
                 self._make_room(size or 0, self.most // 2**attempt)
-                found = _download(url, partial)
+                found = download(url, partial)
                 if size is not None and found != size:
                     raise _WrongSizeError(f"it has {found:,} bytes, the manifest says {size:,}")
+                _write_out(partial)
                 os.replace(partial, path)
                 return
             except FileNotFoundError as error:
@@ -71,18 +89,18 @@ class Cache:
                 if last:
                     raise OneRankError(self._explain(url, error)) from error
                 if not (isinstance(error, OSError) and error.errno == errno.ENOSPC):
-                    time.sleep(FIRST_PAUSE * 2**attempt)
+                    pause(attempt)
 
     def _explain(self, url: str, error: Exception) -> str:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            return f"{url} has no room on the disk of data.cache_folder = {self.folder}: free some, or choose another folder"
+            return f"{url} has no room on the disk of data.cache_folder = {self._given}: free some, or choose another folder"
         if isinstance(error, _WrongSizeError):
             return f"{url}: {error} (changed since it was indexed, or cut off). Index the shards again with `m3p index`"
-        return f"{url} could not be read in {ATTEMPTS} attempts; the last: {type(error).__name__}: {error}"
+        return f"{url} could not be read in {ATTEMPTS} attempts; the last: {reason(error)}"
 
     def _make_room(self, size: int, most: int) -> None:
         """Delete what was used longest ago until `size` more bytes are within `most`."""
-        with _lock(self.folder / ".room.lock", wait=True):
+        with _lock(self._room, wait=True):
             files = []
             for path in self.folder.rglob("*"):
                 with suppress(FileNotFoundError):  # another process has just renamed it
@@ -112,11 +130,10 @@ def _is_there(path: Path, size: int | None) -> bool:
     return True
 
 
-def _download(url: str, partial: Path) -> int:
-    """Copy `url` to `partial`, piece by piece in one request; return its bytes."""
-    store, path = fsspec.core.url_to_fs(url)
-    store.get_file(path, str(partial))
-    return partial.stat().st_size
+def _write_out(path: Path) -> None:
+    """Have the system put a file on its disk: a name may outlive a crash of the node that its content does not."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _abandoned(partial: Path) -> bool:

@@ -3,19 +3,18 @@
 import hashlib
 import os
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from queue import SimpleQueue
 
-import fsspec
 import numpy as np
 from fsspec.registry import known_implementations
 
-from trainer.data.cache import ATTEMPTS, FIRST_PAUSE, Cache
+from trainer.data.cache import Cache
 from trainer.data.manifest import FILE_NAME, Manifest, check_shards
+from trainer.data.remote import ATTEMPTS, pause, read, reason
 from trainer.errors import OneRankError, UserError
 
 PIECE = 8 * 2**20
@@ -39,6 +38,10 @@ class LocalFolder:
         """Return the path of one file."""
         return self.path / name
 
+    def forget(self, name: str) -> bool:
+        """Say that a file is no copy that could be fetched again."""
+        return False
+
     def fetch_ahead(self, shards: list[int]) -> None:
         """Have the system read `shards` into the memory it has to spare, in the background and from end to end.
 
@@ -54,6 +57,7 @@ class RemoteFolder:
     def __init__(self, url: str, cache: Cache) -> None:
         self.url, self._cache = url.rstrip("/"), cache
         self.name = self.url.rsplit("/", 1)[1]
+        cache.make()
         content = _read(f"{self.url}/{FILE_NAME}")
         self.manifest = Manifest.parse(content, self.url)
         # Named by its manifest, so that files of a source that was indexed again are not mixed with the old ones.
@@ -76,6 +80,11 @@ class RemoteFolder:
         path = self._cache.get(f"{self.url}/{name}", f"{self._place}/{name}", size)
         assert path is not None, "it waits for its lock"
         return path
+
+    def forget(self, name: str) -> bool:
+        """Delete the cache's copy of a file, so that `file` fetches it again; return whether it does."""
+        self._cache.forget(f"{self._place}/{name}")
+        return True
 
     def fetch_ahead(self, shards: list[int]) -> None:
         """Download `shards` in the background, but those that another process is fetching.
@@ -118,9 +127,7 @@ def _read(url: str) -> bytes:
     """Read one small file, with retries."""
     for attempt in range(ATTEMPTS):
         try:
-            with fsspec.open(url, "rb") as file:
-                content: bytes = file.read()
-                return content
+            return read(url)
         except FileNotFoundError:
             raise UserError(
                 f"{url} does not exist: index the shards with `m3p index` before copying them there"
@@ -128,8 +135,11 @@ def _read(url: str) -> bytes:
         # Every store has exceptions of its own, with no common class but this one.
         except Exception as error:
             if attempt == ATTEMPTS - 1:
-                raise UserError(f"{url} cannot be read: {type(error).__name__}: {error}") from error
-            time.sleep(FIRST_PAUSE * 2**attempt)
+                raise UserError(
+                    f"{url} could not be read in {ATTEMPTS} attempts; the last: {reason(error)}. Look whether "
+                    "the URL is right and its server answers"
+                ) from error
+            pause(attempt)
     raise AssertionError("the last attempt returns or raises")
 
 

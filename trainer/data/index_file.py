@@ -99,14 +99,25 @@ def open_index(path: Path, samples: int) -> IndexFile:
     return IndexFile(offsets, sizes, names, lengths, sums)
 
 
-def index_faults(path: Path, samples: int) -> Iterator[str]:
-    """Yield what is wrong with the index at `path` of a shard of so many samples."""
+def index_faults(path: Path, samples: int, tar_bytes: int | None = None) -> Iterator[str]:
+    """Yield what is wrong with the index at `path` of a shard of so many samples. Raises FileNotFoundError.
+
+    With the bytes of its tar, the offsets are looked at too, all of them.
+    """
     try:
-        offsets = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        offsets = np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        yield f"has an index that cannot be read ({path.name}: {error.strerror})"
+        return
+    except Exception:  # on broken bytes numpy's parser raises nearly anything, from MemoryError to TokenError
         yield f"has an index that cannot be read ({path.name})"
         return
     if offsets.dtype != np.uint64 or offsets.shape != (samples + 1,):
         yield f"has an index of another tar ({path.name})"
     elif not is_index_size(path.stat().st_size, samples):
         yield f"has an index of another version of this program, or a part of one ({path.name})"
+    # The first need not be 0: a tar may begin with what belongs to no sample.
+    elif tar_bytes is not None and (offsets[-1] > tar_bytes or (offsets[1:] <= offsets[:-1]).any()):
+        yield f"has a damaged index ({path.name}: its offsets do not rise, or end after the tar)"

@@ -20,6 +20,7 @@ from trainer.data.index import members
 from trainer.data.index_file import IndexFile, index_faults, open_index
 from trainer.data.order import groups
 from trainer.data.sample import Members
+from trainer.data.shard_table import Shard
 from trainer.data.tar import BLOCK, head_sum, head_sums
 from trainer.errors import BadSample, OneRankError
 
@@ -77,7 +78,11 @@ class _Opened:
             length = lengths[number]
             found[extension] = view[start : start + length]
             end = start + (length + BLOCK - 1) // BLOCK * BLOCK
-        return found if found and end == len(span) else members(span)
+        return found if end == len(span) else members(span)
+
+
+class _DamagedIndex(OneRankError):
+    """The index of a shard cannot be used."""
 
 
 _open: "OrderedDict[tuple[ShardReader, int], _Opened]" = OrderedDict()
@@ -157,14 +162,23 @@ class ShardReader:
 
     def _load(self, shard: int) -> _Opened:
         entry = self._shards[shard]
+        try:
+            return self._open_files(entry)
+        except _DamagedIndex:
+            # Perhaps only the copy in the cache: what a server cuts short shows in an index no sooner than here.
+            if not self._folder.forget(entry.index_name):
+                raise
+        return self._open_files(entry)
+
+    def _open_files(self, entry: Shard) -> _Opened:
         for _ in range(MOST_LOST):
             path = self._folder.file(entry.name, entry.bytes)
             index = self._folder.file(entry.index_name, None)
             with suppress(
                 FileNotFoundError
             ):  # the cache has deleted it again: its bound is too small for the processes
-                for fault in index_faults(index, entry.samples):
-                    raise OneRankError(f"{self._folder}/{entry.name} {fault}: run `m3p index` again")
+                for fault in index_faults(index, entry.samples, entry.bytes):
+                    raise _DamagedIndex(f"{self._folder}/{entry.name} {fault}: run `m3p index` again")
                 return _Opened(os.open(path, os.O_RDONLY | os.O_CLOEXEC), open_index(index, entry.samples))
         raise OneRankError(
             f"{self._folder}/{entry.name} or its index was deleted while in use. Copy it there again; if it is remote, "

@@ -1,0 +1,56 @@
+"""Files behind any fsspec URL: read whole or downloaded, one attempt each.
+
+`cat_file` and `get_file` ask for the file itself, and call it missing where its store says so. `fsspec.open` asks for its
+size first, and over HTTP takes whatever goes wrong there, a 503 or a refused connection, for a missing file.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import fsspec.core
+
+ATTEMPTS = 5
+FIRST_PAUSE = 0.5
+"""Seconds before the second attempt; each pause is twice the one before."""
+CONNECT_SECONDS = 30.0
+READ_SECONDS = 60.0
+"""Without a byte from an HTTP server, after which an attempt is given up."""
+
+
+def read(url: str) -> bytes:
+    """Return the content of a small file. Raises FileNotFoundError, or whatever its store raises."""
+    store, path = fsspec.core.url_to_fs(url, **_options(url))
+    content: bytes = store.cat_file(path)
+    return content
+
+
+def download(url: str, target: Path) -> int:
+    """Copy a file to `target`, piece by piece in one request; return its bytes. Raises as `read` does."""
+    store, path = fsspec.core.url_to_fs(url, **_options(url))
+    store.get_file(path, str(target))
+    return target.stat().st_size
+
+
+def pause(attempt: int) -> None:
+    """Wait after a failed attempt; the first is number 0."""
+    time.sleep(FIRST_PAUSE * 2**attempt)
+
+
+def reason(error: Exception) -> str:
+    """Say what went wrong. fsspec's timeouts have no text of their own; what caused them has."""
+    told = error if str(error) else error.__cause__ or error
+    return f"{type(told).__name__}: {told}" if str(told) else type(told).__name__
+
+
+def _options(url: str) -> dict[str, Any]:
+    """Return what to open the store of `url` with.
+
+    aiohttp ends a whole request after five minutes, which a large shard may well take: silence is what has to end. This is
+    a setting of each request and not one of `client_kwargs`, which would replace those of the user's fsspec configuration.
+    """
+    if not url.startswith(("http://", "https://")):
+        return {}
+    from aiohttp import ClientTimeout  # takes a while, and most runs read no URL
+
+    return {"timeout": ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)}
