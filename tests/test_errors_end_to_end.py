@@ -86,7 +86,9 @@ def test_a_shard_of_bad_samples_alone(copy: Path) -> None:
         offsets = np.load(shard.with_suffix(".idx"))
         data = bytearray(shard.read_bytes())
         for start in offsets[:-1].tolist():
-            data[start + 148 : start + 156] = b"0000000\0"  # a tar header's checksum
+            data[start + 148 : start + 156] = (
+                b"7777777\0"  # a tar header's checksum, of another sum of bytes than any that fits
+            )
         shard.write_bytes(data)
     message = refused(copy, "data.workers=1")
     assert "bad samples in a row" in message

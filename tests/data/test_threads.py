@@ -1,9 +1,12 @@
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
 
 import pytest
 
+from tests.launch import ROOT
 from trainer.data.threads import ahead, set_threads, share
 
 
@@ -81,3 +84,20 @@ def test_who_stops_taking_ends_the_thread() -> None:
     items.close()  # type: ignore[attr-defined]
     assert closed == [True]
     assert not [thread for thread in threading.enumerate() if thread.name == "ahead"]
+
+
+ENDS = """
+from trainer.data.threads import ahead
+def items():
+    try:
+        yield from range(10**9)
+    finally:
+        print("closed")
+taken = ahead(items(), 2)
+print(next(taken))
+"""
+
+
+def test_no_thread_runs_into_the_end_of_the_process() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDS], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "closed"]

@@ -1,14 +1,16 @@
 """Threads of one process: some that share a micro-batch's pictures (decoders release Python's lock), one that works ahead."""
 
+import atexit
 import os
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
 
@@ -52,6 +54,16 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads - 1, "decode")
 
 
+_living: "weakref.WeakSet[_Ahead[Any]]" = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    """Let no thread run into the end of the process: one that comes back from torch's code then takes the process down."""
+    for one in list(_living):
+        one.end()
+
+
 @dataclass(frozen=True)
 class _End:
     error: BaseException | None
@@ -62,18 +74,23 @@ class _Ahead(Generic[Item]):
         self._items = items
         self._ready: queue.Queue[Item | _End] = queue.Queue(number)
         self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="ahead")
 
     def take(self) -> Iterator[Item]:
-        thread = threading.Thread(target=self._run, daemon=True, name="ahead")
-        thread.start()
+        _living.add(self)
+        self._thread.start()
         try:
             while not isinstance(found := self._ready.get(), _End):
                 yield found
             if found.error is not None:
                 raise found.error
         finally:
-            self._stop.set()
-            thread.join()
+            self.end()
+
+    def end(self) -> None:
+        """Have the thread end, and wait for it."""
+        self._stop.set()
+        self._thread.join()
 
     def _run(self) -> None:
         error: BaseException | None = None
