@@ -1,9 +1,12 @@
 import contextlib
+import fcntl
 import gzip
 import io
 import itertools
 import json
+import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ from hypothesis import strategies as st
 
 from trainer.data.index import feature_width, index_tar, members, split_name
 from trainer.data.index_file import MOST_MEMBERS, OTHER, IndexFile, index_bytes, is_index_size, open_index
-from trainer.data.index_folder import index_folder
+from trainer.data.index_folder import PROGRESS, _name, index_folder
 from trainer.data.manifest import Manifest, check_shards
 from trainer.errors import BadSample, UserError
 
@@ -263,3 +266,52 @@ def test_needs_tars_and_a_language_for_text(tmp_path: Path) -> None:
 def test_reads_the_width_without_the_array() -> None:
     assert feature_width(regions(2048)) == 2048
     assert feature_width(b"PK\x03\x04 cut off") is None
+    assert feature_width(regions(0)) is None
+
+
+def dangling(path: Path) -> None:
+    path.symlink_to("nowhere.tar")
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, dangling])
+def test_refuses_tars_that_are_no_files(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    write_tar(tmp_path / "0.tar", pair("a"))
+    make(tmp_path / "1.tar")
+    with pytest.raises(UserError, match=r"1\.tar is no file"):
+        index_folder(tmp_path, "captions")
+
+
+@pytest.mark.parametrize("name", ["a\\b.tar", "a#1.tar", "a?.tar", "a%20b.tar", os.fsdecode(b"\xff.tar")])
+def test_refuses_tars_that_cannot_be_part_of_a_url(tmp_path: Path, name: str) -> None:
+    write_tar(tmp_path / name, pair("a"))
+    with pytest.raises(UserError, match="cannot be part of a URL") as caught:
+        index_folder(tmp_path, "captions")
+    assert repr(name) in str(caught.value)
+
+
+def test_half_a_character_as_a_language_is_a_bad_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tar(tmp_path / "0.tar", [*pair("a"), *pair("b", {"en": ["x"], "\ud800": ["y"]})])
+    assert index_folder(tmp_path, "captions").captions == {"en": 1}
+    assert "1 of 2 samples lack" in capsys.readouterr().out
+
+
+def test_two_at_once_do_not_write_the_same_files(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", pair("a"))
+    with (tmp_path / PROGRESS).open("a") as progress:
+        fcntl.flock(progress, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another `m3p index` is at work"):
+            index_folder(tmp_path, "captions")
+    assert index_folder(tmp_path, "captions").samples == 1
+    assert not (tmp_path / PROGRESS).exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"5", b"\xff\xfe", b'["NAME","captions","en",{"samples":1}]', b'["NAME","captions","en",{"samples":"x"}]'],
+)
+def test_progress_that_is_none_starts_afresh(tmp_path: Path, content: bytes) -> None:
+    write_tar(tmp_path / "0.tar", pair("a"))
+    found = index_folder(tmp_path, "captions")
+    name = _name(tmp_path / "0.tar").encode()
+    (tmp_path / PROGRESS).write_bytes(content.replace(b"NAME", name) + b"\n")
+    assert index_folder(tmp_path, "captions") == found

@@ -5,6 +5,7 @@ import io
 import json
 import mmap
 import os
+import re
 import zipfile
 from array import array
 from collections import Counter
@@ -23,6 +24,7 @@ from trainer.errors import BadSample, UserError
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 LARGEST_SIZE = 2**32 - 1
+_HALF = re.compile(r"[\ud800-\udfff]")
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -217,7 +219,9 @@ class _Scan:
                 return []
         captions = record.get("captions") if isinstance(record, dict) else None
         if isinstance(captions, dict):
-            return [language for language, texts in captions.items() if texts]
+            # Half a character ("\ud800") may be spelled there: training skips such a sample, and no manifest can hold it.
+            whole = not _HALF.search("".join(captions))
+            return [language for language, texts in captions.items() if texts and whole]
         if "txt" in extents:
             self.plain += 1
             return [self.language]
@@ -250,7 +254,7 @@ def _usual(kinds: list[tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def feature_width(archive: bytes) -> int | None:
-    """Return the width D of "features" [R, D] in the bytes of a regions.npz from its header alone; None if unreadable."""
+    """Return the width D of "features" [R, D] in the bytes of a regions.npz from its header alone; None if unusable."""
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as content, content.open("features.npy") as file:
             version = np.lib.format.read_magic(file)
@@ -258,4 +262,4 @@ def feature_width(archive: bytes) -> int | None:
             shape: tuple[int, ...] = read(file)[0]
     except Exception:  # on broken bytes these parsers raise nearly anything, from KeyError to TokenError
         return None
-    return int(shape[1]) if len(shape) == 2 else None
+    return int(shape[1]) if len(shape) == 2 and shape[1] >= 1 else None
