@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from trainer.data.index import feature_width, index_tar, members, split_name
 from trainer.data.index_file import MOST_MEMBERS, OTHER, IndexFile, index_bytes, is_index_size, open_index
 from trainer.data.index_folder import PROGRESS, _name, index_folder
-from trainer.data.manifest import Manifest, check_shards
+from trainer.data.manifest import Kind, Manifest, check_shards
 from trainer.errors import BadSample, UserError
 
 Files = list[tuple[str, bytes]]
@@ -315,3 +315,28 @@ def test_progress_that_is_none_starts_afresh(tmp_path: Path, content: bytes) -> 
     name = _name(tmp_path / "0.tar").encode()
     (tmp_path / PROGRESS).write_bytes(content.replace(b"NAME", name) + b"\n")
     assert index_folder(tmp_path, "captions") == found
+
+
+@pytest.mark.parametrize("last", [[], [("README", b"x" * 700)], [("folder/", b"")]])
+def test_says_what_stands_behind_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str], last: Files) -> None:
+    for name in ("0.tar", "1.tar"):
+        write_tar(tmp_path / name, [*pair("a"), *last])
+    index_folder(tmp_path, "captions")
+    assert not capsys.readouterr().out
+    (tmp_path / "0.tar").write_bytes((tmp_path / "0.tar").read_bytes() + bytes(40_000))
+    (tmp_path / "1.tar").write_bytes((tmp_path / "1.tar").read_bytes() * 2)
+    assert index_folder(tmp_path, "captions").samples == 2
+    assert "behind the end of 1.tar stands more" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kind", "files", "better"),
+    [
+        ("captions", [*pair("d.x/img.1"), *pair("d.x/img.2")], "'d.x/img.1.jpg' to 'd.x/img-1.jpg'"),
+        ("text", [("a.b.c.txt", b"x")], "'a.b.c.txt' to 'a-b-c.txt'"),
+    ],
+)
+def test_dots_in_keys_are_explained(tmp_path: Path, kind: Kind, files: Files, better: str) -> None:
+    write_tar(tmp_path / "0.tar", files)
+    with pytest.raises(UserError, match=f"first dot of the file name: rename {better}"):
+        index_folder(tmp_path, kind, "en")

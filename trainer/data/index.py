@@ -9,7 +9,7 @@ import re
 import zipfile
 from array import array
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 from trainer.data.index_file import LONGEST_EXTENSION, MOST_MEMBERS, OTHER, IndexFile, name_bytes, write_index
 from trainer.data.manifest import Kind
 from trainer.data.shard_table import index_name
-from trainer.data.tar import BLOCK, Member, TarError, head_sum, walk
+from trainer.data.tar import BLOCK, Member, TarError, head_sum, is_followed, walk
 from trainer.errors import BadSample, UserError
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -45,6 +45,10 @@ class TarIndex:
     """Samples whose caption is a KEY.txt."""
     unusable: int = 0
     """Samples without a picture and a caption, with unreadable regions, or without text; training skips them."""
+    dotted: str = ""
+    """The first file whose name has a dot before its ending, if there is one: all from there on counts as the ending."""
+    followed: bool = False
+    """Whether another tar stands behind its end, of which nothing is read."""
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -111,6 +115,7 @@ def scan_tar(path: Path, kind: Kind, language: str = "en") -> tuple[TarIndex, In
             scan = _Scan(path, kind, language, content)
             try:
                 found = scan.run(size)
+                found = replace(found, dotted=scan.dotted, followed=is_followed(content, scan.offsets[-1]))
             except TarError as error:
                 raise UserError(f"{path} is no whole tar: {error}. Copy it or make it again.") from None
     return found, scan.index()
@@ -134,6 +139,7 @@ class _Scan:
         self.captions: Counter[str] = Counter()
         self.width: int | None = None
         self.plain = self.unusable = 0
+        self.dotted = ""
 
     def run(self, size: int) -> TarIndex:
         digest = hashlib.blake2b(digest_size=16)
@@ -174,6 +180,8 @@ class _Scan:
         """Note a file's length, and its header's sum; OTHER where there is more before its content than one header."""
         plain = member.data == member.start + BLOCK and member.size <= LARGEST_SIZE
         self.members.append(extension)
+        if not self.dotted and "." in extension and extension.rpartition(".")[2] in (*IMAGES, "json", "txt"):
+            self.dotted = member.name
         self.lengths.append(min(member.size, LARGEST_SIZE))
         self.sums.append(head_sum(self.content[member.start : member.data]) if plain else OTHER)
 

@@ -57,9 +57,15 @@ def _manifest(folder: Path, paths: list[Path], indexes: list[TarIndex], kind: Ki
     if samples == unusable:
         pair = "a picture (jpg, png, webp), a caption, and regions that can be read if it has any"
         needs = pair if kind == "captions" else "text (KEY.txt)"
-        raise UserError(f"{folder}: none of its {samples} samples has {needs}. Is --kind {kind} right?")
+        dotted = next((_undot(index.dotted) for index in indexes if index.dotted), "")
+        raise UserError(f"{folder}: none of its {samples} samples has {needs}. Is --kind {kind} right?{dotted}")
     if unusable:
         tqdm.write(f"{folder}: {unusable} of {samples} samples lack a picture, a caption, text or readable regions.")
+    if followed := [path.name for path, index in zip(paths, indexes, strict=True) if index.followed]:
+        tqdm.write(
+            f"{folder}: behind the end of {', '.join(followed[:5])}{' and others' if len(followed) > 5 else ''} stands more, "
+            "which is not read (tars put together with cat?): pack each as a tar of its own."
+        )
     captions = sum((index.captions for index in indexes), Counter[str]())
     plain = any(index.plain_captions for index in indexes)
     return Manifest(
@@ -73,6 +79,14 @@ def _manifest(folder: Path, paths: list[Path], indexes: list[TarIndex], kind: Ki
             for path, index in zip(paths, indexes, strict=True)
         ),
     )
+
+
+def _undot(name: str) -> str:
+    """Say how the file `name`, which has a dot before its ending, would be taken as one of a sample of its own."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, ending = base.rpartition(".")
+    better = f"{folder}{slash}{stem.replace('.', '-')}.{ending}"
+    return f" A key ends at the first dot of the file name: rename {name!r} to {better!r}, and all others like it."
 
 
 @contextmanager
