@@ -53,6 +53,7 @@ def test_overrides_reach_sections_lists_and_values_of_any_type(tmp_path: Path) -
         ("objectives.image_caption.sources.0.weight=1e400", "weight = '1e400': input should be a finite number"),
         ("objectives.image_caption.sources.0.languages=[]", "should have at least 1 item"),
         (f"data.window={10**30}", "input should be less than or equal to 1000000"),
+        (f"run.steps={10**30}", "input should be less than or equal to 1000000000"),
     ],
 )
 def test_a_wrong_override_says_what_is_wrong(tmp_path: Path, override: str, message: str) -> None:

@@ -34,7 +34,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     folder: Path = Field(description="Where everything that the run writes goes: runs/NAME.")
-    steps: int = Field(ge=1, description="Optimizer steps of the whole run: the length of the schedule.")
+    steps: int = Field(ge=1, le=10**9, description="Optimizer steps of the whole run: the length of the schedule.")
     stop_after: int | None = Field(
         None, ge=1, description="Stop after this step, with a checkpoint; starting again goes on."
     )
