@@ -34,6 +34,15 @@ def test_comes_back_as_written(source: Path) -> None:
     check_shards(source, manifest)
 
 
+def test_what_cannot_be_written_leaves_nothing(source: Path) -> None:
+    manifest = Manifest.load(source)
+    (source / "manifest.json").unlink()
+    (source / "manifest.json").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_manifest(source, manifest)
+    assert not list(source.glob("*.partial")) + list(source.glob(".*"))
+
+
 def test_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"m3p prepare.*m3p index"):
         Manifest.load(tmp_path)

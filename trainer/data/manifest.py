@@ -103,8 +103,11 @@ class Manifest(BaseModel):
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest` into `folder`; a reader sees the old file or the new one, never a part."""
     partial = folder / f".{FILE_NAME}.partial"
-    partial.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, folder / FILE_NAME)
+    try:
+        partial.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, folder / FILE_NAME)
+    finally:
+        partial.unlink(missing_ok=True)  # where the disk is full
 
 
 def check_shards(folder: Path, manifest: Manifest) -> None:
