@@ -27,6 +27,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, words: list[str], number: int, na
         (errno.EACCES, "/x/y", "error: /x/y: Permission denied; take another path"),
         (errno.ENOENT, "/data/a/x.json", "error: /data/a/x.json: No such file or directory; check the path"),
         (errno.ENOTDIR, "/run/a", "error: /run/a: Not a directory; check the path"),
+        (errno.ENOENT, "/run", "error: /run: No such file or directory; check the path"),
         (errno.EISDIR, os.path.abspath("here/x"), "Is a directory; check the path"),
     ],
 )

@@ -140,7 +140,7 @@ def _mistake(error: OSError, words: list[str]) -> str | None:
     """Return what the user can mend about `error`, met by the command line `words`; None where a traceback is due.
 
     A full disk and rights that are missing are never our doing. A path that is not there, or not of the right kind, may be
-    one that we made up: only one inside a path of the command line is the user's.
+    one that we made up: only one inside a path of the command line, or a folder above such a path, is the user's.
     """
     place = f"{error.filename}: " if error.filename else ""
     if error.errno in NO_ROOM:  # found while writing, when nobody knows the file's name any more
@@ -149,9 +149,10 @@ def _mistake(error: OSError, words: list[str]) -> str | None:
         return None
     if error.errno in NO_RIGHT:
         return f"{place}{error.strerror}; take another path, or get the right to this one"
-    paths = [os.path.abspath(path) for word in words if (path := word.rpartition("=")[2])]
-    inside = any(Path(os.path.abspath(str(error.filename))).is_relative_to(path) for path in paths)
-    return f"{place}{error.strerror}; check the path" if error.errno in NOT_THERE and inside else None
+    found = Path(os.path.abspath(str(error.filename)))
+    named = [Path(os.path.abspath(path)) for word in words if (path := word.rpartition("=")[2])]
+    users = any(found.is_relative_to(path) or path.is_relative_to(found) for path in named)
+    return f"{place}{error.strerror}; check the path" if error.errno in NOT_THERE and users else None
 
 
 if __name__ == "__main__":
