@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -295,7 +296,8 @@ def test_half_a_character_as_a_language_is_a_bad_sample(tmp_path: Path, capsys: 
     assert "1 of 2 samples lack" in capsys.readouterr().out
 
 
-def test_two_at_once_do_not_write_the_same_files(tmp_path: Path) -> None:
+def test_two_at_once_do_not_write_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.data.index_folder.PATIENCE", 0.0)
     write_tar(tmp_path / "0.tar", pair("a"))
     with (tmp_path / PROGRESS).open("a") as progress:
         fcntl.flock(progress, fcntl.LOCK_EX)
@@ -303,6 +305,14 @@ def test_two_at_once_do_not_write_the_same_files(tmp_path: Path) -> None:
             index_folder(tmp_path, "captions")
     assert index_folder(tmp_path, "captions").samples == 1
     assert not (tmp_path / PROGRESS).exists()
+
+
+def test_the_processes_of_a_call_that_was_killed_have_a_moment_to_end(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", pair("a"))
+    progress = (tmp_path / PROGRESS).open("a")
+    fcntl.flock(progress, fcntl.LOCK_EX)
+    threading.Timer(0.2, progress.close).start()
+    assert index_folder(tmp_path, "captions").samples == 1
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -26,6 +27,8 @@ PROGRESS = ".index.progress"
 _LINE = TypeAdapter(tuple[str, Kind, str, TarIndex])
 FEW = 4
 """Tars a process below which starting it is not worth while."""
+PATIENCE = 3.0
+"""Seconds for which a lock may be held: the processes of a call that was killed end with it, but not at once."""
 UNFIT = re.compile(r"[\\#?%\ud800-\udfff]")
 """In the name of a tar: no separator on every system, no part of a path in a URL, or bytes that are not UTF-8."""
 
@@ -92,12 +95,24 @@ def _undot(name: str) -> str:
 @contextmanager
 def _alone(folder: Path) -> Iterator[TextIO]:
     """Give the progress file to go on with, locked: two that index one folder would write the same files."""
-    with (folder / PROGRESS).open("a+", encoding="utf-8", errors="replace") as progress:
-        try:
-            fcntl.flock(progress, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another `m3p index` is at work on {folder}: wait until it is done.") from None
-        yield progress
+    last = time.monotonic() + PATIENCE
+    while True:
+        with (folder / PROGRESS).open("a+", encoding="utf-8", errors="replace") as progress:
+            if _lock(progress):
+                yield progress
+                return
+        if time.monotonic() > last:
+            raise UserError(f"another `m3p index` is at work on {folder}: wait until it is done.")
+        time.sleep(0.05)
+
+
+def _lock(file: TextIO) -> bool:
+    """Say whether it could be locked, and has not been deleted meanwhile by who is done."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return os.fstat(file.fileno()).st_nlink > 0
 
 
 def _index_tars(paths: list[Path], kind: Kind, language: str, progress: TextIO) -> list[TarIndex]:
