@@ -46,6 +46,14 @@ def test_overrides_reach_sections_lists_and_values_of_any_type(tmp_path: Path) -
         ("objectives.image_caption.sources.3.path=x", "'3' is not a place in a list of 1"),
         ("run.seed.deeper=1", "seed is a value, not a section"),
         ("run.seed=[1", "the value is not YAML"),
+        ("run.seed=" + "[" * 5000, "the value is not YAML"),
+        ("run.folder=2024-09-31", "a text that looks like a date or a number wants quotes"),
+        ("objectives.image_caption.weight=.inf", "weight = inf: input should be a finite number"),
+        ("objectives.image_caption.sources.0.weight=.inf", "weight = inf: input should be a finite number"),
+        ("objectives.image_caption.sources.0.weight=1e400", "weight = '1e400': input should be a finite number"),
+        ("objectives.image_caption.sources.0.languages=[]", "should have at least 1 item"),
+        (f"data.window={10**30}", "input should be less than or equal to 1000000"),
+        (f"run.steps={10**30}", "input should be less than or equal to 1000000000"),
     ],
 )
 def test_a_wrong_override_says_what_is_wrong(tmp_path: Path, override: str, message: str) -> None:

@@ -101,6 +101,7 @@ def test_every_wrong_field_is_reported_once(tmp_path: Path) -> None:
         ("run: !!python/object/apply:os.system ['true']", "is not plain YAML"),
         ("run: !secret x", "is not plain YAML"),
         ("run: [", "is not plain YAML"),
+        ("run: {folder: 2024-09-31}", "is not plain YAML: day is out of range.* wants quotes"),
         ("- a", "is not a mapping of sections"),
         ("", "is not a mapping of sections"),
         ("run: {steps: 1, steps: 2}", "steps stands twice in .* line 1"),

@@ -1,8 +1,10 @@
 """`m3p`: everything but training itself."""
 
+import errno
+import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -14,6 +16,10 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="To
 app.add_typer(prepare_app, name="prepare")
 app.add_typer(data_app, name="data")
 app.command("index")(index_command)
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS}
+NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 
 Run = Annotated[Path, typer.Argument(help="A run folder, runs/NAME.")]
 
@@ -117,8 +123,36 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _leave(str(error))
+    except OSError as error:
+        message = _mistake(error, sys.argv[1:])
+        if message is None:
+            raise
+        _leave(message)
+
+
+def _leave(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _mistake(error: OSError, words: list[str]) -> str | None:
+    """Return what the user can mend about `error`, met by the command line `words`; None where a traceback is due.
+
+    A full disk and rights that are missing are never our doing. A path that is not there, or not of the right kind, may be
+    one that we made up: only one inside a path of the command line, or a folder above such a path, is the user's.
+    """
+    place = f"{error.filename}: " if error.filename else ""
+    if error.errno in NO_ROOM:  # found while writing, when nobody knows the file's name any more
+        return f"{place}{error.strerror}; free some, or write elsewhere"
+    if not place:
+        return None
+    if error.errno in NO_RIGHT:
+        return f"{place}{error.strerror}; take another path, or get the right to this one"
+    found = Path(os.path.abspath(str(error.filename)))
+    named = [Path(os.path.abspath(path)) for word in words if (path := word.rpartition("=")[2])]
+    users = any(found.is_relative_to(path) or path.is_relative_to(found) for path in named)
+    return f"{place}{error.strerror}; check the path" if error.errno in NOT_THERE and users else None
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     folder: Path = Field(description="Where everything that the run writes goes: runs/NAME.")
-    steps: int = Field(ge=1, description="Optimizer steps of the whole run: the length of the schedule.")
+    steps: int = Field(ge=1, le=10**9, description="Optimizer steps of the whole run: the length of the schedule.")
     stop_after: int | None = Field(
         None, ge=1, description="Stop after this step, with a checkpoint; starting again goes on."
     )
@@ -156,8 +156,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"recipe {path} does not exist; see trainer/recipes/ for the ones that come with the program")
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path} is not plain YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"recipe {path} is not plain YAML: {_reason(error)}") from error
     if not isinstance(raw, dict):
         raise UserError(f"recipe {path} is not a mapping of sections (run, model, objectives, ...)")
     return raw
@@ -170,8 +170,8 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raise UserError(f"override {override!r} is not of the form section.key=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: the value is not YAML ({' '.join(str(error).split())})") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"override {override!r}: the value is not YAML ({_reason(error)})") from error
     node: Any = raw
     *parents, last = path.split(".")
     for part in parents:
@@ -186,6 +186,13 @@ def _override(raw: dict[str, Any], override: str) -> None:
         node[_list_place(node, last, override)] = value
     else:
         node[last] = value
+
+
+def _reason(error: Exception) -> str:
+    """Say in one line what YAML complains of; what it takes for a date or a number fails as those do (2024-09-31)."""
+    # Those of bytes that are no text are ValueErrors too.
+    hint = "; a text that looks like a date or a number wants quotes" if type(error) is ValueError else ""
+    return " ".join(str(error).split()) + hint
 
 
 def _list_place(node: list[Any], part: str, override: str) -> int:

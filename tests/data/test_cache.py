@@ -4,6 +4,7 @@ import errno
 import functools
 import http.server
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from trainer.data import cache as caching
 from trainer.data import remote as remotely
 from trainer.data.cache import Cache
 from trainer.data.folders import LocalFolder, RemoteFolder, open_folder
+from trainer.data.index_folder import index_folder
 from trainer.data.sample import BadSamples
 from trainer.data.source import Source, SourceConfig
 from trainer.errors import OneRankError, UserError
@@ -119,6 +121,17 @@ def remote(url: str, cache: Cache) -> Source:
 
 def stored(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_names_that_a_url_cannot_hold_are_spelt_so_that_it_can(shards: Path, url: str, tmp_path: Path) -> None:
+    folder = shards.with_name("strange")
+    folder.mkdir()
+    for number, path in enumerate(sorted(shards.glob("*.tar"))):
+        shutil.copy(path, folder / f"{'#?% [ü'[number]} 20%25.{number}.tar")
+    index_folder(folder, "text", "en")
+    found = RemoteFolder(url.replace("texts", "strange"), Cache(tmp_path, 10**9))
+    for shard in found.manifest.shards:
+        assert found.file(shard.name, shard.bytes).read_bytes() == (folder / shard.name).read_bytes()
 
 
 def test_a_source_over_http_gives_what_the_local_one_gives(shards: Path, url: str, tmp_path: Path) -> None:

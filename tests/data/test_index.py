@@ -1,9 +1,13 @@
 import contextlib
+import fcntl
 import gzip
 import io
 import itertools
 import json
+import os
 import tarfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +18,8 @@ from hypothesis import strategies as st
 
 from trainer.data.index import feature_width, index_tar, members, split_name
 from trainer.data.index_file import MOST_MEMBERS, OTHER, IndexFile, index_bytes, is_index_size, open_index
-from trainer.data.index_folder import index_folder
-from trainer.data.manifest import Manifest, check_shards
+from trainer.data.index_folder import PROGRESS, _name, index_folder
+from trainer.data.manifest import Kind, Manifest, check_shards
 from trainer.errors import BadSample, UserError
 
 Files = list[tuple[str, bytes]]
@@ -283,3 +287,86 @@ def test_needs_tars_and_a_language_for_text(tmp_path: Path) -> None:
 def test_reads_the_width_without_the_array() -> None:
     assert feature_width(regions(2048)) == 2048
     assert feature_width(b"PK\x03\x04 cut off") is None
+    assert feature_width(regions(0)) is None
+
+
+def dangling(path: Path) -> None:
+    path.symlink_to("nowhere.tar")
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, dangling])
+def test_refuses_tars_that_are_no_files(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    write_tar(tmp_path / "0.tar", pair("a"))
+    make(tmp_path / "1.tar")
+    with pytest.raises(UserError, match=r"1\.tar is no file"):
+        index_folder(tmp_path, "captions")
+
+
+@pytest.mark.parametrize("name", ["a\\b.tar", os.fsdecode(b"\xff.tar")])
+def test_refuses_tars_whose_names_no_manifest_can_hold(tmp_path: Path, name: str) -> None:
+    write_tar(tmp_path / name, pair("a"))
+    with pytest.raises(UserError, match="cannot be kept in a manifest") as caught:
+        index_folder(tmp_path, "captions")
+    assert repr(name) in str(caught.value)
+
+
+def test_half_a_character_as_a_language_is_a_bad_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tar(tmp_path / "0.tar", [*pair("a"), *pair("b", {"en": ["x"], "\ud800": ["y"]})])
+    assert index_folder(tmp_path, "captions").captions == {"en": 1}
+    assert "1 of 2 samples lack" in capsys.readouterr().out
+
+
+def test_two_at_once_do_not_write_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.data.index_folder.PATIENCE", 0.0)
+    write_tar(tmp_path / "0.tar", pair("a"))
+    with (tmp_path / PROGRESS).open("a") as progress:
+        fcntl.flock(progress, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another `m3p index` is at work"):
+            index_folder(tmp_path, "captions")
+    assert index_folder(tmp_path, "captions").samples == 1
+    assert not (tmp_path / PROGRESS).exists()
+
+
+def test_the_processes_of_a_call_that_was_killed_have_a_moment_to_end(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", pair("a"))
+    progress = (tmp_path / PROGRESS).open("a")
+    fcntl.flock(progress, fcntl.LOCK_EX)
+    threading.Timer(0.2, progress.close).start()
+    assert index_folder(tmp_path, "captions").samples == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"5", b"\xff\xfe", b'["NAME","captions","en",{"samples":1}]', b'["NAME","captions","en",{"samples":"x"}]'],
+)
+def test_progress_that_is_none_starts_afresh(tmp_path: Path, content: bytes) -> None:
+    write_tar(tmp_path / "0.tar", pair("a"))
+    found = index_folder(tmp_path, "captions")
+    name = _name(tmp_path / "0.tar").encode()
+    (tmp_path / PROGRESS).write_bytes(content.replace(b"NAME", name) + b"\n")
+    assert index_folder(tmp_path, "captions") == found
+
+
+@pytest.mark.parametrize("last", [[], [("README", b"x" * 700)], [("folder/", b"")]])
+def test_says_what_stands_behind_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str], last: Files) -> None:
+    for name in ("0.tar", "1.tar"):
+        write_tar(tmp_path / name, [*pair("a"), *last])
+    index_folder(tmp_path, "captions")
+    assert not capsys.readouterr().out
+    (tmp_path / "0.tar").write_bytes((tmp_path / "0.tar").read_bytes() + bytes(40_000))
+    (tmp_path / "1.tar").write_bytes((tmp_path / "1.tar").read_bytes() * 2)
+    assert index_folder(tmp_path, "captions").samples == 2
+    assert "behind the end of 1.tar stands more" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kind", "files", "better"),
+    [
+        ("captions", [*pair("d.x/img.1"), *pair("d.x/img.2")], "'d.x/img.1.jpg' to 'd.x/img-1.jpg'"),
+        ("text", [("a.b.c.txt", b"x")], "'a.b.c.txt' to 'a-b-c.txt'"),
+    ],
+)
+def test_dots_in_keys_are_explained(tmp_path: Path, kind: Kind, files: Files, better: str) -> None:
+    write_tar(tmp_path / "0.tar", files)
+    with pytest.raises(UserError, match=f"first dot of the file name: rename {better}"):
+        index_folder(tmp_path, kind, "en")

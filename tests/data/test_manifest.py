@@ -34,12 +34,21 @@ def test_comes_back_as_written(source: Path) -> None:
     check_shards(source, manifest)
 
 
+def test_what_cannot_be_written_leaves_nothing(source: Path) -> None:
+    manifest = Manifest.load(source)
+    (source / "manifest.json").unlink()
+    (source / "manifest.json").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_manifest(source, manifest)
+    assert not list(source.glob("*.partial")) + list(source.glob(".*"))
+
+
 def test_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"m3p prepare.*m3p index"):
         Manifest.load(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{broken", "\ufffe", "[]", "{}", '{"format_version": 2}'])
+@pytest.mark.parametrize("content", ["{broken", "\ufffe", "[]", "{}", '{"format_version": 2}', '{"a":' * 100_000])
 def test_refuses_broken_and_unknown_files(tmp_path: Path, content: str) -> None:
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(UserError, match=r"manifest\.json.*m3p index"):
@@ -53,6 +62,10 @@ def test_refuses_broken_and_unknown_files(tmp_path: Path, content: str) -> None:
         ({"language": None}, "text needs a language"),
         ({"kind": "video"}, "kind"),
         ({"colour": "red"}, "colour"),
+        ({"shards": 5}, "shards: .*want a list of shards"),
+        ({"shards": None}, "shards: .*want a list of shards"),
+        ({"shards": {"a": 1}}, "shards: .*want a list of shards"),
+        ({"samples": 0, "shards": []}, "hold no sample"),
         (
             {"samples": 1, "shards": [{"name": "../x.tar", "samples": 1, "bytes": 1, "fingerprint": ""}]},
             r"shards\.0\.name",

@@ -70,6 +70,14 @@ def test_text_and_pairs_are_not_mixed_up(tiny: Path) -> None:
 def test_a_pattern_that_matches_nothing_names_its_field(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"sources\.0\.path = .*no folder with a manifest"):
         find_folders(f"{tmp_path}/*", "sources.0.path")
+    with pytest.raises(UserError, match=r"sources\.0\.path = .*\*\*x/\*: .*between slashes"):
+        find_folders(f"{tmp_path}/**x/*", "sources.0.path")
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a*", "a?"])
+def test_a_folder_that_is_there_is_no_pattern(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    assert find_folders(f"{tmp_path}/{name}", "sources.0.path") == [f"{tmp_path}/{name}"]
 
 
 def numbers(tiny: Path, workers: int) -> list[tuple[list[str], list[int]]]:

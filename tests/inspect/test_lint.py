@@ -53,6 +53,11 @@ def test_mistakes_of_the_recipe_are_lines_too(mine: Path) -> None:
     assert any("run.stepz: there is no such field; did you mean steps?" in line for line in lines)
 
 
+def test_weights_that_make_too_long_a_cycle(mine: Path) -> None:
+    (line,) = problems(mine, "objectives.multilingual_text.weight=0.333", "objectives.image_caption.weight=0.334")
+    assert "make a cycle of" in line
+
+
 def test_a_missing_tokenizer(mine: Path) -> None:
     shutil.rmtree(mine.parent / "shards" / "tokenizer")
     assert any("model.tokenizer wants a folder" in line for line in problems(mine))

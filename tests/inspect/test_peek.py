@@ -126,6 +126,8 @@ def test_the_command_says_where_the_page_is(tiny: Path, tmp_path: Path, capsys: 
     assert (tmp_path / "x.html").read_text().startswith("<!DOCTYPE html>")
     with pytest.raises(UserError, match=r"--output .* cannot be written"):
         peek_command(tiny, [], tmp_path / "none" / "x.html", 1, 1)
+    with pytest.raises(UserError, match=r"--step 99999999999999999999: beyond .* run\.steps = 20"):
+        peek_command(tiny, [], tmp_path / "x.html", 99999999999999999999, 1)
 
 
 def test_hidden_patches_are_shown_grey_and_the_rest_as_it_is() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from tests.data.broken import pair, write
 from trainer.data.index_folder import index_folder
+from trainer.errors import UserError
 from trainer.inspect.stats import SourceStats, stats
 from trainer.recipe import load_recipe
 from trainer.training.streams import build_objectives
@@ -63,3 +64,6 @@ def test_the_command_prints_a_table_and_writes_json(
     assert "percent of words found in the word lists: de 100, ja 100" in printed
     written = json.loads((tmp_path / "stats.json").read_text())
     assert [source["read"] for source in written] == [10] * 5
+    for wrong in (tmp_path, tmp_path / "none" / "x.json", tmp_path / "stats.json" / "x.json"):
+        with pytest.raises(UserError, match=f"--json {wrong}: cannot be written"):
+            stats_command(tmp_path / "not even read", [], 10, wrong)

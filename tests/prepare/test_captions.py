@@ -86,7 +86,6 @@ def test_packs_regions_in_the_types_of_shards(corpus: Corpus) -> None:
 SPOILED: list[tuple[str, Callable[[Record], Any]]] = [
     ("line 2: image 'none.jpg' does not exist", lambda r: r.update(image="none.jpg")),
     ("line 2: image is None", lambda r: r.pop("image")),
-    (r"line 2: image 'all\.jsonl' cannot be used", lambda r: r.update(image="all.jsonl")),
     ("line 2: captions are None; the rule", lambda r: r.pop("captions")),
     (r"line 2: captions are \{\}", lambda r: r.update(captions={})),
     ("line 2: caption en is ' '; .* none empty", lambda r: r.update(captions={"en": " "})),
@@ -96,6 +95,12 @@ SPOILED: list[tuple[str, Callable[[Record], Any]]] = [
     ("line 2: id 'p0' is that of line 1 again", lambda r: r.update(id="p0")),
     ("line 2: id is 7; the rule is text", lambda r: r.update(id=7)),
     ("line 2: concept is 7; the rule is text", lambda r: r.update(concept=7)),
+    ("line 2: concept is ''; the rule is text that", lambda r: r.update(concept="")),
+    (r"line 2: captions is \{'en': 'a \\ud800'\}, with half", lambda r: r.update(captions={"en": "a \ud800"})),
+    (r"line 2: id is '\\ud800', with half a character", lambda r: r.update(id="\ud800")),
+    (r"line 2: concept is '\\ud800', with half a character", lambda r: r.update(concept="\ud800")),
+    (r"line 2: image '\\udcff' does not exist \(looked for .*\\udcff", lambda r: r.update(image="\udcff")),
+    (r"line 2: image 'all\.jsonl' cannot be used: its format is unknown", lambda r: r.update(image="all.jsonl")),
 ]
 
 
@@ -107,6 +112,26 @@ def test_names_line_field_value_and_rule(corpus: Corpus, reason: str, spoil: Cal
         corpus.prepare()
     assert not (corpus.folder / "output").exists()
     assert len(corpus.prepare(skip_bad=True)) == 2
+
+
+@pytest.mark.parametrize("number", [0, 1, 2], ids=["jpeg", "png", "webp"])
+def test_a_picture_is_read_to_its_end(corpus: Corpus, number: int) -> None:
+    record = corpus.records[number]
+    assert isinstance(record, dict)
+    path = corpus.folder / record["image"]
+    Image.effect_noise((64, 64), 50).convert("RGB").save(path)
+    corpus.prepare()
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(UserError, match=f"line {number + 1}: image .* cannot be used: .*(unreadable|decoder)"):
+        corpus.prepare(overwrite=True)
+
+
+def test_a_record_that_is_skipped_spoils_no_other(corpus: Corpus) -> None:
+    good = corpus.records[0]
+    assert isinstance(good, dict)
+    corpus.write_regions("bad", features=np.ones((2, 9)))
+    corpus.records = [good | {"image": "none.jpg"}, good | {"id": "bad", "captions": {}}, *corpus.records]
+    assert len(corpus.prepare(skip_bad=True, regions=corpus.regions)) == 3
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,10 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     (raw / "en-my language.txt").write_text("dog Hund\n")
     with pytest.raises(UserError, match="'my language' is no language tag"):
         prepare_dictionary(raw, output)
+    (raw / "en-my language.txt").unlink()
+    (raw / "en-fr.tsv").mkdir()
+    with pytest.raises(UserError, match=r"en-fr\.tsv is no file"):
+        prepare_dictionary(raw, output)
     assert not output.exists()
 
 

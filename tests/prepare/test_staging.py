@@ -63,3 +63,5 @@ def test_replaces_only_on_request_and_only_its_own(tmp_path: Path) -> None:
     assert (output / "precious").exists()
     with pytest.raises(UserError, match="is a file"):
         write(output / "precious", "four")
+    with pytest.raises(UserError, match=r"precious is a file; give a folder"):
+        write(output / "precious" / "inside" / "deeper", "five")

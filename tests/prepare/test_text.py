@@ -55,6 +55,10 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"my notes\.txt: the rule is LANG\.txt"):
         prepare_text(raw, output)
     (raw / "my notes.txt").rename(raw / "de.txt")
+    (raw / "en.txt").mkdir()
+    with pytest.raises(UserError, match=r"en\.txt: the rule is a text file"):
+        prepare_text(raw, output)
+    (raw / "en.txt").rmdir()
     (raw / "de.txt").write_bytes(b"gut\nschlecht \xe4\n")
     with pytest.raises(UserError, match=r"de\.txt, line 2: byte 10 is not valid UTF-8"):
         prepare_text(raw, output)

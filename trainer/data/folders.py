@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from queue import SimpleQueue
+from urllib.parse import quote
 
 import numpy as np
 from fsspec.registry import known_implementations
@@ -77,9 +78,13 @@ class RemoteFolder:
 
     def file(self, name: str, size: int | None) -> Path:
         """Return one file as a local path, downloaded if it is not in the cache. Raises OneRankError."""
-        path = self._cache.get(f"{self.url}/{name}", f"{self._place}/{name}", size)
+        path = self._cache.get(self._url_of(name), f"{self._place}/{name}", size)
         assert path is not None, "it waits for its lock"
         return path
+
+    def _url_of(self, name: str) -> str:
+        """Over HTTP, what a name may hold and a URL may not is spelt another way; other stores take names as they are."""
+        return f"{self.url}/{quote(name) if self.url.startswith('http') else name}"
 
     def forget(self, name: str) -> bool:
         """Delete the cache's copy of a file, so that `file` fetches it again; return whether it does."""
@@ -95,7 +100,7 @@ class RemoteFolder:
             shard = self.manifest.shards[number]
             for name, size in ((shard.name, shard.bytes), (shard.index_name, None)):
                 place = f"{self._place}/{name}"
-                _background(os.getpid()).put(partial(self._cache.get, f"{self.url}/{name}", place, size, wait=False))
+                _background(os.getpid()).put(partial(self._cache.get, self._url_of(name), place, size, wait=False))
 
 
 Folder = LocalFolder | RemoteFolder

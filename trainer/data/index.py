@@ -5,10 +5,11 @@ import io
 import json
 import mmap
 import os
+import re
 import zipfile
 from array import array
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from trainer.data.index_file import LONGEST_EXTENSION, MOST_MEMBERS, OTHER, IndexFile, name_bytes, write_index
 from trainer.data.manifest import Kind
 from trainer.data.shard_table import index_name
-from trainer.data.tar import BLOCK, Member, TarError, head_sum, walk
+from trainer.data.tar import BLOCK, Member, TarError, head_sum, is_followed, walk
 from trainer.errors import BadSample, UserError
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -28,6 +29,7 @@ DIGEST = 20
 END = 512
 """Bytes at each end of a file that a fingerprint sees: those beside the headers, which are read anyway. A regions.npz ends with
 the checksums of its arrays, and pictures hardly differ in the middle alone; to read all of 100,000 shards would take hours."""
+_HALF = re.compile(r"[\ud800-\udfff]")
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -48,6 +50,10 @@ class TarIndex:
     """Samples whose caption is a KEY.txt."""
     unusable: int = 0
     """Samples without a picture and a caption, with unreadable regions, or without text; training skips them."""
+    dotted: str = ""
+    """The first file whose name has a dot before its ending, if there is one: all from there on counts as the ending."""
+    followed: bool = False
+    """Whether another tar stands behind its end, of which nothing is read."""
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -114,6 +120,7 @@ def scan_tar(path: Path, kind: Kind, language: str = "en") -> tuple[TarIndex, In
             scan = _Scan(path, kind, language, content)
             try:
                 found = scan.run(size)
+                found = replace(found, dotted=scan.dotted, followed=is_followed(content, scan.offsets[-1]))
             except TarError as error:
                 raise UserError(f"{path} is no whole tar: {error}. Copy it or make it again.") from None
     return found, scan.index()
@@ -137,6 +144,7 @@ class _Scan:
         self.captions: Counter[str] = Counter()
         self.width: int | None = None
         self.plain = self.unusable = 0
+        self.dotted = ""
 
     def run(self, size: int) -> TarIndex:
         digest = hashlib.blake2b(digest_size=DIGEST)
@@ -185,6 +193,8 @@ class _Scan:
         """Note a file's length, and its header's sum; OTHER where there is more before its content than one header."""
         plain = member.data == member.start + BLOCK and member.size <= LARGEST_SIZE
         self.members.append(extension)
+        if not self.dotted and "." in extension and extension.rpartition(".")[2] in (*IMAGES, "json", "txt"):
+            self.dotted = member.name
         self.lengths.append(min(member.size, LARGEST_SIZE))
         self.sums.append(head_sum(self.content[member.start : member.data]) if plain else OTHER)
 
@@ -230,7 +240,9 @@ class _Scan:
                 return []
         captions = record.get("captions") if isinstance(record, dict) else None
         if isinstance(captions, dict):
-            return [language for language, texts in captions.items() if texts]
+            # Half a character ("\ud800") may be spelled there: training skips such a sample, and no manifest can hold it.
+            whole = not _HALF.search("".join(captions))
+            return [language for language, texts in captions.items() if texts and whole]
         if "txt" in extents:
             self.plain += 1
             return [self.language]
@@ -263,7 +275,7 @@ def _usual(kinds: list[tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def feature_width(archive: bytes) -> int | None:
-    """Return the width D of "features" [R, D] in the bytes of a regions.npz from its header alone; None if unreadable."""
+    """Return the width D of "features" [R, D] in the bytes of a regions.npz from its header alone; None if unusable."""
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as content, content.open("features.npy") as file:
             version = np.lib.format.read_magic(file)
@@ -271,4 +283,4 @@ def feature_width(archive: bytes) -> int | None:
             shape: tuple[int, ...] = read(file)[0]
     except Exception:  # on broken bytes these parsers raise nearly anything, from KeyError to TokenError
         return None
-    return int(shape[1]) if len(shape) == 2 else None
+    return int(shape[1]) if len(shape) == 2 and shape[1] >= 1 else None

@@ -38,7 +38,7 @@ class DataConfig(BaseModel):
     prefetch: int = Field(
         4, ge=1, description=f"Micro-batches of each worker that lie ready; of text alone, whole blocks of {BLOCK}."
     )
-    window: int = Field(4, ge=1, description="Shards whose samples are shuffled together.")
+    window: int = Field(4, ge=1, le=1_000_000, description="Shards whose samples are shuffled together.")
     cache_folder: Path | None = Field(
         None, description="Where shards behind URLs are kept, on a disk of the node; shared by its ranks."
     )

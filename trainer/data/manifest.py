@@ -22,8 +22,10 @@ LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 """What a BCP-47 language tag looks like: "de", "zh-Hant", "ca-valencia"."""
 
 
-def _as_table(shards: Any) -> Any:
-    return shards if isinstance(shards, ShardTable) else ShardTable(shards)
+def _is_table(shards: Any) -> Any:
+    if not isinstance(shards, ShardTable):
+        raise ValueError("want a list of shards")
+    return shards
 
 
 class Manifest(BaseModel):
@@ -43,7 +45,7 @@ class Manifest(BaseModel):
     """How many samples have a caption in each language; empty for text."""
     region_features: Annotated[int, Field(ge=1)] | None = None
     """Width D of the stored region features; null without regions."""
-    shards: Annotated[ShardTable, BeforeValidator(_as_table)]
+    shards: Annotated[ShardTable, BeforeValidator(_is_table)]
     """In the order that positions count them."""
 
     @model_validator(mode="after")
@@ -51,6 +53,8 @@ class Manifest(BaseModel):
         total = int(self.shards.samples.sum())
         if total != self.samples:
             raise ValueError(f"samples is {self.samples}, but its shards hold {total}")
+        if not total:
+            raise ValueError("its shards hold no sample")
         if len({shard.name for shard in self.shards}) != len(self.shards):
             raise ValueError("a shard is listed twice")
         if self.kind == "text" and self.language is None:
@@ -80,10 +84,14 @@ class Manifest(BaseModel):
     def parse(cls, text: bytes, folder: str) -> Self:
         """Read `text`, the content of the manifest of `folder`. Raises UserError where it is broken or of another version."""
         path = f"{folder}/{FILE_NAME}"
-        again = f"make it again with `m3p index {folder} --kind captions|text`"
+        # What lies behind a URL cannot be indexed there.
+        where = "FOLDER" if "://" in folder else folder
+        again = f"make it again with `m3p index {where} --kind captions|text`" + (
+            ", and copy it there" if "://" in folder else ""
+        )
         try:
             content = read_json(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} cannot be read ({error}): {again}.") from None
         version = content.get("format_version") if isinstance(content, dict) else None
         if version != FORMAT_VERSION:
@@ -99,8 +107,11 @@ class Manifest(BaseModel):
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest` into `folder`; a reader sees the old file or the new one, never a part."""
     partial = folder / f".{FILE_NAME}.partial"
-    partial.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, folder / FILE_NAME)
+    try:
+        partial.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, folder / FILE_NAME)
+    finally:
+        partial.unlink(missing_ok=True)  # where the disk is full
 
 
 def check_shards(folder: Path, manifest: Manifest) -> None:

@@ -1,5 +1,6 @@
 """A source: one folder of shards, read in its endless order."""
 
+import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -42,10 +43,10 @@ class SourceConfig(BaseModel):
         "data_shards/text/* for one source a folder."
     )
     weight: float | None = Field(
-        None, gt=0, description="Share among the sources; all or none. Without: by temperature."
+        None, gt=0, allow_inf_nan=False, description="Share among the sources; all or none. Without: by temperature."
     )
     languages: list[str] | None = Field(
-        None, description="Caption languages to use, each equally likely; all if left out."
+        None, min_length=1, description="Caption languages to use, each equally likely; all if left out."
     )
 
 
@@ -290,11 +291,14 @@ class Source:
 
 def find_folders(pattern: str, field: str) -> list[str]:
     """Return the folder or URL `pattern`, or the folders with a manifest that it matches. Raises UserError for none."""
-    if is_url(pattern) or not any(sign in pattern for sign in "*?["):
+    if is_url(pattern) or os.path.isdir(pattern) or not any(sign in pattern for sign in "*?["):
         return [pattern]
     anchor = Path(pattern).anchor
     base, rest = (Path(anchor), pattern[len(anchor) :]) if anchor else (Path(), pattern)
-    found = sorted(folder for folder in base.glob(rest) if (folder / "manifest.json").is_file())
+    try:
+        found = sorted(folder for folder in base.glob(rest) if (folder / "manifest.json").is_file())
+    except ValueError as error:
+        raise UserError(f"{field} = {pattern}: {error}; write ** between slashes, or * alone") from None
     if not found:
         raise UserError(f"{field} = {pattern}: no folder with a manifest.json matches; make one with `m3p prepare`")
     return [str(folder) for folder in found]

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 BLOCK = 512
 ZERO_BLOCK = bytes(BLOCK)
 REGULAR = (b"0", b"\0", b"7")
+PADDING = 2**16
+"""Bytes of zeros that may close a tar: its size is rounded up to whole records, of 10,240 bytes as a rule."""
 SUMS = 65_521
 """How many values `head_sum` has; Adler-32's modulus."""
 
@@ -39,13 +41,13 @@ class Member(NamedTuple):
     """Where the next header begins: content rounded up to whole blocks."""
 
 
-def walk(buffer: "bytes | mmap.mmap", whole: bool) -> Iterator[Member]:
-    """Yield the regular files of `buffer`, in order; folders, links and devices are passed over.
+def walk(buffer: "bytes | mmap.mmap", whole: bool, position: int = 0) -> Iterator[Member]:
+    """Yield the regular files of `buffer`, in order, from a member's start on; folders, links and devices are passed over.
 
     `whole` says that the buffer is a whole archive, which must close with a block of zeros (one that lacks it was cut
     off); otherwise it is one sample's span, which has none. Raises TarError for anything malformed.
     """
-    position = start = 0
+    start = position
     length = len(buffer)
     extended: dict[str, str] = {}
     while position < length:
@@ -76,6 +78,19 @@ def walk(buffer: "bytes | mmap.mmap", whole: bool) -> Iterator[Member]:
         raise TarError("the data ends after an extended header")
     if whole:
         raise TarError(f"the data ends at byte {length} without an end-of-archive block")
+
+
+def is_followed(archive: mmap.mmap, position: int) -> bool:
+    """Say whether another tar stands behind the end of a whole `archive`, as `cat` puts one there: no walk comes so far.
+
+    `position` is where any of its members ends. Only what follows its end for `PADDING` bytes is looked at.
+    """
+    for member in walk(archive, whole=True, position=position):
+        position = member.end
+    # Behind the last file there are folders and links alone, whose headers are never all zeros.
+    while archive[position : position + BLOCK] != ZERO_BLOCK:
+        position += BLOCK
+    return any(archive[position : position + PADDING])
 
 
 def head_sum(header: bytes | memoryview) -> int:

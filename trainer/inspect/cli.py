@@ -1,6 +1,7 @@
 """`m3p data`: see the next micro-batches, count what there is, and check the shards against a recipe."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -30,12 +31,10 @@ def peek_command(
     from trainer.recipe import load_recipe
     from trainer.training.streams import build_objectives
 
+    _check_writable("--output", output)
     loaded = load_recipe(recipe, overrides or [])
     turns = peek(loaded, build_objectives(loaded), step, most)
-    try:
-        output.write_text(page(turns, f"{recipe.name}, step {step}"), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot be written ({error}); name another file") from error
+    output.write_text(page(turns, f"{recipe.name}, step {step}"), encoding="utf-8")
     typer.echo(f"{sum(len(turn.samples) for turn in turns)} samples of {len(turns)} turns: see {output}")
 
 
@@ -51,6 +50,8 @@ def stats_command(
     from trainer.recipe import load_recipe
     from trainer.training.streams import build_objectives
 
+    if json_file:
+        _check_writable("--json", json_file)
     loaded = load_recipe(recipe, overrides or [])
     found = stats(build_objectives(loaded), samples)
     for source in found:
@@ -58,6 +59,14 @@ def stats_command(
             typer.echo(line)
     if json_file:
         json_file.write_text(json.dumps([source.model_dump() for source in found], indent=1, ensure_ascii=False) + "\n")
+
+
+def _check_writable(option: str, path: Path) -> None:
+    """Raise UserError for a file that cannot be written, before much is read for it."""
+    folder = path.parent
+    fits = not path.is_dir() if path.exists() else folder.is_dir()
+    if not (fits and os.access(path if path.exists() else folder, os.W_OK)):
+        raise UserError(f"{option} {path}: cannot be written; name a file in a folder that is there and may be written")
 
 
 @data_app.command("lint")

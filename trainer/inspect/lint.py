@@ -29,8 +29,9 @@ def lint(path: Path, overrides: Sequence[str], samples: int) -> Iterator[str]:
         first, *others = str(error).splitlines()
         yield from (f"{path}: {line.removeprefix('  - ')}" for line in others or [first.removeprefix(f"{path}: ")])
         return
-    if problem := _fails(partial(Tokenizer, recipe.tokenizer_folder)):
-        yield problem
+    for make in (recipe.plan, partial(Tokenizer, recipe.tokenizer_folder)):
+        if problem := _fails(make):
+            yield problem
     for name, config in recipe.active_objectives.items():
         if isinstance(config, CodeSwitchedConfig) and (problem := _fails(partial(CodeSwitcher, config.switching))):
             yield f"objectives.{name}.{problem}"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from trainer.batch import Batch
 from trainer.data.sample import BadSamples, Sample
-from trainer.errors import BadSample
+from trainer.errors import BadSample, UserError
 from trainer.objectives.image_caption import ImageCaption
 from trainer.objectives.objective import Objective
 from trainer.recipe import Recipe
@@ -73,7 +73,12 @@ class ShownTurn:
 
 
 def peek(recipe: Recipe, objectives: Mapping[str, Objective], step: int, most: int) -> list[ShownTurn]:
-    """Return the turns of `step` (from 1), up to `most` samples each; the same samples and choices as in training."""
+    """Return the turns of `step` (from 1), up to `most` samples each; the same samples and choices as in training.
+
+    Raises UserError for a step that the run has not.
+    """
+    if step > recipe.run.steps:
+        raise UserError(f"--step {step}: beyond the last of the recipe, run.steps = {recipe.run.steps}")
     shown = []
     for turn in recipe.plan().turns(step - 1):
         objective = objectives[turn.objective]

@@ -73,7 +73,12 @@ class ObjectiveConfig(BaseModel):
 
     possible_tasks: ClassVar[tuple[str, ...]] = ()
 
-    weight: float = Field(1, ge=0, description="Turns of this objective in the round-robin, relative; 0 leaves it out.")
+    weight: float = Field(
+        1,
+        ge=0,
+        allow_inf_nan=False,
+        description="Turns of this objective in the round-robin, relative; 0 leaves it out.",
+    )
     batch_size: int = Field(ge=1, description="Samples of one turn, over all ranks.")
     micro_batch: int = Field(64, ge=1, description="Most samples that a rank forwards at once.")
     sources: list[SourceConfig] = Field(min_length=1, description="Folders of shards.")

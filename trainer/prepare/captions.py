@@ -7,24 +7,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from trainer.data.manifest import LANGUAGE_TAG, Manifest
-from trainer.errors import UserError
+from trainer.errors import BadSample, UserError
 from trainer.prepare.regions import load_regions, pack_regions
 from trainer.prepare.shards import ShardWriter
 from trainer.prepare.staging import check_output, staged_folder
+from trainer.visual.patches import decode
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 """PIL's name of a format to the extension in the shard. MPO is what some cameras call a JPEG."""
 
+KEPT = ("id", "concept", "category", "captions")
+"""Fields of a record that the shard keeps."""
+LARGEST = 10**9
+"""Pixels of a picture: PIL has a bound of its own, below it."""
 LISTED = 20
 MARKER = "manifest.json"
 
 
 class RecordChecker:
-    """Checks records one by one; remembers the ids seen and the width of the first region features."""
+    """Checks records one by one; remembers, of the good ones, the ids and the width of the first region features."""
 
     def __init__(self, folder: Path, regions: Path | None) -> None:
         self.folder, self.regions = folder, regions
@@ -33,36 +38,47 @@ class RecordChecker:
 
     def mistakes(self, line: bytes, number: int) -> list[str]:
         """Return what is wrong with the record on line `number`: nothing, one or several sentences."""
+        width = self.width
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             return [f"broken JSON: {error}"]
         if not isinstance(record, dict):
             return [f"the record is {type(record).__name__}; the rule is an object with id, image and captions"]
-        found = self._id_mistakes(record.get("id"), number) + self._image_mistakes(record.get("image"))
+        found = self._id_mistakes(record.get("id")) + self._image_mistakes(record.get("image"))
         found += caption_mistakes(record.get("captions"))
         for name in ("concept", "category"):
             if not isinstance(record.get(name, ""), str):
                 found.append(f"{name} is {record[name]!r}; the rule is text")
+        if record.get("concept") == "":
+            found.append("concept is ''; the rule is text that names it: leave it out where there is none")
+        found += unicode_mistakes(record)
         if self.regions is not None and isinstance(record.get("id"), str):
             found += self._region_mistakes(record["id"])
+        if found:
+            self.width = width
+        else:
+            self.first_line[record["id"]] = number
         return found
 
-    def _id_mistakes(self, identity: object, number: int) -> list[str]:
+    def _id_mistakes(self, identity: object) -> list[str]:
         if not isinstance(identity, str) or not identity:
             return [f"id is {identity!r}; the rule is text that names the record"]
-        first = self.first_line.setdefault(identity, number)
-        return [] if first == number else [f"id {identity!r} is that of line {first} again; ids name one record each"]
+        first = self.first_line.get(identity)
+        return [f"id {identity!r} is that of line {first} again; ids name one record each"] if first else []
 
     def _image_mistakes(self, image: object) -> list[str]:
         if not isinstance(image, str) or not image:
             return [f"image is {image!r}; the rule is a path, relative to the JSONL file"]
         path = self.folder / image
         try:
-            image_extension(path.read_bytes())
+            content = path.read_bytes()
+            image_extension(content)
+            # At an eighth of its size if it is a JPEG, which still reads all of it.
+            decode(content, size=1, largest=LARGEST)
         except (FileNotFoundError, IsADirectoryError):
             return [f"image {image!r} does not exist (looked for {path})"]
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError, Image.DecompressionBombError, BadSample) as error:
             return [f"image {image!r} cannot be used: {error}"]
         return []
 
@@ -83,10 +99,14 @@ class RecordChecker:
 
 def image_extension(content: bytes) -> str:
     """Return the extension of a picture from its own header. Raises ValueError for formats that shards do not take."""
-    with Image.open(io.BytesIO(content)) as image:
-        if image.format not in EXTENSIONS:
-            raise ValueError(f"its format is {image.format}; the rule is JPEG, PNG or WebP")
-        return EXTENSIONS[image.format]
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            name = image.format
+    except UnidentifiedImageError:  # whose own text names an address in memory
+        name = "unknown"
+    if name not in EXTENSIONS:
+        raise ValueError(f"its format is {name}; the rule is JPEG, PNG or WebP")
+    return EXTENSIONS[name]
 
 
 def caption_mistakes(captions: object) -> list[str]:
@@ -100,6 +120,19 @@ def caption_mistakes(captions: object) -> list[str]:
         listed = texts if isinstance(texts, list) else [texts]
         if not listed or not all(isinstance(text, str) and text.strip() for text in listed):
             found.append(f"caption {language} is {texts!r}; the rule is text, or a list of texts, none empty")
+    return found
+
+
+def unicode_mistakes(record: dict[str, Any]) -> list[str]:
+    """Return which texts hold half a character ("\\ud800"), which JSON can spell and no file can hold."""
+    found = []
+    for name in KEPT:
+        try:
+            json.dumps(record.get(name), ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            found.append(
+                f"{name} is {record[name]!r}, with half a character (\\ud800 to \\udfff); the rule is Unicode text"
+            )
     return found
 
 
@@ -145,13 +178,14 @@ def report(source: Path, bad: dict[int, list[str]]) -> str:
     """Return the mistakes as text: the first twenty with their lines, and how many there are of each kind of line."""
     flat = [f"  line {number}: {mistake}" for number, mistakes in bad.items() for mistake in mistakes]
     more = [f"  ... and {len(flat) - LISTED} more"] if len(flat) > LISTED else []
-    return "\n".join([f"{source}: {len(flat)} mistakes in {len(bad)} records:", *flat[:LISTED], *more])
+    lines = [f"{source}: {len(flat)} mistakes in {len(bad)} records:", *flat[:LISTED], *more]
+    return "\n".join(lines).encode(errors="backslashreplace").decode()  # half a character, which cannot be printed
 
 
 def to_members(record: dict[str, Any], folder: Path, regions: Path | None) -> dict[str, bytes]:
     """Return the members of one sample; `record` must have passed the checks."""
     image = (folder / record["image"]).read_bytes()
-    kept: dict[str, Any] = {name: record[name] for name in ("id", "concept", "category") if name in record}
+    kept: dict[str, Any] = {name: record[name] for name in KEPT if name in record}
     kept["captions"] = {
         language: [" ".join(text.split()) for text in (texts if isinstance(texts, list) else [texts])]
         for language, texts in record["captions"].items()

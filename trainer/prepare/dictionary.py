@@ -168,6 +168,8 @@ def prepare_dictionary(
         language = path.stem.removeprefix(f"{SOURCE}-")
         if not LANGUAGE_TAG.fullmatch(language):
             raise UserError(f"{path}: {language!r} is no language tag; the rule is en-LANG.tsv, such as en-de.tsv.")
+        if not path.is_file():
+            raise UserError(f"{path} is no file; the rule is a word list: take it away, or put the list there.")
         if language in lists:
             raise UserError(f"{folder} holds {path.stem} as .tsv and as .txt: keep one of them.")
         lists[language] = clean(read_pairs(path), keep_function_words)

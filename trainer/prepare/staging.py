@@ -41,6 +41,9 @@ def check_output(output: Path, marker: str, overwrite: bool) -> None:
     """Raise UserError if `output` must not be replaced; see `staged_folder`."""
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file; give a folder that is new or empty.")
+    above = next(parent for parent in output.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise UserError(f"--output {output}: {above} is a file; give a folder that is new or empty.")
     if not output.is_dir() or not any(output.iterdir()):
         return
     if not overwrite:

@@ -66,6 +66,9 @@ def prepare_text(
     wrong = [path.name for path in paths if not LANGUAGE_TAG.fullmatch(path.stem)]
     if wrong:
         raise UserError(f"{folder}: {', '.join(wrong)}: the rule is LANG.txt with a language tag, such as de.txt.")
+    no_files = [path.name for path in paths if not path.is_file()]
+    if no_files:
+        raise UserError(f"{folder}: {', '.join(no_files)}: the rule is a text file; take away what is none.")
     manifests = {}
     with staged_folder(output, MARKER, overwrite) as staged:
         for path in paths:
