@@ -318,6 +318,12 @@ def test_a_download_is_on_the_disk_before_it_has_its_name(
     assert Cache(tmp_path, 10**6).get(f"{url}/shard-000000.tar", "a.tar", 20_480)
 
 
+@pytest.mark.parametrize("path", ["https://", "s3:///"])
+def test_a_url_of_nothing_is_refused(path: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"names no folder; write it in full"):
+        open_folder(path, Cache(tmp_path, 10**6), "objectives.x.sources.0.path")
+
+
 @pytest.mark.parametrize("path", ["pipe:cat shard.tar", "simplecache::http://x/y", "pipe://x"])
 def test_commands_and_chains_are_refused(path: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"objectives.x.sources.0.path = .*(commands are never run|fsspec knows no)"):

@@ -26,7 +26,7 @@ class LocalFolder:
     """Files where they are."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.name = path, path.name
+        self.path = path
         self.manifest = Manifest.load(path)
         check_shards(path, self.manifest)
         self.reads_ahead = True
@@ -57,7 +57,6 @@ class RemoteFolder:
 
     def __init__(self, url: str, cache: Cache) -> None:
         self.url, self._cache = url.rstrip("/"), cache
-        self.name = self.url.rsplit("/", 1)[1]
         cache.make()
         content = _read(f"{self.url}/{FILE_NAME}")
         self.manifest = Manifest.parse(content, self.url)
@@ -115,7 +114,9 @@ def open_folder(path: str | Path, cache: Cache | None, field: str) -> Folder:
         )
     if not is_url(text):
         return LocalFolder(Path(path))
-    protocol = text.partition("://")[0]
+    protocol, _, place = text.partition("://")
+    if not place.strip("/"):
+        raise UserError(f"{field} = {text}: names no folder; write it in full (https://host/folder)")
     if protocol not in known_implementations:
         raise UserError(f"{field} = {text}: fsspec knows no {protocol}://; it knows https, s3, gs, hf, sftp and more")
     if cache is None:
