@@ -391,4 +391,4 @@ def test_a_folder_that_cannot_hold_the_cache_is_named(url: str, tmp_path: Path, 
 
 
 def test_both_kinds_of_folder_name_themselves(url: str, shards: Path, tmp_path: Path) -> None:
-    assert (LocalFolder(shards).name, RemoteFolder(url, Cache(tmp_path, 1)).name) == ("texts", "texts")
+    assert (str(LocalFolder(shards)), str(RemoteFolder(f"{url}/", Cache(tmp_path, 1)))) == (str(shards), url)
