@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import fsspec
 import pytest
 import typer
 import yaml
@@ -115,6 +116,16 @@ def test_bad_samples_are_named_and_their_share_judged(mine: Path, tmp_path: Path
     assert "data.most_bad = 0.01: 1 of 6 samples" in share
     assert "objectives.image_caption.batch_size = 7: its sources hold 6 samples" in few
     assert problems(mine, *settings, "data.most_bad=0.5", samples=2) == [few], "only the first and the last are read"
+
+
+def test_a_remote_shard_that_is_not_there_is_one_line(mine: Path, tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    for path in (mine.parent / "shards" / "text" / "de").iterdir():
+        memory.pipe(f"/lint/de/{path.name}", path.read_bytes())
+    memory.rm("/lint/de/shard-000000.tar")
+    source = "objectives.multilingual_text.sources=[{path: memory://lint/de}]"
+    (line,) = problems(mine, source, f"data.cache_folder={tmp_path / 'cache'}")
+    assert line.startswith("memory://lint/de/shard-000000.tar does not exist")
 
 
 def test_a_remote_source_needs_its_cache(mine: Path) -> None:

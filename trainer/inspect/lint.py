@@ -97,20 +97,20 @@ def _source(source: Source, recipe: Recipe, samples: int) -> Iterator[str]:
     """Check every shard: unchanged since it was indexed, and its samples usable."""
     read = bad = 0
     for number, shard in enumerate(source.manifest.shards):
-        if isinstance(source.folder, LocalFolder):
-            problem = _changed(source, number)
-            if problem:
-                yield problem
-                continue
+        if isinstance(source.folder, LocalFolder) and (problem := _changed(source, number)):
+            yield problem
+            continue
         chosen = np.arange(shard.samples)
         if samples and shard.samples > samples:
             chosen = np.linspace(0, shard.samples - 1, samples).astype(np.int64)
-        for sample in chosen.tolist():
-            read += 1
-            reason = _bad(source, number, sample)
-            if reason:
-                bad += 1
-                yield f"{source.folder}/{shard.name}, sample {sample}: {reason}; training skips it: mend it or leave it out"
+        try:
+            reasons = [(sample, reason) for sample in chosen.tolist() if (reason := _bad(source, number, sample))]
+        except UserError as error:  # the shard itself cannot be read
+            yield _line(error)
+            continue
+        read, bad = read + len(chosen), bad + len(reasons)
+        for sample, reason in reasons:
+            yield f"{source.folder}/{shard.name}, sample {sample}: {reason}; training skips it: mend it or leave it out"
     if bad > recipe.data.most_bad * read:
         yield (
             f"data.most_bad = {recipe.data.most_bad:g}: {bad} of {read} samples read of {source.folder} are bad, so that a run "
@@ -123,8 +123,6 @@ def _bad(source: Source, shard: int, sample: int) -> str | None:
         source.try_sample(shard, sample)
     except BadSample as reason:
         return _line(reason)
-    except UserError as error:
-        return _line(error)
     return None
 
 
