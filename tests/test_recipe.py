@@ -39,6 +39,14 @@ def test_overrides_reach_sections_lists_and_values_of_any_type(tmp_path: Path) -
     assert recipe.active_objectives["image_caption"].sources[0].languages == ["de", "ja"]
 
 
+def test_an_override_changes_one_of_the_places_that_an_anchor_fills(tmp_path: Path) -> None:
+    raw = tiny_recipe(tmp_path)
+    raw["objectives"]["code_switched"]["tasks"] = raw["objectives"]["image_caption"]["tasks"] = {"contrastive": 1.0}
+    found = parse_recipe(raw, "tiny", ["objectives.image_caption.tasks.contrastive=0.5"]).active_objectives
+    assert found["image_caption"].tasks == {"contrastive": 0.5}
+    assert found["code_switched"].tasks == {"contrastive": 1.0}
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

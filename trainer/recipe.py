@@ -8,6 +8,7 @@ kernels/choice.py, `evaluation` in retrieval/.
 import difflib
 import types
 from collections.abc import Iterator, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -175,10 +176,13 @@ def _override(raw: dict[str, Any], override: str) -> None:
     node: Any = raw
     *parents, last = path.split(".")
     for part in parents:
+        # Copied on the way down: with YAML's anchors one section may stand in several places.
         if isinstance(node, list):
-            node = node[_list_place(node, part, override)]
+            place = _list_place(node, part, override)
+            node[place] = copy(node[place])
+            node = node[place]
         else:
-            node[part] = {} if node.get(part) is None else node[part]
+            node[part] = {} if node.get(part) is None else copy(node[part])
             node = node[part]
         if not isinstance(node, dict | list):
             raise UserError(f"override {override!r}: {part} is a value, not a section")

@@ -62,6 +62,9 @@ def test_the_scale_never_exceeds_a_hundred() -> None:
         head.log_scale.fill_(math.log(5000.0))
     text, _ = head(torch.randn(4, WIDTH)).chunk(2)
     torch.testing.assert_close(text.norm(dim=1), torch.full((2,), 100.0))
+    text.sum().backward()
+    assert head.log_scale.grad is not None
+    assert float(head.log_scale.grad) == pytest.approx(float(text.sum().detach()), rel=1e-4), "so that it can come back"
 
 
 def test_matching_reads_the_start_of_each_pair_that_is_asked_for() -> None:

@@ -15,18 +15,20 @@ from trainer.training.checkpoint import newest_whole
 from trainer.training.checkpoint_files import read_state
 from trainer.training.guard import ENOUGH, Guard
 
+STEP = {"a/b": 1.0}
+
 
 def test_a_spike_is_called_after_enough_steps_and_skipped_where_asked(tmp_path: Path) -> None:
     for skip in (False, True):
         guard = Guard(tmp_path, most_skipped=2, spike=3.0, skip_spikes=skip)
         for _ in range(ENOUGH - 1):
-            assert guard.spike(100.0) is None
-            guard.made(1.0)
-        assert guard.spike(100.0) is None
-        guard.made(1.0)
-        assert guard.spike(2.9) is None
-        assert guard.spike(3.1) == "loss spike: 3.1, the median of recent steps is 1"
-        assert (guard.judge({"a/b": 3.1}, 3.1) is not None) == skip
+            assert guard.spike(STEP, 100.0) is None
+            guard.made(STEP, 1.0)
+        assert guard.spike(STEP, 100.0) is None
+        guard.made(STEP, 1.0)
+        assert guard.spike(STEP, 2.9) is None
+        assert guard.spike(STEP, 3.1) == "loss spike: 3.1, the median of recent steps is 1"
+        assert (guard.judge(STEP, 3.1) is not None) == skip
 
 
 def test_a_loss_that_is_not_finite_is_named(tmp_path: Path) -> None:
@@ -38,10 +40,21 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path: Path) -> None:
 def test_a_resumed_guard_judges_as_the_old_one(tmp_path: Path) -> None:
     guard, other = (Guard(tmp_path, 2, 2.0, True) for _ in range(2))
     for number in range(40):
-        guard.made(1.0 + number / 10)
+        guard.made(STEP, 1.0 + number / 10)
     other.restore(json.loads(json.dumps(guard.state())))
-    assert other.spike(5.6) is None
-    assert other.spike(9.0) == guard.spike(9.0) is not None
+    assert other.spike(STEP, 5.6) is None
+    assert other.spike(STEP, 9.0) == guard.spike(STEP, 9.0) is not None
+
+
+def test_steps_of_other_objectives_are_no_measure(tmp_path: Path) -> None:
+    guard, pairs = Guard(tmp_path, 2, 3.0, True), {"pairs/x": 9.0, "pairs/y": 1.0}
+    for _ in range(ENOUGH):
+        guard.made(STEP, 1.0)
+        assert guard.judge(pairs, 10.0) is None
+        guard.made(pairs, 10.0)
+    assert guard.judge(pairs, 29.0) is None
+    assert guard.judge(pairs, 31.0) == "loss spike: 31, the median of recent steps is 10"
+    assert guard.judge(STEP, 4.0) is not None
 
 
 @pytest.mark.launcher

@@ -123,7 +123,9 @@ class ContrastiveHead(Head):
     def forward(self, rows: Tensor) -> Tensor:
         """Of an even number of rows; a single one (the dummy) counts as a text and as a picture."""
         texts, images = rows.tensor_split([len(rows) // 2]) if len(rows) > 1 else (rows, rows)
-        scale = self.log_scale.clamp(max=math.log(100.0)).exp()  # CLIP's ceiling (arXiv 2103.00020)
+        # CLIP's ceiling (arXiv 2103.00020). Beyond it the gradient passes as if there were none, so that it can come back.
+        held = self.log_scale.detach().clamp(max=math.log(100.0)) - self.log_scale.detach()
+        scale = (self.log_scale + held).exp()
         return torch.cat([self.embed_text(texts) * scale, self.embed_image(images)])
 
 

@@ -87,7 +87,7 @@ class Engine:
         on_gpu = ranks.device.type == "cuda"
         self._copies = torch.cuda.Stream(ranks.device) if on_gpu else None  # type: ignore[no-untyped-call]
         # A forward twice over, as the contrastive task needs it, must drop the same units both times.
-        self._dropout = any(getattr(module, "dropout", 0.0) > 0 for module in model.modules())
+        self._dropout = drops(model)
 
     def turn(
         self,
@@ -237,6 +237,12 @@ class Engine:
         """DeepSpeed reports no norm for stage 0 in float32."""
         gradients = [p.grad for p in self.deepspeed.module.parameters() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
+
+
+def drops(model: torch.nn.Module) -> bool:
+    """Say whether any part of the network drops units at random while it is trained."""
+    rates = [getattr(module, name, 0.0) for module in model.modules() for name in ("dropout", "attention_dropout")]
+    return any(rate > 0 for rate in rates)
 
 
 @dataclass

@@ -8,7 +8,7 @@ it drops one whose gradients are not finite, in every ZeRO stage.
 import json
 import math
 import statistics
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,16 +37,18 @@ class Guard:
 
     def __init__(self, folder: Path, most_skipped: int, spike: float | None, skip_spikes: bool) -> None:
         self._folder, self._most, self._spike, self._skip_spikes = folder, most_skipped, spike, skip_spikes
-        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._recent: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
+        """Of the steps of each kind: where a step is no whole round, one objective's loss says nothing of another's."""
         self._in_a_row = 0
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        return {"recent": list(self._recent), "in_a_row": self._in_a_row}
+        return {"recent": {kind: list(losses) for kind, losses in self._recent.items()}, "in_a_row": self._in_a_row}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what `state` returned."""
-        self._recent.extend(state.get("recent", []))
+        for kind, losses in state.get("recent", {}).items():
+            self._recent[kind].extend(losses)
         self._in_a_row = state.get("in_a_row", 0)
 
     def judge(self, losses: Mapping[str, float], loss: float) -> str | None:
@@ -54,23 +56,24 @@ class Guard:
         broken = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
         if broken:
             return f"loss not finite: {', '.join(broken)}"
-        spike = self.spike(loss)
+        spike = self.spike(losses, loss)
         return spike if self._skip_spikes else None
 
-    def spike(self, loss: float) -> str | None:
-        """Return the words for a loss far above the recent ones, or None."""
-        if self._spike is None or len(self._recent) < ENOUGH:
+    def spike(self, losses: Mapping[str, float], loss: float) -> str | None:
+        """Return the words for a loss far above the recent ones of steps of the same objectives, or None."""
+        recent = self._recent[_kind(losses)]
+        if self._spike is None or len(recent) < ENOUGH:
             return None
-        median = statistics.median(self._recent)
+        median = statistics.median(recent)
         return (
             f"loss spike: {loss:.4g}, the median of recent steps is {median:.4g}"
             if loss > self._spike * median
             else None
         )
 
-    def made(self, loss: float) -> None:
+    def made(self, losses: Mapping[str, float], loss: float) -> None:
         """Note that the step's update was made."""
-        self._recent.append(loss)
+        self._recent[_kind(losses)].append(loss)
         self._in_a_row = 0
 
     def skipped(self, step: int, reason: str, turns: Sequence[tuple[Turn, list[str]]], parts: Sequence[Tensor]) -> str:
@@ -97,6 +100,11 @@ class Guard:
                 "goes on from the last checkpoint"
             )
         return line
+
+
+def _kind(losses: Mapping[str, float]) -> str:
+    """Return the objectives of a step, whose `losses` are named OBJECTIVE/TASK."""
+    return ",".join(sorted({name.partition("/")[0] for name in losses}))
 
 
 def _suspects(turns: Sequence[tuple[Turn, list[str]]], parts: Sequence[Tensor]) -> list[dict[str, Any]]:

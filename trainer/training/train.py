@@ -157,9 +157,9 @@ class _Loop:
         loss = self._total(means)
         monitor.step(step + 1, means, loss, rate, norm)
         if made:
-            if spike := self._guard.spike(loss):
+            if spike := self._guard.spike(means, loss):
                 monitor.say(f"step {step + 1}: {spike}")
-            self._guard.made(loss)
+            self._guard.made(means, loss)
         else:
             reason = refused[0] or f"gradient not finite (norm {norm})"
             monitor.say(self._guard.skipped(step + 1, reason, seen, losses.parts))

@@ -102,9 +102,13 @@ def test_pixels_are_foretold_as_the_network_sees_them() -> None:
     assert MaskedRegions().loss(found, {**seen, "features": pixels}) == MaskedRegions().loss(found, seen) > 0
 
 
-def test_a_region_without_a_feature_does_not_divide_by_zero() -> None:
-    targets = {"features": torch.zeros(1, 2), "classes": torch.tensor([-1])}
-    assert bool(MaskedRegions().loss(torch.ones(1, 2), targets).isfinite())
+def test_what_has_no_length_weighs_no_more_than_others() -> None:
+    """A detector's padding, and patches of flat mid grey."""
+    none = {"features": torch.zeros(1, 4), "classes": torch.tensor([-1])}
+    assert float(MaskedRegions().loss(torch.full((1, 4), 0.5), none)) <= 2
+    for grey in (127, 128, 120):
+        flat = {"features": torch.full((1, 48), grey, dtype=torch.uint8), "classes": torch.tensor([-1])}
+        assert float(MaskedRegions().loss(torch.full((1, 48), 0.1), flat)) < 1
 
 
 def test_matching_is_the_entropy_of_its_logits() -> None:

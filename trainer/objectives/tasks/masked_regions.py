@@ -17,6 +17,11 @@ from trainer.visual.pixels import scaled
 
 Ids = NDArray[np.int64]
 
+LEAST_OF_FEATURE = 0.5
+"""Squared length of a feature: 1, or 0 where there is none."""
+LEAST_OF_PIXEL = 0.1
+"""Square of a pixel in -1..1, its mean over a patch: a third in noise, 1 in white and black."""
+
 
 class MaskedRegions:
     """Squared error of the feature relative to its squared length, plus cross-entropy of the class."""
@@ -31,13 +36,15 @@ class MaskedRegions:
     def loss(self, output: Tensor, targets: Targets) -> Tensor:
         """`output` [K, F + C]: feature, then class logits.
 
-        Dividing by the target's squared length gives detector features (unit length) and pixels (unit variance) one
-        scale; M3P's mean over the 2,048 numbers of a unit vector would weigh next to nothing.
+        Dividing by the target's squared length gives detector features (unit length) and pixels one scale; M3P's mean over
+        the 2,048 numbers of a unit vector would weigh next to nothing. What has next to no length, a detector's padding or
+        a patch of flat mid grey, is divided by a least length: otherwise it would outweigh all the others a million times.
         """
-        wanted = targets["features"]
-        wanted = scaled(wanted) if wanted.dtype == torch.uint8 else wanted
+        wanted, least = targets["features"], LEAST_OF_FEATURE
+        if wanted.dtype == torch.uint8:
+            wanted, least = scaled(wanted), LEAST_OF_PIXEL * wanted.shape[1]
         feature, classes = output.float().tensor_split([wanted.shape[1]], 1)
-        error = (feature - wanted).square().sum(1) / wanted.square().sum(1).clamp(min=1e-6)
+        error = (feature - wanted).square().sum(1) / wanted.square().sum(1).clamp(min=least)
         total = error.sum()
         if classes.shape[1]:
             total = total + F.cross_entropy(classes, targets["classes"], reduction="sum")
