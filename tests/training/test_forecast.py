@@ -83,6 +83,8 @@ def test_data_that_is_there_is_looked_at(tiny: Path) -> None:
     planner = Planner(load_recipe(tiny), ROOT / "ds_configs" / "zero1.json")
     assert planner.assumptions == []
     assert planner.streams["image_caption"].sample.visual_rows > 3
+    frozen = Planner(load_recipe(tiny, ["model.freeze=[words]"]), ROOT / "ds_configs" / "zero1.json")
+    assert ["model.freeze" in line for line in frozen.assumptions] == [True]
 
 
 def test_an_unknown_kind_is_refused() -> None:

@@ -91,6 +91,8 @@ class Planner:
     def __init__(self, recipe: Recipe, ds_config: Path) -> None:
         self._recipe, self._config = recipe, read_deepspeed_config(ds_config)
         self.assumptions: list[str] = []
+        if recipe.model.freeze:
+            self.assumptions.append("what model.freeze keeps still is counted as if it were trained; it takes less")
         self.sizes = self._sizes()
         self.parameters = count_parameters(recipe, self.sizes)
         plan = recipe.plan()
