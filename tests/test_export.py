@@ -21,7 +21,8 @@ from trainer.model.huggingface import write_folder
 from trainer.model.m3p import M3P
 from trainer.prepare.tokenizer import prepare_tokenizer
 from trainer.recipe import dump_recipe, parse_recipe
-from trainer.retrieval.evaluate import load_run
+from trainer.retrieval.evaluate import evaluate_run, load_run
+from trainer.retrieval.search import search
 from trainer.training.checkpoint_files import FORMAT_VERSION, State, share_name, write_share, write_state
 from trainer.training.resumable import vocabulary_hash
 
@@ -181,3 +182,15 @@ def test_a_model_of_few_positions_is_compared_too(tiny: Path, tmp_path: Path) ->
     short = [f"objectives.{name}.most_tokens=4" for name in ("multilingual_text", "image_caption", "code_switched")]
     write_run(tiny, tmp_path / "run", "model.shape.positions=6", *short)
     assert "hidden states differ" in export_run(tmp_path / "run", tmp_path / "out")
+
+
+def test_reranking_without_the_task_is_refused(tiny: Path, tmp_path: Path) -> None:
+    contrast = [f"objectives.{name}.tasks={{contrastive: 1}}" for name in ("image_caption", "code_switched")]
+    write_run(tiny, tmp_path / "run", *contrast)
+    with pytest.raises(UserError, match=r"--rerank 5: scores by matching, but no active objective of .*run trains it"):
+        evaluate_run(tmp_path / "run", rerank=5)
+
+
+def test_a_query_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"query 'a\\udcff' is not Unicode text"):
+        search(tmp_path, "a\udcff", "", 3)

@@ -39,6 +39,11 @@ def evaluate_run(run: Path, names: Sequence[str] = (), rerank: int | None = None
     if unknown or not recipe.evaluation:
         known = ", ".join(recipe.evaluation) or "none"
         raise UserError(f"{run}: no evaluation {unknown[0] if unknown else ''} in its recipe; it has {known}")
+    if rerank and "matching" not in recipe.tasks:
+        raise UserError(
+            f"--rerank {rerank}: scores by matching, but no active objective of {run} trains it; leave it out, or train a "
+            "run whose tasks.matching has a weight"
+        )
     done = []
     with SummaryWriter(str(run / "tensorboard")) as writer:
         for wanted in names or recipe.evaluation:
