@@ -1,6 +1,8 @@
 """Export of a run folder that was written here, not trained (tests/test_trained_run.py exports a trained one)."""
 
+import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,12 @@ from trainer.model.build import build_model
 from trainer.model.encoder import EncoderShape
 from trainer.model.huggingface import write_folder
 from trainer.model.m3p import M3P
+from trainer.prepare.tokenizer import prepare_tokenizer
 from trainer.recipe import dump_recipe, parse_recipe
-from trainer.retrieval.evaluate import load_run
+from trainer.retrieval.evaluate import evaluate_run, load_run
+from trainer.retrieval.search import search
 from trainer.training.checkpoint_files import FORMAT_VERSION, State, share_name, write_share, write_state
+from trainer.training.resumable import vocabulary_hash
 
 
 def write_run(tiny: Path, run: Path, *overrides: str) -> M3P:
@@ -38,9 +43,28 @@ def write_run(tiny: Path, run: Path, *overrides: str) -> M3P:
         {f"weight/{name}": weight.reshape(-1) for name, weight in weights.items()},
         {name: (0, tuple(weight.shape)) for name, weight in weights.items()},
     )
-    state = State(format_version=FORMAT_VERSION, step=3, ranks=1, order_version=1, recipe={}, data={})
+    data = {"model.tokenizer": vocabulary_hash(recipe.tokenizer_folder)}
+    state = State(format_version=FORMAT_VERSION, step=3, ranks=1, order_version=1, recipe={}, data=data)
     write_state(folder, state.model_copy(update={"files": {share_name(0): entry}}))
     return model.eval()
+
+
+def other_vocabulary(tiny: Path, folder: Path) -> Path:
+    """Write a vocabulary of the same size and other words."""
+    texts = folder / "texts.txt"
+    folder.mkdir()
+    texts.write_text("\n".join("".join(letters) for letters in itertools.permutations("zebrakux", 4)))
+    size = Tokenizer(parse_recipe(tiny_recipe(tiny.parent), "tiny").tokenizer_folder).size
+    prepare_tokenizer([texts], folder / "tokenizer", vocabulary=size - 2)  # `<pad>` and `<mask>` are no pieces
+    assert Tokenizer(folder / "tokenizer").size == size
+    return folder / "tokenizer"
+
+
+def flip(path: Path) -> None:
+    """Change one byte of a file."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
 
 
 def ours(model: M3P, tokens: np.ndarray[tuple[int], np.dtype[np.int64]]) -> torch.Tensor:
@@ -113,3 +137,60 @@ def test_a_folder_with_something_in_it_is_left_alone(tiny: Path, tmp_path: Path)
     with pytest.raises(UserError, match=r"is not empty; name a new folder"):
         export_run(tmp_path / "run", tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_another_vocabulary_of_the_same_size_is_refused(tiny: Path, tmp_path: Path) -> None:
+    write_run(tiny, tmp_path / "run")
+    other = other_vocabulary(tiny, tmp_path / "other")
+    recipe = parse_recipe(tiny_recipe(tiny.parent), "tiny", [f"model.tokenizer={other}"])
+    (tmp_path / "run" / "recipe.yaml").write_text(dump_recipe(recipe))
+    with pytest.raises(UserError, match=rf"step-00000003 was trained with another vocabulary .* than {other}/sentence"):
+        export_run(tmp_path / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_newer_checkpoint_that_is_not_whole_is_said(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tiny, tmp_path / "run")
+    good = tmp_path / "run" / "checkpoints" / "step-00000003"
+    shutil.copytree(good, spoilt := good.with_name("step-00000009"))
+    flip(spoilt / share_name(0))
+    assert load_run(tmp_path / "run")[2] == 3
+    said = capsys.readouterr().err
+    assert said.startswith("step-00000003 is read, for a newer one is not whole: ")
+    assert f"{spoilt / share_name(0)}: its content is not what was written" in said
+    flip(good / share_name(0))
+    with pytest.raises(UserError, match=r"no checkpoint is whole:\n.*step-00000009.*\n.*step-00000003.*\nPut a copy"):
+        load_run(tmp_path / "run")
+
+
+def test_an_export_needs_nothing_of_what_the_run_started_from(tiny: Path, tmp_path: Path) -> None:
+    write_run(tiny, tmp_path / "first")
+    export_run(tmp_path / "first", tmp_path / "start")
+    settings = ["model.shape=null", "model.tokenizer=null", f"model.initialise={tmp_path / 'start'}", "model.layers=1"]
+    model = write_run(tiny, tmp_path / "run", *settings)
+    export_run(tmp_path / "run", tmp_path / "out")
+    (tmp_path / "start").rename(tmp_path / "moved")
+    recipe, loaded = load_exported(tmp_path / "out")
+    assert recipe.tokenizer_folder == tmp_path / "out"
+    back = dict(loaded.named_parameters())
+    assert all(torch.equal(parameter, back[name]) for name, parameter in model.named_parameters())
+
+
+def test_a_model_of_few_positions_is_compared_too(tiny: Path, tmp_path: Path) -> None:
+    short = [f"objectives.{name}.most_tokens=4" for name in ("multilingual_text", "image_caption", "code_switched")]
+    write_run(tiny, tmp_path / "run", "model.shape.positions=6", *short)
+    assert "hidden states differ" in export_run(tmp_path / "run", tmp_path / "out")
+
+
+def test_reranking_without_the_task_is_refused(tiny: Path, tmp_path: Path) -> None:
+    contrast = [f"objectives.{name}.tasks={{contrastive: 1}}" for name in ("image_caption", "code_switched")]
+    write_run(tiny, tmp_path / "run", *contrast)
+    with pytest.raises(UserError, match=r"--rerank 5: scores by matching, but no active objective of .*run trains it"):
+        evaluate_run(tmp_path / "run", rerank=5)
+
+
+def test_a_query_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"query 'a\\udcff' is not Unicode text"):
+        search(tmp_path, "a\udcff", "", 3)

@@ -47,8 +47,13 @@ def export_run(run: Path, output: Path) -> str:
 
 
 def load_exported(folder: Path) -> tuple[Recipe, M3P]:
-    """Return the recipe of an exported run and its whole network, float32, on the CPU, in evaluation mode. Raises UserError."""
+    """Return the recipe of an exported run and its whole network, float32, on the CPU, in evaluation mode. Raises UserError.
+
+    Its model section has the sizes and the vocabulary of `folder`: those that the run was made from may be elsewhere now.
+    """
     recipe = load_recipe(folder / RECIPE)
+    inside = {"initialise": folder, "tokenizer": folder, "shape": None, "layers": None}
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=inside)})
     model = build_model(recipe.model, Tokenizer(folder).size, recipe.visual, recipe.tasks, recipe.run.seed, load=False)
     start_from(model, folder, None)
     return recipe, model.eval()
@@ -67,7 +72,8 @@ def _compare(model: M3P, tokenizer: Tokenizer, output: Path) -> float:
     """Return the largest difference of hidden states on random tokens."""
     from transformers import XLMRobertaModel
 
-    tokens = np.random.default_rng(0).integers(tokenizer.first_piece, tokenizer.mask, 12)
+    length = min(12, model.text.positions.num_embeddings - 2)
+    tokens = np.random.default_rng(0).integers(tokenizer.first_piece, tokenizer.mask, length)
     packer = Packer(*model.features)
     packer.add(Sequence(tokens))
     theirs = XLMRobertaModel.from_pretrained(output, add_pooling_layer=False).eval()

@@ -1,9 +1,11 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from trainer.errors import UserError
 from trainer.model.build import build_model
 from trainer.model.config import ModelConfig
 from trainer.model.huggingface import write_folder
@@ -76,6 +78,18 @@ def test_weights_of_a_folder_replace_the_encoders_alone(start: Path) -> None:
 
 def test_a_checkpoint_will_bring_the_weights_so_they_are_not_read(start: Path) -> None:
     assert not different(build(seed=6, initialise=start, load=False), build(seed=6))
+
+
+def test_another_vocabulary_than_the_starts_own_is_refused(start: Path, tmp_path: Path) -> None:
+    shutil.copytree(start, own := tmp_path / "start")
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(b"words")
+    build(initialise=own, tokenizer=tmp_path)  # a folder without a vocabulary says nothing against any
+    (own / "sentencepiece.bpe.model").write_bytes(b"words")
+    build(initialise=own, tokenizer=tmp_path)
+    (own / "sentencepiece.bpe.model").write_bytes(b"other")
+    with pytest.raises(UserError, match=rf"model\.tokenizer = {tmp_path}: .* is another one than {own}/sentencepiece"):
+        build(initialise=own, tokenizer=tmp_path)
+    build(initialise=own, tokenizer=tmp_path, load=False)
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,15 @@ def drop_tensor(folder: Path) -> None:
     save_file(tensors, path)
 
 
+def cut_tensor(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["roberta.encoder.layer.1.output.dense.bias"] = tensors["roberta.encoder.layer.1.output.dense.bias"][
+        1:
+    ].clone()
+    save_file(tensors, path)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -198,6 +207,32 @@ def drop_tensor(folder: Path) -> None:
         (lambda f: (f / "config.json").write_text("{"), r"config.json: not JSON"),
         (lambda f: set_config(f, model_type="bert"), r"model_type is 'bert', but only 'xlm-roberta'"),
         (drop_config_field, r"config.json: no field 'hidden_size'"),
+        (lambda f: (f / "config.json").write_text("[]"), r"config.json: not a JSON object of fields"),
+        (lambda f: (f / "config.json").write_bytes(b'{"a": "\xff"}'), r"config.json: not JSON"),
+        (lambda f: set_config(f, hidden_act="relu"), r"config.json: hidden_act is 'relu', but .* 'gelu' alone"),
+        (lambda f: set_config(f, vocab_size="x"), r"config.json: vocab_size = 'x': want a whole number"),
+        (
+            lambda f: set_config(f, num_hidden_layers="many"),
+            r"num_hidden_layers = 'many': Input should be a valid integer",
+        ),
+        (lambda f: set_config(f, num_attention_heads=5), r"num_attention_heads = 5: .* does not divide width = 32"),
+        (
+            lambda f: set_config(f, hidden_size=64),
+            r"hidden_size is not that of model.safetensors: text.words.weight is \[50,",
+        ),
+        (lambda f: set_config(f, vocab_size=60), r"config.json: vocab_size is not that of model.safetensors"),
+        (
+            lambda f: set_config(f, max_position_embeddings=40),
+            r"config.json: max_position_embeddings is not that of model",
+        ),
+        (
+            lambda f: set_config(f, intermediate_size=40),
+            r"config.json: intermediate_size is not that of model.safetensors",
+        ),
+        (
+            cut_tensor,
+            r"a size is not that of model.safetensors: encoder.layers.1.down.bias is \[31\] there, want \[32\]",
+        ),
         (lambda f: (f / "model.safetensors").unlink(), r"model.safetensors is missing: save the model with"),
         (lambda f: (f / "model.safetensors").write_bytes(b"no"), r"model.safetensors: not a readable safetensors"),
         (drop_tensor, r"model.safetensors: no tensor 'encoder.layer.1.attention.self.key.bias'"),

@@ -139,6 +139,18 @@ def test_pool_asks_a_shared_caption_once_and_counts_every_picture_of_its_concept
     assert pool.groups("de")[1].tolist() == [0, 0]
 
 
+def test_a_picture_is_not_right_for_a_concept_that_has_its_name() -> None:
+    records = [
+        {"id": "dog", "captions": {"en": "a sofa"}},
+        {"id": "picture dog", "captions": {"en": "a lamp"}},
+        {"id": "x", "concept": "dog", "captions": {"en": "a dog"}},
+        {"id": "y", "concept": "dog", "captions": {"en": "a dog"}},
+    ]
+    pool = Pool.of(records, ["en"])
+    assert pool.right("en").astype(int).tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]]
+    assert pool.concepts[1:] == ["picture dog", "dog", "dog"]
+
+
 def test_pool_names_the_languages_there_are() -> None:
     with pytest.raises(UserError, match=r"language 'xx'.*de, en"):
         Pool.of(RECORDS, ["xx"])

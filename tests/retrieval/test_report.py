@@ -104,6 +104,45 @@ def test_load_names_what_is_wrong(tmp_path: Path) -> None:
         Evaluation.load(tmp_path / "other.json")
 
 
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (["image_groups"], "image_groups holds 39 numbers, want 40; evaluate again"),
+        (["languages", "cs", "caption_groups"], r"languages\.cs\.caption_groups holds 79 numbers, want 80"),
+        (["languages", "de", "text_to_image_ranks"], r"languages\.de\.text_to_image_ranks holds 39 numbers, want 40"),
+        (["languages", "de", "image_to_text_ranks"], r"languages\.de\.image_to_text_ranks holds 39 numbers, want 40"),
+    ],
+)
+def test_a_list_that_was_shortened_is_refused(tmp_path: Path, place: list[str], message: str) -> None:
+    stored = json.loads(evaluation().model_dump_json())
+    node = stored
+    for part in place:
+        node = node[part]
+    node.pop()
+    (tmp_path / "cut.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=rf"cut\.json: .* the file: {message}"):
+        Evaluation.load(tmp_path / "cut.json")
+
+
+def test_results_of_other_groups_are_not_compared() -> None:
+    result = evaluation()
+    other = result.model_copy(update={"image_groups": result.image_groups[::-1]})
+    with pytest.raises(UserError, match="different queries in en, de, cs: "):
+        differences(result, other)
+
+
+def test_two_results_of_one_run_are_told_apart() -> None:
+    first, later = evaluation(), evaluation(0.5, step=9)
+    ranked = [evaluation(0.5, scoring="dual+cross", shortlist=Shortlist(k=k, recall={"en": 80.0})) for k in (5, 10)]
+    for pair, titles in [
+        ((first, ranked[0]), ["run-1 dual", "run-1 dual+cross"]),
+        ((ranked[0], ranked[1]), ["run-1 shortlist 5", "run-1 shortlist 10"]),
+        ((first, later), ["run-1 step 7", "run-1 step 9"]),
+        ((first, first), ["run-1, first", "run-1, second"]),
+    ]:
+        assert [str(column.header) for column in compare(*pair).columns][1:3] == titles
+
+
 def test_a_shortlist_goes_with_its_scoring() -> None:
     kept = Shortlist(k=10, recall={"en": 80.0})
     assert conditions(scoring="dual+cross", shortlist=kept).shortlist == kept

@@ -240,3 +240,20 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / STATE_FILE).write_text(json.dumps({"format_version": 99}))
     with pytest.raises(UserError, match=f"format 99, but this program reads {FORMAT_VERSION}"):
         read_state(tmp_path)
+
+
+def test_a_copy_beside_the_checkpoints_is_none(engine: FakeEngine, tmp_path: Path) -> None:
+    checkpoints = make(tmp_path, keep=1)
+    save(checkpoints, engine, 1)
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "step-00000001", folder / "step-00000001.bak")
+    assert newest_whole(tmp_path) == (folder / "step-00000001", [])
+    save(checkpoints, engine, 2)
+    assert names(tmp_path) == ["latest", "step-00000001.bak", "step-00000002"]
+
+
+def test_the_newest_are_those_of_the_highest_steps(tmp_path: Path) -> None:
+    for step in (99_999_998, 99_999_999, 100_000_000):  # as texts, the last comes first
+        (tmp_path / f"step-{step:08d}").mkdir()
+    files.prune(tmp_path, 100_000_000, keep=2, keep_every=None)
+    assert [path.name for path in files.checkpoints_in(tmp_path)] == ["step-99999999", "step-100000000"]

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.test_export import write_run
+from tests.test_export import flip, other_vocabulary, write_run
 from tests.tiny import tiny_recipe
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import UserError
@@ -58,3 +58,40 @@ def test_a_spoilt_export_is_refused(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "m3p.safetensors").write_bytes(b"spoilt")
     with pytest.raises(UserError, match=r"m3p\.safetensors cannot be read .*; export it again"):
         start_from(fresh(tiny), tmp_path, None)
+
+
+@pytest.mark.parametrize("kind", ["run", "checkpoint", "exported"])
+def test_another_vocabulary_of_the_same_size_is_refused(tiny: Path, tmp_path: Path, kind: str) -> None:
+    write_run(tiny, tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "exported")
+    path = tmp_path / "run" / "checkpoints" / "step-00000003" if kind == "checkpoint" else tmp_path / kind
+    start_from(fresh(tiny), path, None, tiny.parent / "shards" / "tokenizer")
+    other = other_vocabulary(tiny, tmp_path / "other")
+    message = r"its vocabulary, .* is another one than" if kind == "exported" else "was trained with another vocabulary"
+    with pytest.raises(UserError, match=rf"{message} .*{other}/sentencepiece\.bpe\.model"):
+        start_from(fresh(tiny), path, None, other)
+
+
+def test_a_checkpoint_that_is_not_whole_is_refused(tiny: Path, tmp_path: Path) -> None:
+    write_run(tiny, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "step-00000003"
+    flip(path / "rank-00000.safetensors")
+    with pytest.raises(
+        UserError, match=r"step-00000003 is not whole: .*rank-00000.* is not what was written; name anoth"
+    ):
+        start_from(fresh(tiny), path, None)
+    with pytest.raises(
+        UserError, match=r"run: no checkpoint is whole: .*rank-00000.* is not what was written; name a run"
+    ):
+        start_from(fresh(tiny), tmp_path / "run", None)
+
+
+def test_a_newer_checkpoint_that_is_not_whole_is_said(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tiny, tmp_path / "run")
+    spoilt = tmp_path / "run" / "checkpoints" / "step-00000009"
+    spoilt.mkdir()
+    start_from(fresh(tiny), tmp_path / "run", None)
+    said = capsys.readouterr().err
+    assert said.startswith(f"step-00000003 is read, for a newer one is not whole: {spoilt}")

@@ -1,6 +1,7 @@
 """Builds the network that a recipe describes, with its starting weights."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 
@@ -8,7 +9,7 @@ from trainer.errors import UserError
 from trainer.model.config import ModelConfig
 from trainer.model.encoder import EncoderShape
 from trainer.model.flops import NetworkSizes
-from trainer.model.huggingface import read_shape, read_weights
+from trainer.model.huggingface import VOCABULARY, check_weights, read_shape, read_weights, same_vocabulary
 from trainer.model.m3p import M3P
 from trainer.visual import VisualConfig
 
@@ -31,7 +32,10 @@ def build_model(
         torch.manual_seed(seed)
         model = M3P(config, shape, vocabulary, visual, tasks)
     if config.initialise is not None and load:
-        _, unexpected = model.load_state_dict(read_weights(config.initialise, shape.layers), strict=False)
+        _check_vocabulary(config, config.initialise)
+        weights = read_weights(config.initialise, shape.layers)
+        check_weights(config.initialise, weights, model.state_dict())
+        _, unexpected = model.load_state_dict(weights, strict=False)
         assert all(name.startswith("heads.") for name in unexpected), unexpected
     _freeze(model, config)
     return model
@@ -66,6 +70,15 @@ def read_encoder_shape(config: ModelConfig, vocabulary: int) -> EncoderShape:
             raise UserError(f"model.layers = {config.layers}: {config.initialise} has {shape.layers}; lower it")
         shape = shape.model_copy(update={"layers": config.layers})
     return shape
+
+
+def _check_vocabulary(config: ModelConfig, start: Path) -> None:
+    """Raise UserError where `model.tokenizer` has other words for the rows of the word table, though as many."""
+    if config.tokenizer is not None and not same_vocabulary(start, config.tokenizer):
+        raise UserError(
+            f"model.tokenizer = {config.tokenizer}: its {VOCABULARY} is another one than {start / VOCABULARY}, which the "
+            "weights of model.initialise were trained with; leave model.tokenizer out to use the folder's own"
+        )
 
 
 def _freeze(model: M3P, config: ModelConfig) -> None:

@@ -1,10 +1,13 @@
 """To and from a local `transformers` XLM-RoBERTa folder: config.json, model.safetensors, sentencepiece.bpe.model."""
 
+import filecmp
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -13,6 +16,7 @@ from trainer.errors import UserError
 from trainer.model.encoder import EncoderShape
 
 Weights = dict[str, Tensor]
+VOCABULARY = "sentencepiece.bpe.model"
 
 _EMBEDDINGS = {
     "text.words.weight": "embeddings.word_embeddings.weight",
@@ -35,25 +39,39 @@ _WORD_HEAD = {
     "heads.masked_words.norm.bias": "lm_head.layer_norm.bias",
     "heads.masked_words.bias": "lm_head.bias",
 }
+_SIZES = {
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "feed_forward": "intermediate_size",
+    "positions": "max_position_embeddings",
+    "layer_norm_eps": "layer_norm_eps",
+}
+_DIMENSIONS = {
+    "text.words.weight": ("vocab_size", "hidden_size"),
+    "text.positions.weight": ("max_position_embeddings", "hidden_size"),
+    "encoder.layers.0.up.weight": ("intermediate_size", "hidden_size"),
+}
+"""Tensors that show which field of config.json is wrong."""
 
 
 def read_shape(folder: Path) -> tuple[EncoderShape, int]:
     """Return the encoder's sizes and the vocabulary of `folder`. Raises UserError."""
-    config = _read_config(folder)
+    config, path = _read_config(folder), folder / "config.json"
     try:
-        shape = EncoderShape(
-            layers=config["num_hidden_layers"],
-            width=config["hidden_size"],
-            heads=config["num_attention_heads"],
-            feed_forward=config["intermediate_size"],
-            positions=config["max_position_embeddings"],
-            layer_norm_eps=config["layer_norm_eps"],
-        )
-        return shape, int(config["vocab_size"])
+        shape = EncoderShape.model_validate({mine: config[theirs] for mine, theirs in _SIZES.items()})
+        words = config["vocab_size"]
     except KeyError as error:
-        raise UserError(
-            f"{folder / 'config.json'}: no field {error}; want the config of an XLM-RoBERTa model"
-        ) from error
+        raise UserError(f"{path}: no field {error}; want the config of an XLM-RoBERTa model") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = first["loc"] or ("heads",)  # the one rule on two fields: the heads divide the width
+        field = _SIZES[str(place[0])]
+        text = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{path}: {field} = {config[field]!r}: {text}; put back the model's own config.json") from error
+    if not isinstance(words, int):
+        raise UserError(f"{path}: vocab_size = {words!r}: want a whole number; put back the model's own config.json")
+    return shape, words
 
 
 def read_weights(folder: Path, layers: int) -> Weights:
@@ -80,6 +98,25 @@ def read_weights(folder: Path, layers: int) -> Weights:
     except KeyError as error:
         raise UserError(f"{path}: no tensor {error}; want the weights of an XLM-RoBERTa model") from error
     return {name: tensor.float() for name, tensor in ours.items()}
+
+
+def check_weights(folder: Path, weights: Weights, own: Mapping[str, Tensor]) -> None:
+    """Raise UserError where tensors of `folder` have other sizes than the network `own`, made as config.json says."""
+    for name in [*(name for name in _DIMENSIONS if name in own), *own]:
+        found, wanted = list(weights.get(name, own[name]).shape), list(own[name].shape)
+        if found != wanted:
+            fields = _DIMENSIONS.get(name, ())
+            wrong = [field for field, a, b in zip(fields, found, wanted, strict=False) if a != b]
+            raise UserError(
+                f"{folder / 'config.json'}: {wrong[0] if wrong else 'a size'} is not that of model.safetensors: {name} is "
+                f"{found} there, want {wanted}; put back the config.json that belongs to the weights"
+            )
+
+
+def same_vocabulary(folder: Path, tokenizer: Path) -> bool:
+    """Tell whether `tokenizer` holds the vocabulary of `folder`; one that has none of its own goes with any."""
+    own = folder / VOCABULARY
+    return not own.is_file() or filecmp.cmp(own, tokenizer / VOCABULARY, shallow=False)
 
 
 def write_folder(folder: Path, weights: Weights, shape: EncoderShape) -> None:
@@ -111,11 +148,15 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is missing: model.initialise wants a local `transformers` XLM-RoBERTa folder")
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of bytes that are no text too
         raise UserError(f"{path}: not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: not a JSON object of fields; want the config of an XLM-RoBERTa model")
     if config.get("model_type") != "xlm-roberta":
         raise UserError(f"{path}: model_type is {config.get('model_type')!r}, but only 'xlm-roberta' can be loaded")
+    if config.get("hidden_act", "gelu") != "gelu":
+        raise UserError(f"{path}: hidden_act is {config['hidden_act']!r}, but the encoder computes 'gelu' alone")
     return config
 
 

@@ -22,7 +22,8 @@ from trainer.retrieval.metrics import Ranks, query_ranks
 from trainer.retrieval.pictures import Pictures, load_pictures, picture_bytes
 from trainer.retrieval.report import Conditions, Evaluation, Shortlist, print_table, write_tensorboard
 from trainer.retrieval.scoring import Floats, Scorer, shortlist
-from trainer.training.checkpoint import load_weights, newest_whole, read_state
+from trainer.training.checkpoint import load_weights, newest_whole, read_state, say_passed_over
+from trainer.training.resumable import check_vocabulary
 
 SHOWN_QUERIES, SHOWN_PICTURES = 3, 5
 SHOWN_LANGUAGES = 12
@@ -38,6 +39,11 @@ def evaluate_run(run: Path, names: Sequence[str] = (), rerank: int | None = None
     if unknown or not recipe.evaluation:
         known = ", ".join(recipe.evaluation) or "none"
         raise UserError(f"{run}: no evaluation {unknown[0] if unknown else ''} in its recipe; it has {known}")
+    if rerank and "matching" not in recipe.tasks:
+        raise UserError(
+            f"--rerank {rerank}: scores by matching, but no active objective of {run} trains it; leave it out, or train a "
+            "run whose tasks.matching has a weight"
+        )
     done = []
     with SummaryWriter(str(run / "tensorboard")) as writer:
         for wanted in names or recipe.evaluation:
@@ -56,15 +62,20 @@ def evaluate_run(run: Path, names: Sequence[str] = (), rerank: int | None = None
 
 def load_run(run: Path) -> tuple[Recipe, M3P, int]:
     """Return the recipe, the network of the newest checkpoint (evaluation mode) and its step. Raises UserError."""
-    newest, _ = newest_whole(run)
+    newest, problems = newest_whole(run)
+    if newest is None and problems:
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        raise UserError(f"{run / 'checkpoints'}: no checkpoint is whole:\n{lines}\nPut a copy back, or train again")
     if newest is None or not (run / "recipe.yaml").is_file():
         raise UserError(f"{run} holds no checkpoint of a run; train first: deepspeed trainer/run.py --recipe ...")
-    recipe = load_recipe(run / "recipe.yaml")
+    say_passed_over(newest, problems)
+    recipe, state = load_recipe(run / "recipe.yaml"), read_state(newest)
+    check_vocabulary(newest, state, recipe.tokenizer_folder)
     vocabulary = Tokenizer(recipe.tokenizer_folder).size
     model = build_model(recipe.model, vocabulary, recipe.visual, recipe.tasks, recipe.run.seed, load=False)
     load_weights(model, newest)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return recipe, model.eval().to(device), read_state(newest).step
+    return recipe, model.eval().to(device), state.step
 
 
 def most_tokens(recipe: Recipe) -> int:

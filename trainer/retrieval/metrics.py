@@ -38,7 +38,7 @@ class Pool:
     """What is ranked against what: pictures, and for each language its captions.
 
     `images` [N] are the pictures' ids. `concepts` [N] say which pictures are right for the same captions: the concept of
-    a picture, or its id where the record names none. `captions` holds [C] captions for each language.
+    a picture, or its own name where the record names none. `captions` holds [C] captions for each language.
     """
 
     images: list[str]
@@ -53,7 +53,7 @@ class Pool:
         two concepts are two captions, each with its own right pictures (`identical` names them).
         Raises UserError for a language that captions no record.
         """
-        concepts = [str(record.get("concept") or record["id"]) for record in records]
+        concepts = _concepts(records)
         captions: dict[str, list[Caption]] = {}
         for language in languages:
             found: dict[Caption, None] = {}  # a dict keeps the order of the records
@@ -100,6 +100,17 @@ class Pool:
         number = {concept: place for place, concept in enumerate(dict.fromkeys(self.concepts))}
         captions = [number[caption.concept] for caption in self.captions[language]]
         return np.array([number[concept] for concept in self.concepts]), np.array(captions, dtype=np.int64)
+
+
+def _concepts(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the concept of each record: its own, or its id; one that is another's concept too is marked as a picture's."""
+    named = {str(record["concept"]) for record in records if record.get("concept")}
+    ids = {str(record["id"]) for record in records}
+    mark = "picture "
+    while any(mark + name in named | ids for name in named & ids):
+        mark += "picture "
+    own = {name: mark + name if name in named else name for name in ids}
+    return [str(record.get("concept") or own[str(record["id"])]) for record in records]
 
 
 @dataclass(frozen=True)

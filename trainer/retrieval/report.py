@@ -105,6 +105,21 @@ class Evaluation(Conditions):
     image_groups: list[int] = Field(description="Concept number of each picture.")
     intervals: str = Field(description="How the intervals were made.")
 
+    @model_validator(mode="after")
+    def _one_rank_a_query(self) -> "Evaluation":
+        wanted = [("image_groups", len(self.image_groups), self.images)]
+        for language, result in self.languages.items():
+            for field, number in [
+                ("caption_groups", result.captions),
+                ("text_to_image_ranks", result.captions),
+                ("image_to_text_ranks", self.images),
+            ]:
+                wanted.append((f"languages.{language}.{field}", len(getattr(result, field)), number))
+        wrong = [f"{place} holds {found} numbers, want {number}" for place, found, number in wanted if found != number]
+        if wrong:
+            raise ValueError(f"{wrong[0]}; evaluate again")
+        return self
+
     @classmethod
     def of(cls, pool: Pool, ranks: Mapping[str, Ranks], conditions: Conditions) -> "Evaluation":
         """Build the result from the pool, the ranks of every language of it, and the conditions.
@@ -151,7 +166,9 @@ class Evaluation(Conditions):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"
-            raise UserError(f"{path}: not an evaluation of this version: {where}: {first['msg']}") from None
+            raise UserError(
+                f"{path}: not an evaluation of this version: {where}: {first['msg'].removeprefix('Value error, ')}"
+            ) from None
 
 
 def _language_result(pool: Pool, language: str, grouped: GroupedRanks) -> LanguageResult:
@@ -270,7 +287,7 @@ def _shared_rows(a: Evaluation, b: Evaluation) -> dict[str, list[str]]:
     shared = [language for language in a.languages if language in b.languages]
     if not shared:
         raise UserError(f"{a.system} and {b.system} were evaluated in no common language: nothing to compare")
-    other = [name for name in shared if a.languages[name].fingerprint != b.languages[name].fingerprint]
+    other = [name for name in shared if _queries(a, name) != _queries(b, name)]
     if other:
         raise UserError(
             f"{a.system} and {b.system} answered different queries in {', '.join(other)}: a paired comparison needs "
@@ -280,12 +297,32 @@ def _shared_rows(a: Evaluation, b: Evaluation) -> dict[str, list[str]]:
     return {name: [name] for name in shared} | {_ALL: shared} | ({_NEVER: never} if never else {})
 
 
+def _queries(evaluation: Evaluation, language: str) -> tuple[object, ...]:
+    result = evaluation.languages[language]
+    return result.fingerprint, result.caption_groups, evaluation.image_groups
+
+
+def _titles(a: Evaluation, b: Evaluation) -> tuple[str, str]:
+    """Return the systems' names, and of one system by what else two results of it differ in."""
+    if a.system != b.system:
+        return a.system, b.system
+    for parts in zip(_settings(a), _settings(b), strict=True):
+        if parts[0] != parts[1]:
+            return f"{a.system} {parts[0]}", f"{b.system} {parts[1]}"
+    return f"{a.system}, first", f"{b.system}, second"
+
+
+def _settings(evaluation: Evaluation) -> list[str]:
+    k = evaluation.shortlist.k if evaluation.shortlist else 0
+    return [evaluation.scoring, f"shortlist {k}", f"step {evaluation.step}", f"{evaluation.dataset} {evaluation.split}"]
+
+
 def compare(a: Evaluation, b: Evaluation) -> Table:
     """Return a table of the paired differences of mean recall; one whose interval holds zero is called none."""
     table = Table(
         title=Text(f"mean recall: {a.system} ({a.scoring}) less {b.system} ({b.scoring})"), title_justify="left"
     )
-    for name in ("language", a.system, b.system, "difference", "95 % interval"):
+    for name in ("language", *_titles(a, b), "difference", "95 % interval"):
         table.add_column(Text(name), justify="left" if name == "language" else "right")
     found = differences(a, b)
     for row, names in _shared_rows(a, b).items():

@@ -25,6 +25,10 @@ def search(run: Path, query: str, name: str, most: int) -> tuple[list[Hit], Path
 
     Returns the best `most`, best first, and a page that shows them: `run`/search.html. Raises UserError.
     """
+    try:
+        query.encode()
+    except UnicodeEncodeError as error:  # bytes of a command line that are no UTF-8
+        raise UserError(f"query {query!r} is not Unicode text ({error.reason}); write it in UTF-8") from error
     recipe, model, _ = load_run(run)
     name = name or next(iter(recipe.evaluation), "")
     if name not in recipe.evaluation:

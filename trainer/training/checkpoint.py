@@ -7,6 +7,7 @@ DeepSpeed's own form is not used: it can be read only by as many ranks of the sa
 """
 
 import shutil
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -25,7 +26,17 @@ from trainer.training.distributed import Ranks, all_reduce_max, broadcast_object
 if TYPE_CHECKING:
     from trainer.training.engine import Engine
 
-__all__ = ["FORMAT_VERSION", "Checkpoints", "State", "load_weights", "newest_whole", "read_state", "read_weights"]
+__all__ = [
+    "FORMAT_VERSION",
+    "Checkpoints",
+    "State",
+    "load_weights",
+    "newest_whole",
+    "read_state",
+    "read_weights",
+    "say_passed_over",
+    "why_not_whole",
+]
 
 BYTES_OF_PARAMETER = 12
 """Weight and two moments in float32."""
@@ -123,14 +134,30 @@ def newest_whole(run: Path, ranks: Ranks | None = None) -> tuple[Path | None, li
     Raises UserError for checkpoints of another format: they are whole, and going on without them would lose them.
     """
     folder = run / "checkpoints"
-    candidates = sorted(folder.glob("step-*"), key=files.step_of, reverse=True)
+    candidates = files.checkpoints_in(folder)[::-1]
     reasons: list[str] = []
     for path in broadcast_object(candidates) if ranks else candidates:
-        problem = _problem(path, ranks)
+        problem = why_not_whole(path, ranks)
         if problem is None:
             return path, reasons
         reasons.append(problem)
     return None, reasons
+
+
+def why_not_whole(path: Path, ranks: Ranks | None = None) -> str | None:
+    """Return why a checkpoint is not whole, or None; the same on all ranks. Called and raises as `newest_whole`."""
+    first = _first_problem(path, ranks.rank if ranks else 0, ranks.world_size if ranks else 1)
+    if ranks is None:
+        return first
+    every: list[str | None] = [None] * ranks.world_size
+    dist.all_gather_object(every, first)
+    return next((problem for problem in every if problem), None)
+
+
+def say_passed_over(newest: Path, problems: list[str]) -> None:
+    """Print why checkpoints newer than `newest` are not read: what follows is not of the last step that was saved."""
+    for problem in problems:
+        print(f"{newest.name} is read, for a newer one is not whole: {problem}", file=sys.stderr)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -176,16 +203,6 @@ def restore(path: Path, state: State, engine: "Engine", ranks: Ranks) -> None:
     torch.set_rng_state(random["cpu"])
     if ranks.device.type == "cuda":
         torch.cuda.set_rng_state(random["cuda"], ranks.device)
-
-
-def _problem(path: Path, ranks: Ranks | None) -> str | None:
-    """Return why a checkpoint is not whole, or None; the same on all ranks."""
-    first = _first_problem(path, ranks.rank if ranks else 0, ranks.world_size if ranks else 1)
-    if ranks is None:
-        return first
-    every: list[str | None] = [None] * ranks.world_size
-    dist.all_gather_object(every, first)
-    return next((problem for problem in every if problem), None)
 
 
 def _first_problem(path: Path, rank: int, ranks: int) -> str | None:

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,6 +28,7 @@ from trainer.errors import UserError
 
 FORMAT_VERSION = 2
 STATE_FILE = "state.json"
+_NAME = re.compile(r"step-([0-9]+)")
 
 
 class FileEntry(BaseModel):
@@ -165,7 +167,7 @@ def remove_partial(parent: Path) -> None:
 
 def prune(parent: Path, step: int, keep: int, keep_every: int | None) -> None:
     """Remove all but the `keep` newest checkpoints up to `step`, and those at multiples of `keep_every`."""
-    old = [path for path in sorted(parent.glob("step-*")) if step_of(path) <= step][:-keep]
+    old = [path for path in checkpoints_in(parent) if step_of(path) <= step][:-keep]
     for path in old:
         if not (keep_every and step_of(path) % keep_every == 0):
             gone = path.with_name(f".{path.name}.old.partial")  # so that a half-removed one has no name
@@ -176,7 +178,14 @@ def prune(parent: Path, step: int, keep: int, keep_every: int | None) -> None:
 
 def step_of(folder: Path) -> int:
     """Return the step in the name of a checkpoint."""
-    return int(folder.name.removeprefix("step-"))
+    found = _NAME.fullmatch(folder.name)
+    assert found is not None, folder
+    return int(found[1])
+
+
+def checkpoints_in(parent: Path) -> list[Path]:
+    """Return the checkpoints, the oldest first, whole or not. What has another name, such as a user's copy, is none."""
+    return sorted((path for path in parent.glob("step-*") if _NAME.fullmatch(path.name)), key=step_of)
 
 
 class Reader:

@@ -12,6 +12,8 @@ from trainer.objectives.objective import Objective
 from trainer.recipe import Recipe
 from trainer.training.checkpoint_files import State
 
+_TOKENIZER = "model.tokenizer"
+
 # What may change from one start to the next: it changes nothing that is learnt, or its content is compared instead.
 _FREE = re.compile(
     r"run\.(?!steps|seed|turns_per_step).*"
@@ -57,8 +59,30 @@ def fingerprints(recipe: Recipe, objectives: Mapping[str, Objective]) -> dict[st
         switching = getattr(objective.config, "switching", None)
         if switching is not None:
             found[f"objectives.{name}.switching.dictionary"] = _hash_folder(Path(switching.dictionary))
-    found["model.tokenizer"] = _hash((recipe.tokenizer_folder / FILE_NAME).read_bytes())
+    found[_TOKENIZER] = vocabulary_hash(recipe.tokenizer_folder)
     return found
+
+
+def vocabulary_hash(tokenizer: Path) -> str:
+    """Return the fingerprint of the vocabulary in the folder `tokenizer`. Raises UserError where there is none."""
+    path = tokenizer / FILE_NAME
+    if not path.is_file():
+        raise UserError(f"{path} is missing: model.tokenizer wants a folder with a {FILE_NAME}")
+    return _hash(path.read_bytes())
+
+
+def check_vocabulary(path: Path, found: State, tokenizer: Path) -> None:
+    """Raise UserError where the checkpoint `path` was trained with another vocabulary than `tokenizer` holds.
+
+    One of the same size fits the network, and each row of its word table would stand for another word.
+    """
+    now = vocabulary_hash(tokenizer)
+    then = found.data.get(_TOKENIZER, now)
+    if then != now:
+        raise UserError(
+            f"{path} was trained with another vocabulary (hash {then}) than {tokenizer / FILE_NAME} is now (hash {now}); "
+            "name the folder that the run was trained with in model.tokenizer, or put its file back"
+        )
 
 
 def _hash_folder(folder: Path) -> str:

@@ -7,21 +7,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from trainer.data.tokenizer import FILE_NAME
 from trainer.errors import UserError
-from trainer.training.checkpoint import newest_whole, read_weights
+from trainer.training.checkpoint import newest_whole, read_state, read_weights, say_passed_over, why_not_whole
 from trainer.training.checkpoint_files import STATE_FILE
 from trainer.training.distributed import Ranks
+from trainer.training.resumable import check_vocabulary, vocabulary_hash
 
 EXPORTED = "m3p.safetensors"
 """All weights of a run by our names, in a folder that `m3p export` wrote."""
 
 
-def start_from(model: nn.Module, path: Path, ranks: Ranks | None) -> None:
+def start_from(model: nn.Module, path: Path, ranks: Ranks | None, tokenizer: Path | None = None) -> None:
     """Put the weights that `path` has into a plain network; heads that they lack stay fresh. Every rank calls it.
 
-    Raises UserError where there are none, or where they are another network's.
+    `tokenizer` is the folder of the recipe's vocabulary; None where `path` is known to have the same.
+    Raises UserError where there are no weights, where they are spoilt, or another network's or vocabulary's.
     """
-    found = _read(path, ranks)
+    found = _read(path, ranks, tokenizer)
     own = dict(model.named_parameters())
     wrong = [f"{name} {list(t.shape)}" for name, t in found.items() if name in own and own[name].shape != t.shape]
     wrong += [f"{name} is missing" for name in own if name not in found and not name.startswith("heads.")]
@@ -35,18 +38,42 @@ def start_from(model: nn.Module, path: Path, ranks: Ranks | None) -> None:
             own[name].copy_(found[name])
 
 
-def _read(path: Path, ranks: Ranks | None) -> dict[str, Tensor]:
+def _read(path: Path, ranks: Ranks | None, tokenizer: Path | None) -> dict[str, Tensor]:
     if (path / EXPORTED).is_file():
-        try:
-            return load_file(path / EXPORTED)
-        except SafetensorError as error:
-            raise UserError(f"model.weights = {path}: {EXPORTED} cannot be read ({error}); export it again") from error
+        return _read_exported(path, tokenizer)
     if (path / STATE_FILE).is_file():
-        return read_weights(path)
-    newest, problems = newest_whole(path, ranks)
-    if newest is None:
+        problem = why_not_whole(path, ranks)
+        if problem is not None:
+            raise UserError(f"model.weights = {path} is not whole: {problem}; name another one, or put a copy back")
+        checkpoint = path
+    else:
+        checkpoint = _newest(path, ranks)
+    if tokenizer is not None:
+        check_vocabulary(checkpoint, read_state(checkpoint), tokenizer)
+    return read_weights(checkpoint)
+
+
+def _read_exported(path: Path, tokenizer: Path | None) -> dict[str, Tensor]:
+    own = path / FILE_NAME
+    if tokenizer is not None and own.is_file() and vocabulary_hash(path) != vocabulary_hash(tokenizer):
         raise UserError(
-            f"model.weights = {path}: {problems[0] if problems else 'holds no weights'}; name a run folder with a whole "
+            f"model.weights = {path}: its vocabulary, {own}, is another one than {tokenizer / FILE_NAME}; "
+            f"set model.tokenizer={path}"
+        )
+    try:
+        return load_file(path / EXPORTED)
+    except SafetensorError as error:
+        raise UserError(f"model.weights = {path}: {EXPORTED} cannot be read ({error}); export it again") from error
+
+
+def _newest(run: Path, ranks: Ranks | None) -> Path:
+    newest, problems = newest_whole(run, ranks)
+    if newest is None:
+        why = "no checkpoint is whole: " + "; ".join(problems) if problems else "holds no weights"
+        raise UserError(
+            f"model.weights = {run}: {why}; name a run folder with a whole "
             "checkpoint, one of its checkpoints (RUN/checkpoints/step-...), or a folder that `m3p export` wrote"
         )
-    return read_weights(newest)
+    if ranks is None or ranks.rank == 0:
+        say_passed_over(newest, problems)
+    return newest
