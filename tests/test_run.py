@@ -24,6 +24,21 @@ sys.argv[0] = {str(RUN)!r}
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
+# A disk that fills while TensorBoard's thread writes to it.
+FULL = f"""
+import errno, os, runpy, sys
+from tensorboard.summary.writer.record_writer import RecordWriter
+written = []
+def write(self, data, real=RecordWriter.write):
+    written.append(data)
+    if len(written) > 60:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    real(self, data)
+RecordWriter.write = write
+sys.argv[0] = {str(RUN)!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 
 def start(
     recipe: Path, folder: Path, *overrides: str, code: str = "", **more: str
@@ -65,6 +80,20 @@ def test_a_stop_is_said_and_a_stop_file_left_behind_is_refused(tiny: Path, tmp_p
     assert f"error: {folder / 'STOP'} is there" in refused.stderr
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 1
     assert (folder / "status").read_text() == "stopped planned 1\n"
+
+
+def test_a_disk_that_fills_between_checkpoints_is_one_line(tiny: Path, tmp_path: Path) -> None:
+    done = start(tiny, tmp_path / "run", "run.steps=9", code=FULL)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    assert "error: No space left on device; free some, or write elsewhere; starting again goes on" in done.stderr
+
+
+def test_a_folder_where_the_run_keeps_a_file_is_refused(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / "incarnation").mkdir(parents=True)
+    done = start(tiny, tmp_path / "run")
+    assert done.returncode == 2
+    assert f"{tmp_path / 'run' / 'incarnation'} is a folder, where the run keeps a file; move it away" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ warnings.filterwarnings("ignore", category=FutureWarning)
 # A wish to stop that comes while modules are imported and ranks meet waits until `StopSignal` takes it.
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
 
-from trainer.errors import OneRankError, UserError  # noqa: E402
+from trainer.errors import OneRankError, UserError, no_room  # noqa: E402
 from trainer.training import distributed  # noqa: E402
 
 
@@ -68,16 +69,28 @@ def _numbers(environment: Mapping[str, str]) -> tuple[str, str]:
     return rank, local_rank
 
 
+def _say_thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """Print a thread's traceback; but TensorBoard's thread hands a full disk on to us, and it is said here, in one line."""
+    if not (isinstance(failure.exc_value, OSError) and no_room(failure.exc_value)):
+        threading.__excepthook__(failure)
+
+
 if __name__ == "__main__":
+    threading.excepthook = _say_thread_failed
     rank, local_rank = _numbers(os.environ)  # now: DeepSpeed is given another LOCAL_RANK
+    speaker = "" if rank == "0" else f"rank {rank}: "
     try:
         main(sys.argv[1:])
     except UserError as error:
         # All ranks of a node find the same mistake, and one of them says it; but for what only one rank can see.
         if local_rank == "0" or isinstance(error, OneRankError):
-            print(f"{'' if rank == '0' else f'rank {rank}: '}error: {error}", file=sys.stderr)
+            print(f"{speaker}error: {error}", file=sys.stderr)
         distributed.leave(2)
-    except Exception:
+    except Exception as error:
+        full = no_room(error) if isinstance(error, OSError) else None
+        if full is not None:  # the rank that wrote is the one that knows
+            print(f"{speaker}error: {full}; starting again goes on from the last checkpoint", file=sys.stderr)
+            distributed.leave(2)
         traceback.print_exc()
         distributed.leave(1)
     distributed.leave(0)

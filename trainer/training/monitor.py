@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,11 @@ class Monitor:
             for name, number in batch.counts.items():
                 self._counts[f"{objective}/{name}"] += number
 
-    def step(self, step: int, losses: dict[str, float], loss: float, rate: float, norm: float) -> None:
-        """Write the figures after `step` steps. Every rank calls it. Raises UserError where too many samples are bad."""
+    def step(self, step: int, losses: Mapping[str, float | None], loss: float, rate: float, norm: float) -> None:
+        """Write the figures after `step` steps; None is the loss of a task that no sample of the step asked.
+
+        Every rank calls it. Raises UserError where too many samples are bad.
+        """
         self._counts.update({f"resident/{name}": size for name, size in resident().items()})
         counts, bad = self._gather()
         seconds = time.perf_counter() - self._began
@@ -128,7 +131,8 @@ class Monitor:
             if name in figures:
                 self._writer.add_scalar(name, figures[name], step)
         for name, value in figures["losses"].items():
-            self._writer.add_scalar(f"losses/{name}", value, step)
+            if value is not None:
+                self._writer.add_scalar(f"losses/{name}", value, step)
         for name, value in self._shares().items():
             self._writer.add_scalar(name, value, step)
         self._writer.add_scalar("bad_samples", self._total["bad_samples"], step)
@@ -178,16 +182,17 @@ def _finite(node: Any) -> Any:
 
 
 def _forget_after(path: Path, step: int) -> None:
-    """Drop the lines of steps that a resumed run does again."""
+    """Drop the lines of steps that a resumed run does again, and those that are no figures: cut by a kill, or not ours."""
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except json.JSONDecodeError:
-            break  # the last line of a killed run, cut in the middle
+            figures = json.loads(line)
+        except ValueError:  # of bytes that are no text, too
+            continue
+        if isinstance(figures, dict) and isinstance(figures.get("step"), int) and figures["step"] <= step:
+            kept.append(line)
     partial = path.with_suffix(".partial")
-    partial.write_text("".join(f"{line}\n" for line in kept))
+    partial.write_bytes(b"".join(line + b"\n" for line in kept))
     partial.replace(path)

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,9 @@ from trainer.training.stop import (
 )
 from trainer.training.streams import build_objectives
 from trainer.training.watchdog import Watchdog
+
+FILES = ("incarnation", "status", "metrics.jsonl", "skipped.jsonl", "recipe.yaml", "environment.json")
+"""What a run writes into its folder, beside folders."""
 
 
 def train(recipe: Recipe, ds_config: Path, ranks: Ranks) -> bool:
@@ -168,7 +171,7 @@ class _Loop:
         self._watchdog.beat(f"step {step + 1}: update")
         rate, norm, made = self._engine.step(share_of_peak(step, self._recipe.run.steps, self._recipe.schedule))
         loss = self._total(means)
-        monitor.step(step + 1, means, loss, rate, norm)
+        monitor.step(step + 1, shown(means, losses.counts), loss, rate, norm)
         if made:
             if spike := self._guard.spike(loss):
                 monitor.say(f"step {step + 1}: {spike}")
@@ -193,10 +196,18 @@ class _Loop:
         self._checkpoints.save(self._engine, state)
 
 
+def shown(means: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, float | None]:
+    """Return the means as people see them: None for a task that met no term in the step, where the mean of nothing is 0."""
+    return {name: mean if counts[name] else None for name, mean in means.items()}
+
+
 def _make_folder(folder: Path) -> Path:
     """Make the run folder. Raises UserError, on every rank, where nothing can be written there."""
     problem = None
     if distributed.is_main():
+        taken = [folder / name for name in FILES if (folder / name).is_dir()]
+        if taken:
+            problem = f"run.folder = {folder}: {taken[0]} is a folder, where the run keeps a file; move it away"
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             probe = folder / "checkpoints" / ".probe.partial"
