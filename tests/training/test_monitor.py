@@ -30,14 +30,6 @@ def test_a_step_is_one_line_with_every_figure(tmp_path: Path, alone: None) -> No
     assert (tmp_path / "bad_samples.txt").read_text() == "step 1: s/1: broken\n"
 
 
-def test_a_task_without_a_loss_is_null(tmp_path: Path, alone: None) -> None:
-    monitor = Monitor(tmp_path, 0, 5, 0.5, main=True)
-    monitor.step(1, {"image_caption/masked_regions": None, "image_caption/matching": 0.5}, 0.5, 0.1, 1.5)
-    monitor.close()
-    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(line)["losses"] == {"image_caption/masked_regions": None, "image_caption/matching": 0.5}
-
-
 def test_going_on_forgets_the_steps_that_are_done_again(tmp_path: Path, alone: None) -> None:
     lines = [json.dumps({"step": step}) for step in (1, 2, 3, 4)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 5, "lo')

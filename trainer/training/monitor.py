@@ -63,11 +63,8 @@ class Monitor:
             for name, number in batch.counts.items():
                 self._counts[f"{objective}/{name}"] += number
 
-    def step(self, step: int, losses: Mapping[str, float | None], loss: float, rate: float, norm: float) -> None:
-        """Write the figures after `step` steps; None is the loss of a task that no sample of the step asked.
-
-        Every rank calls it. Raises UserError where too many samples are bad.
-        """
+    def step(self, step: int, losses: Mapping[str, float], loss: float, rate: float, norm: float) -> None:
+        """Write the figures after `step` steps. Every rank calls it. Raises UserError where too many samples are bad."""
         self._counts.update({f"resident/{name}": size for name, size in resident().items()})
         counts, bad = self._gather()
         seconds = time.perf_counter() - self._began
@@ -131,8 +128,7 @@ class Monitor:
             if name in figures:
                 self._writer.add_scalar(name, figures[name], step)
         for name, value in figures["losses"].items():
-            if value is not None:
-                self._writer.add_scalar(f"losses/{name}", value, step)
+            self._writer.add_scalar(f"losses/{name}", value, step)
         for name, value in self._shares().items():
             self._writer.add_scalar(name, value, step)
         self._writer.add_scalar("bad_samples", self._total["bad_samples"], step)

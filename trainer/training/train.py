@@ -196,9 +196,9 @@ class _Loop:
         self._checkpoints.save(self._engine, state)
 
 
-def shown(means: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, float | None]:
-    """Return the means as people see them: None for a task that met no term in the step, where the mean of nothing is 0."""
-    return {name: mean if counts[name] else None for name, mean in means.items()}
+def shown(means: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, float]:
+    """Return the means without those of tasks that met no term in the step, whose mean of nothing is 0."""
+    return {name: mean for name, mean in means.items() if counts[name]}
 
 
 def _make_folder(folder: Path) -> Path:
