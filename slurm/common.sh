@@ -45,6 +45,7 @@ train() {
   local recipe=$1 ds_config=$2 before
   shift 2
   run=$("$M3P_PYTHON" -m trainer.cli show "$recipe" "$@" --field run.folder) || die "the recipe is refused (above)"
+  [ -f "$ds_config" ] || die "DS_CONFIG $ds_config does not exist; ds_configs/ has one for each ZeRO stage"
   claim_folder
   before=$(newest_checkpoint)
   export_environment
@@ -113,8 +114,8 @@ decide() {
   esac
   [ "$(newest_checkpoint)" != "$1" ] || idle=$(($(get idle || echo 0) + 1))
   put idle "$idle"
-  ((idle <= M3P_MAX_FAILS)) || die "giving up: $idle starts in a row without a new checkpoint"
-  requeue "${status:-no status: the ranks ended without saving}; $idle starts without a new checkpoint, $M3P_MAX_FAILS allowed"
+  ((idle == 0 || idle < M3P_MAX_FAILS)) || die "giving up: $idle starts in a row without a new checkpoint"
+  requeue "${status:-no status: the ranks ended without saving}; $idle starts without a new checkpoint, the run is given up at $M3P_MAX_FAILS"
 }
 
 requeue() { # WHY

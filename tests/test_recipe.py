@@ -31,6 +31,28 @@ def test_dumping_and_loading_gives_the_same_recipe(tmp_path: Path) -> None:
     assert load_recipe(path) == recipe
 
 
+def test_a_null_that_is_not_the_default_is_kept(tmp_path: Path) -> None:
+    recipe = parse_recipe(tiny_recipe(tmp_path), "tiny", ["run.spike=null"])
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(recipe))
+    assert load_recipe(path).run.spike is None
+
+
+def test_the_patience_of_later_steps_is_at_most_that_of_the_first(tmp_path: Path) -> None:
+    raw = tiny_recipe(tmp_path)
+    assert parse_recipe(raw, "tiny", ["run.timeout_seconds=900"]).run.stall_seconds == 300
+    assert parse_recipe(raw, "tiny", ["run.timeout_seconds=60"]).run.stall_seconds == 60
+    (line,) = mistakes(tmp_path, "run.timeout_seconds=60", "run.stall_seconds=61")
+    assert "run.stall_seconds = 61: above run.timeout_seconds = 60" in line
+
+
+def test_a_warm_up_that_reaches_into_the_decay_is_refused(tmp_path: Path) -> None:
+    settings = ("schedule.shape=wsd", "schedule.decay=0.5", "run.steps=20")
+    (line,) = mistakes(tmp_path, *settings, "schedule.warmup_steps=11")
+    assert "schedule.warmup_steps = 11: with schedule.decay = 0.5 the rate falls after step 10 of 20" in line
+    parse_recipe(tiny_recipe(tmp_path), "tiny", [*settings, "schedule.warmup_steps=10"])
+
+
 def test_overrides_reach_sections_lists_and_values_of_any_type(tmp_path: Path) -> None:
     overrides = ["run.seed=7", "objectives.image_caption.sources.0.languages=[de, ja]", "model.dropout=0.25"]
     recipe = parse_recipe(tiny_recipe(tmp_path), "tiny", overrides)
@@ -62,6 +84,12 @@ def test_an_override_changes_one_of_the_places_that_an_anchor_fills(tmp_path: Pa
         ("objectives.image_caption.sources.0.languages=[]", "should have at least 1 item"),
         (f"data.window={10**30}", "input should be less than or equal to 1000000"),
         (f"run.steps={10**30}", "input should be less than or equal to 1000000000"),
+        (f"run.seed={2**64}", "input should be less than 9223372036854775808"),
+        ("run.timeout_seconds=.inf", "timeout_seconds = inf: input should be a finite number"),
+        ("run.timeout_seconds=1.0e+10", "input should be less than or equal to 1000000"),
+        ("optimizer.learning_rate=.inf", "learning_rate = inf: input should be a finite number"),
+        ("optimizer.weight_decay=.inf", "weight_decay = inf: input should be a finite number"),
+        ("optimizer.clip=.inf", "clip = inf: input should be a finite number"),
     ],
 )
 def test_a_wrong_override_says_what_is_wrong(tmp_path: Path, override: str, message: str) -> None:

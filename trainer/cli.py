@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from trainer.errors import UserError
+from trainer.errors import UserError, no_room
 from trainer.inspect.cli import data_app
 from trainer.prepare.cli import index_command, prepare_app
 
@@ -17,7 +17,6 @@ app.add_typer(prepare_app, name="prepare")
 app.add_typer(data_app, name="data")
 app.command("index")(index_command)
 
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS}
 NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 
@@ -143,8 +142,8 @@ def _mistake(error: OSError, words: list[str]) -> str | None:
     one that we made up: only one inside a path of the command line, or a folder above such a path, is the user's.
     """
     place = f"{error.filename}: " if error.filename else ""
-    if error.errno in NO_ROOM:  # found while writing, when nobody knows the file's name any more
-        return f"{place}{error.strerror}; free some, or write elsewhere"
+    if full := no_room(error):
+        return full
     if not place:
         return None
     if error.errno in NO_RIGHT:

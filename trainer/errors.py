@@ -1,5 +1,9 @@
 """Errors that are the user's to mend, as opposed to defects of the program."""
 
+import errno
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+
 
 class UserError(Exception):
     """Something that the user can mend: a wrong recipe, a missing file, broken data.
@@ -15,3 +19,13 @@ class OneRankError(UserError):
 
 class BadSample(Exception):
     """One sample that cannot be used; the text is the reason. Its reader adds shard and key, counts it and goes on."""
+
+
+def no_room(error: OSError) -> str | None:
+    """Return what to say of a disk that is full; None for another error."""
+    if error.errno not in NO_ROOM:
+        return None
+    place = (
+        f"{error.filename}: " if error.filename else ""
+    )  # found while writing, when nobody knows the file's name any more
+    return f"{place}{error.strerror}; free some, or write elsewhere"

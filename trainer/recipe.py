@@ -25,21 +25,24 @@ from trainer.objectives import OBJECTIVES
 from trainer.objectives.objective import ObjectiveConfig
 from trainer.retrieval.config import EvaluationConfig
 from trainer.training.optimizer import OptimizerConfig
-from trainer.training.schedules import ScheduleConfig
+from trainer.training.schedules import ScheduleConfig, decay_begins
 from trainer.visual import VisualConfig
+
+LONGEST_WAIT = 10**6
+"""Seconds; torch and faulthandler count in units of which far more would overflow."""
 
 
 class RunConfig(BaseModel):
     """The recipe's `run` section."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     folder: Path = Field(description="Where everything that the run writes goes: runs/NAME.")
     steps: int = Field(ge=1, le=10**9, description="Optimizer steps of the whole run: the length of the schedule.")
     stop_after: int | None = Field(
         None, ge=1, description="Stop after this step, with a checkpoint; starting again goes on."
     )
-    seed: int = Field(0, ge=0, description="Of the order, every random choice, and the starting weights.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Of the order, every random choice, and the starting weights.")
     checkpoint_every: int = Field(1000, ge=1, description="Steps from one checkpoint to the next.")
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
     keep_every: int | None = Field(None, ge=1, description="Checkpoints at multiples of this many steps stay for good.")
@@ -52,9 +55,14 @@ class RunConfig(BaseModel):
     turns_per_step: int | None = Field(
         None, ge=1, description="Turns of a step; one whole cycle of the round-robin if left out."
     )
-    timeout_seconds: float = Field(600, gt=0, description="Longest wait for another rank until the first step is done.")
+    timeout_seconds: float = Field(
+        600, gt=0, le=LONGEST_WAIT, description="Longest wait for another rank until the first step is done."
+    )
     stall_seconds: float = Field(
-        300, gt=0, description="From then on: a turn that takes longer ends the run, stacks in RUN/stacks/."
+        default_factory=lambda before: min(300.0, before.get("timeout_seconds", 300.0)),
+        gt=0,
+        le=LONGEST_WAIT,
+        description="From then on: a turn that takes longer ends the run, stacks in RUN/stacks/; 300, or timeout_seconds.",
     )
     evaluate: bool = Field(True, description="Run the recipe's evaluations when the last step is done.")
 
@@ -137,7 +145,9 @@ def parse_recipe(raw: dict[str, Any], name: str, overrides: Sequence[str] = ()) 
 
 def dump_recipe(recipe: Recipe) -> str:
     """Return the resolved recipe as YAML; loading it gives the same recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+    written = recipe.model_dump(mode="json", exclude_none=True)
+    written["run"]["spike"] = recipe.run.spike  # the one field in which null is not what leaving it out means
+    return yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
 
 
 class _Loader(yaml.SafeLoader):
@@ -223,15 +233,32 @@ def _combinations(recipe: Recipe) -> Iterator[str]:
                 f"objectives.{name}.most_tokens = {config.most_tokens}: model.shape.positions = {longest + 2} holds "
                 f"{longest} tokens; lower the one or raise the other"
             )
-    if recipe.schedule.warmup_steps >= recipe.run.steps:
-        yield (
-            f"schedule.warmup_steps = {recipe.schedule.warmup_steps}: not below run.steps = {recipe.run.steps}; "
-            "shorten the warm-up or lengthen the run"
-        )
+    yield from _lengths(recipe)
     for name, evaluation in recipe.evaluation.items():
         needed = "matching" if evaluation.rerank else "contrastive"
         for task in {needed, "contrastive"} - recipe.tasks:
             yield f"evaluation.{name}: scores by {task}, but no active objective trains it; give tasks.{task} a weight"
+
+
+def _lengths(recipe: Recipe) -> Iterator[str]:
+    """Yield what is wrong between spans of steps, and of time."""
+    run, schedule = recipe.run, recipe.schedule
+    decays = decay_begins(run.steps, schedule)
+    if schedule.warmup_steps >= run.steps:
+        yield (
+            f"schedule.warmup_steps = {schedule.warmup_steps}: not below run.steps = {run.steps}; "
+            "shorten the warm-up or lengthen the run"
+        )
+    elif schedule.shape == "wsd" and schedule.warmup_steps > decays:
+        yield (
+            f"schedule.warmup_steps = {schedule.warmup_steps}: with schedule.decay = {schedule.decay:g} the rate falls after "
+            f"step {decays:g} of {run.steps} already; shorten the one or the other"
+        )
+    if run.stall_seconds > run.timeout_seconds:
+        yield (
+            f"run.stall_seconds = {run.stall_seconds:g}: above run.timeout_seconds = {run.timeout_seconds:g}, the patience with "
+            "the first step, which is the slowest; lower the one or raise the other"
+        )
 
 
 def _further_mistakes(raw: dict[str, Any], error: ValidationError) -> list[str]:

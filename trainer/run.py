@@ -7,8 +7,10 @@ import argparse
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 # Started as a file, Python would look for modules beside it instead of in the package.
@@ -18,7 +20,7 @@ warnings.filterwarnings("ignore", category=FutureWarning)
 # A wish to stop that comes while modules are imported and ranks meet waits until `StopSignal` takes it.
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
 
-from trainer.errors import OneRankError, UserError  # noqa: E402
+from trainer.errors import OneRankError, UserError, no_room  # noqa: E402
 from trainer.training import distributed  # noqa: E402
 
 
@@ -28,20 +30,25 @@ def main(arguments: list[str]) -> None:
     from trainer.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
-    if recipe.run.evaluate:
+    evaluates = recipe.run.evaluate and bool(recipe.evaluation)
+    if evaluates:
         from trainer.retrieval.pictures import check_evaluations
 
         check_evaluations(recipe)
     ranks = distributed.start(recipe.run.timeout_seconds)
 
+    from trainer.training.stop import write_done
     from trainer.training.train import train
 
     complete = train(recipe, options.deepspeed_config, ranks)
     distributed.finish()
-    if complete and recipe.run.evaluate and ranks.rank == 0:
-        from trainer.retrieval.evaluate import evaluate_run
+    if complete and ranks.rank == 0:
+        if evaluates:
+            from trainer.retrieval.evaluate import evaluate_run
 
-        evaluate_run(recipe.run.folder)
+            evaluate_run(recipe.run.folder)
+        # Not before: a run that is done is never started again, and a lost evaluation would stay lost.
+        write_done(recipe.run.folder)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -55,15 +62,35 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
+def _numbers(environment: Mapping[str, str]) -> tuple[str, str]:
+    """Return this process' number among all ranks and among those of its node, as the launcher or srun gave them."""
+    names = ("RANK", "LOCAL_RANK") if "RANK" in environment else ("SLURM_PROCID", "SLURM_LOCALID")
+    rank, local_rank = (environment.get(name, "0") for name in names)
+    return rank, local_rank
+
+
+def _say_thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """Print a thread's traceback; but TensorBoard's thread hands a full disk on to us, and it is said here, in one line."""
+    if not (isinstance(failure.exc_value, OSError) and no_room(failure.exc_value)):
+        threading.__excepthook__(failure)
+
+
 if __name__ == "__main__":
+    threading.excepthook = _say_thread_failed
+    rank, local_rank = _numbers(os.environ)  # now: DeepSpeed is given another LOCAL_RANK
+    speaker = "" if rank == "0" else f"rank {rank}: "
     try:
         main(sys.argv[1:])
     except UserError as error:
-        # All ranks find the same mistake, and one of them says it; but for what only one rank can see.
-        if isinstance(error, OneRankError) or os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
-            print(f"error: {error}", file=sys.stderr)
+        # All ranks of a node find the same mistake, and one of them says it; but for what only one rank can see.
+        if local_rank == "0" or isinstance(error, OneRankError):
+            print(f"{speaker}error: {error}", file=sys.stderr)
         distributed.leave(2)
-    except Exception:
+    except Exception as error:
+        full = no_room(error) if isinstance(error, OSError) else None
+        if full is not None:  # the rank that wrote is the one that knows
+            print(f"{speaker}error: {full}; starting again goes on from the last checkpoint", file=sys.stderr)
+            distributed.leave(2)
         traceback.print_exc()
         distributed.leave(1)
     distributed.leave(0)

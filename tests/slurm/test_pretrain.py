@@ -32,7 +32,7 @@ class Run:
 
     def submit(self, *settings: str, options: tuple[str, ...] = TWO_NODES, **environment: str) -> str:
         """Submit slurm/pretrain.sh and return the job's number."""
-        script = ("slurm/pretrain.sh", str(self.recipe), "ds_configs/none.json", *settings)
+        script = ("slurm/pretrain.sh", str(self.recipe), "ds_configs/zero1.json", *settings)
         return self.submit_script(*options, *script, environment=environment)
 
     def submit_script(self, *command: str, cwd: Path = REPOSITORY, environment: dict[str, str] | None = None) -> str:
@@ -100,7 +100,7 @@ def test_every_rank_knows_its_place(run: Run, options: tuple[str, ...], visible:
     for start in starts:
         assert start[0]["argv"][1:] == [
             *("-u", f"{REPOSITORY}/trainer/run.py", "--recipe", str(run.recipe)),
-            *("--deepspeed_config", "ds_configs/none.json", "a.b=c d", "stub.steps=1"),
+            *("--deepspeed_config", "ds_configs/zero1.json", "a.b=c d", "stub.steps=1"),
         ]
     assert run.status() == "done"
     assert len(list((run.folder / "logs").glob(f"{job}.0.rank[0-3].log"))) == 4
@@ -133,12 +133,12 @@ def test_the_signal_of_the_directive_comes_before_the_time_limit(run: Run) -> No
 
 def test_a_failing_run_is_given_up_until_it_is_submitted_again(run: Run) -> None:
     failure = ("stub.fail_rank=1", "stub.fail_at=3")
-    job = run.submit(*failure, "stub.fail_starts=99", M3P_MAX_FAILS="1")
+    job = run.submit(*failure, "stub.fail_starts=99", M3P_MAX_FAILS="2")
     assert run.cluster.wait(job) == "FAILED"
     assert len(run.starts()) == 2
     assert "giving up: 2 starts in a row without a new checkpoint" in run.output()
     assert not (run.folder / "status").exists()
-    assert run.cluster.wait(run.submit(*failure, "stub.fail_starts=1", M3P_MAX_FAILS="1")) == "COMPLETED", run.output()
+    assert run.cluster.wait(run.submit(*failure, "stub.fail_starts=1", M3P_MAX_FAILS="2")) == "COMPLETED", run.output()
     assert (len(run.starts()), run.status()) == (4, "done")
 
 
@@ -221,6 +221,13 @@ def test_a_refused_recipe_fails_at_once_and_is_not_requeued(run: Run) -> None:
     assert "the recipe is refused" in run.output()
 
 
+def test_settings_that_are_not_there_fail_at_once_and_are_not_requeued(run: Run) -> None:
+    job = run.submit_script(*TWO_NODES, "slurm/pretrain.sh", str(run.recipe), "ds_configs/none.json")
+    assert run.cluster.wait(job) == "FAILED"
+    assert "DS_CONFIG ds_configs/none.json does not exist" in run.output()
+    assert not run.starts()
+
+
 def test_a_script_that_cannot_find_its_checkout_says_what_it_needs(run: Run) -> None:
     job = run.submit_script(*TWO_NODES, str(REPOSITORY / "slurm" / "pretrain.sh"), "a", "b", cwd=run.home)
     assert run.cluster.wait(job) == "FAILED"
@@ -228,7 +235,8 @@ def test_a_script_that_cannot_find_its_checkout_says_what_it_needs(run: Run) -> 
 
 
 def test_a_job_may_be_submitted_from_elsewhere(run: Run) -> None:
-    script = (str(REPOSITORY / "slurm" / "finetune.sh"), "a recipe.yaml", "none.json", "stub.steps=1")
+    (run.home / "ds.json").touch()
+    script = (str(REPOSITORY / "slurm" / "finetune.sh"), "a recipe.yaml", "ds.json", "stub.steps=1")
     job = run.submit_script(*TWO_NODES, *script, cwd=run.home, environment={"M3P_HOME": str(REPOSITORY)})
     assert run.cluster.wait(job) == "COMPLETED", run.output()
     assert run.status() == "done"

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 def write(folder: Path, content: Any) -> Path:
     path = folder / "ds.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    path.write_text(content if isinstance(content, str) else json.dumps(content), errors="surrogateescape")
     return path
 
 
@@ -60,11 +60,49 @@ def test_all_of_them_are_named_at_once(tmp_path: Path) -> None:
         ("[]", "is not a JSON object of settings"),
         ('{"bf16": true}', r'bf16 = true is no section; write {"enabled": "auto"}'),
         ('{"zero_optimization": 2}', r'zero_optimization = 2 is no section; write {"stage": 2}'),
+        ("\udcff", "is not JSON"),
+        ('{"bf16": {}}', 'bf16.enabled = null: write true, false, "auto"'),
+        ('{"bf16": {"enabled": 1}}', 'bf16.enabled = 1: write true, false, "auto"'),
+        ('{"fp16": {"enabled": "auto"}}', 'fp16.enabled = "auto": write true, false'),
+        ('{"fp16": {"enabled": true}, "bf16": {"enabled": true}}', "are both true; choose one"),
+        ('{"zero_optimization": {"stage": 4}}', "zero_optimization.stage = 4: must be 0, 1, 2 or 3"),
+        ('{"zero_optimization": {"stage": null}}', "zero_optimization.stage = null: must be 0, 1, 2 or 3"),
+        ('{"zero_optimization": {"stage": "0"}}', 'zero_optimization.stage = "0": must be 0, 1, 2 or 3'),
+        ('{"zero_optimization": {"stage": true}}', "zero_optimization.stage = true: must be 0, 1, 2 or 3"),
+        (
+            '{"zero_optimization": {"reduce_bucket_sise": 1}}',
+            "reduce_bucket_sise: DeepSpeed .* mean reduce_bucket_size[?]",
+        ),
+        (
+            '{"zero_optimization": {"reduce_bucket_size": -1}}',
+            "reduce_bucket_size = -1: input should be greater than 0",
+        ),
+        (
+            '{"zero_optimization": {"offload_optimizer": "cpu"}}',
+            'offload_optimizer = "cpu" is no section; write {"device": "cpu"}',
+        ),
+        ('{"zero_optimization": {"offload_optimizer": null}}', "offload_optimizer = null is no section"),
+        (
+            '{"zero_optimization": {"offload_param": {"device": "gpu"}}}',
+            'offload_param.device = "gpu": input should be',
+        ),
+        (
+            '{"zero_optimisation": {"stage": 1}}',
+            "zero_optimisation: DeepSpeed has no such setting; did you mean zero_optimization[?]",
+        ),
+        ('{"gibberish": 1}', "gibberish: DeepSpeed has no such setting; take it out of the file"),
+        ('{"bf16": {"enabled": true}, "bf16": {"enabled": false}}', "bf16 stands twice in one section"),
     ],
 )
 def test_a_file_that_is_no_settings_is_refused(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_deepspeed_config(write(tmp_path, content))
+
+
+def test_auto_is_read_as_deepspeed_does(tmp_path: Path) -> None:
+    written = {"stage": 3, "reduce_bucket_size": "auto", "offload_param": {"device": "cpu", "pin_memory": "auto"}}
+    zero = read_deepspeed_config(write(tmp_path, {"zero_optimization": written}))["zero_optimization"]
+    assert zero == {"stage": 3, "offload_param": {"device": "cpu"}}
 
 
 def test_a_missing_file_names_the_folder_of_those_there_are(tmp_path: Path) -> None:

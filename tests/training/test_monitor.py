@@ -37,6 +37,13 @@ def test_going_on_forgets_the_steps_that_are_done_again(tmp_path: Path, alone: N
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
+def test_going_on_drops_lines_that_are_no_figures(tmp_path: Path, alone: None) -> None:
+    strange = [b"5", b"null", b'{"step": "1"}', b'{"loss": 1}', b"\xff\xfe", b'{"ste']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([b'{"step": 1}', *strange, b'{"step": 2}']))
+    Monitor(tmp_path, 2, 5, 0.5, main=True).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
 def test_too_many_bad_samples_stop_the_run_and_are_named(tmp_path: Path, alone: None) -> None:
     monitor = Monitor(tmp_path, 0, 5, 0.01, main=True)
     monitor.saw("image_caption", [batch(SETTLED, ["train/shard-000007.tar, sample 3: no picture"] * 3)])

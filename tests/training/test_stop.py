@@ -9,7 +9,15 @@ import pytest
 
 from trainer.errors import UserError
 from trainer.training import distributed
-from trainer.training.stop import GRACEFUL, Incarnation, StopSignal, write_done, write_stopped
+from trainer.training.stop import (
+    GRACEFUL,
+    Incarnation,
+    StopSignal,
+    check_no_stop_file,
+    forget_status,
+    write_done,
+    write_stopped,
+)
 
 
 @pytest.fixture
@@ -38,11 +46,12 @@ def test_a_second_interrupt_interrupts(watching: StopSignal) -> None:
         signal.raise_signal(signal.SIGINT)
 
 
-def test_the_handlers_of_before_come_back(tmp_path: Path) -> None:
+def test_the_handlers_of_before_come_back_and_warnings_are_ignored(tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in GRACEFUL]
     with StopSignal(tmp_path):
         assert [signal.getsignal(number) for number in GRACEFUL] != before
-    assert [signal.getsignal(number) for number in GRACEFUL] == before
+    after = [signal.getsignal(number) for number in GRACEFUL]
+    assert after == [signal.SIG_IGN, signal.SIG_IGN, *before[2:]]
 
 
 def test_a_stop_file_outweighs_a_signal(watching: StopSignal, tmp_path: Path) -> None:
@@ -67,6 +76,13 @@ def test_ranks_at_different_steps_are_a_defect_of_ours(watching: StopSignal, mon
         watching.requested(4)
 
 
+def test_a_stop_file_that_is_left_is_refused_by_name(tmp_path: Path) -> None:
+    check_no_stop_file(tmp_path)
+    (tmp_path / "STOP").touch()
+    with pytest.raises(UserError, match=f"{tmp_path / 'STOP'} is there: .* remove the file"):
+        check_no_stop_file(tmp_path)
+
+
 def test_a_worker_survives_the_signals_of_the_step(tmp_path: Path) -> None:
     program = f"""
 import os, signal
@@ -89,6 +105,13 @@ def test_the_status_is_one_whole_line(tmp_path: Path) -> None:
     write_done(tmp_path)
     assert (tmp_path / "status").read_text() == "done\n"
     assert [path.name for path in tmp_path.iterdir()] == ["status"]
+
+
+def test_a_new_start_forgets_the_status_of_the_last(tmp_path: Path) -> None:
+    write_done(tmp_path)
+    forget_status(tmp_path)
+    forget_status(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_write_that_is_cut_short_leaves_the_old_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class Monitor:
             for name, number in batch.counts.items():
                 self._counts[f"{objective}/{name}"] += number
 
-    def step(self, step: int, losses: dict[str, float], loss: float, rate: float, norm: float) -> None:
+    def step(self, step: int, losses: Mapping[str, float], loss: float, rate: float, norm: float) -> None:
         """Write the figures after `step` steps. Every rank calls it. Raises UserError where too many samples are bad."""
         self._counts.update({f"resident/{name}": size for name, size in resident().items()})
         counts, bad = self._gather()
@@ -178,16 +178,17 @@ def _finite(node: Any) -> Any:
 
 
 def _forget_after(path: Path, step: int) -> None:
-    """Drop the lines of steps that a resumed run does again."""
+    """Drop the lines of steps that a resumed run does again, and those that are no figures: cut by a kill, or not ours."""
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except json.JSONDecodeError:
-            break  # the last line of a killed run, cut in the middle
+            figures = json.loads(line)
+        except ValueError:  # of bytes that are no text, too
+            continue
+        if isinstance(figures, dict) and isinstance(figures.get("step"), int) and figures["step"] <= step:
+            kept.append(line)
     partial = path.with_suffix(".partial")
-    partial.write_text("".join(f"{line}\n" for line in kept))
+    partial.write_bytes(b"".join(line + b"\n" for line in kept))
     partial.replace(path)

@@ -14,7 +14,7 @@ PLACES = ("positions.weight", "types.weight", "places.weight")
 class OptimizerConfig(BaseModel):
     """The recipe's `optimizer` section. The rate follows `schedule`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     learning_rate: float = Field(gt=0, description="Peak rate of the encoder and text embedder.")
     new_learning_rate: float | None = Field(

@@ -49,8 +49,13 @@ def linear(done: int, config: ScheduleConfig, steps: int) -> float:
 
 def wsd(done: int, config: ScheduleConfig, steps: int) -> float:
     """Warm-up, stable, decay (arXiv 2404.06395): 1, then a line to `final` over the last `decay` of the steps."""
-    first = steps * (1 - config.decay)
+    first = decay_begins(steps, config)
     return 1.0 if done <= first else 1 - (1 - config.final) * (done - first) / (steps - first)
+
+
+def decay_begins(steps: int, config: ScheduleConfig) -> float:
+    """Return the step, perhaps between two, after which wsd's decay begins."""
+    return steps * (1 - config.decay)
 
 
 def constant(done: int, config: ScheduleConfig, steps: int) -> float:

@@ -2,7 +2,8 @@
 
 Files in the run folder:
   STOP         made by anyone: the run saves a checkpoint, stops, and is not started again while the file is there
-  status       written by rank 0 at the end: `done`, or `stopped WHY STEP`; absent while running and after a crash
+  status       written by rank 0 at the end: `done` after the evaluation, or `stopped WHY STEP`; absent while running and
+               after a crash
   incarnation  the job that owns the folder; one that finds another's name here must not save any more
 
 An exit code carries no meaning: srun reports the largest one of all tasks, and a killed peer changes it.
@@ -20,7 +21,8 @@ from trainer.errors import UserError
 from trainer.training import distributed
 
 # USR1 comes from the batch script before the time limit, TERM from scancel and preemption, USR2 from submitit.
-GRACEFUL = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
+GRACEFUL = (*WARNINGS, signal.SIGTERM, signal.SIGINT)
 Reason = Literal["signal", "file"]
 # In the order of their weight: a STOP file also says "do not start again", so it outweighs a signal.
 REASONS: tuple[Reason | None, ...] = (None, "signal", "file")
@@ -30,7 +32,8 @@ class StopSignal:
     """Turns signals and the file STOP into one answer that all ranks get at the same step.
 
     The handlers are in place from construction on, and only set a flag; `restore` or the end of a `with` block takes
-    them out. A second Ctrl-C interrupts at once; a second one of the others changes nothing.
+    them out. A second Ctrl-C interrupts at once; a second one of the others changes nothing. After that USR1 and USR2 are
+    ignored: they would kill the evaluation.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,15 +58,23 @@ class StopSignal:
         return REASONS[code]
 
     def restore(self) -> None:
-        """Put back the handlers that were there before."""
+        """Put back the handlers of TERM and INT; from here on the program is deaf to USR1 and USR2."""
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # To block them would not do: threads that training has started would still let them through.
+            signal.signal(number, signal.SIG_IGN if number in WARNINGS else handler)
 
     def __enter__(self) -> "StopSignal":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.restore()
+
+
+def check_no_stop_file(folder: Path) -> None:
+    """Raise UserError on every rank where the run folder still holds the file STOP. Every rank calls it."""
+    path = folder / "STOP"
+    if distributed.broadcast_object(path.exists()):
+        raise UserError(f"{path} is there: someone has stopped this run; remove the file to train on")
 
 
 def ignore_in_worker(worker_id: int) -> None:
@@ -77,8 +88,14 @@ def ignore_in_worker(worker_id: int) -> None:
 
 
 def write_done(folder: Path) -> None:
-    """Say that the run is complete. Rank 0 writes; the other ranks may call it too."""
+    """Say that the run is complete, its evaluation too. Rank 0 writes; the other ranks may call it too."""
     _write(folder / "status", "done")
+
+
+def forget_status(folder: Path) -> None:
+    """Take away what the last start said, which a crash of this one would leave as its own. Rank 0 only."""
+    if distributed.is_main():
+        (folder / "status").unlink(missing_ok=True)
 
 
 def write_stopped(folder: Path, why: str, step: int) -> None:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +32,30 @@ from trainer.training.resumable import check_resumable, fingerprints
 from trainer.training.schedules import share_of_peak
 from trainer.training.start_from import start_from
 from trainer.training.startup import announce
-from trainer.training.stop import Incarnation, StopSignal, ignore_in_worker, write_done, write_stopped
+from trainer.training.stop import (
+    Incarnation,
+    Reason,
+    StopSignal,
+    check_no_stop_file,
+    forget_status,
+    ignore_in_worker,
+    write_stopped,
+)
 from trainer.training.streams import build_objectives
 from trainer.training.watchdog import Watchdog
+
+FILES = ("incarnation", "status", "metrics.jsonl", "skipped.jsonl", "recipe.yaml", "environment.json")
+"""What a run writes into its folder, beside folders."""
 
 
 def train(recipe: Recipe, ds_config: Path, ranks: Ranks) -> bool:
     """Train until the run's end, `run.stop_after` or a request to stop; say whether the run is complete.
 
-    Goes on from the newest checkpoint of `run.folder`. Every rank calls it. Raises UserError.
+    Goes on from the newest checkpoint of `run.folder`. Every rank calls it. Of a complete run the caller says `write_done`
+    once nothing is left to do. Raises UserError.
     """
     folder = _make_folder(recipe.run.folder)
+    check_no_stop_file(folder)
     with StopSignal(folder) as stop:
         objectives = build_objectives(recipe)
         plan = recipe.plan()
@@ -84,13 +97,14 @@ class _Loop:
         """Run steps from `first` on, with what the guard remembered; say whether the run is complete."""
         run = self._recipe.run
         last = min(run.steps, run.stop_after or run.steps)
+        forget_status(run.folder)
         self._guard.restore(guard)
         monitor = Monitor(
             run.folder, first, run.steps, self._recipe.data.most_bad, self._ranks.rank == 0, self._meter()
         )
         batches = self._batches(first, last)
         self._engine.deepspeed.train()
-        reason = None
+        reason: Reason | None = None
         done = first
         try:
             with Collector() as collector:
@@ -109,9 +123,11 @@ class _Loop:
             monitor.close()
             self._watchdog.close()
         if done == run.steps:
-            write_done(run.folder)
             return True
         write_stopped(run.folder, reason or "planned", done)
+        if distributed.is_main():
+            why = {"signal": "a signal", "file": f"the file {run.folder / 'STOP'}", None: "run.stop_after"}[reason]
+            print(f"stopped after step {done}: {why}", file=sys.stderr)
         return False
 
     def _meter(self) -> Meter:
@@ -155,7 +171,7 @@ class _Loop:
         self._watchdog.beat(f"step {step + 1}: update")
         rate, norm, made = self._engine.step(share_of_peak(step, self._recipe.run.steps, self._recipe.schedule))
         loss = self._total(means)
-        monitor.step(step + 1, means, loss, rate, norm)
+        monitor.step(step + 1, shown(means, losses.counts), loss, rate, norm)
         if made:
             if spike := self._guard.spike(means, loss):
                 monitor.say(f"step {step + 1}: {spike}")
@@ -180,10 +196,18 @@ class _Loop:
         self._checkpoints.save(self._engine, state)
 
 
+def shown(means: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, float]:
+    """Return the means without those of tasks that met no term in the step, whose mean of nothing is 0."""
+    return {name: mean for name, mean in means.items() if counts[name]}
+
+
 def _make_folder(folder: Path) -> Path:
     """Make the run folder. Raises UserError, on every rank, where nothing can be written there."""
     problem = None
     if distributed.is_main():
+        taken = [folder / name for name in FILES if (folder / name).is_dir()]
+        if taken:
+            problem = f"run.folder = {folder}: {taken[0]} is a folder, where the run keeps a file; move it away"
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             probe = folder / "checkpoints" / ".probe.partial"

@@ -26,13 +26,13 @@ class Watchdog:
         folder: the run folder.
         rank: this rank.
         first_seconds: patience until `settle`; building kernels and filling caches takes long.
-        seconds: patience from then on.
+        seconds: patience from then on; not above `first_seconds`.
     """
 
     def __init__(self, folder: Path, rank: int, first_seconds: float, seconds: float) -> None:
         self._path = folder / "stacks" / f"rank-{rank:05d}.txt"
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._seconds, self._later, self._last = first_seconds, min(seconds, first_seconds), "starting"
+        self._seconds, self._later, self._last = first_seconds, seconds, "starting"
         self._file = self._path.open("w")
         os.lseek(self._file.fileno(), LINE, os.SEEK_SET)  # stacks go behind the line that `beat` writes
 
