@@ -18,6 +18,7 @@ from trainer.batch import Packer, Sequence
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import UserError
 from trainer.export import export_run
+from trainer.recipe import load_recipe
 from trainer.retrieval.evaluate import evaluate_run, load_run
 from trainer.retrieval.pictures import load_pictures
 from trainer.retrieval.scoring import Scorer, shortlist
@@ -62,6 +63,16 @@ def test_an_evaluation_that_will_fail_is_refused_before_the_training(tiny: Path,
     assert done.returncode == 2
     assert "error: evaluation.train: /nowhere is not a source" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_another_vocabulary_of_the_same_size_are_refused(run: Path, tiny: Path, tmp_path: Path) -> None:
+    other = tmp_path / "vocabulary"
+    other.mkdir()
+    own = load_recipe(tiny).tokenizer_folder / "sentencepiece.bpe.model"
+    (other / own.name).write_bytes(own.read_bytes() + b"\xc2\x3e\x00")  # as many pieces, and a field that says nothing
+    done = program(tiny, tmp_path / "run", f"model.weights={run}", f"model.tokenizer={other}")
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "was trained with another vocabulary" in done.stderr
 
 
 def test_reranking_by_the_cross_encoder_stands_beside_the_first_result(run: Path) -> None:

@@ -32,9 +32,11 @@ def test_a_step_is_one_line_with_every_figure(tmp_path: Path, alone: None) -> No
 
 def test_going_on_forgets_the_steps_that_are_done_again(tmp_path: Path, alone: None) -> None:
     lines = [json.dumps({"step": step}) for step in (1, 2, 3, 4)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 5, "lo')
+    for name in ("metrics.jsonl", "skipped.jsonl"):
+        (tmp_path / name).write_text("\n".join(lines) + '\n{"step": 5, "lo')
     Monitor(tmp_path, 2, 5, 0.5, main=True).close()
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+    for name in ("metrics.jsonl", "skipped.jsonl"):
+        assert (tmp_path / name).read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
 def test_going_on_drops_lines_that_are_no_figures(tmp_path: Path, alone: None) -> None:

@@ -74,7 +74,7 @@ class Engine:
         self.precision = deepspeed_config.precision(settings)
         zero = settings.get("zero_optimization", {})
         self.stage: int = zero.get("stage", 0)
-        offloaded = "offload_optimizer" in zero
+        offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
         self.kernels = choose(kernels, Situation(ranks.device.type, self.precision, self.stage, offloaded))
         model.use(self.kernels)
         self.optimizer = make_optimizer(model, config, self.kernels["optimizer"].name)

@@ -42,7 +42,8 @@ class Monitor:
         self._group = dist.new_group(backend="gloo")
         self._report = BadReport(folder, first_step) if main else None
         if main:
-            _forget_after(folder / "metrics.jsonl", first_step)
+            for name in ("metrics.jsonl", "skipped.jsonl"):
+                _forget_after(folder / name, first_step)
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
             often = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file keeps every line
             self._bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=often)

@@ -250,7 +250,7 @@ def _engine(recipe: Recipe, ds_config: Path, ranks: Ranks, plan: Plan, newest: P
     if newest is not None:
         load_weights(model, newest)  # now, because DeepSpeed makes its copies of the weights when it starts
     elif recipe.model.weights is not None:
-        start_from(model, recipe.model.weights, ranks)
+        start_from(model, recipe.model.weights, ranks, recipe.tokenizer_folder)
     torch.manual_seed(key("dropout", recipe.run.seed, ranks.rank))  # the one choice that belongs to a rank
     return Engine(model, recipe.optimizer, recipe.kernels, ds_config, ranks, plan.turns_per_step)
 
