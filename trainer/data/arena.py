@@ -10,7 +10,7 @@ import errno
 import itertools
 import math
 import mmap
-import warnings
+import sys
 import weakref
 from functools import cache
 from typing import Any
@@ -80,10 +80,10 @@ def _reserve(slots: int) -> tuple[mmap.mmap, int]:
             )
         size //= 2
     if size < SLOT:
-        warnings.warn(
+        print(
             f"address space is short (ulimit -v, vm.overcommit_memory): micro-batches of more than {size // 2**20} MiB take the "
             "slow way between loader and training",
-            stacklevel=2,
+            file=sys.stderr,
         )
     return memory, size
 
