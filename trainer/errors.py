@@ -25,7 +25,6 @@ def no_room(error: OSError) -> str | None:
     """Return what to say of a disk that is full; None for another error."""
     if error.errno not in NO_ROOM:
         return None
-    place = (
-        f"{error.filename}: " if error.filename else ""
-    )  # found while writing, when nobody knows the file's name any more
+    # Found while writing, when the system often knows the file's name no more.
+    place = f"{error.filename}: " if error.filename else ""
     return f"{place}{error.strerror}; free some, or write elsewhere"
