@@ -13,14 +13,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from m3p.data.order.plan import balance, split
+from m3p.objectives.objective import Objective
+from m3p.recipe.recipe import load_recipe
+from m3p.training.build_objectives import build_objectives
 from machine import machine
 from rich.console import Console
 from rich.table import Table
-
-from trainer.data.plan import balance, split
-from trainer.objectives.objective import Objective
-from trainer.recipe import load_recipe
-from trainer.training.streams import build_objectives
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
     python benchmarks/generated.py FOLDER [--words 250002 --pairs 1024 --texts 2048 --feature-size 2048]
 
-FOLDER then holds what the paths of trainer/recipes/m3p_base.yaml name under data_shards/. Lengths are those of `mixed.py`.
+FOLDER then holds what the paths of trainer/m3p/recipes/m3p_base.yaml name under data_shards/. Lengths are those of `mixed.py`.
 What the words and features say is random: speed does not depend on it, and nothing can be learnt from it.
 """
 
@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from m3p.data.tokenizer import FILE_NAME
+from m3p.prepare.dictionary import prepare_dictionary
+from m3p.prepare.regions import pack_regions
+from m3p.prepare.shards import ShardWriter
 from mixed import CAPTION, REGIONS, TEXT
 from PIL import Image
 from sentencepiece import sentencepiece_model_pb2
-
-from trainer.data.tokenizer import FILE_NAME
-from trainer.prepare.dictionary import prepare_dictionary
-from trainer.prepare.regions import pack_regions
-from trainer.prepare.shards import ShardWriter
 
 LANGUAGES = ("en", "de", "fr", "cs")
 CLASSES = 1600

@@ -8,7 +8,7 @@
 #   head       time and memory of the word head, 250,002 words
 #   step       a step of the published size in bf16 against transformers, with sdpa and, where installed, flash attention
 #   step-*     the same with other kernels of ours (recipe section `kernels`)
-#   train      trainer/recipes/m3p_base.yaml on this GPU, generated data: MFU, tokens/s, memory (metrics.jsonl)
+#   train      trainer/m3p/recipes/m3p_base.yaml on this GPU, generated data: MFU, tokens/s, memory (metrics.jsonl)
 #   plan       what `m3p plan` foretells of that
 #   train-profile, profile    traces of such a run and of a step alone, and tables of where the time goes
 #   scenes, demo    the quickstart: draws scenes, trains on them and finds them in six languages
@@ -82,7 +82,7 @@ overrides=(run.evaluate=false run.checkpoint_every=100000 "${run[@]}" schedule.w
   "objectives.multilingual_text.sources.0.path=$work/data/text/*"
   objectives.{image_caption,code_switched}.sources.0.path="$work/data/cc3m"
   "objectives.code_switched.switching.dictionary=$work/data/dictionary")
-recipe=(--recipe trainer/recipes/m3p_base.yaml --deepspeed_config ds_configs/zero1.json)
+recipe=(--recipe trainer/m3p/recipes/m3p_base.yaml --deepspeed_config ds_configs/zero1.json)
 
 train() { # train NAME OVERRIDES...
   local name=$1
@@ -97,7 +97,7 @@ train() { # train NAME OVERRIDES...
 part data 60 "$python" benchmarks/generated.py "$work/data" "${data[@]}"
 part tests 100 "$python" -m pytest -q -p no:cacheprovider -m gpu tests/kernels tests/model tests/test_batch.py
 train train
-part plan 30 "$python" -m trainer.cli plan trainer/recipes/m3p_base.yaml ds_configs/zero1.json "${overrides[@]}" --gpus 1 --kind "$kind"
+part plan 30 "$python" -m m3p.cli.main plan trainer/m3p/recipes/m3p_base.yaml ds_configs/zero1.json "${overrides[@]}" --gpus 1 --kind "$kind"
 part train-profile 120 "$python" benchmarks/train_profile.py "$work/results/train-profile" --after "$warmup" --steps 2 \
   "${recipe[@]}" "run.folder=$work/train-profile" "${overrides[@]}"
 step step
@@ -110,8 +110,8 @@ if [ "$device" = cuda ]; then
   step step-triton-norm --ours --kernels layer_norm=triton
   train train-triton-norm kernels.layer_norm=triton
 fi
-part scenes 60 "$python" -m trainer.cli prepare scenes --output "$work/scenes" "${scenes[@]}"
-part demo 100 "$python" trainer/run.py --recipe trainer/recipes/demo.yaml --deepspeed_config ds_configs/zero1.json \
+part scenes 60 "$python" -m m3p.cli.main prepare scenes --output "$work/scenes" "${scenes[@]}"
+part demo 100 "$python" trainer/run.py --recipe trainer/m3p/recipes/demo.yaml --deepspeed_config ds_configs/zero1.json \
   "run.folder=$work/demo" "model.tokenizer=$work/scenes/tokenizer" "${demo[@]}" \
   "objectives.multilingual_text.sources.0.path=$work/scenes/text/*" "evaluation.dev.path=$work/scenes/dev" \
   objectives.{image_caption,code_switched}.sources.0.path="$work/scenes/train" \

@@ -5,10 +5,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+from m3p.prepare.shards import ShardWriter
+from m3p.prepare.tokenizer import prepare_tokenizer
 from PIL import Image
-
-from trainer.prepare.shards import ShardWriter
-from trainer.prepare.tokenizer import prepare_tokenizer
 
 SIZE = 224
 WORDS = 20_000

@@ -4,16 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from m3p.batch import Batch, Packer
+from m3p.data.loader.loader import DataConfig, MicroBatches, load
+from m3p.data.order.plan import MicroBatchPlan, Plan, Stream
+from m3p.data.tokenizer import Tokenizer
+from m3p.objectives.image_caption import ImageCaption, ImageCaptionConfig
+from m3p.objectives.multilingual_text import MultilingualText, MultilingualTextConfig
+from m3p.objectives.objective import Context, Ids, Objective, Part, Read
+from m3p.visual.patches import Patches
 from numpy.typing import NDArray
-
-from trainer.batch import Batch, Packer
-from trainer.data.loader import DataConfig, MicroBatches, load
-from trainer.data.plan import MicroBatchPlan, Plan, Stream
-from trainer.data.tokenizer import Tokenizer
-from trainer.objectives.image_caption import ImageCaption, ImageCaptionConfig
-from trainer.objectives.multilingual_text import MultilingualText, MultilingualTextConfig
-from trainer.objectives.objective import Context, Ids, Objective, Part, Read
-from trainer.visual.patches import Patches
 
 BATCH = 64
 FOR_EVER = 10**9

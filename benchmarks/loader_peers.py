@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 import torch
-
-from trainer.data.tokenizer import Tokenizer
+from m3p.data.tokenizer import Tokenizer
 
 BATCH = 64
 MOST_TOKENS = 128
@@ -100,8 +99,8 @@ class _Random:
     """Samples by number, for grain: our own index and reader, since it reads no tars."""
 
     def __init__(self, task: Task) -> None:
-        from trainer.data.folders import LocalFolder
-        from trainer.data.reader import ShardReader
+        from m3p.data.storage.folders import LocalFolder
+        from m3p.data.storage.reader import ShardReader
 
         folder = LocalFolder(task.folder)
         self._ends = np.cumsum([shard.samples for shard in folder.manifest.shards])

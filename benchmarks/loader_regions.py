@@ -11,14 +11,13 @@ import time
 from pathlib import Path
 
 from generated import generate
+from m3p.data.loader.loader import MicroBatches, load
+from m3p.data.order.plan import MicroBatchPlan
+from m3p.recipe.recipe import Recipe, load_recipe
+from m3p.training.build_objectives import build_objectives
 from machine import machine
 from rich.console import Console
 from rich.table import Table
-
-from trainer.data.loader import MicroBatches, load
-from trainer.data.plan import MicroBatchPlan
-from trainer.recipe import Recipe, load_recipe
-from trainer.training.streams import build_objectives
 
 OBJECTIVES = ("multilingual_text", "image_caption", "code_switched")
 BATCH = 256
@@ -28,7 +27,7 @@ WARM = 12
 
 
 def published(data: Path, workers: int) -> Recipe:
-    """Return trainer/recipes/m3p_base.yaml on generated data."""
+    """Return trainer/m3p/recipes/m3p_base.yaml on generated data."""
     pairs = [f"objectives.{name}.sources.0.path={data}/cc3m" for name in OBJECTIVES[1:]]
     sizes = [f"objectives.{name}.{size}={BATCH}" for name in OBJECTIVES for size in ("batch_size", "micro_batch")]
     overrides = [
@@ -39,7 +38,7 @@ def published(data: Path, workers: int) -> Recipe:
         f"objectives.code_switched.switching.dictionary={data}/dictionary",
         f"data.workers={workers}",
     ]
-    return load_recipe(Path(__file__).parents[1] / "trainer/recipes/m3p_base.yaml", [*overrides, *pairs, *sizes])
+    return load_recipe(Path(__file__).parents[1] / "trainer/m3p/recipes/m3p_base.yaml", [*overrides, *pairs, *sizes])
 
 
 def measure(recipe: Recipe, seconds: float) -> float:

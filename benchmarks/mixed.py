@@ -4,12 +4,11 @@ Lengths are uniform over these ranges, tokens and features are random: speed doe
 """
 
 import numpy as np
-
-from trainer.batch import Batch, Packer, Sequence
-from trainer.objectives.tasks.masked_regions import ask_regions
-from trainer.objectives.tasks.masked_words import ask_words
-from trainer.objectives.tasks.matching import ask_match
-from trainer.visual.regions import RegionTokens
+from m3p.batch import Batch, Packer, Sequence
+from m3p.objectives.tasks.masked_regions import ask_regions
+from m3p.objectives.tasks.masked_words import ask_words
+from m3p.objectives.tasks.matching import ask_match
+from m3p.visual.regions import RegionTokens
 
 TEXT, CAPTION, REGIONS = (8, 128), (5, 40), (36, 100)
 MASKED = 0.15

@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from m3p.batch import Batch
+from m3p.model.encoder import EncoderShape
+from m3p.model.huggingface import write_folder
+from m3p.model.m3p import M3P
 from torch import Tensor, nn
 from transformers import XLMRobertaForMaskedLM
-
-from trainer.batch import Batch
-from trainer.model.encoder import EncoderShape
-from trainer.model.huggingface import write_folder
-from trainer.model.m3p import M3P
 
 
 class Peer(nn.Module):

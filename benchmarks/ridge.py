@@ -18,15 +18,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from m3p.errors import UserError
+from m3p.retrieval.metrics import Pool, Ranks, ranks
+from m3p.retrieval.report import Conditions, Evaluation, compare, print_table
 from machine import machine
 from numpy.typing import NDArray
 from rich.console import Console
 from sentencepiece import SentencePieceProcessor
 from transformers import XLMRobertaModel
-
-from trainer.errors import UserError
-from trainer.retrieval.metrics import Pool, Ranks, ranks
-from trainer.retrieval.report import Conditions, Evaluation, compare, print_table
 
 BOS, PAD, EOS, UNKNOWN = 0, 1, 2, 3  # XLM-R's ids; every other piece is its sentencepiece id + 1
 LONGEST = 512

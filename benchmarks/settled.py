@@ -2,7 +2,7 @@
 
     python benchmarks/settled.py RUN [--skip 20] [--json FILE]
 
-MFU is that of `trainer/model/flops.py`: real lengths, masked words and regions; nothing computed twice is counted.
+MFU is that of `trainer/m3p/model/flops.py`: real lengths, masked words and regions; nothing computed twice is counted.
 """
 
 import argparse

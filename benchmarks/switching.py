@@ -12,10 +12,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from m3p.retrieval.report import Evaluation, compare, differences, print_table
 from machine import machine
 from rich.console import Console
-
-from trainer.retrieval.report import Evaluation, compare, differences, print_table
 
 ROOT = Path(__file__).parents[1]
 VARIANTS = {
@@ -50,7 +49,7 @@ def row(name: str, result: Evaluation) -> dict[str, Any]:
 def main() -> None:
     """Train, evaluate, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--recipe", type=Path, default=ROOT / "trainer" / "recipes" / "demo.yaml")
+    parser.add_argument("--recipe", type=Path, default=ROOT / "trainer" / "m3p" / "recipes" / "demo.yaml")
     parser.add_argument("--deepspeed_config", type=Path, default=ROOT / "ds_configs" / "zero1.json")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("runs/switching"))

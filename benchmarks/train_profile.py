@@ -11,11 +11,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from m3p.training.deepspeed.engine import Engine
 from profiled import activities, write_profile
+from run import main as train
 from torch.profiler import profile, schedule
-
-from trainer.run import main as train
-from trainer.training.engine import Engine
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the batch scripts share; sourced by them. trainer/training/stop.py is the other side of the files named here.
+# What the batch scripts share; sourced by them. trainer/m3p/training/stop.py is the other side of the files named here.
 #
 # Files in the run folder, beside those of the trainer:
 #   status       from the trainer: `done`, or `stopped WHY STEP`; absent after a crash
@@ -44,7 +44,7 @@ train() {
   check_start 2 "RECIPE DS_CONFIG [section.key=value ...]" "$@"
   local recipe=$1 ds_config=$2 before
   shift 2
-  run=$("$M3P_PYTHON" -m trainer.cli show "$recipe" "$@" --field run.folder) || die "the recipe is refused (above)"
+  run=$("$M3P_PYTHON" -m m3p.cli.main show "$recipe" "$@" --field run.folder) || die "the recipe is refused (above)"
   [ -f "$ds_config" ] || die "DS_CONFIG $ds_config does not exist; ds_configs/ has one for each ZeRO stage"
   claim_folder
   before=$(newest_checkpoint)

@@ -4,7 +4,7 @@
 #   sbatch [sbatch options] slurm/finetune.sh RECIPE DS_CONFIG [section.key=value ...]
 #
 # What it starts from is the recipe's model.weights, the run folder of the pre-training; see
-# trainer/recipes/multi30k.yaml. Stopping, starting again, STOP and chains: see pretrain.sh.
+# trainer/m3p/recipes/multi30k.yaml. Stopping, starting again, STOP and chains: see pretrain.sh.
 #SBATCH --job-name=finetune
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8

@@ -2,7 +2,7 @@
 # Pre-train under Slurm, over as many starts as it takes.
 #
 #   sbatch [sbatch options] slurm/pretrain.sh RECIPE DS_CONFIG [section.key=value ...]
-#   sbatch --nodes=4 --time=24:00:00 slurm/pretrain.sh trainer/recipes/m3p_base.yaml ds_configs/zero1.json
+#   sbatch --nodes=4 --time=24:00:00 slurm/pretrain.sh trainer/m3p/recipes/m3p_base.yaml ds_configs/zero1.json
 #
 # Before the time limit, and when preempted, the run saves a checkpoint and queues itself again. After a failure it
 # does so too, until M3P_MAX_FAILS starts in a row have brought no new checkpoint. `touch RUN/STOP` ends it with a checkpoint;

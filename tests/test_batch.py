@@ -3,9 +3,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-from trainer.batch import Batch, Packer, Sequence
-from trainer.visual.regions import RegionTokens
+from m3p.batch import Batch, Packer, Sequence
+from m3p.visual.regions import RegionTokens
 
 WIDTH = 3
 SHAPES = st.lists(st.tuples(st.integers(1, 6), st.none() | st.integers(1, 5)), max_size=6)

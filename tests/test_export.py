@@ -8,23 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from m3p.batch import Packer, Sequence
+from m3p.checkpoints.files import FORMAT_VERSION, State, share_name, write_share, write_state
+from m3p.checkpoints.resumable import vocabulary_hash
+from m3p.data.tokenizer import Tokenizer
+from m3p.errors import UserError
+from m3p.export import export_run, load_exported
+from m3p.model.build import build_model
+from m3p.model.encoder import EncoderShape
+from m3p.model.huggingface import write_folder
+from m3p.model.m3p import M3P
+from m3p.prepare.tokenizer import prepare_tokenizer
+from m3p.recipe.recipe import dump_recipe, parse_recipe
+from m3p.retrieval.evaluate import evaluate_run, load_run
+from m3p.retrieval.search import search
 from transformers import XLMRobertaForMaskedLM, XLMRobertaModel, XLMRobertaTokenizer
 
 from tests.tiny import tiny_recipe
-from trainer.batch import Packer, Sequence
-from trainer.data.tokenizer import Tokenizer
-from trainer.errors import UserError
-from trainer.export import export_run, load_exported
-from trainer.model.build import build_model
-from trainer.model.encoder import EncoderShape
-from trainer.model.huggingface import write_folder
-from trainer.model.m3p import M3P
-from trainer.prepare.tokenizer import prepare_tokenizer
-from trainer.recipe import dump_recipe, parse_recipe
-from trainer.retrieval.evaluate import evaluate_run, load_run
-from trainer.retrieval.search import search
-from trainer.training.checkpoint_files import FORMAT_VERSION, State, share_name, write_share, write_state
-from trainer.training.resumable import vocabulary_hash
 
 
 def write_run(tiny: Path, run: Path, *overrides: str) -> M3P:
@@ -126,7 +126,7 @@ def test_an_export_that_differs_is_not_called_done(tiny: Path, tmp_path: Path, m
     def spoilt(folder: Path, weights: dict[str, torch.Tensor], shape: EncoderShape) -> None:
         write_folder(folder, {**weights, "text.norm.bias": weights["text.norm.bias"] + 0.01}, shape)
 
-    monkeypatch.setattr("trainer.export.write_folder", spoilt)
+    monkeypatch.setattr("m3p.export.write_folder", spoilt)
     with pytest.raises(UserError, match=r"its hidden states differ from the run's by .*; do not use it"):
         export_run(tmp_path / "run", tmp_path / "out")
 

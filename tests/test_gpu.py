@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from m3p.retrieval.evaluate import evaluate_run
 
 from tests.launch import ROOT, launch, metrics
 from tests.test_equality import zero
 from tests.tiny import make_tiny
-from trainer.retrieval.evaluate import evaluate_run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 VISUALS = ("regions", "patches")

@@ -1,4 +1,4 @@
-"""Of trainer/keys.py."""
+"""Of trainer/m3p/keys.py."""
 
 from collections import Counter
 from itertools import chain, islice
@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from trainer.keys import choose, draws, generator, hashes, key, keys_of, mix, pick, uniform
+from m3p.keys import choose, draws, generator, hashes, key, keys_of, mix, pick, uniform
 
 OWNERS = st.lists(st.tuples(*[st.integers(0, 2**64 - 1)] * 4), min_size=1, max_size=20, unique=True)
 

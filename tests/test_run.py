@@ -14,7 +14,7 @@ ENVIRONMENT = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "P
 # Stands in front of run.py: an evaluation that Slurm's warning meets, and that says what status it ran under.
 SIGNALLED = f"""
 import os, runpy, signal, sys
-import trainer.retrieval.evaluate as evaluate
+import m3p.retrieval.evaluate as evaluate
 def evaluate_run(folder):
     os.kill(os.getpid(), signal.SIGUSR1)
     print("evaluated; status is there:", (folder / "status").exists())

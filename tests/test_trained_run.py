@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from m3p.batch import Packer, Sequence
+from m3p.data.tokenizer import Tokenizer
+from m3p.errors import UserError
+from m3p.export import export_run
+from m3p.recipe.recipe import load_recipe
+from m3p.retrieval.evaluate import evaluate_run, load_run
+from m3p.retrieval.pictures import load_pictures
+from m3p.retrieval.scoring import Scorer, shortlist
+from m3p.retrieval.search import search
 
 from tests.launch import ROOT
-from trainer.batch import Packer, Sequence
-from trainer.data.tokenizer import Tokenizer
-from trainer.errors import UserError
-from trainer.export import export_run
-from trainer.recipe import load_recipe
-from trainer.retrieval.evaluate import evaluate_run, load_run
-from trainer.retrieval.pictures import load_pictures
-from trainer.retrieval.scoring import Scorer, shortlist
-from trainer.retrieval.search import search
 
 ENVIRONMENT = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 import yaml
+from m3p.prepare.captions import prepare_captions
+from m3p.prepare.dictionary import prepare_dictionary
+from m3p.prepare.text import prepare_text
+from m3p.prepare.tokenizer import prepare_tokenizer
 from PIL import Image
-
-from trainer.prepare.captions import prepare_captions
-from trainer.prepare.dictionary import prepare_dictionary
-from trainer.prepare.text import prepare_text
-from trainer.prepare.tokenizer import prepare_tokenizer
 
 WORDS = {
     "en": ["dog", "cat", "tree", "house", "river", "bird", "moon", "stone", "bread", "chair"],

@@ -13,38 +13,38 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-# Started as a file, Python would look for modules beside it instead of in the package.
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+# The folder of this file is the source root of the package m3p: first, so that this checkout's own code runs.
+sys.path[0] = str(Path(__file__).resolve().parent)
 # DeepSpeed calls functions that torch has renamed: a warning a call, nothing a user can do.
 warnings.filterwarnings("ignore", category=FutureWarning)
 # A wish to stop that comes while modules are imported and ranks meet waits until `StopSignal` takes it.
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
 
-from trainer.errors import OneRankError, UserError, no_room  # noqa: E402
-from trainer.training import distributed  # noqa: E402
+from m3p import distributed  # noqa: E402
+from m3p.errors import OneRankError, UserError, no_room  # noqa: E402
 
 
 def main(arguments: list[str]) -> None:
     """Parse, meet the other ranks, train, evaluate."""
     options = _parse(arguments)
-    from trainer.recipe import load_recipe
+    from m3p.recipe.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
     evaluates = recipe.run.evaluate and bool(recipe.evaluation)
     if evaluates:
-        from trainer.retrieval.pictures import check_evaluations
+        from m3p.retrieval.pictures import check_evaluations
 
         check_evaluations(recipe)
     ranks = distributed.start(recipe.run.timeout_seconds)
 
-    from trainer.training.stop import write_done
-    from trainer.training.train import train
+    from m3p.training.stop import write_done
+    from m3p.training.train import train
 
     complete = train(recipe, options.deepspeed_config, ranks)
     distributed.finish()
     if complete and ranks.rank == 0:
         if evaluates:
-            from trainer.retrieval.evaluate import evaluate_run
+            from m3p.retrieval.evaluate import evaluate_run
 
             evaluate_run(recipe.run.folder)
         # Not before: a run that is done is never started again, and a lost evaluation would stay lost.
@@ -55,7 +55,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "trainer/run.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--recipe", type=Path, required=True, help="a recipe file; see trainer/recipes/")
+    parser.add_argument("--recipe", type=Path, required=True, help="a recipe file; see trainer/m3p/recipes/")
     parser.add_argument("--deepspeed_config", type=Path, required=True, help="DeepSpeed's settings; see ds_configs/")
     parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher; LOCAL_RANK is used instead")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="recipe fields to change")

@@ -12,11 +12,11 @@ from typing import Any
 
 import psutil
 import torch
+from m3p.checkpoints.checkpoint import newest_whole
+from m3p.checkpoints.files import Reader, read_state
 from torch import Tensor
 
 from tests.launch import ROOT, free_port
-from trainer.training.checkpoint import newest_whole
-from trainer.training.checkpoint_files import Reader, read_state
 
 RUNNER = ROOT / "tests" / "chaos" / "runner.py"
 

@@ -40,7 +40,7 @@ def die() -> None:
 
 def in_share(fault: dict[str, Any]) -> None:
     """Die when half of the rank's share is written."""
-    from trainer.training import checkpoint_files as files
+    from m3p.checkpoints import files
 
     real: Any = vars(files)["save_file"]
 
@@ -55,7 +55,7 @@ def in_share(fault: dict[str, Any]) -> None:
 
 def at_state(fault: dict[str, Any]) -> None:
     """Die when all shares are written, state.json is not."""
-    from trainer.training import checkpoint_files as files
+    from m3p.checkpoints import files
 
     real = files.write_state
 
@@ -99,8 +99,8 @@ def at_prune(fault: dict[str, Any]) -> None:
 
 def poison(fault: dict[str, Any]) -> None:
     """Make the pictures of one micro-batch NaN (`what` = batch), or a gradient while losses are finite (`what` = gradient)."""
-    from trainer.training import engine as module
-    from trainer.training import train
+    from m3p.training import train
+    from m3p.training.deepspeed import engine as module
 
     now = _know_the_step(train)
     real = module.Engine.turn
@@ -127,8 +127,8 @@ def stall(fault: dict[str, Any]) -> None:
     """Sleep for ever in place of one turn."""
     import time
 
-    from trainer.training import engine as module
-    from trainer.training import train
+    from m3p.training import train
+    from m3p.training.deepspeed import engine as module
 
     now = _know_the_step(train)
     real = module.Engine.turn
@@ -143,10 +143,11 @@ def stall(fault: dict[str, Any]) -> None:
 
 def record(fault: dict[str, Any]) -> None:
     """Write what the oracle compares into `folder`: each micro-batch, and the state restored before the first step."""
+    from m3p.checkpoints import checkpoint, files
+    from m3p.training import train
+    from m3p.training.deepspeed import engine as module
+
     from tests.batches import sequences
-    from trainer.training import checkpoint, train
-    from trainer.training import checkpoint_files as files
-    from trainer.training import engine as module
 
     folder, rank = Path(fault["folder"]), int(os.environ["RANK"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -179,9 +180,8 @@ def logits(fault: dict[str, Any]) -> None:
     """When training is done, save the word logits of `tokens` as the run's own engine computes them, on every rank."""
     import numpy as np
     import torch
-
-    from trainer.batch import Packer, Sequence
-    from trainer.training import train
+    from m3p.batch import Packer, Sequence
+    from m3p.training import train
 
     real = train._Loop.run
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from m3p.export import export_run
 
 from tests.chaos.harness import run
 from tests.test_equality import zero
-from trainer.export import export_run
 
 TOKENS = [0, 7, 9, 12, 5, 31, 8, 2]
 

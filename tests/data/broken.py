@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from m3p.data.loader.picture_buffer import Room
+from m3p.data.sample import BadSamples, Sample
+from m3p.data.shards.index_folder import index_folder
+from m3p.data.source import Source, SourceConfig
+from m3p.visual.patches import Patches
+from m3p.visual.regions import Regions
 from PIL import Image
-
-from trainer.data.canvas import Room
-from trainer.data.index_folder import index_folder
-from trainer.data.sample import BadSamples, Sample
-from trainer.data.source import Source, SourceConfig
-from trainer.visual.patches import Patches
-from trainer.visual.regions import Regions
 
 WIDTH, CLASSES = 4, 5
 REGIONS = Regions(kind="regions", feature_size=WIDTH, classes=CLASSES)

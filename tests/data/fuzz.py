@@ -16,13 +16,13 @@ from pathlib import Path
 from types import FrameType
 
 import numpy as np
+from m3p.data.sample import BadSamples
+from m3p.data.shards.index_folder import index_folder
+from m3p.data.shards.manifest import Kind
+from m3p.data.source import Source
+from m3p.errors import UserError
 
 from tests.data.broken import PATCHES, REGIONS, Members, pair, read_many, source, write
-from trainer.data.index_folder import index_folder
-from trainer.data.manifest import Kind
-from trainer.data.sample import BadSamples
-from trainer.data.source import Source
-from trainer.errors import UserError
 
 LANGUAGE: dict[Kind, str | None] = {"captions": None, "text": "en"}
 SECONDS = 10

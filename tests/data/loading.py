@@ -7,11 +7,11 @@ import sys
 import time
 from pathlib import Path
 
-from trainer.data.loader import DataConfig, MicroBatches, load
-from trainer.data.plan import MicroBatchPlan
-from trainer.recipe import load_recipe
-from trainer.training.stop import ignore_in_worker
-from trainer.training.streams import build_objectives
+from m3p.data.loader.loader import DataConfig, MicroBatches, load
+from m3p.data.order.plan import MicroBatchPlan
+from m3p.recipe.recipe import load_recipe
+from m3p.training.build_objectives import build_objectives
+from m3p.training.stop import ignore_in_worker
 
 
 def main(recipe_path: str, ranks: str, rank: str, first: str, last: str, out: str, pause: str = "0") -> None:

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from m3p.data.order.shuffle import Place
+from m3p.data.sample import BadSamples
+from m3p.data.shards.index_folder import index_folder
+from m3p.data.source import Source
+from m3p.data.storage.folders import open_folder
+from m3p.errors import UserError
+from m3p.visual.patches import Patches
+from m3p.visual.regions import Regions
 
 from tests.data.broken import PATCHES, REGIONS, Members, pair, pairs, picture, read_many, regions, source, write
 from tests.data.fuzz import fuzz
 from tests.visual.test_patches import png_header
-from trainer.data.folders import open_folder
-from trainer.data.index_folder import index_folder
-from trainer.data.order import Place
-from trainer.data.sample import BadSamples
-from trainer.data.source import Source
-from trainer.errors import UserError
-from trainer.visual.patches import Patches
-from trainer.visual.regions import Regions
 
 GOOD = pair(3)
 

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from m3p.data.order.mixture import Shares
+from m3p.data.order.plan import MicroBatchPlan, Plan, Stream
+from m3p.data.order.shuffle import Place, SourceOrder
+from m3p.keys import key
+from m3p.objectives.objective import Objective
+from m3p.recipe.recipe import Recipe, load_recipe
+from m3p.training.build_objectives import build_objectives
 
 from tests.batches import sequences
 from tests.launch import ROOT
-from trainer.data.order import Place, SourceOrder
-from trainer.data.plan import MicroBatchPlan, Plan, Stream
-from trainer.data.shares import Shares
-from trainer.keys import key
-from trainer.objectives.objective import Objective
-from trainer.recipe import Recipe, load_recipe
-from trainer.training.streams import build_objectives
 
 Seen = list[tuple[str, int, Place]]
 

@@ -10,16 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from trainer.batch import Picture
-from trainer.data.canvas import Room
-from trainer.data.order import Place
-from trainer.data.sample import BadSamples, Members, Sample
-from trainer.data.source import Source, SourceConfig
-from trainer.errors import BadSample, UserError
-from trainer.keys import key
-from trainer.prepare.shards import ShardWriter
-from trainer.visual.regions import RegionTokens
+from m3p.batch import Picture
+from m3p.data.loader.picture_buffer import Room
+from m3p.data.order.shuffle import Place
+from m3p.data.sample import BadSamples, Members, Sample
+from m3p.data.source import Source, SourceConfig
+from m3p.errors import BadSample, UserError
+from m3p.keys import key
+from m3p.prepare.shards import ShardWriter
+from m3p.visual.regions import RegionTokens
 
 GOOD = {"captions": {"en": ["a dog"], "de": "ein Hund"}}
 

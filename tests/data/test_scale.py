@@ -9,19 +9,19 @@ from pathlib import Path
 
 import psutil
 import pytest
+from m3p.data.shards.index_file import index_bytes
+from m3p.data.shards.index_folder import PROGRESS, index_folder
+from m3p.data.shards.manifest import Manifest
+from m3p.prepare.shards import ShardWriter
 
 from tests.launch import ROOT
-from trainer.data.index_file import index_bytes
-from trainer.data.index_folder import PROGRESS, index_folder
-from trainer.data.manifest import Manifest
-from trainer.prepare.shards import ShardWriter
 
 SHARDS, SAMPLES = 100_000, 10_000
 
 MEASURE = """
 import json, sys, time
 from pathlib import Path
-from trainer.data.source import Source, SourceConfig
+from m3p.data.source import Source, SourceConfig
 began = time.process_time()
 source = Source(Path(sys.argv[1]), SourceConfig(path=sys.argv[1]), (0, "text", 0), 4, None)
 started = time.process_time() - began
@@ -90,7 +90,7 @@ def test_an_interrupted_index_goes_on_where_it_was(tmp_path: Path) -> None:
     program = """
 import os, sys
 from pathlib import Path
-from trainer.data import index_folder as module
+from m3p.data.shards import index_folder as module
 whole, seen = module._each, 0
 def cut(*arguments):
     for number, one in enumerate(whole(*arguments)):

@@ -5,17 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from trainer.data.loader import DataConfig, MicroBatches, load
-from trainer.data.order import Place
-from trainer.data.plan import MicroBatch, MicroBatchPlan
-from trainer.data.sample import BadSamples
-from trainer.data.source import Source, SourceConfig, find_folders
-from trainer.errors import OneRankError, UserError
-from trainer.recipe import load_recipe
-from trainer.training.stop import ignore_in_worker
-from trainer.training.streams import build_objectives
-from trainer.visual.regions import Regions
+from m3p.data.loader.loader import DataConfig, MicroBatches, load
+from m3p.data.order.plan import MicroBatch, MicroBatchPlan
+from m3p.data.order.shuffle import Place
+from m3p.data.sample import BadSamples
+from m3p.data.source import Source, SourceConfig, find_folders
+from m3p.errors import OneRankError, UserError
+from m3p.recipe.recipe import load_recipe
+from m3p.training.build_objectives import build_objectives
+from m3p.training.stop import ignore_in_worker
+from m3p.visual.regions import Regions
 
 REGIONS = Regions(kind="regions", feature_size=6, classes=10)
 

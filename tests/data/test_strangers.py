@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 import webdataset as wds
 import yaml
+from m3p.data.shards.manifest import Manifest
 from PIL import Image
 
 from tests.launch import ROOT, metrics
 from tests.test_trained_run import program
 from tests.tiny import WORDS, tiny_recipe
-from trainer.data.manifest import Manifest
 
 STORED = Path(__file__).parent / "img2dataset" / "00000.tar"
 """What img2dataset 1.47.0 made of seven pictures in PNG, JPEG and WebP; `make_tars` below is how."""
@@ -66,7 +66,7 @@ def write_with_webdataset(folder: Path) -> tuple[Path, Path]:
 
 
 def index(folder: Path, *options: str) -> None:
-    command = [sys.executable, "-m", "trainer.cli", "index", str(folder), *options]
+    command = [sys.executable, "-m", "m3p.cli.main", "index", str(folder), *options]
     subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
 
 

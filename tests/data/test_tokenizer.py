@@ -6,11 +6,11 @@ import pytest
 import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
+from m3p.data import tokenizer as module
+from m3p.data.tokenizer import BOS, EOS, FILE_NAME, UNK, Tokenizer
+from m3p.errors import UserError
 
 from tests.tiny import WORDS
-from trainer.data import tokenizer as module
-from trainer.data.tokenizer import BOS, EOS, FILE_NAME, UNK, Tokenizer
-from trainer.errors import UserError
 
 TEXTS = [
     "dog cat tree",

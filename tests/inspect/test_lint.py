@@ -1,4 +1,4 @@
-"""Of trainer/inspect/lint.py: each thing that can be wrong gives one line, and exit code 1."""
+"""Of trainer/m3p/inspect/lint.py: each thing that can be wrong gives one line, and exit code 1."""
 
 import json
 import shutil
@@ -8,11 +8,11 @@ import fsspec
 import pytest
 import typer
 import yaml
+from m3p.cli.data import lint_command
+from m3p.data.shards.index_folder import index_folder
+from m3p.inspect.lint import lint
 
 from tests.data.broken import pair, write
-from trainer.data.index_folder import index_folder
-from trainer.inspect.cli import lint_command
-from trainer.inspect.lint import lint
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Of trainer/inspect/peek.py and page.py."""
+"""Of trainer/m3p/inspect/peek.py and page.py."""
 
 import base64
 import io
@@ -8,18 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from m3p.batch import Packer, Sequence
+from m3p.data.shards.index_folder import index_folder
+from m3p.errors import UserError
+from m3p.inspect.page import page
+from m3p.inspect.peek import ShownTurn, Word, _changes, _seen, peek
+from m3p.recipe.recipe import load_recipe
+from m3p.training.build_objectives import build_objectives
+from m3p.visual.patches import Patches, PatchTokens
 from PIL import Image
 
 from tests.data.broken import Members, pair, write
 from tests.tiny import make_tiny
-from trainer.batch import Packer, Sequence
-from trainer.data.index_folder import index_folder
-from trainer.errors import UserError
-from trainer.inspect.page import page
-from trainer.inspect.peek import ShownTurn, Word, _changes, _seen, peek
-from trainer.recipe import load_recipe
-from trainer.training.streams import build_objectives
-from trainer.visual.patches import Patches, PatchTokens
 
 
 def shown(recipe_path: Path, step: int = 1, most: int = 50, *overrides: str) -> list[ShownTurn]:
@@ -119,7 +119,7 @@ def test_bad_samples_are_said(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_says_where_the_page_is(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from trainer.inspect.cli import peek_command
+    from m3p.cli.data import peek_command
 
     peek_command(tiny, [], tmp_path / "x.html", 2, 3)
     assert re.match(r"9 samples of 3 turns: see .*x\.html", capsys.readouterr().out)

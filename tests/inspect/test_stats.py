@@ -1,16 +1,16 @@
-"""Of trainer/inspect/stats.py."""
+"""Of trainer/m3p/inspect/stats.py."""
 
 import json
 from pathlib import Path
 
 import pytest
+from m3p.data.shards.index_folder import index_folder
+from m3p.errors import UserError
+from m3p.inspect.stats import SourceStats, stats
+from m3p.recipe.recipe import load_recipe
+from m3p.training.build_objectives import build_objectives
 
 from tests.data.broken import pair, write
-from trainer.data.index_folder import index_folder
-from trainer.errors import UserError
-from trainer.inspect.stats import SourceStats, stats
-from trainer.recipe import load_recipe
-from trainer.training.streams import build_objectives
 
 
 def figures(recipe_path: Path, *overrides: str) -> dict[tuple[str, str], SourceStats]:
@@ -56,7 +56,7 @@ def test_bad_samples_are_counted_by_reason(tiny: Path, tmp_path: Path) -> None:
 def test_the_command_prints_a_table_and_writes_json(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from trainer.inspect.cli import stats_command
+    from m3p.cli.data import stats_command
 
     stats_command(tiny, [], 10, tmp_path / "stats.json")
     printed = capsys.readouterr().out

@@ -4,11 +4,11 @@ from importlib.machinery import ModuleSpec
 
 import pytest
 import torch
+from m3p.errors import UserError
+from m3p.kernels import choice
+from m3p.kernels.choice import CANDIDATES, KernelsConfig, Situation, choose, have_apex
 
 from tests.kernels.triton_run import interpret
-from trainer.errors import UserError
-from trainer.kernels import choice
-from trainer.kernels.choice import CANDIDATES, KernelsConfig, Situation, choose, have_apex
 
 CPU = Situation("cpu", torch.float32)
 GPU = Situation("cuda", torch.bfloat16, stage=1)
@@ -112,8 +112,8 @@ def test_a_module_without_a_spec_counts_as_missing(monkeypatch: pytest.MonkeyPat
 WHOLE = """
 import torch
 from tests.model.test_m3p import SOURCES, backward, build, everything
-from trainer.kernels.choice import Chosen
-from trainer.kernels import cross_entropy_triton
+from m3p.kernels.choice import Chosen
+from m3p.kernels import cross_entropy_triton
 cross_entropy_triton.BLOCK = 32
 outcomes = []
 for kernel in ("torch", "triton"):

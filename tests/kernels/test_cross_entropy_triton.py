@@ -6,8 +6,8 @@ pytest.importorskip("triton")
 
 INTERPRETED = """
 import torch
-from trainer.kernels import cross_entropy_triton as fused
-from trainer.kernels.cross_entropy import loss_and_gradient_reference
+from m3p.kernels import cross_entropy_triton as fused
+from m3p.kernels.cross_entropy import loss_and_gradient_reference
 fused.BLOCK = 16
 for kind, tolerance in ((torch.float32, 2e-6), (torch.float16, 2e-3)):
     for rows, words in ((1, 1), (3, 16), (5, 50)):
@@ -28,7 +28,7 @@ def test_the_kernel_equals_its_reference_in_the_interpreter() -> None:
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("kind", ["bf16", "fp16", "fp32"])
 def test_the_kernel_compiles(capability: int, kind: str) -> None:
-    from trainer.kernels import cross_entropy_triton as fused
+    from m3p.kernels import cross_entropy_triton as fused
 
     signature = {"logits": f"*{kind}", "labels": "*i64", "losses": "*fp32", "vocabulary": "i32", "stride": "i32"}
     assert compile_kernel(

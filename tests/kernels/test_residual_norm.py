@@ -3,16 +3,16 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
+from m3p.kernels import residual_norm as residual_norm_module
+from m3p.kernels.residual_norm import residual_norm
 from torch import Tensor
 
 from tests.kernels.triton_run import CAPABILITIES, compile_kernel, interpret
-from trainer.kernels import residual_norm as residual_norm_module
-from trainer.kernels.residual_norm import residual_norm
 
 INTERPRETED = """
 import torch
-from trainer.kernels import residual_norm_triton as fused
-from trainer.kernels.residual_norm import residual_norm
+from m3p.kernels import residual_norm_triton as fused
+from m3p.kernels.residual_norm import residual_norm
 fused.PROGRAMS = 3
 generator = torch.Generator().manual_seed(0)
 def make(rows, width, kind):
@@ -65,7 +65,7 @@ def test_the_kernel_equals_the_plain_form_in_the_interpreter() -> None:
 @pytest.mark.parametrize("drop", [False, True])
 def test_the_kernels_compile(capability: int, kind: str, drop: bool) -> None:
     pytest.importorskip("triton")
-    from trainer.kernels import residual_norm_triton as fused
+    from m3p.kernels import residual_norm_triton as fused
 
     same, wide, number = f"*{kind}", "*fp32", "i32"
     seeds = "*i64" if drop else wide

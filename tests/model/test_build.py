@@ -4,13 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-
-from trainer.errors import UserError
-from trainer.model.build import build_model
-from trainer.model.config import ModelConfig
-from trainer.model.huggingface import write_folder
-from trainer.model.m3p import HEADS, M3P
-from trainer.visual.regions import Regions
+from m3p.errors import UserError
+from m3p.model.build import build_model
+from m3p.model.config import ModelConfig
+from m3p.model.huggingface import write_folder
+from m3p.model.m3p import HEADS, M3P
+from m3p.visual.regions import Regions
 
 VOCABULARY = 20
 SHAPE = {"layers": 2, "width": 8, "heads": 2, "feed_forward": 12, "positions": 10}

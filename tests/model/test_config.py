@@ -1,10 +1,9 @@
 from typing import Any
 
 import pytest
+from m3p.model.config import ModelConfig
+from m3p.model.encoder import EncoderShape
 from pydantic import ValidationError
-
-from trainer.model.config import ModelConfig
-from trainer.model.encoder import EncoderShape
 
 SHAPE = {"layers": 2, "width": 8, "heads": 2, "feed_forward": 8, "positions": 10}
 

@@ -1,22 +1,22 @@
 import numpy as np
 import pytest
 import torch
+from m3p.batch import Packer, Picture, Sequence
+from m3p.model.build import build_model, network_sizes
+from m3p.model.config import ModelConfig
+from m3p.model.flops import Work, peak_flops
+from m3p.model.m3p import HEADS
+from m3p.objectives.tasks.contrastive import ask_contrast
+from m3p.objectives.tasks.masked_regions import ask_regions
+from m3p.objectives.tasks.masked_words import ask_words
+from m3p.objectives.tasks.matching import ask_match
+from m3p.visual import VisualConfig
+from m3p.visual.patches import Patches, PatchTokens
+from m3p.visual.regions import Regions, RegionTokens
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.model.test_m3p import words
-from trainer.batch import Packer, Picture, Sequence
-from trainer.model.build import build_model, network_sizes
-from trainer.model.config import ModelConfig
-from trainer.model.flops import Work, peak_flops
-from trainer.model.m3p import HEADS
-from trainer.objectives.tasks.contrastive import ask_contrast
-from trainer.objectives.tasks.masked_regions import ask_regions
-from trainer.objectives.tasks.masked_words import ask_words
-from trainer.objectives.tasks.matching import ask_match
-from trainer.visual import VisualConfig
-from trainer.visual.patches import Patches, PatchTokens
-from trainer.visual.regions import Regions, RegionTokens
 
 SHAPE = {"layers": 3, "width": 192, "heads": 3, "feed_forward": 700, "positions": 130}
 SOURCES: list[VisualConfig] = [

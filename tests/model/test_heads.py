@@ -4,10 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from m3p.model.attention import Layout
+from m3p.model.heads import ContrastiveHead, MatchingHead, RegionHead, WordHead, mean_of_sequences
 from torch import nn
-
-from trainer.model.attention import Layout
-from trainer.model.heads import ContrastiveHead, MatchingHead, RegionHead, WordHead, mean_of_sequences
 
 WIDTH = 6
 

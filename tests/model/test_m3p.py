@@ -3,18 +3,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from trainer.batch import Batch, Packer, Picture, Sequence
-from trainer.model.build import build_model
-from trainer.model.config import ModelConfig
-from trainer.model.m3p import HEADS, M3P, Outputs
-from trainer.objectives.tasks.contrastive import ask_contrast
-from trainer.objectives.tasks.masked_regions import ask_regions
-from trainer.objectives.tasks.masked_words import ask_words
-from trainer.objectives.tasks.matching import ask_match
-from trainer.visual import VisualConfig
-from trainer.visual.patches import Patches, PatchTokens
-from trainer.visual.regions import Regions, RegionTokens
+from m3p.batch import Batch, Packer, Picture, Sequence
+from m3p.model.build import build_model
+from m3p.model.config import ModelConfig
+from m3p.model.m3p import HEADS, M3P, Outputs
+from m3p.objectives.tasks.contrastive import ask_contrast
+from m3p.objectives.tasks.masked_regions import ask_regions
+from m3p.objectives.tasks.masked_words import ask_words
+from m3p.objectives.tasks.matching import ask_match
+from m3p.visual import VisualConfig
+from m3p.visual.patches import Patches, PatchTokens
+from m3p.visual.regions import Regions, RegionTokens
 
 SHAPE = {"layers": 2, "width": 8, "heads": 2, "feed_forward": 12, "positions": 20}
 SOURCES: dict[str, VisualConfig] = {

@@ -1,12 +1,11 @@
-"""Of trainer/objectives/code_switched.py: captions are switched in the language of the word lists alone."""
+"""Of trainer/m3p/objectives/code_switched.py: captions are switched in the language of the word lists alone."""
 
 from pathlib import Path
 
 import pytest
-
-from trainer.errors import UserError
-from trainer.recipe import load_recipe
-from trainer.training.streams import build_objectives
+from m3p.errors import UserError
+from m3p.recipe.recipe import load_recipe
+from m3p.training.build_objectives import build_objectives
 
 
 @pytest.mark.parametrize("languages", ["[de, en]", "[de]", "null"])

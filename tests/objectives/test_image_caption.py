@@ -9,14 +9,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from trainer.batch import Batch
-from trainer.data.plan import split
-from trainer.data.sample import BadSamples
-from trainer.objectives.image_caption import ImageCaption
-from trainer.objectives.objective import Objective
-from trainer.recipe import load_recipe
-from trainer.training.streams import build_objectives
+from m3p.batch import Batch
+from m3p.data.order.plan import split
+from m3p.data.sample import BadSamples
+from m3p.objectives.image_caption import ImageCaption
+from m3p.objectives.objective import Objective
+from m3p.recipe.recipe import load_recipe
+from m3p.training.build_objectives import build_objectives
 
 TURN = range(7, 14)
 

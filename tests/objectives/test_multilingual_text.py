@@ -2,16 +2,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from m3p.data.order.plan import MicroBatch, Turn
+from m3p.data.sample import BadSamples
+from m3p.data.storage.reader import ShardReader
+from m3p.objectives.multilingual_text import MultilingualText
+from m3p.prepare.shards import ShardWriter
+from m3p.recipe.recipe import load_recipe
+from m3p.training.build_objectives import build_objectives
 
 from tests.batches import sequences
 from tests.tiny import WORDS
-from trainer.data.plan import MicroBatch, Turn
-from trainer.data.reader import ShardReader
-from trainer.data.sample import BadSamples
-from trainer.objectives.multilingual_text import MultilingualText
-from trainer.prepare.shards import ShardWriter
-from trainer.recipe import load_recipe
-from trainer.training.streams import build_objectives
 
 
 @pytest.fixture

@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from m3p.batch import Batch
+from m3p.data.sample import BadSamples, Sample
+from m3p.data.tokenizer import Tokenizer
+from m3p.objectives import OBJECTIVES
+from m3p.objectives.image_caption import ImageCaption
+from m3p.objectives.objective import Context
+from m3p.prepare.shards import ShardWriter
+from m3p.recipe.recipe import Recipe
+from m3p.visual.regions import Regions
 
 from tests.tiny import CLASSES, FEATURE_SIZE
 from tests.visual.test_regions import packed
-from trainer.batch import Batch
-from trainer.data.sample import BadSamples, Sample
-from trainer.data.tokenizer import Tokenizer
-from trainer.objectives import OBJECTIVES
-from trainer.objectives.image_caption import ImageCaption
-from trainer.objectives.objective import Context
-from trainer.prepare.shards import ShardWriter
-from trainer.recipe import Recipe
-from trainer.visual.regions import Regions
 
 TASKS = ("masked_words", "masked_regions", "matching", "contrastive")
 

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from m3p.data.shards.index import members
+from m3p.errors import UserError
+from m3p.prepare.captions import caption_mistakes, prepare_captions
 from PIL import Image
-
-from trainer.data.index import members
-from trainer.errors import UserError
-from trainer.prepare.captions import caption_mistakes, prepare_captions
 
 Record = dict[str, Any]
 

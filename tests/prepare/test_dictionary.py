@@ -4,9 +4,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from trainer.errors import UserError
-from trainer.prepare.dictionary import MAX_WORDS, clean, prepare_dictionary, read_pairs, tidy
+from m3p.errors import UserError
+from m3p.prepare.dictionary import MAX_WORDS, clean, prepare_dictionary, read_pairs, tidy
 
 WORDS = st.text(st.sampled_from("aAbBé 1.-"), max_size=8)
 

@@ -3,8 +3,7 @@ from pathlib import Path
 
 import pytest
 import webdataset
-
-from trainer.prepare.shards import ShardWriter
+from m3p.prepare.shards import ShardWriter
 
 
 def write(folder: Path, count: int, per_shard: int) -> ShardWriter:

@@ -1,9 +1,8 @@
 from pathlib import Path
 
 import pytest
-
-from trainer.errors import UserError
-from trainer.prepare.staging import staged_folder
+from m3p.errors import UserError
+from m3p.prepare.staging import staged_folder
 
 
 def write(output: Path, content: str, overwrite: bool = False) -> None:

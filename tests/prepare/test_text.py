@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from trainer.data.index import members
-from trainer.errors import UserError
-from trainer.prepare.text import passages, prepare_text
+from m3p.data.shards.index import members
+from m3p.errors import UserError
+from m3p.prepare.text import passages, prepare_text
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])).map(lambda t: " ".join(t.split())), st.integers(20, 60))

@@ -1,12 +1,11 @@
-"""Of trainer/prepare/tokenizer.py; named apart from tests/data/test_tokenizer.py."""
+"""Of trainer/m3p/prepare/tokenizer.py; named apart from tests/data/test_tokenizer.py."""
 
 from pathlib import Path
 
 import pytest
 import sentencepiece
-
-from trainer.errors import UserError
-from trainer.prepare.tokenizer import FILE_NAME, Algorithm, prepare_tokenizer
+from m3p.errors import UserError
+from m3p.prepare.tokenizer import FILE_NAME, Algorithm, prepare_tokenizer
 
 LINES = ["ein roter Kreis", "ein roter Stern", "赤い円がある", "赤い星がある", "赤い円", "ein Stern", "赤い星"]
 

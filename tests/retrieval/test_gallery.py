@@ -5,10 +5,9 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from m3p.retrieval import gallery
+from m3p.retrieval.gallery import Finding, contact_sheet, html_page
 from PIL import Image, features
-
-from trainer.retrieval import gallery
-from trainer.retrieval.gallery import Finding, contact_sheet, html_page
 
 
 def picture(colour: str, kind: str = "PNG", size: tuple[int, int] = (40, 20)) -> bytes:

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from m3p.keys import generator
+from m3p.retrieval import intervals
+from m3p.retrieval.intervals import GroupedRanks, difference_interval, mean_recall_interval
+from m3p.retrieval.metrics import Ranks, recalls
 from numpy.typing import NDArray
-
-from trainer.keys import generator
-from trainer.retrieval import intervals
-from trainer.retrieval.intervals import GroupedRanks, difference_interval, mean_recall_interval
-from trainer.retrieval.metrics import Ranks, recalls
 
 
 def grouped(text_to_image: NDArray[np.int64], image_to_text: NDArray[np.int64]) -> GroupedRanks:

@@ -2,12 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from m3p.errors import UserError
+from m3p.keys import generator
+from m3p.retrieval import metrics
+from m3p.retrieval.metrics import Caption, Pool, Ranks, chance, query_ranks, ranks, recalls
 from numpy.typing import NDArray
-
-from trainer.errors import UserError
-from trainer.keys import generator
-from trainer.retrieval import metrics
-from trainer.retrieval.metrics import Caption, Pool, Ranks, chance, query_ranks, ranks, recalls
 
 
 def one_owner(owners: list[int], images: int) -> NDArray[np.bool_]:

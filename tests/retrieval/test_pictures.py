@@ -1,4 +1,4 @@
-"""Of trainer/retrieval/pictures.py: the gallery holds every picture once, under a name of its own."""
+"""Of trainer/m3p/retrieval/pictures.py: the gallery holds every picture once, under a name of its own."""
 
 import json
 from pathlib import Path
@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from m3p.data.shards.index_folder import index_folder
+from m3p.errors import UserError
+from m3p.recipe.evaluation import EvaluationConfig
+from m3p.recipe.recipe import Recipe, load_recipe
+from m3p.retrieval.pictures import Pictures, check_evaluations, load_pictures, picture_bytes
 
 from tests.data.broken import REGIONS, pair, picture, write
-from trainer.data.index_folder import index_folder
-from trainer.errors import UserError
-from trainer.recipe import Recipe, load_recipe
-from trainer.retrieval.config import EvaluationConfig
-from trainer.retrieval.pictures import Pictures, check_evaluations, load_pictures, picture_bytes
 
 
 @pytest.fixture

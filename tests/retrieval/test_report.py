@@ -5,13 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
-from rich.console import Console
-
-from trainer.errors import UserError
-from trainer.keys import generator
-from trainer.retrieval.metrics import Pool, Ranks, chance, ranks, recalls
-from trainer.retrieval.report import (
+from m3p.errors import UserError
+from m3p.keys import generator
+from m3p.retrieval.metrics import Pool, Ranks, chance, ranks, recalls
+from m3p.retrieval.report import (
     Conditions,
     Evaluation,
     Shortlist,
@@ -20,6 +17,8 @@ from trainer.retrieval.report import (
     print_table,
     write_tensorboard,
 )
+from pydantic import ValidationError
+from rich.console import Console
 
 WORDS = ["dog", "cat [1,\n 2]", "dog"] + [f"thing {number}" for number in range(37)]
 RECORDS: list[dict[str, Any]] = [

@@ -5,16 +5,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-from trainer.batch import Batch, Picture
-from trainer.data.sample import BadSamples
-from trainer.data.tokenizer import Tokenizer
-from trainer.model.build import build_model
-from trainer.model.m3p import M3P
-from trainer.objectives.image_caption import ImageCaption
-from trainer.objectives.objective import Context
-from trainer.recipe import Recipe
-from trainer.retrieval.scoring import Scorer, shortlist
+from m3p.batch import Batch, Picture
+from m3p.data.sample import BadSamples
+from m3p.data.tokenizer import Tokenizer
+from m3p.model.build import build_model
+from m3p.model.m3p import M3P
+from m3p.objectives.image_caption import ImageCaption
+from m3p.objectives.objective import Context
+from m3p.recipe.recipe import Recipe
+from m3p.retrieval.scoring import Scorer, shortlist
 
 TURN = range(9)
 

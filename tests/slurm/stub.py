@@ -1,7 +1,7 @@
 """Stands in for the interpreter and trainer that slurm/pretrain.sh starts: the same contract, no torch, no model.
 
-It answers `-m trainer.cli show RECIPE ... --field run.folder` (the recipe being a file with that folder's name in it),
-`-u .../trainer/run.py --recipe ...`, and `-m trainer.cli evaluate ...`, which only prints its arguments. Settings:
+It answers `-m m3p.cli.main show RECIPE ... --field run.folder` (the recipe being a file with that folder's name in it),
+`-u .../trainer/run.py --recipe ...`, and `-m m3p.cli.main evaluate ...`, which only prints its arguments. Settings:
 stub.steps; stub.signal_at, a step of its first start where it signals itself; and for failures: rank stub.fail_rank
 dies at step stub.fail_at of each of its first stub.fail_starts starts.
 """
@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trainer.training import distributed
-from trainer.training.stop import Incarnation, StopSignal, ignore_in_worker, write_done, write_stopped
+from m3p import distributed
+from m3p.training.stop import Incarnation, StopSignal, ignore_in_worker, write_done, write_stopped
 
 STEP_SECONDS = 0.1
 CHECKPOINT_EVERY = 5
@@ -46,7 +46,7 @@ class Files:
         return [max(column) for column in zip(*self.gather(values), strict=True)]
 
     def replace_collectives(self) -> None:
-        """Make trainer.training.distributed talk over these files."""
+        """Make m3p.distributed talk over these files."""
         distributed.is_main = lambda: self.rank == 0
         distributed.broadcast_object = lambda value: self.gather(value)[0]
         distributed.all_reduce_max = self.largest
@@ -105,10 +105,10 @@ def main() -> None:
     """Be whatever the arguments ask for."""
     arguments = sys.argv[1:]
     settings = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    if arguments[:3] == ["-m", "trainer.cli", "show"]:
+    if arguments[:3] == ["-m", "m3p.cli.main", "show"]:
         assert arguments[-2:] == ["--field", "run.folder"]
         print(folder_of(arguments[3], settings))
-    elif arguments[:3] == ["-m", "trainer.cli", "evaluate"]:
+    elif arguments[:3] == ["-m", "m3p.cli.main", "evaluate"]:
         print(*arguments[3:])
     else:
         assert arguments[0] == "-u"

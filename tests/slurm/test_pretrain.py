@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from m3p.distributed import Place, find
 
 from tests.slurm.cluster import REPOSITORY, Cluster
-from trainer.training.distributed import Place, find
 
 pytestmark = pytest.mark.slurm
 

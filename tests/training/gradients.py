@@ -4,10 +4,9 @@ import runpy
 import sys
 from pathlib import Path
 
+from m3p import distributed
+from m3p.training.deepspeed.engine import Engine
 from safetensors.torch import save_file
-
-from trainer.training import distributed
-from trainer.training.engine import Engine
 
 take_step = Engine.step
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from m3p.checkpoints.checkpoint import newest_whole
+from m3p.errors import UserError
+from m3p.optim.optimizer import OptimizerConfig
+from m3p.training.deepspeed import config as deepspeed_config
+from m3p.training.deepspeed.config import read_deepspeed_config, resolve
 
 from tests.chaos.harness import assert_equal, run, tensors
 from tests.launch import ROOT, metrics
-from trainer.errors import UserError
-from trainer.training import deepspeed_config
-from trainer.training.checkpoint import newest_whole
-from trainer.training.deepspeed_config import read_deepspeed_config, resolve
-from trainer.training.optimizer import OptimizerConfig
 
 FILES = sorted((ROOT / "ds_configs").glob("*.json"))
 REFUSED = {"zero2_fp16": "fp16.enabled: DeepSpeed has no fp16 on a CPU", "zero3_nvme": "DeepSpeed's aio"}

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from trainer.errors import UserError
-from trainer.training import distributed
-from trainer.training.stop import (
+from m3p import distributed
+from m3p.errors import UserError
+from m3p.training.stop import (
     GRACEFUL,
     Incarnation,
     StopSignal,
@@ -87,7 +86,7 @@ def test_a_worker_survives_the_signals_of_the_step(tmp_path: Path) -> None:
     program = f"""
 import os, signal
 from pathlib import Path
-from trainer.training.stop import GRACEFUL, StopSignal, ignore_in_worker
+from m3p.training.stop import GRACEFUL, StopSignal, ignore_in_worker
 stop = StopSignal(Path({str(tmp_path)!r}))
 if (child := os.fork()) == 0:
     ignore_in_worker(0)

@@ -1,4 +1,4 @@
-from trainer.training.train import shown
+from m3p.training.train import shown
 
 
 def test_a_task_that_met_no_term_has_no_loss() -> None:

@@ -9,14 +9,13 @@ import simplejpeg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from m3p.errors import BadSample
+from m3p.keys import draws
+from m3p.visual.patches import MID_GREY, PatchEmbedder, Patches, PatchTokens, decode
+from m3p.visual.pixels import scaled
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
-
-from trainer.errors import BadSample
-from trainer.keys import draws
-from trainer.visual.patches import MID_GREY, PatchEmbedder, Patches, PatchTokens, decode
-from trainer.visual.pixels import scaled
 
 NOTHING = torch.zeros(0, 4)
 FORMATS = ("jpg", "png", "webp")

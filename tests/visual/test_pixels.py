@@ -1,6 +1,5 @@
 import torch
-
-from trainer.visual.pixels import scaled
+from m3p.visual.pixels import scaled
 
 
 def test_pixels_lie_between_minus_one_and_one_and_the_given_are_not_touched() -> None:

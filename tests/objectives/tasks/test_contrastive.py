@@ -2,8 +2,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-
-from trainer.objectives.tasks.contrastive import Contrastive, turn_targets
+from m3p.objectives.tasks.contrastive import Contrastive, turn_targets
 
 
 def literal(text: torch.Tensor, image: torch.Tensor, right: list[list[bool]]) -> float:

@@ -3,14 +3,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from m3p.batch import Packer, Sequence
+from m3p.keys import keys_of
+from m3p.objectives.tasks.masked_regions import MaskedRegions, ask_regions, mask_regions
+from m3p.objectives.tasks.matching import Matching
+from m3p.visual.pixels import scaled
+from m3p.visual.regions import RegionTokens
 from numpy.typing import NDArray
-
-from trainer.batch import Packer, Sequence
-from trainer.keys import keys_of
-from trainer.objectives.tasks.masked_regions import MaskedRegions, ask_regions, mask_regions
-from trainer.objectives.tasks.matching import Matching
-from trainer.visual.pixels import scaled
-from trainer.visual.regions import RegionTokens
 
 
 def picture(regions: int, classes: list[int] | None = None) -> RegionTokens:

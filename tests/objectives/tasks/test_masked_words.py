@@ -2,10 +2,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from trainer.data.tokenizer import BOS, EOS, Tokenizer
-from trainer.keys import keys_of
-from trainer.objectives.tasks.masked_words import mask_words
+from m3p.data.tokenizer import BOS, EOS, Tokenizer
+from m3p.keys import keys_of
+from m3p.objectives.tasks.masked_words import mask_words
 
 
 def sentence(pieces: int, tokenizer: Tokenizer, piece: int | None = None) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
+from m3p.data.shards.index import members
+from m3p.data.shards.manifest import Manifest, check_shards
+from m3p.errors import UserError
+from m3p.prepare.scenes.build import LANGUAGES, SENTENCES, VOCABULARY, prepare_scenes
+from m3p.prepare.scenes.scene import sample_scenes
 from PIL import Image
-
-from trainer.data.index import members
-from trainer.data.manifest import Manifest, check_shards
-from trainer.errors import UserError
-from trainer.prepare.scenes.build import LANGUAGES, SENTENCES, VOCABULARY, prepare_scenes
-from trainer.prepare.scenes.scene import sample_scenes
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,10 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from m3p.keys import generator
+from m3p.prepare.scenes.drawing import RGB, draw_scene
+from m3p.prepare.scenes.scene import COLOURS, RELATIONS, SHAPES, Colour, Relation, Scene, Shape, Size, Thing
 from numpy.typing import NDArray
-
-from trainer.keys import generator
-from trainer.prepare.scenes.drawing import RGB, draw_scene
-from trainer.prepare.scenes.scene import COLOURS, RELATIONS, SHAPES, Colour, Relation, Scene, Shape, Size, Thing
 
 
 def draw(scene: Scene, variant: int = 0) -> NDArray[np.float64]:

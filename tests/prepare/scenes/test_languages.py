@@ -5,10 +5,9 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from trainer.prepare.scenes.build import LANGUAGES, SENTENCES, monolingual
-from trainer.prepare.scenes.language import Language
-from trainer.prepare.scenes.scene import RELATIONS, THINGS, Relation, Scene, Thing
+from m3p.prepare.scenes.build import LANGUAGES, SENTENCES, monolingual
+from m3p.prepare.scenes.language import Language
+from m3p.prepare.scenes.scene import RELATIONS, THINGS, Relation, Scene, Thing
 
 BY_CODE = {language.code: language for language in LANGUAGES}
 SCENES = st.builds(Scene, st.sampled_from(THINGS), st.sampled_from(THINGS), st.sampled_from(RELATIONS))

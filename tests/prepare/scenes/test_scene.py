@@ -1,9 +1,8 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from trainer.errors import UserError
-from trainer.prepare.scenes.scene import MIRROR, RELATIONS, THINGS, Scene, sample_scenes
+from m3p.errors import UserError
+from m3p.prepare.scenes.scene import MIRROR, RELATIONS, THINGS, Scene, sample_scenes
 
 SCENES = st.builds(Scene, st.sampled_from(THINGS), st.sampled_from(THINGS), st.sampled_from(RELATIONS))
 

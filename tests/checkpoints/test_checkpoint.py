@@ -1,0 +1,258 @@
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from m3p.checkpoints import files
+from m3p.checkpoints.checkpoint import Checkpoints, load_weights, newest_whole, read_weights, restore
+from m3p.checkpoints.files import FORMAT_VERSION, STATE_FILE, Reader, State, read_state
+from m3p.distributed import Ranks
+from m3p.errors import UserError
+from m3p.training.deepspeed.fragments import make_moments, updates
+
+RANKS = Ranks(0, 0, 1, torch.device("cpu"), "python")
+
+
+class FakeEngine:
+    """A network of five numbers under plain AdamW: what ZeRO 0 in float32 is to a checkpoint."""
+
+    def __init__(self) -> None:
+        module = torch.nn.Linear(4, 1)
+        optimizer = torch.optim.AdamW(module.parameters(), fused=True)
+        self.deepspeed = SimpleNamespace(module=module, optimizer=optimizer, basic_optimizer=optimizer)
+        make_moments(self.deepspeed)
+
+    def train(self, steps: int = 1) -> None:
+        for _ in range(steps):
+            self.deepspeed.module(torch.arange(4.0)).square().sum().backward()
+            self.deepspeed.optimizer.step()
+            self.deepspeed.optimizer.zero_grad()
+
+    def everything(self) -> list[torch.Tensor]:
+        states = self.deepspeed.optimizer.state.values()
+        return [p.detach() for p in self.deepspeed.module.parameters()] + [t for s in states for t in s.values()]
+
+    def set_loss_scale(self, values: dict[str, float]) -> None:
+        assert values == {}
+
+
+@pytest.fixture
+def engine(alone: None) -> FakeEngine:
+    return FakeEngine()
+
+
+def make(run: Path, keep: int = 2, owner: str = "us") -> Checkpoints:
+    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    return Checkpoints(run, owner, keep, None, RANKS)
+
+
+def state(step: int, engine: Any) -> State:
+    recipe = {"run": {"seed": 0}}
+    count = updates(engine.deepspeed)
+    return State(
+        format_version=FORMAT_VERSION, step=step, updates=count, ranks=1, order_version=1, recipe=recipe, data={}
+    )
+
+
+def save(checkpoints: Checkpoints, engine: Any, step: int) -> None:
+    checkpoints.save(engine, state(step, engine))
+    checkpoints.finish()
+
+
+def load(path: Path) -> FakeEngine:
+    engine: Any = FakeEngine()
+    load_weights(engine.deepspeed.module, path)
+    restore(path, read_state(path), engine, RANKS)
+    return engine
+
+
+def names(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def test_what_is_saved_comes_back_and_goes_on_alike(engine: FakeEngine, tmp_path: Path) -> None:
+    checkpoints = make(tmp_path)
+    assert newest_whole(tmp_path) == (None, [])
+    engine.train(3)
+    torch.manual_seed(3)
+    save(checkpoints, engine, 5)
+    expected = torch.rand(4)
+    found, problems = newest_whole(tmp_path)
+    assert found is not None
+    assert (found.name, problems) == ("step-00000005", [])
+    assert read_state(found).updates == 3
+    torch.manual_seed(99)
+    again = load(found)
+    assert torch.equal(torch.rand(4), expected), "dropout goes on where it was"
+    for one in (engine, again):
+        one.train(2)
+    assert all(torch.equal(a, b) for a, b in zip(engine.everything(), again.everything(), strict=True))
+
+
+def test_training_goes_on_while_a_copy_is_written(engine: FakeEngine, tmp_path: Path) -> None:
+    checkpoints = make(tmp_path)
+    engine.train()
+    before = [tensor.clone() for tensor in engine.everything()]
+    checkpoints.save(engine, state(1, engine))  # type: ignore[arg-type]
+    engine.train(20)
+    checkpoints.finish()
+    found, _ = newest_whole(tmp_path)
+    assert found is not None
+    assert all(torch.equal(a, b) for a, b in zip(load(found).everything(), before, strict=True))
+
+
+def test_only_the_newest_are_kept(engine: FakeEngine, tmp_path: Path) -> None:
+    checkpoints = make(tmp_path)
+    for step in (5, 10, 15):
+        save(checkpoints, engine, step)
+    assert names(tmp_path) == ["latest", "step-00000010", "step-00000015"]
+
+
+class Kill(BaseException):
+    """Stands for the end of the process: nothing that catches errors catches it."""
+
+
+def killed_at(monkeypatch: pytest.MonkeyPatch, moment: int) -> Callable[[], int]:
+    """Let the process die before its `moment`-th change of the disk; the answer says how many there were."""
+    count = itertools.count()
+    seen = [0]
+
+    def deadly(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            seen[0] = next(count) + 1
+            if seen[0] >= moment:
+                raise Kill
+            return function(*args, **kwargs)
+
+        return call
+
+    for owner, name in (
+        (os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "mkdir"), (os, "fsync"), (files, "save_file"), (json, "dump"),
+    ):  # fmt: skip
+        monkeypatch.setattr(owner, name, deadly(getattr(owner, name)))
+    return lambda: seen[0]
+
+
+def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(engine: FakeEngine, tmp_path: Path) -> None:
+    """Old or new, its weights and its state are of one step; and the next save works and cleans up."""
+    for moment in itertools.count(1):
+        run = tmp_path / str(moment)
+        checkpoints = make(run, keep=1)
+        save(checkpoints, engine, 5)
+        engine.train()
+        with pytest.MonkeyPatch.context() as patch:
+            changes = killed_at(patch, moment)
+            try:
+                save(checkpoints, engine, 10)
+            except Kill:
+                pass
+            else:
+                assert changes() < moment
+                break
+        found, _ = newest_whole(run)
+        assert found is not None, moment
+        assert read_state(found).step in (5, 10)
+        assert updates(load(found).deepspeed) == read_state(found).updates
+        for step in (10, 15):
+            save(make(run, keep=1), engine, step)
+        assert names(run) == ["latest", "step-00000015"], moment
+    assert moment > 12, "the save was really interrupted"
+
+
+def test_partial_folders_are_not_checkpoints_and_are_cleared_away(engine: FakeEngine, tmp_path: Path) -> None:
+    save(make(tmp_path), engine, 5)
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "step-00000005", folder / ".step-00000020.them.partial")
+    shutil.copytree(folder / "step-00000005", folder / "step-00000010")
+    (folder / "step-00000010" / STATE_FILE).unlink()
+    found, problems = newest_whole(tmp_path)
+    assert found == folder / "step-00000005"
+    assert len(problems) == 1
+    make(tmp_path)
+    assert ".step-00000020.them.partial" not in names(tmp_path)
+
+
+def test_two_starts_never_write_into_one_folder(engine: FakeEngine, tmp_path: Path) -> None:
+    ours, theirs = make(tmp_path, owner="us"), make(tmp_path, owner="them")
+    for checkpoints in (ours, theirs):
+        checkpoints.save(engine, state(5, engine))  # type: ignore[arg-type]
+    for checkpoints in (ours, theirs):
+        checkpoints.finish()
+    assert newest_whole(tmp_path)[1] == []
+    assert names(tmp_path) == ["latest", "step-00000005"]
+
+
+def test_a_write_that_fails_is_said_and_leaves_the_earlier_one(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = make(tmp_path)
+    save(checkpoints, engine, 5)
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "save_file", full)
+    checkpoints.save(engine, state(10, engine))  # type: ignore[arg-type]
+    with pytest.raises(
+        UserError, match=r"step-00000010 could not be written: .*No space left.*earlier checkpoints are kept"
+    ):
+        checkpoints.finish()
+    assert names(tmp_path) == ["latest", "step-00000005"]
+
+
+def test_space_is_looked_at_before(engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match=r"takes 1,048,636 bytes and 1,000 are free, so none was written"):
+        save(make(tmp_path), engine, 5)
+    assert names(tmp_path) == []
+
+
+def test_another_network_is_refused(engine: FakeEngine, tmp_path: Path) -> None:
+    save(make(tmp_path), engine, 5)
+    found, _ = newest_whole(tmp_path)
+    assert found is not None
+    with pytest.raises(UserError, match="another network than the recipe describes; they differ in bias, weight"):
+        load_weights(torch.nn.Linear(5, 2), found)
+
+
+def test_shares_of_other_ranks_make_one_whole(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).view(3, 4)
+    for rank, (first, last) in enumerate([(0, 5), (5, 5), (5, 12)]):
+        part = {"weight/w": whole.view(-1)[first:last].clone()} if last > first else {}
+        files.write_share(tmp_path / files.share_name(rank), part, {"w": (first, (3, 4))} if part else {})
+    assert torch.equal(read_weights(tmp_path)["w"], whole)
+    with Reader(tmp_path) as reader:
+        for first, last in itertools.combinations(range(13), 2):
+            assert torch.equal(reader.part("weight", "w", range(first, last)), whole.view(-1)[first:last])
+    (tmp_path / files.share_name(2)).unlink()
+    with pytest.raises(UserError, match="weight of w is not complete"):
+        read_weights(tmp_path)
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    (tmp_path / STATE_FILE).write_text(json.dumps({"format_version": 99}))
+    with pytest.raises(UserError, match=f"format 99, but this program reads {FORMAT_VERSION}"):
+        read_state(tmp_path)
+
+
+def test_a_copy_beside_the_checkpoints_is_none(engine: FakeEngine, tmp_path: Path) -> None:
+    checkpoints = make(tmp_path, keep=1)
+    save(checkpoints, engine, 1)
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "step-00000001", folder / "step-00000001.bak")
+    assert newest_whole(tmp_path) == (folder / "step-00000001", [])
+    save(checkpoints, engine, 2)
+    assert names(tmp_path) == ["latest", "step-00000001.bak", "step-00000002"]
+
+
+def test_the_newest_are_those_of_the_highest_steps(tmp_path: Path) -> None:
+    for step in (99_999_998, 99_999_999, 100_000_000):  # as texts, the last comes first
+        (tmp_path / f"step-{step:08d}").mkdir()
+    files.prune(tmp_path, 100_000_000, keep=2, keep_every=None)
+    assert [path.name for path in files.checkpoints_in(tmp_path)] == ["step-99999999", "step-100000000"]

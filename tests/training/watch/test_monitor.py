@@ -1,0 +1,62 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from m3p.batch import Batch, Packer
+from m3p.errors import UserError
+from m3p.training.watch.monitor import SETTLED, Monitor
+
+
+def batch(samples: int, bad: list[str]) -> Batch:
+    made = Packer(1).finish(samples)
+    made.bad = bad
+    made.counts = {"language/de": samples}
+    return made
+
+
+def test_a_step_is_one_line_with_every_figure(tmp_path: Path, alone: None) -> None:
+    monitor = Monitor(tmp_path, 0, 5, 0.5, main=True)
+    monitor.saw("multilingual_text", [batch(3, []), batch(2, ["s/1: broken"])])
+    monitor.step(1, {"multilingual_text/masked_words": 2.5}, 2.5, 0.1, 1.5)
+    monitor.close()
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    figures = json.loads(line)
+    assert figures["losses"] == {"multilingual_text/masked_words": 2.5}
+    assert {"step", "loss", "learning_rate", "gradient_norm", "samples_per_second"} < figures.keys()
+    assert {"tokens_per_second", "data_wait_share", "seconds"} < figures.keys()
+    assert figures["samples_per_second"] == pytest.approx(5 / figures["seconds"])
+    assert (tmp_path / "bad_samples.txt").read_text() == "step 1: s/1: broken\n"
+
+
+def test_going_on_forgets_the_steps_that_are_done_again(tmp_path: Path, alone: None) -> None:
+    lines = [json.dumps({"step": step}) for step in (1, 2, 3, 4)]
+    for name in ("metrics.jsonl", "skipped.jsonl"):
+        (tmp_path / name).write_text("\n".join(lines) + '\n{"step": 5, "lo')
+    Monitor(tmp_path, 2, 5, 0.5, main=True).close()
+    for name in ("metrics.jsonl", "skipped.jsonl"):
+        assert (tmp_path / name).read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_going_on_drops_lines_that_are_no_figures(tmp_path: Path, alone: None) -> None:
+    strange = [b"5", b"null", b'{"step": "1"}', b'{"loss": 1}', b"\xff\xfe", b'{"ste']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([b'{"step": 1}', *strange, b'{"step": 2}']))
+    Monitor(tmp_path, 2, 5, 0.5, main=True).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_too_many_bad_samples_stop_the_run_and_are_named(tmp_path: Path, alone: None) -> None:
+    monitor = Monitor(tmp_path, 0, 5, 0.01, main=True)
+    monitor.saw("image_caption", [batch(SETTLED, ["train/shard-000007.tar, sample 3: no picture"] * 3)])
+    with pytest.raises(UserError, match=r"3 of 200 samples are bad, more than data.most_bad = 0.01") as caught:
+        monitor.step(1, {}, 0.0, 0.1, 1.0)
+    assert "train/shard-000007.tar, sample 3: no picture" in str(caught.value)
+    monitor.close()
+
+
+def test_a_batch_without_samples_counts_nothing(tmp_path: Path, alone: None) -> None:
+    monitor = Monitor(tmp_path, 0, 5, 0.01, main=True)
+    monitor.saw("image_caption", [Packer(1).finish(0)])
+    monitor.step(1, {"x/y": float(torch.zeros(()))}, 0.0, 0.1, 1.0)
+    monitor.close()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["tokens_per_second"] == 0

@@ -1,0 +1,79 @@
+"""Fine-tuning: starting weights from another run, one of its checkpoints, or an exported folder (`model.weights`)."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from m3p.checkpoints.checkpoint import newest_whole, read_state, read_weights, say_passed_over, why_not_whole
+from m3p.checkpoints.files import STATE_FILE
+from m3p.checkpoints.resumable import check_vocabulary, vocabulary_hash
+from m3p.data.tokenizer import FILE_NAME
+from m3p.distributed import Ranks
+from m3p.errors import UserError
+
+EXPORTED = "m3p.safetensors"
+"""All weights of a run by our names, in a folder that `m3p export` wrote."""
+
+
+def start_from(model: nn.Module, path: Path, ranks: Ranks | None, tokenizer: Path | None = None) -> None:
+    """Put the weights that `path` has into a plain network; heads that they lack stay fresh. Every rank calls it.
+
+    `tokenizer` is the folder of the recipe's vocabulary; None where `path` is known to have the same.
+    Raises UserError where there are no weights, where they are spoilt, or another network's or vocabulary's.
+    """
+    found = _read(path, ranks, tokenizer)
+    own = dict(model.named_parameters())
+    wrong = [f"{name} {list(t.shape)}" for name, t in found.items() if name in own and own[name].shape != t.shape]
+    wrong += [f"{name} is missing" for name in own if name not in found and not name.startswith("heads.")]
+    if wrong:
+        raise UserError(
+            f"model.weights = {path}: {len(wrong)} tensors do not fit this recipe's model, such as {wrong[0]}; "
+            "use the model and visual sections of the run that wrote it"
+        )
+    with torch.no_grad():
+        for name in own.keys() & found.keys():
+            own[name].copy_(found[name])
+
+
+def _read(path: Path, ranks: Ranks | None, tokenizer: Path | None) -> dict[str, Tensor]:
+    if (path / EXPORTED).is_file():
+        return _read_exported(path, tokenizer)
+    if (path / STATE_FILE).is_file():
+        problem = why_not_whole(path, ranks)
+        if problem is not None:
+            raise UserError(f"model.weights = {path} is not whole: {problem}; name another one, or put a copy back")
+        checkpoint = path
+    else:
+        checkpoint = _newest(path, ranks)
+    if tokenizer is not None:
+        check_vocabulary(checkpoint, read_state(checkpoint), tokenizer)
+    return read_weights(checkpoint)
+
+
+def _read_exported(path: Path, tokenizer: Path | None) -> dict[str, Tensor]:
+    own = path / FILE_NAME
+    if tokenizer is not None and own.is_file() and vocabulary_hash(path) != vocabulary_hash(tokenizer):
+        raise UserError(
+            f"model.weights = {path}: its vocabulary, {own}, is another one than {tokenizer / FILE_NAME}; "
+            f"set model.tokenizer={path}"
+        )
+    try:
+        return load_file(path / EXPORTED)
+    except SafetensorError as error:
+        raise UserError(f"model.weights = {path}: {EXPORTED} cannot be read ({error}); export it again") from error
+
+
+def _newest(run: Path, ranks: Ranks | None) -> Path:
+    newest, problems = newest_whole(run, ranks)
+    if newest is None:
+        why = "no checkpoint is whole: " + "; ".join(problems) if problems else "holds no weights"
+        raise UserError(
+            f"model.weights = {run}: {why}; name a run folder with a whole "
+            "checkpoint, one of its checkpoints (RUN/checkpoints/step-...), or a folder that `m3p export` wrote"
+        )
+    if ranks is None or ranks.rank == 0:
+        say_passed_over(newest, problems)
+    return newest

@@ -1,0 +1,118 @@
+"""Whether a run may go on from a checkpoint: what may differ from the run that wrote it, and what may not."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from m3p.checkpoints.files import State
+from m3p.data.tokenizer import FILE_NAME
+from m3p.errors import UserError
+from m3p.objectives.objective import Objective
+from m3p.recipe.recipe import Recipe
+
+_TOKENIZER = "model.tokenizer"
+
+# What may change from one start to the next: it changes nothing that is learnt, or its content is compared instead.
+_FREE = re.compile(
+    r"run\.(?!steps|seed|turns_per_step).*"
+    r"|evaluation\..*"
+    r"|data\.(?!window).*"
+    r"|kernels\..*"
+    r"|objectives\.\w+\.micro_batch"
+    r"|objectives\.\w+\.sources\.\d+\.path"
+    r"|objectives\.\w+\.switching\.dictionary"
+    r"|model\.tokenizer"
+)
+
+
+def check_resumable(path: Path, found: State, now: State, accept: bool) -> list[str]:
+    """Return what differs and matters, a line each; raise UserError that lists it unless `accept`.
+
+    Ranks, ZeRO stage, precision and micro-batches are free. Data are compared by content
+    (of large files in shards, both ends), wherever they lie.
+    """
+    differences = _differences(_that_matters(found.recipe), _that_matters(now.recipe))
+    differences += _differences(
+        {f"content of {k}": v for k, v in found.data.items()}, {f"content of {k}": v for k, v in now.data.items()}
+    )
+    differences += _differences(
+        {"order of samples, version": found.order_version}, {"order of samples, version": now.order_version}
+    )
+    if differences and not accept:
+        lines = "\n".join(f"  - {line}" for line in differences)
+        raise UserError(
+            f"{path} was written by another run than this one would be:\n{lines}\n"
+            "Put these back to go on, set run.accept_changes=true to go on with the changes, or another run.folder to start anew."
+        )
+    return differences
+
+
+def fingerprints(recipe: Recipe, objectives: Mapping[str, Objective]) -> dict[str, str]:
+    """Return a hash of the content of every source, word list and tokenizer of a run, by recipe field."""
+    found = {}
+    for name, objective in objectives.items():
+        for number, source in enumerate(objective.mix.sources):
+            shards = [(shard.samples, shard.fingerprint) for shard in source.manifest.shards]
+            found[f"objectives.{name}.sources, folder {number}"] = _hash(repr(shards).encode())
+        switching = getattr(objective.config, "switching", None)
+        if switching is not None:
+            found[f"objectives.{name}.switching.dictionary"] = _hash_folder(Path(switching.dictionary))
+    found[_TOKENIZER] = vocabulary_hash(recipe.tokenizer_folder)
+    return found
+
+
+def vocabulary_hash(tokenizer: Path) -> str:
+    """Return the fingerprint of the vocabulary in the folder `tokenizer`. Raises UserError where there is none."""
+    path = tokenizer / FILE_NAME
+    if not path.is_file():
+        raise UserError(f"{path} is missing: model.tokenizer wants a folder with a {FILE_NAME}")
+    return _hash(path.read_bytes())
+
+
+def check_vocabulary(path: Path, found: State, tokenizer: Path) -> None:
+    """Raise UserError where the checkpoint `path` was trained with another vocabulary than `tokenizer` holds.
+
+    One of the same size fits the network, and each row of its word table would stand for another word.
+    """
+    now = vocabulary_hash(tokenizer)
+    then = found.data.get(_TOKENIZER, now)
+    if then != now:
+        raise UserError(
+            f"{path} was trained with another vocabulary (hash {then}) than {tokenizer / FILE_NAME} is now (hash {now}); "
+            "name the folder that the run was trained with in model.tokenizer, or put its file back"
+        )
+
+
+def _hash_folder(folder: Path) -> str:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return _hash(b"".join(path.name.encode() + path.read_bytes() for path in files))
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _that_matters(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in _flatten(recipe).items() if not _FREE.fullmatch(name)}
+
+
+def _flatten(node: Any, name: str = "") -> dict[str, Any]:
+    if isinstance(node, dict):
+        inner = {f"{name}.{key}" if name else key: value for key, value in node.items()}
+    elif isinstance(node, list):
+        inner = {f"{name}.{number}": value for number, value in enumerate(node)}
+    else:
+        return {name: node}
+    return {place: value for key, child in inner.items() for place, value in _flatten(child, key).items()}
+
+
+def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    names = sorted(then.keys() | now.keys())
+    missing = "not set"
+    return [
+        f"{name}: {then.get(name, missing)} then, {now.get(name, missing)} now"
+        for name in names
+        if then.get(name, missing) != now.get(name, missing)
+    ]

@@ -1,0 +1,126 @@
+"""The commands `m3p prepare ...` and `m3p index`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from m3p.data.shards.index_folder import index_folder
+from m3p.data.shards.manifest import Kind, Manifest
+from m3p.prepare.captions import caption_counts, prepare_captions, report
+from m3p.prepare.dictionary import prepare_dictionary
+from m3p.prepare.scenes.build import prepare_scenes
+from m3p.prepare.text import prepare_text
+from m3p.prepare.tokenizer import FILE_NAME, Algorithm, prepare_tokenizer
+
+prepare_app = typer.Typer(no_args_is_help=True, help="Raw captions, text and word lists to what training reads.")
+
+Output = Annotated[Path, typer.Option(help="Folder to write; new or empty.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what this command wrote there before.")]
+SamplesPerShard = Annotated[int, typer.Option(min=1, help="Samples in one tar.")]
+
+
+@prepare_app.command("captions")
+def captions_command(
+    source: Annotated[Path, typer.Argument(metavar="INPUT.jsonl", help="One record a line.")],
+    output: Output,
+    regions: Annotated[Path | None, typer.Option(help="Folder of ID.npz with stored region features.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave wrong records out instead of stopping.")] = False,
+    samples_per_shard: SamplesPerShard = 1000,
+    overwrite: Overwrite = False,
+) -> None:
+    """Captioned pictures to shards.
+
+    A record is {"id": ..., "image": PATH, "captions": {"en": TEXT or [TEXTS], ...}}, with "concept" (pictures of one
+    concept share their captions) and "category" if there are any. Image paths are relative to the file. Every record
+    is checked first; all mistakes are reported at once and nothing is written.
+    """
+    manifest, bad = prepare_captions(source, output, regions, skip_bad, samples_per_shard, overwrite)
+    if bad:
+        typer.echo(f"skipped: {report(source, bad)}")
+    typer.echo(f"{output}: {describe(manifest)}")
+
+
+@prepare_app.command("text")
+def text_command(
+    folder: Annotated[Path, typer.Argument(help="Holds LANG.txt files, one paragraph a line.")],
+    output: Output,
+    max_characters: Annotated[int, typer.Option(min=20, help="Longer paragraphs are cut at sentence ends.")] = 1000,
+    samples_per_shard: SamplesPerShard = 10_000,
+    overwrite: Overwrite = False,
+) -> None:
+    """Plain text to one source of passages a language: OUTPUT/LANG/."""
+    manifests = prepare_text(folder, output, max_characters, samples_per_shard, overwrite)
+    passages = sum(manifest.samples for manifest in manifests.values())
+    typer.echo(f"{output}: {passages:,} passages in {len(manifests)} languages")
+
+
+@prepare_app.command("dictionary")
+def dictionary_command(
+    folder: Annotated[Path, typer.Argument(help="Holds en-LANG.tsv or en-LANG.txt files in MUSE's layout.")],
+    output: Output,
+    keep_function_words: Annotated[
+        bool, typer.Option("--keep-function-words", help="Keep articles, pronouns, prepositions and the like.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Clean bilingual word lists for code-switching; dictionary.json says what was dropped."""
+    for language, words in prepare_dictionary(folder, output, keep_function_words, overwrite).items():
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in words.dropped.most_common())
+        typer.echo(
+            f"{language}: {len(words.translations):,} words, {words.pairs:,} pairs; dropped: {dropped or 'none'}"
+        )
+
+
+@prepare_app.command("tokenizer")
+def tokenizer_command(
+    files: Annotated[list[Path], typer.Argument(metavar="TEXT_FILES...", help="One paragraph a line.")],
+    output: Output,
+    vocabulary: Annotated[int, typer.Option(min=32, help="Number of pieces.")],
+    algorithm: Annotated[Algorithm, typer.Option(help="How sentencepiece chooses pieces.")] = "unigram",
+    split_cjk: Annotated[
+        bool, typer.Option("--split-cjk", help="Make every Chinese and Japanese character a piece of its own.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a sentencepiece vocabulary with XLM-R's ids, for a model trained from scratch."""
+    pieces = prepare_tokenizer(files, output, vocabulary, algorithm, split_cjk, overwrite)
+    typer.echo(f"{output / FILE_NAME}: {pieces:,} pieces")
+
+
+@prepare_app.command("scenes")
+def scenes_command(
+    output: Output,
+    train: Annotated[int, typer.Option(min=1, help="Training pictures.")] = 4000,
+    held_out: Annotated[int, typer.Option(min=1, help="Pictures to search in afterwards.")] = 100,
+    seed: Annotated[int, typer.Option(help="Another seed, another data set.")] = 0,
+    size: Annotated[int, typer.Option(help="Side of a picture in pixels.")] = 48,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw the embedded data set: two coloured shapes a picture, captioned in en, de, fr, cs, ja and zh.
+
+    Writes train/ and dev/ (pictures), text/LANG/, dictionary/ and tokenizer/. Needs no other input.
+    """
+    made = prepare_scenes(output, train, held_out, seed, size, overwrite)
+    typer.echo(
+        f"{output}: {made.train:,} training and {made.held_out:,} held-out scenes, {made.sentences:,} sentences, "
+        f"{made.words:,} word pairs, {made.pieces:,} pieces"
+    )
+
+
+def index_command(
+    folder: Annotated[Path, typer.Argument(help="Holds uncompressed .tar files.")],
+    kind: Annotated[Kind, typer.Option(help="What a sample is.")],
+    language: Annotated[
+        str | None, typer.Option(help="Language of text, or of captions that come as KEY.txt (then en by default).")
+    ] = None,
+) -> None:
+    """Index WebDataset tars made elsewhere, such as by img2dataset: FOLDER gets one .idx a tar, and manifest.json."""
+    typer.echo(f"{folder}: {describe(index_folder(folder, kind, language))}")
+
+
+def describe(manifest: Manifest) -> str:
+    """Return a manifest in one line."""
+    holds = f"language {manifest.language}" if manifest.kind == "text" else f"captions: {caption_counts(manifest)}"
+    regions = f"; regions {manifest.region_features} wide" if manifest.region_features else ""
+    return f"{manifest.samples:,} samples in {len(manifest.shards)} shards; {holds}{regions}"

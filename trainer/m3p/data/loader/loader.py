@@ -1,0 +1,179 @@
+"""The loader: micro-batch number -> packed micro-batch, computed whole by worker processes.
+
+It has no state: worker count and prefetching are a matter of speed, and resuming is starting at another number.
+"""
+
+import gc
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from m3p.batch import Batch, set_room
+from m3p.data.loader.arena import Arena, Desk, Parcel
+from m3p.data.loader.threads import ahead, set_threads
+from m3p.data.loader.workers import Workers
+from m3p.data.order.plan import MicroBatch, MicroBatchPlan
+from m3p.errors import OneRankError, UserError
+
+HELD = 4
+"""Slots of a worker for micro-batches that the training process still uses; short of slots, it copies."""
+BLOCK = 32
+"""Micro-batches of a run without pictures that a worker makes and hands over together, so that it is woken less often and
+reads and tokenises more at once. With pictures that is nothing beside decoding, and memory that few share is faster."""
+
+
+class DataConfig(BaseModel):
+    """The recipe's `data` section."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    workers: int = Field(1, ge=0, description="Worker processes a rank; 0 loads in threads of the training process.")
+    threads: int = Field(
+        2, ge=1, description="Threads that decode pictures, of each worker (of the training process, at 0)."
+    )
+    prefetch: int = Field(
+        4, ge=1, description=f"Micro-batches of each worker that lie ready; of text alone, whole blocks of {BLOCK}."
+    )
+    window: int = Field(4, ge=1, le=1_000_000, description="Shards whose samples are shuffled together.")
+    cache_folder: Path | None = Field(
+        None, description="Where shards behind URLs are kept, on a disk of the node; shared by its ranks."
+    )
+    cache_bytes: int = Field(100 * 10**9, ge=1, description="Bytes that the cache may hold; two windows fit in.")
+    most_bad: float = Field(0.01, ge=0, le=1, description="Share of bad samples above which the run stops.")
+
+
+class MakesBatches(Protocol):
+    """An objective, as far as the loader cares."""
+
+    needs_pictures: ClassVar[bool]
+
+    def batches(self, parts: Sequence[MicroBatch]) -> Iterator[Batch]:
+        """Pack the samples of some of its micro-batches."""
+
+
+class MicroBatches:
+    """One rank's micro-batches by number, in the order of the plan."""
+
+    def __init__(self, plan: MicroBatchPlan, objectives: Mapping[str, MakesBatches]) -> None:
+        self._plan, self._objectives = plan, objectives
+
+    @property
+    def block(self) -> int:
+        """How many are best made together."""
+        pictures = any(objective.needs_pictures for objective in self._objectives.values())
+        return 1 if pictures else BLOCK
+
+    def make(self, numbers: range) -> Iterator[Batch]:
+        """Pack the micro-batches of a block; each objective sees all of its own at once."""
+        parts = [self._plan.locate(number) for number in numbers]
+        owners = [part.turn.objective for part in parts]
+        made = {
+            name: self._objectives[name].batches([part for part in parts if part.turn.objective == name])
+            for name in dict.fromkeys(owners)
+        }
+        for owner in owners:
+            yield next(made[owner])
+
+
+def load(
+    batches: MicroBatches, first: int, last: int, config: DataConfig, pin: bool, start_worker: Callable[[int], None]
+) -> Iterator[Batch]:
+    """Yield micro-batches `first` to `last` - 1. `start_worker` runs in each worker before its work (signals).
+
+    Raises OneRankError for what the user can mend, such as a shard without a good sample.
+    """
+    blocks = _Blocks(range(first, last), batches.block)
+    if not config.workers:
+        return _one_by_one(ahead(_alone(batches, blocks, config, pin), _ready(config, blocks)))
+    found = _by_workers(batches, blocks, config, start_worker)
+    return ahead((batch.pin_memory() for batch in found), 2) if pin else found
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """Numbers of micro-batches, a few at a time."""
+
+    numbers: range
+    size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.numbers) // self.size)
+
+    def __getitem__(self, block: int) -> range:
+        return self.numbers[block * self.size : (block + 1) * self.size]
+
+
+def _one_by_one(blocks: Iterator[list[Batch]]) -> Iterator[Batch]:
+    for block in blocks:
+        yield from block
+
+
+def _ready(config: DataConfig, blocks: _Blocks) -> int:
+    """Return how many blocks of each worker lie ready."""
+    return max(1, config.prefetch // blocks.size)
+
+
+def _arena(workers: int, config: DataConfig, blocks: _Blocks) -> Arena:
+    """Besides those that lie ready, a worker makes one block, one is being taken, and some of a turn may be held."""
+    return Arena(workers, (_ready(config, blocks) + 2) * blocks.size + HELD)
+
+
+def _alone(batches: MicroBatches, blocks: _Blocks, config: DataConfig, pin: bool) -> Generator[list[Batch], None, None]:
+    """Load in this process: all of it in the thread that takes from here, but pictures, which it shares with others."""
+    set_threads(config.threads)
+    desk = Desk(_arena(1, config, blocks), 0)
+    set_room(desk.room)
+    try:
+        for block in range(len(blocks)):
+            made = [desk.pack(batch).open() for batch in batches.make(blocks[block])]
+            yield [batch.pin_memory() for batch in made] if pin else made
+    except UserError as error:
+        raise OneRankError(str(error)) from error
+
+
+def _by_workers(
+    batches: MicroBatches, blocks: _Blocks, config: DataConfig, start_worker: Callable[[int], None]
+) -> Generator[Batch, None, None]:
+    """Load in worker processes, which pack into memory that this process sees."""
+    arena = _arena(config.workers, config, blocks)
+    desks = [Desk(arena, worker) for worker in range(config.workers)]
+    mine = _Mine(batches, blocks, desks, config.threads, start_worker)
+    workers: Workers[list[Parcel]] = Workers(
+        config.workers, range(len(blocks)), _ready(config, blocks), mine.start, mine.make
+    )
+    for block in workers.results():
+        for parcel in block:
+            yield parcel.open()
+
+
+class _Mine:
+    """What a worker does."""
+
+    def __init__(
+        self,
+        batches: MicroBatches,
+        blocks: _Blocks,
+        desks: list[Desk],
+        threads: int,
+        start_worker: Callable[[int], None],
+    ) -> None:
+        self._batches, self._blocks, self._desks = batches, blocks, desks
+        self._threads, self._start_worker = threads, start_worker
+        self._desk = desks[0]
+
+    def start(self, worker: int) -> None:
+        """torch without threads (workers are the parallelism), those that decode, and a place to pack at."""
+        torch.set_num_threads(1)
+        gc.freeze()  # what was there before is no garbage; to look through it again and again takes time
+        gc.enable()  # the training process, of which this is a copy, collects at fixed steps alone
+        set_threads(self._threads)
+        self._desk = self._desks[worker]
+        set_room(self._desk.room)
+        self._start_worker(worker)
+
+    def make(self, block: int) -> list[Parcel]:
+        return [self._desk.pack(batch) for batch in self._batches.make(self._blocks[block])]

@@ -1,0 +1,1 @@
+"""Which sample comes when: shuffles, mixtures and turns, all pure functions."""

@@ -1,0 +1,1 @@
+"""Shards as they lie on disk: tars, their index, their manifest."""

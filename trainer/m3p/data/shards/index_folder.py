@@ -1,0 +1,182 @@
+"""Index a whole folder of tars, in parallel and, after an interruption, from where it stopped; and write its manifest."""
+
+import fcntl
+import json
+import multiprocessing
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+from pydantic import TypeAdapter
+from tqdm import tqdm
+
+from m3p.data.loader.die_with_parent import end_with
+from m3p.data.shards.index import TarIndex, index_tar
+from m3p.data.shards.manifest import LANGUAGE_TAG, Kind, Manifest, write_manifest
+from m3p.data.shards.shard_table import Shard, ShardTable
+from m3p.errors import UserError
+
+PROGRESS = ".index.progress"
+"""One JSON line for each tar that is done, locked by who is at work; deleted with the manifest written."""
+_LINE = TypeAdapter(tuple[str, Kind, str, TarIndex])
+FEW = 4
+"""Tars a process below which starting it is not worth while."""
+PATIENCE = 3.0
+"""Seconds for which a lock may be held: the processes of a call that was killed end with it, but not at once."""
+UNFIT = re.compile(r"[\\\ud800-\udfff]")
+"""In the name of a tar: what is a separator on some systems, or bytes that are not UTF-8."""
+
+
+def index_folder(folder: Path, kind: Kind, language: str | None = None) -> Manifest:
+    """Index every *.tar in `folder` and write its manifest; tars made elsewhere are taken as they are.
+
+    `language` is needed for text; for captions it is the language of KEY.txt captions (English if left out).
+    Raises UserError for no tars, no samples, nothing usable, or anything that `index_tar` refuses.
+    """
+    paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
+    _check_arguments(folder, paths, kind, language)
+    with _alone(folder) as progress:
+        manifest = _manifest(folder, paths, _index_tars(paths, kind, language or "en", progress), kind, language)
+        write_manifest(folder, manifest)
+        (folder / PROGRESS).unlink(missing_ok=True)
+    return manifest
+
+
+def _manifest(folder: Path, paths: list[Path], indexes: list[TarIndex], kind: Kind, language: str | None) -> Manifest:
+    """Put together what the tars hold. Raises UserError where that is nothing to train on."""
+    widths = {index.region_features: path.name for path, index in zip(paths, indexes, strict=True)}
+    widths.pop(None, None)
+    if len(widths) > 1:
+        listed = ", ".join(f"{width} ({name})" for width, name in sorted(widths.items(), key=str))
+        raise UserError(f"{folder}: region features of different widths: {listed}. Make them with one detector.")
+    samples = sum(index.samples for index in indexes)
+    unusable = sum(index.unusable for index in indexes)
+    if samples == unusable:
+        pair = "a picture (jpg, png, webp), a caption, and regions that can be read if it has any"
+        needs = pair if kind == "captions" else "text (KEY.txt)"
+        dotted = next((_undot(index.dotted) for index in indexes if index.dotted), "")
+        raise UserError(f"{folder}: none of its {samples} samples has {needs}. Is --kind {kind} right?{dotted}")
+    if unusable:
+        tqdm.write(f"{folder}: {unusable} of {samples} samples lack a picture, a caption, text or readable regions.")
+    if followed := [path.name for path, index in zip(paths, indexes, strict=True) if index.followed]:
+        tqdm.write(
+            f"{folder}: behind the end of {', '.join(followed[:5])}{' and others' if len(followed) > 5 else ''} stands more, "
+            "which is not read (tars put together with cat?): pack each as a tar of its own."
+        )
+    captions = sum((index.captions for index in indexes), Counter[str]())
+    plain = any(index.plain_captions for index in indexes)
+    return Manifest(
+        kind=kind,
+        language=language or "en" if kind == "text" or plain else None,
+        samples=samples,
+        captions=dict(sorted(captions.items())),
+        region_features=next(iter(widths), None),
+        shards=ShardTable(
+            Shard(name=path.name, samples=index.samples, bytes=index.bytes, fingerprint=index.fingerprint)
+            for path, index in zip(paths, indexes, strict=True)
+        ),
+    )
+
+
+def _undot(name: str) -> str:
+    """Say how the file `name`, which has a dot before its ending, would be taken as one of a sample of its own."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, ending = base.rpartition(".")
+    better = f"{folder}{slash}{stem.replace('.', '-')}.{ending}"
+    return f" A key ends at the first dot of the file name: rename {name!r} to {better!r}, and all others like it."
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[TextIO]:
+    """Give the progress file to go on with, locked: two that index one folder would write the same files."""
+    last = time.monotonic() + PATIENCE
+    while True:
+        with (folder / PROGRESS).open("a+", encoding="utf-8", errors="replace") as progress:
+            if _lock(progress):
+                yield progress
+                return
+        if time.monotonic() > last:
+            raise UserError(f"another `m3p index` is at work on {folder}: wait until it is done.")
+        time.sleep(0.05)
+
+
+def _lock(file: TextIO) -> bool:
+    """Say whether it could be locked, and has not been deleted meanwhile by who is done."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return os.fstat(file.fileno()).st_nlink > 0
+
+
+def _index_tars(paths: list[Path], kind: Kind, language: str, progress: TextIO) -> list[TarIndex]:
+    """Index the tars in parallel, those that an earlier, interrupted call has noted in `progress` excepted."""
+    done = _read_progress(progress, kind, language)
+    found = {path: done[_name(path)] for path in paths if _name(path) in done and path.with_suffix(".idx").is_file()}
+    left = [path for path in paths if path not in found]
+    with tqdm(total=len(paths), initial=len(found), unit="shard", desc="index", leave=False, disable=None) as bar:
+        for path, index in _each(left, kind, language):
+            found[path] = index
+            progress.write(json.dumps([_name(path), kind, language, vars(index)]) + "\n")
+            progress.flush()
+            bar.update()
+    return [found[path] for path in paths]
+
+
+def _each(paths: list[Path], kind: Kind, language: str) -> Iterator[tuple[Path, TarIndex]]:
+    """Yield tars with their indexes; by as many processes as there are cores, where there is work for them."""
+    cores = min(len(os.sched_getaffinity(0)), len(paths) // FEW)
+    if cores <= 1:
+        yield from ((path, index_tar(path, kind, language)) for path in paths)
+        return
+    # Forked before any thread of ours is started; a worker imports nothing and only walks tars.
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(cores, context, initializer=end_with, initargs=(os.getpid(),)) as pool:
+        under_way = {pool.submit(index_tar, path, kind, language): path for path in paths}
+        try:
+            for future in as_completed(under_way):
+                yield under_way[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _name(path: Path) -> str:
+    """Name a tar with its size and time, so that one that was changed is indexed again."""
+    status = path.stat()
+    return f"{path.name} {status.st_size} {status.st_mtime_ns}"
+
+
+def _read_progress(progress: TextIO, kind: Kind, language: str) -> dict[str, TarIndex]:
+    """Return what an interrupted call has noted; its last line may be cut, and none need be of this program."""
+    done: dict[str, TarIndex] = {}
+    progress.seek(0)
+    for line in progress:
+        with suppress(ValueError):
+            name, of_kind, of_language, index = _LINE.validate_json(line)
+            if (of_kind, of_language) == (kind, language):
+                done[name] = index
+    return done
+
+
+def _check_arguments(folder: Path, paths: list[Path], kind: Kind, language: str | None) -> None:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give the folder that holds the .tar files.")
+    if not paths:
+        raise UserError(f"{folder} holds no .tar file: give the folder that holds the shards.")
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path} is no file, nor a link to one: put the tar there, or take it out of the folder.")
+        if UNFIT.search(path.name):
+            raise UserError(
+                f"{folder}: the tar's name {path.name!r} cannot be kept in a manifest; the rule is UTF-8 without \\: rename it."
+            )
+    if kind == "text" and language is None:
+        raise UserError(f"{folder}: text needs its language: m3p index {folder} --kind text --language xx.")
+    if language is not None and not LANGUAGE_TAG.fullmatch(language):
+        raise UserError(f"language {language!r} is no language tag; write it like de, zh-Hant or ca-valencia.")

@@ -1,0 +1,157 @@
+"""A cache of remote files on the node's own disk, bounded in bytes and shared by all processes of the node.
+
+Locks are `flock`s: the system lets go of them when a process is killed. A file is downloaded aside and renamed when it is
+whole, so that a kill leaves nothing that looks like one. What was used longest ago makes room; whoever has it open reads
+on, since an open file outlives its name.
+"""
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from m3p.data.storage.remote import ATTEMPTS, download, pause, reason
+from m3p.errors import OneRankError
+
+FOLDER = "m3p-cache"
+"""In the folder that the user gives, which may hold anything else: only what lies in here is counted and deleted."""
+
+
+class Cache:
+    """Files of any fsspec URL as local paths.
+
+    Args:
+        folder: on a disk of this node. The cache is its subfolder `FOLDER`.
+        most: bytes that it may hold; files that are open count no more once they had to make room.
+    """
+
+    def __init__(self, folder: Path, most: int) -> None:
+        self._given, self.folder, self.most = folder, folder / FOLDER, most
+
+    def make(self) -> None:
+        """Make the folder if it is not there. Raises OneRankError unless files can be kept there."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _lock(self._room, wait=False):  # another user's cannot be opened
+                pass
+        except OSError as error:
+            raise OneRankError(
+                f"data.cache_folder = {self._given}: no cache can be kept there ({error}); give a folder on a disk of the "
+                "node that you may write to"
+            ) from error
+
+    @property
+    def _room(self) -> Path:
+        """The lock of whoever makes room."""
+        return self.folder / ".room.lock"
+
+    def get(self, url: str, place: str, size: int | None, wait: bool = True) -> Path | None:
+        """Return `url` as the file `place` (a path inside the cache), downloaded if it is not there.
+
+        `size` in bytes, if known, must be what arrives. Without `wait`: None if another process is fetching it. Raises
+        OneRankError where the file cannot be had, or has another size.
+        """
+        path = self.folder / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if _is_there(path, size):
+            return path
+        with _lock(path.with_name(f".{path.name}.lock"), wait) as mine:
+            if not mine:
+                return None
+            if not _is_there(path, size):
+                self._fetch(url, path, size)
+        return path
+
+    def forget(self, place: str) -> None:
+        """Delete a file that has shown to be damaged, if it is there; whoever has it open reads on."""
+        (self.folder / place).unlink(missing_ok=True)
+
+    def _fetch(self, url: str, path: Path, size: int | None) -> None:
+        """Download with retries; a full disk is met by making more room than the bound asks for."""
+        partial = path.with_name(f".{path.name}.partial")
+        for attempt in range(ATTEMPTS):
+            last = attempt == ATTEMPTS - 1
+            try:
+                self._make_room(size or 0, self.most // 2**attempt)
+                found = download(url, partial)
+                if size is not None and found != size:
+                    raise _WrongSizeError(f"it has {found:,} bytes, the manifest says {size:,}")
+                _write_out(partial)
+                os.replace(partial, path)
+                return
+            except FileNotFoundError as error:
+                raise OneRankError(f"{url} does not exist: copy the shards there, or index them again") from error
+            # Every store has exceptions of its own (aiohttp's, botocore's), with no common class but this one.
+            except Exception as error:
+                partial.unlink(missing_ok=True)
+                if last:
+                    raise OneRankError(self._explain(url, error)) from error
+                if not (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+                    pause(attempt)
+
+    def _explain(self, url: str, error: Exception) -> str:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return f"{url} has no room on the disk of data.cache_folder = {self._given}: free some, or choose another folder"
+        if isinstance(error, _WrongSizeError):
+            return f"{url}: {error} (changed since it was indexed, or cut off). Index the shards again with `m3p index`"
+        return f"{url} could not be read in {ATTEMPTS} attempts; the last: {reason(error)}"
+
+    def _make_room(self, size: int, most: int) -> None:
+        """Delete what was used longest ago until `size` more bytes are within `most`."""
+        with _lock(self._room, wait=True):
+            files = []
+            for path in self.folder.rglob("*"):
+                with suppress(FileNotFoundError):  # another process has just renamed it
+                    status = path.stat()
+                    if path.is_file() and path.suffix != ".lock":
+                        files.append((status.st_mtime, status.st_size, path))
+            total = sum(size for _, size, _ in files)
+            for _, old, path in sorted(files):
+                if total + size <= most:
+                    return
+                if path.suffix != ".partial" or _abandoned(path):
+                    path.unlink(missing_ok=True)
+                    total -= old
+
+
+class _WrongSizeError(Exception):
+    """What arrived is not what was indexed."""
+
+
+def _is_there(path: Path, size: int | None) -> bool:
+    try:
+        if size is not None and path.stat().st_size != size:
+            return False
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _write_out(path: Path) -> None:
+    """Have the system put a file on its disk: a name may outlive a crash of the node that its content does not."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _abandoned(partial: Path) -> bool:
+    """Say whether nobody is downloading it any more."""
+    with _lock(partial.with_name(partial.name.removesuffix(".partial") + ".lock"), wait=False) as mine:
+        return mine
+
+
+@contextmanager
+def _lock(path: Path, wait: bool) -> Iterator[bool]:
+    """Hold a lock between processes; gives whether it could be had."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+    finally:
+        os.close(descriptor)

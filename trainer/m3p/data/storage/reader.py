@@ -1,0 +1,186 @@
+"""Reads samples of shards by offset: one `pread` a sample, file descriptors bounded.
+
+A sample of the usual files is cut at the places that the index knows, once their headers have shown to be what they were;
+any other is parsed.
+"""
+
+import mmap
+import os
+from collections import OrderedDict
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3p.data.order.shuffle import groups
+from m3p.data.sample import Members
+from m3p.data.shards.index import members
+from m3p.data.shards.index_file import IndexFile, index_faults, open_index
+from m3p.data.shards.shard_table import Shard
+from m3p.data.shards.tar import BLOCK, head_sum, head_sums
+from m3p.data.storage.folders import Folder
+from m3p.errors import BadSample, OneRankError
+
+MOST_OPEN = 128
+"""Shards that a process keeps open, over all its sources: two descriptors each, of the 1,024 that are usual."""
+
+MOST_LOST = 3
+"""Times that a shard may go between fetching and opening it."""
+
+
+@dataclass(frozen=True)
+class _Opened:
+    descriptor: int
+    index: IndexFile
+
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """Those of the index, [samples + 1]."""
+        return np.frombuffer(self.index.offsets, np.int64)
+
+    @cached_property
+    def _heads(self) -> tuple[memoryview, memoryview]:
+        """Lengths and sums of the index, row by row: an item of a memoryview is a plain number."""
+        return self.index.lengths.ravel().data, self.index.sums.ravel().data
+
+    def content(self) -> memoryview | None:
+        """Return the tar, mapped into memory until nothing of it is in use; None if it is shorter than its index says.
+
+        Asked for each micro-batch: who cuts the file short while one is read ends this process, as with every mapped file.
+        """
+        return self._mapping if 0 < self.offsets[-1] <= os.fstat(self.descriptor).st_size else None
+
+    @cached_property
+    def _mapping(self) -> memoryview:
+        return memoryview(mmap.mmap(self.descriptor, int(self.offsets[-1]), access=mmap.ACCESS_READ))
+
+    def read(self, sample: int) -> Members:
+        """Return a sample's members by extension, views of the one piece that is read. Raises BadSample."""
+        first, size = self.index.offsets[sample], self.index.offsets[sample + 1] - self.index.offsets[sample]
+        span = os.pread(self.descriptor, size, first)
+        if len(span) != size:
+            raise BadSample(
+                f"the shard ends at byte {first + len(span)}, inside the sample (truncated since it was indexed)"
+            )
+        return self._cut(sample, span)
+
+    def _cut(self, sample: int, span: bytes) -> Members:
+        extensions, (lengths, sums) = self.index.extensions, self._heads
+        found: dict[str, memoryview] = {}
+        view, end = memoryview(span), 0
+        for number, extension in enumerate(extensions, sample * len(extensions)):
+            start = end + BLOCK
+            if head_sum(view[end:start]) != sums[number]:
+                break
+            length = lengths[number]
+            found[extension] = view[start : start + length]
+            end = start + (length + BLOCK - 1) // BLOCK * BLOCK
+        return found if end == len(span) else members(span)
+
+
+class _DamagedIndex(OneRankError):
+    """The index of a shard cannot be used."""
+
+
+_open: "OrderedDict[tuple[ShardReader, int], _Opened]" = OrderedDict()
+"""The open shards, the one read last at the end. Here and not in the readers: a hundred
+languages share the bound, and a reader that goes to another process leaves its descriptors behind."""
+
+
+class ShardReader:
+    """The shards of one source, opened when first read."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder, self._shards = folder, folder.manifest.shards
+
+    def read(self, shard: int, sample: int) -> dict[str, bytes]:
+        """Return the members of a sample by extension, `json`, `jpg`, ...
+
+        Raises BadSample where the shard ends before, or the bytes are no tar.
+        """
+        return {extension: bytes(content) for extension, content in self._shard(shard).read(sample).items()}
+
+    def read_many(self, shards: NDArray[np.int64], samples: NDArray[np.int64]) -> list[Members | BadSample]:
+        """Return the members of each of `samples` [N] of `shards` [N]; a BadSample where `read` would raise it."""
+        found: list[Members | BadSample] = [{}] * len(shards)
+        # Shard by shard: not all that are asked for may be open at once.
+        for shard, mine in groups(shards):
+            read = self._shard(shard).read
+            for place, sample in zip(mine.tolist(), samples[mine].tolist(), strict=True):
+                try:
+                    found[place] = read(sample)
+                except BadSample as reason:
+                    found[place] = reason
+        return found
+
+    def lone_files(
+        self, shards: NDArray[np.int64], samples: NDArray[np.int64], extension: str
+    ) -> list[memoryview | None]:
+        """Return the content of each of `samples` [N] of `shards` [N] that is one file KEY.extension, without copying it.
+
+        None for what is anything else, right or wrong: `read` says. For small files: of a sample alone, a call to the system
+        costs more than all that is done here.
+        """
+        found: list[memoryview | None] = [None] * len(shards)
+        for shard, mine in groups(shards):
+            opened = self._shard(shard)
+            content = opened.content()
+            if content is None or opened.index.extensions != (extension,):
+                continue
+            asked = samples[mine]
+            firsts, lengths = opened.offsets[asked], opened.index.lengths[asked, 0].astype(np.int64)
+            blocks = np.frombuffer(content, np.uint8, len(content) // BLOCK * BLOCK).reshape(-1, BLOCK)
+            heads = blocks.take(firsts // BLOCK, 0, mode="clip")  # a wrong index gives another header
+            same = head_sums(heads) == opened.index.sums[asked, 0]
+            begins, ends = firsts + BLOCK, firsts + BLOCK + lengths
+            same &= (firsts % BLOCK == 0) & (opened.offsets[asked + 1] == -(-ends // BLOCK) * BLOCK)
+            for place, begin, end in np.stack([mine, begins, ends], 1)[same].tolist():
+                found[place] = content[begin:end]
+        return found
+
+    def sizes(self, shard: int, samples: NDArray[np.int64]) -> NDArray[np.uint32]:
+        """Return the bytes of the texts or region features of `samples` [N] of a shard, without reading them: [N]."""
+        return self._shard(shard).index.sizes[samples]
+
+    def _shard(self, shard: int) -> _Opened:
+        if (self, shard) not in _open:
+            if len(_open) >= MOST_OPEN:
+                _, oldest = _open.popitem(last=False)
+                os.close(oldest.descriptor)
+            _open[self, shard] = self._load(shard)
+        _open.move_to_end((self, shard))
+        return _open[self, shard]
+
+    def keep(self, shards: Collection[int]) -> None:
+        """Close all shards of this source but `shards`: open files keep the space of what the cache has deleted."""
+        for owner, shard in list(_open):
+            if owner is self and shard not in shards:
+                os.close(_open.pop((owner, shard)).descriptor)
+
+    def _load(self, shard: int) -> _Opened:
+        entry = self._shards[shard]
+        try:
+            return self._open_files(entry)
+        except _DamagedIndex:
+            # Perhaps only the copy in the cache: what a server cuts short shows in an index no sooner than here.
+            if not self._folder.forget(entry.index_name):
+                raise
+        return self._open_files(entry)
+
+    def _open_files(self, entry: Shard) -> _Opened:
+        for _ in range(MOST_LOST):
+            path = self._folder.file(entry.name, entry.bytes)
+            index = self._folder.file(entry.index_name, None)
+            with suppress(
+                FileNotFoundError
+            ):  # the cache has deleted it again: its bound is too small for the processes
+                for fault in index_faults(index, entry.samples, entry.bytes):
+                    raise _DamagedIndex(f"{self._folder}/{entry.name} {fault}: run `m3p index` again")
+                return _Opened(os.open(path, os.O_RDONLY | os.O_CLOEXEC), open_index(index, entry.samples))
+        raise OneRankError(
+            f"{self._folder}/{entry.name} or its index was deleted while in use. Copy it there again; if it is remote, "
+            "data.cache_bytes is too small for the windows that the processes of this node read: raise it"
+        )

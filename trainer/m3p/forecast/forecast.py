@@ -1,0 +1,277 @@
+"""`m3p plan`: memory, step time and MFU of a recipe on GPUs that are not here."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from glob import glob
+from math import ceil
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from m3p.data.order.plan import micro_batches, split
+from m3p.data.tokenizer import Tokenizer
+from m3p.errors import UserError
+from m3p.forecast.memory import Setting, activation_memory, model_memory, setting_of
+from m3p.model.build import network_sizes
+from m3p.model.encoder import EncoderShape
+from m3p.model.flops import GPUS, Gpu, NetworkSizes, Work
+from m3p.model.m3p import M3P
+from m3p.objectives.objective import ObjectiveConfig
+from m3p.recipe.recipe import Recipe
+from m3p.training.deepspeed.config import read_deepspeed_config
+
+EFFICIENCY = 0.33
+"""Share of the peak that computing is taken to reach: what the best open encoder of this size does on H100 (Ettin 400M), and
+this trainer on an H200 with 512 samples a micro-batch."""
+HOST = 0.0029
+"""Seconds of a layer and micro-batch that Python takes to launch forward and backward; a GPU with less to do waits for it. From
+the median of `benchmarks/step.py` on an H200 beside an Intel Xeon, with 128 samples a micro-batch, half of what fills it."""
+NETWORK = 50.0
+"""GB/s of a GPU to other nodes, one way: a 400 Gbit/s card each."""
+NODE = 8
+RESERVED = 2.0
+"""GiB of a GPU: CUDA context, NCCL, and what the allocator cannot use."""
+PROGRAM = 0.49
+"""GiB of a rank on a CPU: Python, torch and DeepSpeed, as measured with a network of nothing."""
+TRIED = 64
+"""Samples of an objective that are read to learn its lengths."""
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a rank needs and how long a step takes."""
+
+    parameters: dict[str, int]
+    memory: dict[str, float]
+    """Bytes by part, on one rank."""
+    flops: float
+    """Of one step, all ranks."""
+    seconds: float | None
+    """Of one step; None on a CPU."""
+    mfu: float | None
+    samples: int
+    """Of one step."""
+    waits: bool = False
+    """Whether micro-batches are so small that GPUs wait for Python."""
+
+    @property
+    def total(self) -> float:
+        """Bytes of all parts."""
+        return sum(self.memory.values())
+
+
+@dataclass(frozen=True)
+class Turns:
+    """One objective as the forecast sees it."""
+
+    turns: int
+    """In one step."""
+    batch_size: int
+    micro_batch: int
+    sample: Work
+    """Mean of one sample."""
+
+
+def find_kind(name: str) -> Gpu | None:
+    """Return the GPU called `name`, or None for `cpu`. Raises UserError for one that is not known."""
+    if name == "cpu":
+        return None
+    for gpu in GPUS:
+        if gpu.name.lower() == name.lower():
+            return gpu
+    raise UserError(f"--kind {name} is not known; known: {', '.join(gpu.name for gpu in GPUS)}, cpu")
+
+
+class Planner:
+    """A recipe and a file of ds_configs/, read once; forecasts for any number of ranks."""
+
+    def __init__(self, recipe: Recipe, ds_config: Path) -> None:
+        self._recipe, self._config = recipe, read_deepspeed_config(ds_config)
+        self.assumptions: list[str] = []
+        if recipe.model.freeze:
+            self.assumptions.append("what model.freeze keeps still is counted as if it were trained; it takes less")
+        self.sizes = self._sizes()
+        self.parameters = count_parameters(recipe, self.sizes)
+        plan = recipe.plan()
+        served = [turn.objective for turn in plan.turns(0)]
+        self.streams = {
+            name: Turns(served.count(name), config.batch_size, config.micro_batch, self._sample(name, config))
+            for name, config in recipe.active_objectives.items()
+        }
+
+    def setting(self, ranks: int, kind: Gpu | None) -> Setting:
+        """Return what memory depends on, for `ranks` GPUs of `kind`."""
+        bf16 = self._config.get("bf16", {}).get("enabled", "auto")
+        sixteen = self._config.get("fp16", {}).get("enabled", False) or (kind is not None if bf16 == "auto" else bf16)
+        model = self._recipe.model
+        device = "cpu" if kind is None else "cuda"
+        return setting_of(self._config, ranks, 2 if sixteen else 4, model.dropout > 0, model.recompute, device)
+
+    def forecast(self, setting: Setting, kind: Gpu | None, smaller: int = 1) -> Forecast:
+        """Return the forecast; micro-batches are the recipe's divided by `smaller`."""
+        total = sum(self.parameters.values())
+        memory = model_memory(total, setting)
+        parts = [
+            activation_memory(self.sizes, stream.sample * self._largest(stream, setting.ranks, smaller), setting)
+            for stream in self.streams.values()
+        ]
+        largest = max(parts, key=_sum)
+        memory |= largest
+        memory |= {"program": PROGRAM * GIB} if kind is None else {"reserved": RESERVED * GIB}
+        flops = sum(
+            self.sizes.training_flops(stream.sample) * stream.batch_size * stream.turns
+            for stream in self.streams.values()
+        )
+        samples = sum(stream.batch_size * stream.turns for stream in self.streams.values())
+        if kind is None:
+            return Forecast(self.parameters, memory, flops, None, None, samples)
+        peak = kind.teraflops * 1e12 * setting.ranks
+        again = 4 / 3 if setting.recompute else 1.0
+        computing, launching = again * flops / (peak * EFFICIENCY), self._launching(setting.ranks, smaller)
+        seconds = max(computing, launching) + self._communication(setting, kind, smaller)
+        mfu = flops / (peak * seconds)
+        return Forecast(self.parameters, memory, flops, seconds, mfu, samples, launching > computing)
+
+    def advice(self, setting: Setting, kind: Gpu) -> str:
+        """Return the smallest change after which it fits."""
+        for smaller in (1, 2, 4, 8, 16, 32, 64):
+            for recompute in dict.fromkeys((setting.recompute, True)):
+                for stage in dict.fromkeys((setting.stage, 2, 3)):
+                    changed = replace(setting, stage=max(stage, setting.stage), recompute=recompute)
+                    if self.forecast(changed, kind, smaller).total <= kind.memory_gib * GIB:
+                        return _say(setting, changed, smaller)
+        return (
+            "nothing of micro_batch, model.recompute and ZeRO stage is enough: take more GPUs, or offload the optimizer"
+        )
+
+    def _largest(self, stream: Turns, ranks: int, smaller: int) -> int:
+        """Samples of the largest micro-batch."""
+        micro = ceil(stream.micro_batch / smaller)
+        return max(len(part) for part in split(range(stream.batch_size), ranks, 0, micro))
+
+    def _passes(self, ranks: int, smaller: int) -> int:
+        """Micro-batches of a rank in one step."""
+        return sum(
+            stream.turns * micro_batches(stream.batch_size, ranks, ceil(stream.micro_batch / smaller))
+            for stream in self.streams.values()
+        )
+
+    def _launching(self, ranks: int, smaller: int) -> float:
+        """Seconds a step that Python needs for its micro-batches."""
+        return HOST * self.sizes.shape.layers * self._passes(ranks, smaller)
+
+    def _communication(self, setting: Setting, kind: Gpu, smaller: int) -> float:
+        """Seconds a step for gradients and weights, as if nothing of it were hidden behind computing."""
+        if setting.ranks == 1:
+            return 0.0
+        passes = self._passes(setting.ranks, smaller)
+        # Of 2 = one reduction and one gathering: stages 0 and 1 once a step, 2 reduces and 3 does all in every pass.
+        times = {0: 2.0, 1: 2.0, 2: 1.0 + passes, 3: 3.0 * passes}[setting.stage]
+        rate = (kind.interconnect if setting.ranks <= NODE else NETWORK) * 1e9
+        size = sum(self.parameters.values()) * setting.element * (1 - 1 / setting.ranks)
+        return times * size / rate
+
+    def _sizes(self) -> NetworkSizes:
+        recipe = self._recipe
+        folder = recipe.tokenizer_folder
+        if recipe.model.initialise is not None and not (folder / "config.json").is_file():
+            self.assumptions.append(f"{folder} is not here: the sizes of XLM-R base are assumed")
+            config = recipe.model.model_copy(update={"initialise": None, "shape": EncoderShape()})
+            return network_sizes(config, 250_002, recipe.visual)
+        return network_sizes(recipe.model, Tokenizer(folder).size, recipe.visual)
+
+    def _sample(self, name: str, config: ObjectiveConfig) -> Work:
+        """Return the mean work of a sample: of real ones, or of the longest where the data is not here."""
+        from m3p.training.build_objectives import build_objectives
+
+        if not (self._recipe.tokenizer_folder / "sentencepiece.bpe.model").is_file() or not _here(config):
+            self.assumptions.append(f"objectives.{name}: its data is not here; the longest samples are assumed")
+            return _longest(self._recipe, config)
+        objective = build_objectives(self._recipe)[name]
+        positions = range(min(TRIED, config.batch_size))
+        return Work.of(objective.batch(range(config.batch_size), positions)) * (1 / len(positions))
+
+
+def count_parameters(recipe: Recipe, sizes: NetworkSizes) -> dict[str, int]:
+    """Return the number of parameters by part; a tied weight counts once."""
+    with torch.device("meta"):
+        model = M3P(recipe.model, sizes.shape, sizes.vocabulary, recipe.visual, recipe.tasks)
+    parts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        part = "words" if name == "text.words.weight" else name.split(".")[0]
+        parts[part] = parts.get(part, 0) + parameter.numel()
+    return parts
+
+
+def print_plan(recipe: Recipe, ds_config: Path, ranks: int, kind_name: str, console: Console) -> bool:
+    """Print the forecast; say whether it fits. Raises UserError."""
+    kind = find_kind(kind_name)
+    planner = Planner(recipe, ds_config)
+    setting = planner.setting(ranks, kind)
+    found = planner.forecast(setting, kind)
+    table = Table(title=f"{recipe.run.folder} on {ranks} x {kind_name}, ZeRO {setting.stage}", show_header=False)
+    for part, number in found.parameters.items():
+        table.add_row(f"parameters: {part}", f"{number:,}")
+    for part, size in found.memory.items():
+        table.add_row(f"memory of a rank: {part}", f"{size / GIB:.2f} GiB")
+    table.add_row("memory of a rank", f"{found.total / GIB:.2f} GiB" + (f" of {kind.memory_gib:g}" if kind else ""))
+    table.add_row("a step", f"{found.samples:,} samples, {found.flops / 1e12:,.1f} TFLOP")
+    if found.seconds is not None and found.mfu is not None:
+        table.add_row("predicted step", f"{found.seconds:.3g} s, {found.samples / found.seconds:,.0f} samples/s")
+        table.add_row("predicted MFU", f"{found.mfu:.0%} (computing at {EFFICIENCY:.0%} of the peak is assumed)")
+    console.print(table)
+    for line in planner.assumptions:
+        console.print(f"Note: {line}.", highlight=False)
+    if kind is None:
+        return True
+    if found.waits:
+        console.print(
+            "Python sets the pace, since micro-batches are small: raise objectives.*.micro_batch.", highlight=False
+        )
+    fits = found.total <= kind.memory_gib * GIB
+    console.print("It fits." if fits else f"It does not fit: {planner.advice(setting, kind)}.", highlight=False)
+    return fits
+
+
+def _sum(parts: dict[str, float]) -> float:
+    return sum(parts.values())
+
+
+def _say(setting: Setting, changed: Setting, smaller: int) -> str:
+    changes: Iterable[str] = [
+        f"divide micro_batch by {smaller}" if smaller > 1 else "",
+        "set model.recompute=true" if changed.recompute and not setting.recompute else "",
+        f"take ZeRO {changed.stage}" if changed.stage != setting.stage else "",
+    ]
+    return " and ".join(change for change in changes if change)
+
+
+def _here(config: ObjectiveConfig) -> bool:
+    return all(glob(source.path) for source in config.sources)
+
+
+def _longest(recipe: Recipe, config: ObjectiveConfig) -> Work:
+    """One sample of full length with every task that its objective may train."""
+    words, visual, tasks = config.most_tokens, recipe.visual, config.active_tasks
+    masked = 0.15 * words if "masked_words" in tasks else 0
+    if "matching" not in config.possible_tasks or visual is None:
+        return Work(slots=words, squared_lengths=words**2, masked_words=masked)
+    seen = visual.most if visual.kind == "regions" else (visual.size // visual.patch) ** 2
+    # Contrastive: text and picture alone; then the pair, and with matching a mismatched pair.
+    lengths = [words, 1 + seen] if "contrastive" in tasks else []
+    pairs = 2 if "matching" in tasks else 1
+    masked_regions = 0.15 * seen / 2 if "masked_regions" in tasks else 0
+    lengths += [words + seen] * pairs
+    return Work(
+        slots=sum(lengths),
+        squared_lengths=sum(n**2 for n in lengths),
+        # The picture once, and a blank for each region that is hidden; patches share one blank picture.
+        visual_rows=seen + (0.9 * masked_regions * pairs if visual.kind == "regions" else 0),
+        masked_words=masked / 2,
+        masked_regions=masked_regions,
+        matched=pairs if "matching" in tasks else 0,
+        contrasted=1 if "contrastive" in tasks else 0,
+    )

@@ -1,0 +1,125 @@
+"""Memory of one rank, by part, before anything runs: what `m3p plan` prints.
+
+Weights, gradients and optimizer follow from the ZeRO stage and what DeepSpeed 0.19 allocates (runtime/zero/stage_1_and_2.py,
+stage3.py; the idea is that of its memory estimators, which leave out buffers, activations and the head). Activations
+follow from the tensors that autograd keeps for a layer, counted in `model/encoder.py`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from m3p.kernels.cross_entropy import CHUNK_BYTES
+from m3p.model.flops import NetworkSizes, Work
+
+FULL = 4
+"""Bytes of a float32 number."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What memory depends on besides sizes and work."""
+
+    stage: int
+    """ZeRO stage."""
+    ranks: int
+    element: int
+    """Bytes of a weight: 2 or 4."""
+    offloaded: bool
+    """Whether master weights and optimizer state are kept in the CPU's memory."""
+    bucket: int
+    """Numbers in DeepSpeed's reduce bucket."""
+    overlap: bool
+    """Whether DeepSpeed keeps two of them."""
+    most_gathered: int
+    """Numbers that ZeRO-3 keeps gathered at once."""
+    dropout: bool
+    recompute: bool
+    device: str
+    """"cuda" or "cpu"."""
+
+
+def setting_of(
+    config: dict[str, Any], ranks: int, element: int, dropout: bool, recompute: bool, device: str
+) -> Setting:
+    """Read what counts from the settings of a file of ds_configs/."""
+    zero = config.get("zero_optimization", {})
+    return Setting(
+        stage=zero.get("stage", 0),
+        ranks=ranks,
+        element=element,
+        offloaded=zero.get("offload_optimizer", {}).get("device", "none") != "none",
+        bucket=int(zero.get("reduce_bucket_size", 500_000_000)),
+        overlap=bool(zero.get("overlap_comm", zero.get("stage", 0) == 3)),
+        most_gathered=int(zero.get("stage3_max_live_parameters", 1_000_000_000)),
+        dropout=dropout,
+        recompute=recompute,
+        device=device,
+    )
+
+
+def model_memory(parameters: int, setting: Setting) -> dict[str, float]:
+    """Return bytes of weights, gradients, optimizer and communication buffers."""
+    stage, share = setting.stage, 1 / setting.ranks
+    element = setting.element
+    mine = parameters * share if stage else parameters
+    weights = parameters * element * (share if stage == 3 else 1.0)
+    optimizer = 2.0 * FULL * mine
+    # Stage 0 in float32 trains the weights themselves.
+    optimizer += FULL * mine if stage or element < FULL else 0
+    gradients = _gradients(parameters, setting)
+    if setting.offloaded:
+        optimizer = 0.0
+    return {
+        "weights": weights,
+        "gradients": gradients,
+        "optimizer": optimizer,
+        "buffers": _buffers(parameters, setting),
+    }
+
+
+def _gradients(parameters: int, setting: Setting) -> float:
+    """Bytes of gradients at the end of a backward, where they are the most."""
+    element, share = setting.element, parameters / setting.ranks
+    if setting.stage == 0:
+        # 16-bit weights have float32 sums beside them.
+        return parameters * (element + (FULL if element < FULL else 0))
+    if setting.stage == 1:
+        sums = parameters * FULL if element < FULL else share * element
+        return sums + share * FULL  # the flat copy that the optimizer's step reads
+    kept = share * (element if setting.stage == 2 else FULL)
+    return kept + (share * FULL if setting.stage == 2 else 0)
+
+
+def _buffers(parameters: int, setting: Setting) -> float:
+    """Bytes of the reduce buckets, and of what ZeRO-3 gathers."""
+    if setting.stage == 0:
+        return 0.0
+    used = min(setting.bucket, parameters) * setting.element
+    # A CPU gives memory that is written to; a GPU gives all that is asked for.
+    bucket = used if setting.device == "cpu" else setting.bucket * setting.element
+    if setting.stage == 3:
+        # A bucket is laid out anew to be scattered; and gathered weights stay for the backward.
+        return bucket + used + min(setting.most_gathered, parameters) * setting.element
+    return bucket * (2 if setting.overlap and setting.device != "cpu" else 1)
+
+
+def activation_memory(sizes: NetworkSizes, work: Work, setting: Setting) -> dict[str, float]:
+    """Return bytes that forward and backward over one micro-batch keep: of the encoder, and of the word head."""
+    shape, width = sizes.shape, sizes.shape.width
+    # qkv 3, attended 1, both sums before and both outputs of the layer norms 4; up and its GELU; on a CPU the
+    # attended sequences are joined by one more copy.
+    numbers = (8 + (setting.device == "cpu")) * width + 2 * shape.feed_forward
+    masks = 2 * width * (1 if setting.device == "cuda" else setting.element) if setting.dropout else 0
+    layer = numbers * setting.element + masks
+    layers = shape.layers * width * setting.element + layer if setting.recompute else shape.layers * layer
+    embedding = 3 * width * setting.element + 8 * sizes.feature_size * work.visual_rows / max(work.slots, 1)
+    return {"activations": work.slots * (layers + embedding), "head": _head(sizes, work, setting)}
+
+
+def _head(sizes: NetworkSizes, work: Work, setting: Setting) -> float:
+    """Bytes of a chunk of logits, and of the word weight's gradient in float32 and in its own type."""
+    if not work.masked_words:
+        return 0.0
+    chunk = min(CHUNK_BYTES[setting.device], FULL * work.masked_words * sizes.vocabulary)
+    wide = FULL + (setting.element if setting.element < FULL else 0)
+    return chunk + wide * sizes.vocabulary * sizes.shape.width

@@ -1,0 +1,146 @@
+"""Check the shards of a recipe before a run does: every problem, one line each, with where it is and the way out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from m3p.data.shards.index import scan_tar
+from m3p.data.shards.index_file import open_index
+from m3p.data.source import Source, find_folders
+from m3p.data.storage.cache import Cache
+from m3p.data.storage.folders import LocalFolder, open_folder
+from m3p.data.tokenizer import Tokenizer
+from m3p.errors import BadSample, UserError
+from m3p.objectives.code_switched import CodeSwitchedConfig, check_language
+from m3p.objectives.objective import ObjectiveConfig
+from m3p.objectives.switching import CodeSwitcher
+from m3p.recipe.recipe import Recipe, load_recipe
+from m3p.retrieval.pictures import open_source
+
+
+def lint(path: Path, overrides: Sequence[str], samples: int) -> Iterator[str]:
+    """Yield the problems of a recipe and its shards; `samples` of each shard are read (0: all)."""
+    try:
+        recipe = load_recipe(path, overrides)
+    except UserError as error:
+        # The first line counts them; the others are one each.
+        first, *others = str(error).splitlines()
+        yield from (f"{path}: {line.removeprefix('  - ')}" for line in others or [first.removeprefix(f"{path}: ")])
+        return
+    for make in (recipe.plan, partial(Tokenizer, recipe.tokenizer_folder)):
+        if problem := _fails(make):
+            yield problem
+    for name, config in recipe.active_objectives.items():
+        if isinstance(config, CodeSwitchedConfig) and (problem := _fails(partial(CodeSwitcher, config.switching))):
+            yield f"objectives.{name}.{problem}"
+        yield from _objective(recipe, name, config, samples)
+    for name, evaluation in recipe.evaluation.items():
+        if problem := _fails(partial(open_source, recipe, name, evaluation)):
+            yield problem
+
+
+def _fails(make: Callable[[], object]) -> str | None:
+    """Call `make`; return its complaint in one line."""
+    try:
+        make()
+    except UserError as error:
+        return _line(error)
+    return None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _objective(recipe: Recipe, name: str, config: ObjectiveConfig, samples: int) -> Iterator[str]:
+    total = 0
+    for number, entry in enumerate(config.sources):
+        field = f"objectives.{name}.sources.{number}"
+        try:
+            folders = find_folders(entry.path, f"{field}.path")
+        except UserError as error:
+            yield _line(error)
+            continue
+        for folder in folders:
+            try:
+                source = _open(recipe, name, config, number, folder)
+            except UserError as error:
+                text = _line(error)
+                yield text if text.startswith(field) else f"{field}: {text}"
+                continue
+            total += source.manifest.samples
+            yield from _source(source, recipe, samples)
+    if 0 < total < config.batch_size:
+        yield (
+            f"objectives.{name}.batch_size = {config.batch_size}: its sources hold {total} samples, so that a turn would "
+            "hold some of them twice; lower it, or add sources"
+        )
+
+
+def _open(recipe: Recipe, name: str, config: ObjectiveConfig, number: int, path: str) -> Source:
+    data, visual = recipe.data, recipe.visual
+    cache = Cache(data.cache_folder, data.cache_bytes) if data.cache_folder else None
+    folder = open_folder(path, cache, f"objectives.{name}.sources.{number}.path")
+    pictures = visual if "contrastive" in config.possible_tasks else None
+    load = pictures.load if pictures else None
+    source = Source(folder, config.sources[number], (recipe.run.seed, name, number), data.window, load)
+    if pictures:
+        pictures.check(str(folder), source.manifest.region_features)
+    if isinstance(config, CodeSwitchedConfig):
+        check_language(source, config.switching.source_language)
+    return source
+
+
+def _source(source: Source, recipe: Recipe, samples: int) -> Iterator[str]:
+    """Check every shard: unchanged since it was indexed, and its samples usable."""
+    read = bad = 0
+    for number, shard in enumerate(source.manifest.shards):
+        if isinstance(source.folder, LocalFolder) and (problem := _changed(source, number)):
+            yield problem
+            continue
+        chosen = np.arange(shard.samples)
+        if samples and shard.samples > samples:
+            chosen = np.linspace(0, shard.samples - 1, samples).astype(np.int64)
+        try:
+            reasons = [(sample, reason) for sample in chosen.tolist() if (reason := _bad(source, number, sample))]
+        except UserError as error:  # the shard itself cannot be read
+            yield _line(error)
+            continue
+        read, bad = read + len(chosen), bad + len(reasons)
+        for sample, reason in reasons:
+            yield f"{source.folder}/{shard.name}, sample {sample}: {reason}; training skips it: mend it or leave it out"
+    if bad > recipe.data.most_bad * read:
+        yield (
+            f"data.most_bad = {recipe.data.most_bad:g}: {bad} of {read} samples read of {source.folder} are bad, so that a run "
+            "would stop; prepare it again, or raise it"
+        )
+
+
+def _bad(source: Source, shard: int, sample: int) -> str | None:
+    try:
+        source.try_sample(shard, sample)
+    except BadSample as reason:
+        return _line(reason)
+    return None
+
+
+def _changed(source: Source, number: int) -> str | None:
+    """Walk the tar once more, and compare with what was indexed: its size alone does not tell."""
+    folder, shard, manifest = source.folder, source.manifest.shards[number], source.manifest
+    assert isinstance(folder, LocalFolder)
+    path = folder.path / shard.name
+    again = f"run `m3p index {folder} --kind {manifest.kind}` again if that was meant"
+    try:
+        found, index = scan_tar(path, manifest.kind, manifest.language or "en")
+    except UserError as error:
+        return _line(error)
+    if len(found.fingerprint) != len(shard.fingerprint):
+        return f"{path}: was indexed by an earlier version, which saw names and sizes alone; {again}"
+    if found.fingerprint != shard.fingerprint:
+        return f"{path}: its members are not those that were indexed (changed since); {again}"
+    stored = open_index(folder.path / shard.index_name, shard.samples)
+    if not all(np.array_equal(np.asarray(ours), np.asarray(its)) for ours, its in zip(index, stored, strict=True)):
+        return f"{folder.path / shard.index_name}: is not the index of this tar; {again}"
+    return None

@@ -1,0 +1,176 @@
+"""What the network gets: the samples of a step, told from their micro-batches, masks and switches included."""
+
+import base64
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from m3p.batch import Batch
+from m3p.data.sample import BadSamples, Sample
+from m3p.errors import BadSample, UserError
+from m3p.objectives.image_caption import ImageCaption
+from m3p.objectives.objective import Objective
+from m3p.recipe.recipe import Recipe
+from m3p.visual import VisualConfig
+from m3p.visual.patches import IMAGE_KINDS, Patches, decode
+
+SIDE = 192
+"""Pixels of a picture as it is shown."""
+_GAP = re.compile(r"(\s+)")
+
+
+@dataclass(frozen=True)
+class Word:
+    """A piece of text with what happened to it."""
+
+    text: str
+    was: str = ""
+    """What stood there before: the true piece of a masked one, the words before they were switched; "" where nothing did."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One sequence that the network forwards for a sample."""
+
+    kind: str
+    """"text", "picture", "text and picture", and whether they match where that is asked."""
+    words: list[Word]
+    """Its pieces; those with a `was` are masked words, which the network has to name."""
+    regions: int
+    masked_regions: int
+    picture: str
+    """The picture as the network sees it (masked patches grey), as a data URI; "" for region features."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One sample."""
+
+    name: str
+    captions: dict[str, list[str]]
+    """Language -> its captions as stored; a passage under the language of its source."""
+    switched: list[Word]
+    """The caption chosen; words that were switched say what they were. Empty for text."""
+    picture: str
+    """The stored picture as a data URI, made small; "" where there is none."""
+    lines: list[Line]
+
+
+@dataclass(frozen=True)
+class ShownTurn:
+    """One turn of the step."""
+
+    title: str
+    samples: list[Shown]
+    bad: list[str]
+    """Bad samples that were replaced."""
+
+
+def peek(recipe: Recipe, objectives: Mapping[str, Objective], step: int, most: int) -> list[ShownTurn]:
+    """Return the turns of `step` (from 1), up to `most` samples each; the same samples and choices as in training.
+
+    Raises UserError for a step that the run has not.
+    """
+    if step > recipe.run.steps:
+        raise UserError(f"--step {step}: beyond the last of the recipe, run.steps = {recipe.run.steps}")
+    shown = []
+    for turn in recipe.plan().turns(step - 1):
+        objective = objectives[turn.objective]
+        positions = turn.positions[:most]
+        title = f"turn {turn.number}: {turn.objective}, {len(positions)} of {len(turn.positions)} samples"
+        bad: list[str] = []
+        samples = [_sample(objective, turn.positions, position, bad) for position in positions]
+        shown.append(ShownTurn(title, samples, bad))
+    return shown
+
+
+def _sample(objective: Objective, turn: range, position: int, bad: list[str]) -> Shown:
+    batch = objective.batch(turn, range(position, position + 1))
+    bad += batch.bad
+    sample = objective.mix.read(position, BadSamples([]))
+    captions, switched = sample.captions, list[Word]()
+    if isinstance(objective, ImageCaption):
+        switched = _changes(objective.choose(sample), objective.text(sample).text)
+    else:
+        captions = {sample.language: [sample.text]}
+    return Shown(
+        sample.name, captions, switched, _stored_picture(objective, sample, position), _lines(objective, batch)
+    )
+
+
+def _lines(objective: Objective, batch: Batch) -> list[Line]:
+    """Tell the sequences of a micro-batch apart again."""
+    tokens, ends = objective.context.tokenizer, np.cumsum(batch.lengths.numpy())
+    labels = dict(_pairs(batch, "masked_words", "slots", "labels"))
+    hidden = {slot for slot, _ in _pairs(batch, "masked_regions", "slots", "slots")}
+    matches = dict(_pairs(batch, "matching", "sequences", "labels"))
+    lines = []
+    for number, end in enumerate(ends.tolist()):
+        first = end - int(batch.lengths[number])
+        words = [
+            Word(tokens.piece(int(token)), tokens.piece(int(labels[slot])) if slot in labels else "")
+            for token, slot in zip(batch.token_ids.tolist(), batch.token_slots.tolist(), strict=True)
+            if first <= slot < end
+        ]
+        rows = [row for row, slot in enumerate(batch.visual_slots.tolist()) if first <= slot < end]
+        kind = ("text and picture" if len(words) > 1 else "picture") if rows else "text"
+        if number in matches:
+            kind += ", match" if matches[number] else ", no match: the other half is another sample's"
+        masked = sum(first <= slot < end for slot in hidden)
+        picture = _seen(objective.context.visual, batch, batch.visual_rows[rows].numpy()) if rows else ""
+        lines.append(Line(kind, words, len(rows), masked, picture))
+    return lines
+
+
+def _pairs(batch: Batch, task: str, left: str, right: str) -> list[tuple[int, float]]:
+    of = batch.targets.get(task)
+    return [] if of is None else list(zip(of[left].tolist(), of[right].tolist(), strict=True))
+
+
+def _changes(before: str, after: str) -> list[Word]:
+    """Return the words of `after`; those that `before` has not say what stood there."""
+    old, new = _GAP.split(before), _GAP.split(after)
+    words: list[Word] = []
+    for kind, a, b, c, d in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        text = "".join(new[c:d])
+        words.append(Word(text) if kind == "equal" else Word(text, "".join(old[a:b]) or " "))
+    return words
+
+
+def _seen(visual: VisualConfig | None, batch: Batch, rows: NDArray[np.int64]) -> str:
+    """Show the picture whose patches are the rows `rows`."""
+    if not isinstance(visual, Patches):
+        return ""
+    side, patch = visual.size // visual.patch, visual.patch
+    cells = batch.visual_features.numpy().reshape(-1, side, patch, side, patch, 3).swapaxes(2, 3)
+    shown = cells.reshape(-1, patch, patch, 3)[rows].reshape(side, side, patch, patch, 3)
+    return _uri(Image.fromarray(shown.swapaxes(1, 2).reshape(visual.size, visual.size, 3)))
+
+
+def _stored_picture(objective: Objective, sample: Sample, position: int) -> str:
+    """Return the picture of a sample; "" where it has none, or none that can be read (regions do not need it)."""
+    if sample.visual is None:
+        return ""
+    source = objective.mix.source(position)
+    _, _, shard, number = sample.owner
+    members = source.members(shard, number)
+    kind = next((kind for kind in IMAGE_KINDS if kind in members), None)
+    visual = objective.context.visual
+    largest = visual.largest if isinstance(visual, Patches) else 50_000_000
+    try:
+        return _uri(Image.fromarray(decode(members[kind], SIDE, largest))) if kind else ""
+    except BadSample:
+        return ""
+
+
+def _uri(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.thumbnail((SIDE, SIDE))
+    picture.save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

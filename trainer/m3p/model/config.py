@@ -1,0 +1,53 @@
+"""The recipe's `model` section."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from m3p.model.encoder import EncoderShape
+
+
+class ModelConfig(BaseModel):
+    """Sizes, starting weights and regularisation of the network."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tokenizer: Path | None = Field(
+        None, description="Folder with sentencepiece.bpe.model; the folder of `initialise` if left out."
+    )
+    initialise: Path | None = Field(
+        None, description="A local `transformers` XLM-RoBERTa folder to start from; its sizes then replace `shape`."
+    )
+    weights: Path | None = Field(
+        None,
+        description="Fine-tuning: a run folder, one of its checkpoints, or an exported folder to start from; of equal sizes.",
+    )
+    shape: EncoderShape | None = Field(None, description="Sizes of an encoder trained from scratch.")
+    layers: int | None = Field(None, ge=1, description="Keep this many of the first layers of `initialise`.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout of hidden states.")
+    attention_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of attention weights.")
+    recompute: bool = Field(
+        False,
+        description="Keep only the input of each layer and compute the rest again in the backward: less memory, about a "
+        "third more work (arXiv 1604.06174).",
+    )
+    pooling: Literal["first", "mean"] = Field(
+        "first", description="Contrastive pooling: `<s>`, or the mean of the slots."
+    )
+    projection: int | None = Field(None, ge=2, description="Size of the contrastive space; the width if left out.")
+    temperature: float = Field(0.07, gt=0.01, le=1, description="Contrastive temperature at the start.")
+    learn_temperature: bool = Field(True, description="Train the temperature, or keep it.")
+    freeze: list[Literal["words", "positions", "encoder"]] = Field(
+        [], description="Parts that keep their starting weights."
+    )
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "ModelConfig":
+        if (self.initialise is None) == (self.shape is None):
+            raise ValueError("give either `initialise` (a transformers folder) or `shape` (sizes), and not both")
+        if self.initialise is None and self.tokenizer is None:
+            raise ValueError("`tokenizer` is missing: name a folder with sentencepiece.bpe.model")
+        if self.layers is not None and self.initialise is None:
+            raise ValueError("`layers` cuts `initialise`; for a model from scratch set shape.layers")
+        return self

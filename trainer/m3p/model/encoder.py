@@ -1,0 +1,107 @@
+"""XLM-R's encoder (arXiv 1911.02116, RoBERTa's layers) on a packed axis: T slots of `width`, no padding.
+
+Post-layer-norm as in `transformers.XLMRobertaModel`, whose hidden states it reproduces on the same weights.
+"""
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from m3p.kernels.residual_norm import residual_norm
+from m3p.model.attention import Layout, attend
+
+PAD = 1
+"""XLM-R's id of `<pad>`; its positions count from PAD + 1."""
+
+
+class EncoderShape(BaseModel):
+    """The sizes of an encoder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layers: int = Field(12, ge=1, description="Transformer layers.")
+    width: int = Field(768, ge=8, description="Hidden size of a slot.")
+    heads: int = Field(12, ge=1, description="Attention heads; they divide the width.")
+    feed_forward: int = Field(3072, ge=8, description="Hidden size of the feed-forward part.")
+    positions: int = Field(514, ge=4, description="Rows of the position table: longest text in tokens + 2.")
+    layer_norm_eps: float = Field(1e-5, gt=0, description="Epsilon of the layer norms.")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "EncoderShape":
+        if self.width % self.heads:
+            raise ValueError(
+                f"heads = {self.heads} does not divide width = {self.width}: choose a divisor of the width"
+            )
+        return self
+
+
+class TextEmbedder(nn.Module):
+    """Word + position + type embedding, layer norm, dropout: [W] ids and places -> [W, width]."""
+
+    def __init__(self, shape: EncoderShape, vocabulary: int, dropout: float) -> None:
+        super().__init__()
+        self.words = nn.Embedding(vocabulary, shape.width, padding_idx=PAD)
+        self.positions = nn.Embedding(shape.positions, shape.width, padding_idx=PAD)
+        self.types = nn.Embedding(1, shape.width)
+        self.norm = nn.LayerNorm(shape.width, eps=shape.layer_norm_eps)
+        self.dropout = dropout
+
+    def forward(self, token_ids: Tensor, places: Tensor) -> Tensor:
+        """`places` [W] count from 0 inside each sequence."""
+        x = self.words(token_ids) + self.positions(places + PAD + 1) + self.types(torch.zeros_like(token_ids))
+        return F.dropout(self.norm(x), self.dropout, self.training)
+
+
+class ResidualNorm(nn.LayerNorm):
+    """Layer norm of a slot and of what a part of the layer adds to it, with dropout. A module, so that ZeRO-3 gathers it."""
+
+    def __init__(self, width: int, eps: float, dropout: float) -> None:
+        super().__init__(width, eps=eps)
+        self.dropout, self.kernel = dropout, "torch"
+
+    def forward(self, x: Tensor, added: Tensor) -> Tensor:  # type: ignore[override]
+        """[T, width] twice -> [T, width]."""
+        dropout = self.dropout if self.training else 0.0
+        return residual_norm(x, added, self.weight, self.bias, self.eps, dropout, self.kernel)
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each followed by residual and layer norm: [T, width] -> [T, width]."""
+
+    def __init__(self, shape: EncoderShape, dropout: float, attention_dropout: float) -> None:
+        super().__init__()
+        self.heads = shape.heads
+        self.qkv = nn.Linear(shape.width, 3 * shape.width)
+        self.out = nn.Linear(shape.width, shape.width)
+        self.attention_norm = ResidualNorm(shape.width, shape.layer_norm_eps, dropout)
+        self.up = nn.Linear(shape.width, shape.feed_forward)
+        self.down = nn.Linear(shape.feed_forward, shape.width)
+        self.feed_forward_norm = ResidualNorm(shape.width, shape.layer_norm_eps, dropout)
+        self.attention_dropout = attention_dropout
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """`layout` says which slots are one sequence."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        attended = attend(qkv, layout, self.attention_dropout if self.training else 0.0).flatten(1)
+        x = self.attention_norm(x, self.out(attended))
+        normed: Tensor = self.feed_forward_norm(x, self.down(F.gelu(self.up(x))))
+        return normed
+
+
+class Encoder(nn.Module):
+    """A stack of layers over packed sequences."""
+
+    def __init__(self, shape: EncoderShape, dropout: float, attention_dropout: float, recompute: bool) -> None:
+        super().__init__()
+        self.recompute = recompute
+        self.layers = nn.ModuleList(Layer(shape, dropout, attention_dropout) for _ in range(shape.layers))
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """[T, width] -> [T, width]."""
+        recompute = self.recompute and torch.is_grad_enabled()
+        x = layout.arrange(x)
+        for layer in self.layers:
+            x = checkpoint(layer, x, layout, use_reentrant=False) if recompute else layer(x, layout)
+        return layout.restore(x)

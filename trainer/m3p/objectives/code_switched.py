@@ -1,0 +1,66 @@
+"""`code_switched`: pairs whose caption has words swapped for translations (M3P's MCT); tasks as in `image_caption`."""
+
+from pydantic import Field
+
+from m3p.data.sample import BadSamples, Sample
+from m3p.data.source import Source
+from m3p.errors import UserError
+from m3p.objectives.image_caption import ImageCaption, ImageCaptionConfig
+from m3p.objectives.objective import Context, Text
+from m3p.objectives.switching import CodeSwitcher, SwitchingConfig
+
+COVERAGE_SAMPLES = 100
+"""Samples whose captions are looked up for the coverage that is printed at start."""
+
+
+class CodeSwitchedConfig(ImageCaptionConfig):
+    """Fields of `objectives.code_switched`."""
+
+    switching: SwitchingConfig = Field(description="Dictionary, languages, mode and rates.")
+
+    def build(self, context: Context) -> "CodeSwitched":
+        """Return the objective."""
+        return CodeSwitched(self, context)
+
+
+def check_language(source: Source, language: str) -> None:
+    """Raise UserError for a source that gives captions in another language than that of the word lists.
+
+    "die" is an article in one language and a verb in the other.
+    """
+    if others := sorted(set(source.languages) - {language}):
+        raise UserError(
+            f"{source.folder}: has captions in {', '.join(others)}, and words are switched from {language} alone "
+            f"(switching.source_language): set languages: [{language}] for this source"
+        )
+
+
+class CodeSwitched(ImageCaption):
+    """Switches every caption, of true and mismatched pairs alike, by the sample's own draws."""
+
+    config: CodeSwitchedConfig
+
+    def __init__(self, config: CodeSwitchedConfig, context: Context) -> None:
+        super().__init__(config, context)
+        for source in self.mix.sources:
+            check_language(source, config.switching.source_language)
+        self.switcher = CodeSwitcher(config.switching)
+
+    def notes(self) -> list[str]:
+        """Say which share of the captions' words each word list holds, and whether words fall back to their lemma."""
+        lemma = "with" if self.switcher.has_lemmas else "without"
+        samples = (self.mix.read(position, BadSamples([])) for position in range(COVERAGE_SAMPLES))
+        captions = [text for sample in samples for texts in sample.captions.values() for text in texts]
+        found = ", ".join(f"{code} {100 * share:.0f}" for code, share in self.switcher.coverage(captions).items())
+        return [f"switches {lemma} lemmas; percent of words found: {found}"]
+
+    def text(self, sample: Sample) -> Text:
+        """Switch the caption chosen."""
+        switched = self.switcher.switch(self.choose(sample), sample.draws("switch"))
+        counts = {
+            "switching/words": switched.words,
+            "switching/found": switched.found,
+            "switching/switched": switched.switched,
+            **{f"switching/to_{language}": words for language, words in switched.languages.items()},
+        }
+        return Text(switched.text, counts)

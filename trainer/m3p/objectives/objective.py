@@ -1,0 +1,214 @@
+"""What every objective shares: its recipe fields, and how positions become packed micro-batches."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from m3p.batch import Batch, Packer
+from m3p.data.loader.picture_buffer import Canvas
+from m3p.data.mix import Draw, Mix
+from m3p.data.order.plan import MicroBatch, Turn
+from m3p.data.sample import BadSamples, Sample
+from m3p.data.source import Source, SourceConfig, find_folders
+from m3p.data.storage.cache import Cache
+from m3p.data.storage.folders import open_folder
+from m3p.data.tokenizer import Tokenizer
+from m3p.errors import BadSample
+from m3p.visual import VisualConfig
+
+Ids = NDArray[np.int64]
+Read = Callable[[int], Sample]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an objective is built from besides its own fields."""
+
+    name: str
+    seed: int
+    tokenizer: Tokenizer
+    visual: VisualConfig | None
+    window: int
+    """Shards whose samples are shuffled together."""
+    cache: Cache | None = None
+    """Where shards behind URLs are kept."""
+
+
+class Text(NamedTuple):
+    """A text as the network sees it."""
+
+    text: str
+    counts: Mapping[str, int] = MappingProxyType({})
+    """What the monitor adds up."""
+
+
+class Part(NamedTuple):
+    """What a micro-batch is packed from: the samples at some positions of a turn, and their texts."""
+
+    turn: range
+    positions: Sequence[int]
+    """[N], at least one."""
+    samples: list[Sample]
+    """[N]"""
+    tokens: Ids
+    """Of their texts, end to end: [W]."""
+    lengths: Ids
+    """Tokens of each text: [N]."""
+
+
+_NONE = Text("")
+"""Of a sample that will be replaced."""
+
+
+class ObjectiveConfig(BaseModel):
+    """Fields of every objective."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    possible_tasks: ClassVar[tuple[str, ...]] = ()
+
+    weight: float = Field(
+        1,
+        ge=0,
+        allow_inf_nan=False,
+        description="Turns of this objective in the round-robin, relative; 0 leaves it out.",
+    )
+    batch_size: int = Field(ge=1, description="Samples of one turn, over all ranks.")
+    micro_batch: int = Field(64, ge=1, description="Most samples that a rank forwards at once.")
+    sources: list[SourceConfig] = Field(min_length=1, description="Folders of shards.")
+    temperature: float = Field(0.3, ge=0, le=1, description="Sources without weights share by size to this power.")
+    tasks: dict[str, float] = Field(description="Weight of each task in the loss; 0 leaves it out.")
+    most_tokens: int = Field(64, ge=4, description="Texts are cut to this many tokens, `<s>` and `</s>` counted.")
+
+    @model_validator(mode="after")
+    def _sane(self) -> "ObjectiveConfig":
+        unknown = [task for task in self.tasks if task not in self.possible_tasks]
+        if unknown:
+            raise ValueError(f"tasks.{unknown[0]} does not exist here; possible: {', '.join(self.possible_tasks)}")
+        if not all(0 <= weight < math.inf for weight in self.tasks.values()):
+            raise ValueError(f"tasks = {self.tasks}: a weight is negative or no number; 0 leaves a task out")
+        if self.weight > 0 and not self.active_tasks:
+            raise ValueError("tasks are all 0: give one a weight, or set weight = 0 to leave the objective out")
+        if len({source.weight is None for source in self.sources}) > 1:
+            raise ValueError("sources: some have a weight and some have none; give all of them one, or none")
+        if any(source.weight and any(sign in source.path for sign in "*?[") for source in self.sources):
+            raise ValueError("sources: a pattern of several folders takes no weight; name the folders one by one")
+        return self
+
+    @property
+    def active_tasks(self) -> dict[str, float]:
+        """Tasks with a weight above 0."""
+        return {task: weight for task, weight in self.tasks.items() if weight > 0}
+
+    def build(self, context: Context) -> "Objective":
+        """Return the objective that these fields describe."""
+        raise NotImplementedError
+
+
+class Objective:
+    """One of the streams: reads samples of its sources and packs them with what its tasks ask."""
+
+    needs_pictures: ClassVar[bool] = False
+
+    def __init__(self, config: ObjectiveConfig, context: Context) -> None:
+        self.config, self.context = config, context
+        self.tasks: Mapping[str, float] = config.active_tasks
+        load = context.visual.load if self.needs_pictures and context.visual else None
+        augments = context.visual is not None and context.visual.augments
+        sources: list[Source] = []
+        weights: list[float | None] = []
+        for number, entry in enumerate(config.sources):
+            field = f"objectives.{context.name}.sources.{number}.path"
+            for path in find_folders(entry.path, field):
+                folder = open_folder(path, context.cache, field)
+                owner = (context.seed, context.name, len(sources))
+                sources.append(Source(folder, entry, owner, context.window, load, augments))
+                if self.needs_pictures and context.visual:
+                    context.visual.check(str(folder), sources[-1].manifest.region_features)
+                weights.append(entry.weight)
+        self._canvas = Canvas(context.visual.room if load and context.visual else None)
+        self.mix = Mix(sources, weights, config.temperature)
+
+    def costs(self, positions: range) -> NDArray[np.float64]:
+        """Return roughly what each sample at `positions` [N] costs to train on, in tokens: [N]."""
+        return self.mix.lengths(positions)
+
+    def batches(self, parts: Sequence[MicroBatch]) -> Iterator[Batch]:
+        """Pack the samples of several micro-batches, some of the positions of their turns each.
+
+        All are read and tokenised before the first picture is decoded: decoding fills the processor's caches with pixels,
+        and what Python does next is slower for it.
+        """
+        draws = [self.mix.draw(part.positions) for part in parts]
+        texts = [
+            _NONE if isinstance(sample, BadSample) else self.text(sample) for draw in draws for sample in draw.samples
+        ]
+        tokens, lengths = self.encode(texts)
+        ends, first = [0, *lengths.cumsum().tolist()], 0
+        for part, draw in zip(parts, draws, strict=True):
+            last = first + len(part.positions)
+            captions = tokens[ends[first] : ends[last]], lengths[first:last]
+            yield self._pack(part.turn.positions, draw, texts[first:last], captions)
+            first = last
+
+    def batch(self, turn: range, positions: Sequence[int]) -> Batch:
+        """Pack the samples at `positions`, some of the positions of `turn`: -> one micro-batch."""
+        return next(self.batches([MicroBatch(Turn(0, self.context.name, 0, turn), 0, positions)]))
+
+    def _pack(self, turn: range, draw: Draw, texts: list[Text], captions: tuple[Ids, Ids]) -> Batch:
+        packer, bad, positions = self.packer(), BadSamples([]), draw.positions
+        samples = self.mix.see(draw, bad, self._canvas)
+        if bad.seen:
+            texts = [
+                text if sample is drawn else self.text(sample)
+                for sample, drawn, text in zip(samples, draw.samples, texts, strict=True)
+            ]
+            captions = self.encode(texts)
+        packer.names = [sample.name for sample in samples]
+        for text in texts:
+            for name, number in text.counts.items():
+                packer.count(name, number)
+        if positions:
+            self.add(packer, Part(turn, positions, samples, *captions), self._reading(positions, samples))
+        batch = packer.finish(len(positions), self._canvas)
+        batch.bad = bad.seen
+        return batch
+
+    def _reading(self, positions: Sequence[int], samples: list[Sample]) -> Read:
+        """Return what reads others of the turn, and knows the `samples` that lie at `positions`."""
+        known: dict[int, Sample] = {}
+
+        def read(position: int) -> Sample:
+            if not known:  # many objectives never ask
+                known.update(zip(positions, samples, strict=True))
+            if position not in known:  # a bad one is counted where it is packed
+                known[position] = self.mix.read(position, BadSamples([]))
+            return known[position]
+
+        return read
+
+    def encode(self, texts: Sequence[Text]) -> tuple[Ids, Ids]:
+        """Return the tokens of `texts` [N] end to end [W], and how many each has [N]."""
+        return self.context.tokenizer.encode_flat([text.text for text in texts], self.config.most_tokens)
+
+    def packer(self) -> Packer:
+        """Return what a micro-batch is packed with."""
+        return Packer(*self.context.visual.features) if self.context.visual else Packer(1)
+
+    def notes(self) -> list[str]:
+        """Lines for the table printed at start."""
+        return []
+
+    def text(self, sample: Sample) -> Text:
+        """Return the text of a sample as the network sees it. The same whoever asks for it."""
+        raise NotImplementedError
+
+    def add(self, packer: Packer, part: Part, read: Read) -> None:
+        """Pack the samples of `part`: their sequences, and what the tasks ask of them. `read` reads others of its turn."""
+        raise NotImplementedError

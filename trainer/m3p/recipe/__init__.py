@@ -1,0 +1,1 @@
+"""The recipe: one YAML file and overrides that define a run."""

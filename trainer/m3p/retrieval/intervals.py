@@ -1,0 +1,126 @@
+"""Bootstrap intervals of mean recall: how far the queries at hand could have moved the number.
+
+What is drawn anew is the *concept* (a picture, or all pictures that share captions) together with everything asked about
+it: its captions in every language and its pictures, both directions. So queries that stand or fall together are kept
+together, and the interval of a mean over languages that describe the same pictures is not too narrow, as it would be if
+languages were drawn apart (Efron & Tibshirani 1993, cluster bootstrap; percentile interval).
+
+In the interval: the choice of queries. Not in it: the training seed (several runs are needed for that), the choice of
+the pictures and captions that are ranked against (ranks are taken as they are, the pool stays fixed), and the choosing
+of settings on the same split. A recall of 0 or 100 gives an interval of no width.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3p.keys import generator
+from m3p.retrieval.metrics import CUTOFFS, Ranks
+
+LEVEL = 95.0
+RESAMPLES = 2_000
+METHOD = f"{LEVEL:g} % percentile bootstrap over concepts, {RESAMPLES} resamples; no training seeds in it"
+_BLOCK = 1 << 22  # concepts drawn at once: bounds the memory of large pools
+
+
+@dataclass(frozen=True)
+class GroupedRanks:
+    """The ranks of one language, and the concept that each query asks about, numbered alike in all languages.
+
+    `image_groups` int [N], `caption_groups` int [C].
+    """
+
+    ranks: Ranks
+    image_groups: NDArray[np.int64]
+    caption_groups: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % bootstrap interval, in percent (or, for a difference, in points)."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def holds_zero(self) -> bool:
+        """Whether zero lies in the interval: a difference that cannot be told from none."""
+        return self.low <= 0 <= self.high
+
+
+def mean_recall_interval(languages: Mapping[str, GroupedRanks], *, seed: int = 0) -> Interval:
+    """Return the mean recall averaged over `languages` (one is fine) with its interval."""
+    hits, asked = _table(languages)
+    values = np.concatenate([_statistic(counts, hits, asked) for counts in _draws(hits.shape[0], seed)])
+    return _interval(hits, asked, values)
+
+
+def difference_interval(a: Mapping[str, GroupedRanks], b: Mapping[str, GroupedRanks], *, seed: int = 0) -> Interval:
+    """Return mean recall of `a` less that of `b`, averaged over languages, paired: each draw is the same for both.
+
+    Both must hold the same languages with the same queries in the same order; anything else is a defect of the caller.
+    """
+    assert list(a) == list(b), (list(a), list(b))
+    for language in a:
+        for name in ("image_groups", "caption_groups"):
+            assert np.array_equal(getattr(a[language], name), getattr(b[language], name)), f"{language}: other queries"
+    (hits_a, asked), (hits_b, asked_b) = _table(a), _table(b)
+    assert np.array_equal(asked, asked_b), "pictures that are queries differ"
+    # Recalls are linear in the hits, so the difference of the hits gives the difference of the recalls.
+    hits = hits_a - hits_b
+    values = np.concatenate([_statistic(counts, hits, asked) for counts in _draws(hits.shape[0], seed)])
+    return _interval(hits, asked, values)
+
+
+def _interval(hits: NDArray[np.float64], asked: NDArray[np.float64], values: NDArray[np.float64]) -> Interval:
+    tail = (100 - LEVEL) / 2
+    low, high = np.percentile(values, [tail, 100 - tail])
+    return Interval(float(_statistic(np.ones((1, hits.shape[0])), hits, asked)[0]), float(low), float(high))
+
+
+def _table(languages: Mapping[str, GroupedRanks]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return hits [G, L, 2, 3] within each cutoff and queries asked [G, L, 2, 1], for the G concepts that are asked."""
+    assert languages, "no language"
+    queries = [
+        [(grouped.caption_groups, grouped.ranks.text_to_image), (grouped.image_groups, grouped.ranks.image_to_text)]
+        for grouped in languages.values()
+    ]
+    asked_groups = [groups[found > 0] for pairs in queries for groups, found in pairs]
+    known = np.unique(np.concatenate(asked_groups))
+    assert len(known), "no query"
+    hits = np.zeros((len(known), len(queries), 2, len(CUTOFFS)))
+    asked = np.zeros((len(known), len(queries), 2, 1))
+    for place, pairs in enumerate(queries):
+        for way, (groups, found) in enumerate(pairs):
+            rows = np.searchsorted(known, groups[found > 0])
+            answered = found[found > 0]
+            np.add.at(asked[:, place, way, 0], rows, 1)
+            np.add.at(hits[:, place, way], rows, answered[:, None] <= np.array(CUTOFFS))
+    return hits, asked
+
+
+def _draws(groups: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """Yield how often each of `groups` concepts is drawn, float [block, G]; a function of (groups, seed) alone."""
+    rng = generator("bootstrap", seed)
+    block = max(1, _BLOCK // groups)
+    for start in range(0, RESAMPLES, block):
+        size = min(block, RESAMPLES - start)
+        drawn = rng.integers(groups, size=(size, groups)) + groups * np.arange(size)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=size * groups).reshape(size, groups).astype(np.float64)
+
+
+def _statistic(counts: NDArray[np.float64], hits: NDArray[np.float64], asked: NDArray[np.float64]) -> NDArray[Any]:
+    """Return the mean recall, in percent, averaged over languages, of each resample: `counts` [B, G] -> [B].
+
+    A language that is asked nothing in a resample (rare captions only) is left out of that resample's mean.
+    """
+    groups = len(hits)
+    hit = (counts @ hits.reshape(groups, -1)).reshape(-1, *hits.shape[1:])
+    total = (counts @ asked.reshape(groups, -1)).reshape(-1, *asked.shape[1:])
+    recall = np.divide(hit, total, out=np.full_like(hit, np.nan), where=total > 0).mean(axis=(2, 3))  # [B, L]
+    present = (~np.isnan(recall)).sum(axis=1)
+    return 100 * np.nansum(recall, axis=1) / present  # every draw asks about something: _table keeps such concepts only

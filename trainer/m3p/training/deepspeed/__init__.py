@@ -1,0 +1,1 @@
+"""What is DeepSpeed's: the engine and what reaches into its internals."""

@@ -1,0 +1,146 @@
+"""Stopping without losing work, and telling the batch script about it. slurm/common.sh is the other side of this file.
+
+Files in the run folder:
+  STOP         made by anyone: the run saves a checkpoint, stops, and is not started again while the file is there
+  status       written by rank 0 at the end: `done` after the evaluation, or `stopped WHY STEP`; absent while running and
+               after a crash
+  incarnation  the job that owns the folder; one that finds another's name here must not save any more
+
+An exit code carries no meaning: srun reports the largest one of all tasks, and a killed peer changes it.
+"""
+
+import os
+import signal
+import socket
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Literal
+
+from m3p import distributed
+from m3p.errors import UserError
+
+# USR1 comes from the batch script before the time limit, TERM from scancel and preemption, USR2 from submitit.
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
+GRACEFUL = (*WARNINGS, signal.SIGTERM, signal.SIGINT)
+Reason = Literal["signal", "file"]
+# In the order of their weight: a STOP file also says "do not start again", so it outweighs a signal.
+REASONS: tuple[Reason | None, ...] = (None, "signal", "file")
+
+
+class StopSignal:
+    """Turns signals and the file STOP into one answer that all ranks get at the same step.
+
+    The handlers are in place from construction on, and only set a flag; `restore` or the end of a `with` block takes
+    them out. A second Ctrl-C interrupts at once; a second one of the others changes nothing. After that USR1 and USR2 are
+    ignored: they would kill the evaluation.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Watch `folder`, the run folder, for the file STOP."""
+        self.signalled = False
+        self._stop_file = folder / "STOP"
+        self._before = {number: signal.signal(number, self._note) for number in GRACEFUL}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, GRACEFUL)  # one that came before waits for this (run.py)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signalled = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def requested(self, step: int) -> Reason | None:
+        """Say whether to stop after `step`, and why; every rank calls it at every step and gets the same answer."""
+        mine: Reason | None = "signal" if self.signalled else None
+        if distributed.is_main() and self._stop_file.exists():
+            mine = "file"
+        code, last, first = distributed.all_reduce_max(REASONS.index(mine), step, -step)
+        assert last == -first, f"ranks are at different steps: {-first} to {last}"
+        return REASONS[code]
+
+    def restore(self) -> None:
+        """Put back the handlers of TERM and INT; from here on the program is deaf to USR1 and USR2."""
+        for number, handler in self._before.items():
+            # To block them would not do: threads that training has started would still let them through.
+            signal.signal(number, signal.SIG_IGN if number in WARNINGS else handler)
+
+    def __enter__(self) -> "StopSignal":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.restore()
+
+
+def check_no_stop_file(folder: Path) -> None:
+    """Raise UserError on every rank where the run folder still holds the file STOP. Every rank calls it."""
+    path = folder / "STOP"
+    if distributed.broadcast_object(path.exists()):
+        raise UserError(f"{path} is there: someone has stopped this run; remove the file to train on")
+
+
+def ignore_in_worker(worker_id: int) -> None:
+    """Make a data worker deaf to the signals that stop a run (a `worker_init_fn`).
+
+    Slurm sends them to every process of a step, workers too. The trainer still needs their batches to end its step; a
+    worker ends when its loader closes or its parent is gone.
+    """
+    for number in GRACEFUL:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def write_done(folder: Path) -> None:
+    """Say that the run is complete, its evaluation too. Rank 0 writes; the other ranks may call it too."""
+    _write(folder / "status", "done")
+
+
+def forget_status(folder: Path) -> None:
+    """Take away what the last start said, which a crash of this one would leave as its own. Rank 0 only."""
+    if distributed.is_main():
+        (folder / "status").unlink(missing_ok=True)
+
+
+def write_stopped(folder: Path, why: str, step: int) -> None:
+    """Say that the run stopped early with a checkpoint after `step`. `why` is one word; only `signal` asks for a restart."""
+    assert why.isalpha(), why
+    _write(folder / "status", f"stopped {why} {step}")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write one line so that a reader, after a crash at any instant, finds all of it or the old content. Rank 0 only."""
+    if not distributed.is_main():
+        return
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+class Incarnation:
+    """This start of the run, as the owner of its folder.
+
+    A node that the network has cut off trains on while Slurm starts the job again elsewhere; without this check both
+    would write checkpoints. The job that came last owns the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Own `folder` under the name that the batch script gave (M3P_INCARNATION), else under one of our own."""
+        self._file = folder / "incarnation"
+        given = os.environ.get("M3P_INCARNATION")
+        self.name = distributed.broadcast_object(given or f"{socket.gethostname()}.{os.getpid()}")
+        if given is None:
+            _write(self._file, self.name)
+        self.check()  # the batch script has written the name that it gave; by now a later job may have written its own
+
+    def check(self) -> None:
+        """Raise UserError on every rank if the folder has a new owner. Call it on all ranks before each save."""
+        owner = ""
+        if distributed.is_main():
+            with suppress(FileNotFoundError):
+                owner = self._file.read_text().strip()
+        owner = distributed.broadcast_object(owner)
+        if owner != self.name:
+            raise UserError(
+                f"{self._file} names {owner or 'nobody'}, not this job ({self.name}): another job has taken over this run. "
+                "This one stops without saving; stop the other first, or train into another run.folder"
+            )

@@ -1,0 +1,125 @@
+"""Guards a run against single bad steps: a loss or gradient that is not finite, and loss spikes.
+
+The global losses of a step are the same numbers on every rank, so every rank judges alike without asking. The judgement
+falls before the last backward of the step, and a refused step is turned to NaN there: DeepSpeed then drops the update, as
+it drops one whose gradients are not finite, in every ZeRO stage.
+"""
+
+import json
+import math
+import statistics
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from m3p.data.order.plan import Turn
+from m3p.errors import UserError
+
+RECENT = 64
+"""Losses that a spike is compared with."""
+ENOUGH = 16
+"""Losses before which no spike is called."""
+
+
+class Guard:
+    """Judges steps; its memory goes into checkpoints, so that a resumed run judges as the unbroken one.
+
+    Args:
+        folder: the run folder; refused steps are listed in skipped.jsonl there.
+        most_skipped: steps refused in a row that end the run.
+        spike: how many times the median of recent losses makes a spike; None: none is looked for.
+        skip_spikes: refuse the step of a spike; else it is only said.
+    """
+
+    def __init__(self, folder: Path, most_skipped: int, spike: float | None, skip_spikes: bool) -> None:
+        self._folder, self._most, self._spike, self._skip_spikes = folder, most_skipped, spike, skip_spikes
+        self._recent: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
+        """Of the steps of each kind: where a step is no whole round, one objective's loss says nothing of another's."""
+        self._in_a_row = 0
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"recent": {kind: list(losses) for kind, losses in self._recent.items()}, "in_a_row": self._in_a_row}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned."""
+        for kind, losses in state.get("recent", {}).items():
+            self._recent[kind].extend(losses)
+        self._in_a_row = state.get("in_a_row", 0)
+
+    def judge(self, losses: Mapping[str, float], loss: float) -> str | None:
+        """Return why this step's update must not be made, or None. `losses`: of the whole step, over all ranks."""
+        broken = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
+        if broken:
+            return f"loss not finite: {', '.join(broken)}"
+        spike = self.spike(losses, loss)
+        return spike if self._skip_spikes else None
+
+    def spike(self, losses: Mapping[str, float], loss: float) -> str | None:
+        """Return the words for a loss far above the recent ones of steps of the same objectives, or None."""
+        recent = self._recent[_kind(losses)]
+        if self._spike is None or len(recent) < ENOUGH:
+            return None
+        median = statistics.median(recent)
+        return (
+            f"loss spike: {loss:.4g}, the median of recent steps is {median:.4g}"
+            if loss > self._spike * median
+            else None
+        )
+
+    def made(self, losses: Mapping[str, float], loss: float) -> None:
+        """Note that the step's update was made."""
+        self._recent[_kind(losses)].append(loss)
+        self._in_a_row = 0
+
+    def skipped(self, step: int, reason: str, turns: Sequence[tuple[Turn, list[str]]], parts: Sequence[Tensor]) -> str:
+        """Note a refused step and list the samples that it is due to; return a line for people.
+
+        `turns` and `parts` are of this rank's micro-batches: turn and names of the samples, and losses. Every rank calls it.
+        Where no micro-batch is broken by itself (a gradient overflowed, a spike), all are listed. Raises UserError after too
+        many in a row.
+        """
+        self._in_a_row += 1
+        found = _suspects(turns, parts)
+        where = "; ".join(
+            f"turn {one['turn']} ({one['objective']}): {', '.join(one['samples'][:8])}" for one in found[:4]
+        )
+        line = f"step {step} makes no update: {reason}. Samples: {where}{' ...' if len(found) > 4 else ''}"
+        if dist.get_rank() == 0:
+            record = {"step": step, "reason": reason, "in_a_row": self._in_a_row, "micro_batches": found}
+            with (self._folder / "skipped.jsonl").open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        if self._in_a_row >= self._most:
+            raise UserError(
+                f"{line}\nThat is {self._in_a_row} steps in a row without an update (run.most_skipped), so the run ends. All are "
+                f"listed in {self._folder / 'skipped.jsonl'}. Lower optimizer.learning_rate, or mend the data; starting again "
+                "goes on from the last checkpoint"
+            )
+        return line
+
+
+def _kind(losses: Mapping[str, float]) -> str:
+    """Return the objectives of a step, whose `losses` are named OBJECTIVE/TASK."""
+    return ",".join(sorted({name.partition("/")[0] for name in losses}))
+
+
+def _suspects(turns: Sequence[tuple[Turn, list[str]]], parts: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """Return the micro-batches of all ranks whose own loss is not finite; all of them, where none is."""
+    mine = [
+        {
+            "turn": turn.number,
+            "objective": turn.objective,
+            "rank": dist.get_rank(),
+            "samples": names,
+            "broken": not math.isfinite(float(part)),
+        }
+        for (turn, names), part in zip(turns, parts, strict=True)
+    ]
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, mine)
+    found = [one for of_rank in every for one in of_rank if one["samples"]]
+    return [one for one in found if one["broken"]] or found

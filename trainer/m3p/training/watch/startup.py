@@ -1,0 +1,90 @@
+"""What a run says of itself before its first step: which parts are in use and why, and the files that record it."""
+
+import json
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from m3p.data.order.plan import Plan
+from m3p.distributed import Ranks
+from m3p.objectives.objective import Objective
+from m3p.recipe.recipe import Recipe, dump_recipe
+from m3p.training.build_objectives import held_back
+from m3p.training.deepspeed.engine import Engine
+
+PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "sentencepiece", "simplemma", "simplejpeg", "webdataset")
+
+
+def announce(
+    recipe: Recipe, engine: Engine, ranks: Ranks, plan: Plan, objectives: dict[str, Objective], first_step: int
+) -> None:
+    """Print the parts in use, and write recipe.yaml and environment.json into the run folder. Rank 0 only."""
+    if ranks.rank != 0:
+        return
+    parts = _parts(engine, ranks, plan)
+    table = Table(title=f"{recipe.run.folder}: step {first_step} of {recipe.run.steps}", show_header=False)
+    for name, what in {**parts, **_streams(recipe, objectives)}.items():
+        table.add_row(name, what)
+    Console().print(table)
+    folder = recipe.run.folder
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        writer.add_text("recipe", f"```yaml\n{dump_recipe(recipe)}```", first_step)
+        writer.add_text("parts", "\n".join(f"- **{name}**: {what}" for name, what in parts.items()), first_step)
+    (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    environment = {
+        "parts": parts,
+        "ranks": ranks.world_size,
+        "launcher": ranks.launcher,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "git_commit": git_commit(),
+    }
+    (folder / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
+
+
+def git_commit() -> str:
+    """Return the commit of the program's checkout, with "+" where files differ from it; "unknown" outside git."""
+    here = Path(__file__).parent
+    try:
+        commit = _git(here, "rev-parse", "HEAD")
+        return commit + ("+" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _parts(engine: Engine, ranks: Ranks, plan: Plan) -> dict[str, str]:
+    device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
+    trained = [p for p in engine.deepspeed.module.parameters() if p.requires_grad]
+    sizes = [getattr(p, "ds_numel", p.numel()) for p in trained]  # ZeRO-3 leaves an empty tensor in place
+    return {
+        "ranks": f"{ranks.world_size} x {device}, started by {ranks.launcher}",
+        "ZeRO stage": str(engine.stage),
+        "precision": str(engine.precision).removeprefix("torch."),
+        **{f"kernel of {field}": str(chosen) for field, chosen in engine.kernels.items()},
+        "trained parameters": f"{sum(sizes):,}",
+        "turns of a step": ", ".join(turn.objective for turn in plan.turns(0)),
+    }
+
+
+def _streams(recipe: Recipe, objectives: dict[str, Objective]) -> dict[str, str]:
+    lines = {}
+    for name, objective in objectives.items():
+        samples = sum(source.manifest.samples for source in objective.mix.sources)
+        tasks = ", ".join(f"{task} x {weight:g}" for task, weight in objective.tasks.items())
+        lines[name] = (
+            f"{objective.config.batch_size} samples a turn of {samples:,} in {len(objective.mix.sources)} source(s); {tasks}"
+            + "".join(f"; {line}" for line in objective.notes())
+        )
+    if late := held_back(objectives.values()):
+        lines["shards"] = late
+    return lines

@@ -1,0 +1,238 @@
+"""Raw pictures cut into square patches (ViT, arXiv 2010.11929): no detector needed."""
+
+import io
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+import simplejpeg
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from m3p.errors import BadSample
+from m3p.visual.pixels import scaled
+
+Pixels = NDArray[np.uint8]
+IMAGE_KINDS = ("jpg", "jpeg", "png", "webp")
+MID_GREY = 128
+
+
+@dataclass(slots=True)
+class PatchTokens:
+    """A square picture as decoders write it. The network cuts it: a worker that did would copy all that it has decoded."""
+
+    features: Pixels
+    """[1, size, size, 3], 0..255: a quarter of the bytes of float32."""
+    patch: int
+    """Side of a patch, in pixels."""
+
+    @property
+    def boxes(self) -> None:
+        """None: a patch's number says where it is."""
+
+    @property
+    def class_ids(self) -> None:
+        """None."""
+
+    @property
+    def tokens(self) -> int:
+        """Patches."""
+        side: int = self.features.shape[1] // self.patch
+        return side * side
+
+    def numbers(self, places: NDArray[np.int64]) -> Pixels:
+        """Return the pixels of the patches at `places` [K], which are numbered row by row from the top left: [K, 3 patch^2]."""
+        cells = self._cells()
+        return cells[np.divmod(places, len(cells))].reshape(len(places), 3 * self.patch**2)
+
+    def blank(self, places: NDArray[np.int64]) -> "tuple[PatchTokens, NDArray[np.int64]]":
+        """Return a mid grey picture, one and the same for all of this size: each patch stands for the one at its place."""
+        return _grey(self.features.shape[1], self.patch), places
+
+    def _cells(self) -> Pixels:
+        """The same memory as [side, side, patch, 3 patch]."""
+        side = self.features.shape[1] // self.patch
+        return self.features.reshape(side, self.patch, side, 3 * self.patch).swapaxes(1, 2)
+
+
+@cache
+def _grey(size: int, patch: int) -> PatchTokens:
+    return PatchTokens(np.full((1, size, size, 3), MID_GREY, np.uint8), patch)
+
+
+class Patches(BaseModel):
+    """Square pictures of `size` pixels, which the network cuts into patches of `patch` pixels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["patches"]
+    size: int = Field(224, ge=8, description="Side of the picture as the network sees it, in pixels.")
+    patch: int = Field(16, ge=2, description="Side of a patch, in pixels; it divides the size.")
+    crop: float = Field(
+        1.0, gt=0, le=1, description="Smallest share of the area that a training crop keeps; 1: no crop."
+    )
+    flip: bool = Field(
+        False, description="Mirror half of the training pictures; wrong where captions speak of left and right."
+    )
+    largest: int = Field(50_000_000, ge=1, description="Pictures of more pixels are bad samples (decompression bombs).")
+
+    @model_validator(mode="after")
+    def _patch_divides(self) -> "Patches":
+        if self.size % self.patch:
+            raise ValueError(f"patch = {self.patch} does not divide size = {self.size}: choose a divisor of the size")
+        return self
+
+    @property
+    def feature_size(self) -> int:
+        """Numbers of a patch: its pixels in three colours."""
+        return 3 * self.patch * self.patch
+
+    @property
+    def classes(self) -> int:
+        """Pixels have no object classes."""
+        return 0
+
+    @property
+    def augments(self) -> bool:
+        """Whether training pictures are changed at random."""
+        return self.flip or self.crop < 1
+
+    def check(self, folder: str, width: int | None) -> None:
+        """Pixels are there in every source of pairs."""
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """Shape of a picture."""
+        return self.size, self.size, 3
+
+    @property
+    def least(self) -> tuple[int, ...]:
+        """Shape of the least that the embedder takes: a picture of one patch."""
+        return 1, self.patch, self.patch, 3
+
+    @property
+    def room(self) -> tuple[int, ...]:
+        """Shape of the room that a picture is decoded into."""
+        return 1, *self.features
+
+    def load(
+        self, members: Mapping[str, bytes | memoryview], draw: Iterator[float] | None, room: Pixels | None = None
+    ) -> PatchTokens:
+        """Decode into `room`, crop (by the sample's own `draw`; None: never) and resize. Raises BadSample."""
+        room = np.empty(self.room, np.uint8) if room is None else room
+        pixels = decode(members.get("jpg") or _find(members), self.size, self.largest, room)
+        if pixels is not room or draw is not None:
+            self._paint(pixels[0] if pixels is room else pixels, draw, room[0])
+        return PatchTokens(room, self.patch)
+
+    def _paint(self, pixels: Pixels, draw: Iterator[float] | None, canvas: Pixels) -> None:
+        """Crop, resize, and lay onto `canvas` [size, size, 3], in whose memory `pixels` may lie."""
+        if draw is not None:
+            pixels = _augment(pixels, draw, self.crop, self.flip)
+        if pixels.shape != canvas.shape:
+            resized = Image.fromarray(pixels).resize((self.size, self.size), Image.Resampling.BILINEAR)
+            pixels = np.asarray(resized)
+        canvas[...] = pixels
+
+    def embedder(self, width: int, eps: float) -> nn.Module:
+        """Return the module that turns pictures into vectors."""
+        return PatchEmbedder(self.size // self.patch, self.patch, width, eps)
+
+
+class PatchEmbedder(nn.Module):
+    """Linear of a patch's pixels + a learned vector for its place on the grid, layer norm."""
+
+    def __init__(self, side: int, patch: int, width: int, eps: float) -> None:
+        super().__init__()
+        self.patch = patch
+        self.pixels = nn.Linear(3 * patch * patch, width)
+        self.places = nn.Embedding(side * side, width)
+        self.norm = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
+        """`features` [N, size, size, 3] pixels 0..255; no boxes are needed: -> [N side^2, width], row by row."""
+        side = features.shape[1] // self.patch
+        cells = features.view(-1, side, self.patch, side, 3 * self.patch).transpose(2, 3)
+        pixels = scaled(cells.reshape(-1, 3 * self.patch**2))
+        places = self.places(torch.arange(side**2, device=features.device))
+        vectors = self.pixels(pixels.to(self.pixels.weight.dtype)).view(-1, *places.shape) + places
+        return self.norm(vectors).flatten(0, 1)
+
+
+def _find(members: Mapping[str, bytes | memoryview]) -> bytes | memoryview:
+    for kind in IMAGE_KINDS:
+        if kind in members:
+            return members[kind]
+    raise BadSample(f"no picture (a member {', '.join(IMAGE_KINDS)})")
+
+
+def decode(data: bytes | memoryview, size: int, largest: int, room: Pixels | None = None) -> Pixels:
+    """Decode JPEG (scaled while decoding, never below `size`), PNG or WebP: -> RGB [height, width, 3].
+
+    The pixels may lie in `room` [1, size, size, 3], which is returned itself if they fill it. Raises BadSample.
+    """
+    try:
+        if room is None or size * size > largest:
+            return _decode_any(data, size, largest)
+        try:
+            pixels = simplejpeg.decode_jpeg(data, buffer=room)
+        except ValueError:  # a JPEG that is larger, and may be scaled; no JPEG; or what is broken
+            return _decode_any(data, size, largest)
+        return room if pixels.shape == room.shape[1:] else pixels
+    except BadSample:
+        raise
+    except UnidentifiedImageError as error:  # whose own text names an address in memory
+        raise BadSample("unreadable picture: neither JPEG, PNG nor WebP") from error
+    except Exception as error:  # on broken bytes decoders raise nearly anything, from OSError to KeyError
+        raise BadSample(f"unreadable picture: {error}") from error
+
+
+def _decode_any(data: bytes | memoryview, size: int, largest: int) -> Pixels:
+    if data[:2] == b"\xff\xd8":
+        return _decode_scaled(data, size, largest)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `largest` is the rule
+        with Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as picture:
+            _check_pixels(*picture.size, largest)
+            return np.asarray(_in_colours(picture))
+
+
+def _in_colours(picture: Image.Image) -> Image.Image:
+    """Return a PNG or WebP as RGB: what is transparent on white, as pages show it, and 16 bits of grey as the upper 8."""
+    if picture.mode.startswith("I"):
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    coloured = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured).convert("RGB")
+
+
+def _decode_scaled(data: bytes | memoryview, size: int, largest: int) -> Pixels:
+    height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    _check_pixels(width, height, largest)
+    return simplejpeg.decode_jpeg(data, min_height=size, min_width=size, min_factor=1)
+
+
+def _check_pixels(width: int, height: int, largest: int) -> None:
+    if width * height > largest:
+        raise BadSample(f"a picture of {width} x {height} pixels, more than visual.largest = {largest}")
+
+
+def _augment(pixels: Pixels, draw: Iterator[float], crop: float, flip: bool) -> Pixels:
+    area, x, y, mirror = islice(draw, 4)  # always four draws, so that one option does not change another's choices
+    if crop < 1:
+        scale = math.sqrt(crop + (1 - crop) * area)
+        height, width = pixels.shape[0] * scale, pixels.shape[1] * scale
+        left, top = x * (pixels.shape[1] - width), y * (pixels.shape[0] - height)
+        # At least one pixel is left of a picture that has few.
+        bottom, right = max(round(top + height), round(top) + 1), max(round(left + width), round(left) + 1)
+        pixels = pixels[round(top) : bottom, round(left) : right]
+    return pixels[:, ::-1] if flip and mirror < 0.5 else pixels

@@ -1,0 +1,190 @@
+"""Stored region features of an object detector: M3P's own visual source (`KEY.regions.npz`)."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from m3p.errors import BadSample, UserError
+from m3p.visual.npz import read_npz
+
+BOX_SLACK = 0.01
+"""Detectors round: a box may stick out of its picture by so much of a side."""
+
+
+class RegionTokens(NamedTuple):
+    """Regions of a picture, each with a feature and a box."""
+
+    features: NDArray[np.float32]
+    """[R, F]"""
+    boxes: NDArray[np.float32]
+    class_ids: NDArray[np.int64] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Regions."""
+        return len(self.features)
+
+    def numbers(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the features at `places` [K]: [K, F]."""
+        return self.features[places]
+
+    def blank(self, places: NDArray[np.int64]) -> "tuple[RegionTokens, NDArray[np.int64]]":
+        """Return regions without a feature (zeros) in the boxes of those at `places` [K], and their numbers."""
+        nothing = np.zeros((len(places), self.features.shape[1]), self.features.dtype)
+        return RegionTokens(nothing, self.boxes[places]), np.arange(len(places))
+
+
+class Regions(BaseModel):
+    """Region features, L2-normalised, with their boxes and object classes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["regions"]
+    feature_size: int = Field(2048, ge=1, description="Width of a region's feature, as stored in the shards.")
+    classes: int = Field(1600, ge=0, description="Object classes of the detector; 0: no class loss.")
+    most: int = Field(100, ge=1, description="Regions of a picture that are used, in stored order.")
+    background: int | None = Field(
+        None, ge=0, description="A class that is never a masking target (0 in Visual Genome)."
+    )
+
+    @property
+    def augments(self) -> bool:
+        """Stored features are taken as they are."""
+        return False
+
+    def check(self, folder: str, width: int | None) -> None:
+        """Raise UserError unless the source in `folder` stores features of our width."""
+        if width != self.feature_size:
+            has = "no region features" if width is None else f"region features of width {width}"
+            raise UserError(
+                f"visual.feature_size = {self.feature_size}, but {folder} has {has}: set the width that its detector gave, "
+                "prepare it with --regions, or use kind: patches"
+            )
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """Shape of a region's feature."""
+        return (self.feature_size,)
+
+    @property
+    def least(self) -> tuple[int, ...]:
+        """Shape of the least that the embedder takes: one region."""
+        return 1, self.feature_size
+
+    @property
+    def room(self) -> None:
+        """Pictures have different numbers of regions, and bring their own memory."""
+        return
+
+    def load(
+        self,
+        members: Mapping[str, bytes | memoryview],
+        draw: Iterator[float] | None,
+        room: NDArray[np.uint8] | None = None,
+    ) -> RegionTokens:
+        """Read `regions.npz`; neither `draw`, since regions are not augmented, nor `room` is used. Raises BadSample."""
+        if "regions.npz" not in members:
+            raise BadSample("no member regions.npz")
+        try:
+            arrays = read_npz(members["regions.npz"])
+            boxes, features = _array(arrays, "boxes"), _array(arrays, "features")
+            ids = _array(arrays, "class_ids") if self.classes else None
+            probs = _array(arrays, "class_probs") if self.classes and "class_probs" in arrays else None
+        except Exception as error:  # on broken bytes its parsers raise nearly anything, from KeyError to TokenError
+            raise BadSample(f"unreadable regions.npz: {error}") from error
+        _check(boxes, features, self.feature_size)
+        if ids is not None:
+            _check_classes(ids, probs, len(features))
+            ids = _most_likely(ids[: self.most], None if probs is None else probs[: self.most], self.classes)
+        _check_finite("features", features[self.most :])
+        return RegionTokens(_normalised(features[: self.most]), boxes[: self.most].astype(np.float32), ids)
+
+    def embedder(self, width: int, eps: float) -> nn.Module:
+        """Return the module that turns features and boxes into vectors."""
+        return RegionEmbedder(self.feature_size, width, eps)
+
+
+class RegionEmbedder(nn.Module):
+    """Linear of the feature + Linear of the box and its area, layer norm.
+
+    The box is not normalised as a whole (M3P's code does), which would lose its size.
+    """
+
+    def __init__(self, feature_size: int, width: int, eps: float) -> None:
+        super().__init__()
+        self.feature = nn.Linear(feature_size, width)
+        self.box = nn.Linear(5, width)
+        self.norm = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
+        """`features` [R, F], `boxes` [R, 4] in 0..1: -> [R, width]."""
+        features, boxes = features.to(self.feature.weight.dtype), boxes.to(self.box.weight.dtype)
+        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        return self.norm(self.feature(features) + self.box(torch.cat([boxes, area[:, None]], 1)))
+
+
+def _array(arrays: Mapping[str, Any], name: str) -> NDArray[Any]:
+    """Return one of the arrays; numpy hands over a file without the mark of one as it is, as bytes."""
+    found = arrays[name]
+    if not isinstance(found, np.ndarray):
+        raise ValueError(f"{name} is no array")
+    return found
+
+
+def _check(boxes: NDArray[np.generic], features: NDArray[np.generic], width: int) -> None:
+    if features.ndim != 2 or features.shape[1] != width:
+        raise BadSample(f"features are {features.shape}, but visual.feature_size is {width}")
+    if boxes.shape != (len(features), 4) or not len(features):
+        raise BadSample(
+            f"boxes are {boxes.shape} for {len(features)} regions: want one row of 4 a region, at least one"
+        )
+    for name, array in (("boxes", boxes), ("features", features)):
+        if array.dtype.kind not in "fiu":
+            raise BadSample(f"{name} are {array.dtype}: want numbers")
+    _check_finite("boxes", boxes)
+    low, high = boxes.min(), boxes.max()
+    if low < -BOX_SLACK or high > 1 + BOX_SLACK:
+        raise BadSample(
+            f"boxes run from {low:.4g} to {high:.4g}: want x1, y1, x2, y2 in 0..1; divide pixels by width and height"
+        )
+
+
+def _check_finite(name: str, array: NDArray[Any]) -> None:
+    if not (np.abs(array) <= np.finfo(np.float32).max).all():
+        raise BadSample(f"NaN, infinity or a number beyond float32 in the {name}")
+
+
+def _normalised(features: NDArray[Any]) -> NDArray[np.float32]:
+    """Return [R, F] with rows of unit length. Raises BadSample."""
+    if features.dtype not in (np.float16, np.float32):
+        _check_finite("features", features)
+        features = features.astype(np.float32)
+    # By torch: numpy has no fast way from float16.
+    rows = torch.from_numpy(np.require(features, requirements="A")).to(torch.float32, copy=True)
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    if not norms.isfinite().all():  # or the sum of squares alone is too large
+        _check_finite("features", features)
+    return rows.div_(norms.clamp_(min=1e-12)).numpy()
+
+
+def _check_classes(ids: NDArray[np.generic], probs: NDArray[np.generic] | None, count: int) -> None:
+    if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2) or len(ids) != count or not ids.size:
+        raise BadSample(f"class_ids are {ids.dtype} {ids.shape} for {count} regions: want whole numbers, [R] or [R, K]")
+    if probs is not None and (probs.dtype.kind != "f" or probs.shape != ids.shape):
+        raise BadSample(f"class_probs are {probs.dtype} {probs.shape}: want floats, {ids.shape} like class_ids")
+
+
+def _most_likely(ids: NDArray[Any], probs: NDArray[Any] | None, classes: int) -> NDArray[np.int64]:
+    """Return the class of each region: as stored, or the likeliest of the stored few."""
+    if ids.ndim == 2:
+        best = np.zeros(len(ids), np.int64) if probs is None else probs.argmax(1)
+        ids = ids[np.arange(len(ids)), best]
+    ids = ids.astype(np.int64)
+    if not (ids.min() >= 0 and ids.max() < classes):
+        raise BadSample(f"a class id of {ids.min()}..{ids.max()} is outside 0..{classes - 1} (visual.classes)")
+    return ids
