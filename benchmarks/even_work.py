@@ -13,13 +13,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from machine import machine
+from rich.console import Console
+from rich.table import Table
+
 from m3p.data.order.plan import balance, split
 from m3p.objectives.objective import Objective
 from m3p.recipe.recipe import load_recipe
 from m3p.training.build_objectives import build_objectives
-from machine import machine
-from rich.console import Console
-from rich.table import Table
 
 
 def main() -> None:

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from m3p.data.tokenizer import FILE_NAME
-from m3p.prepare.dictionary import prepare_dictionary
-from m3p.prepare.regions import pack_regions
-from m3p.prepare.shards import ShardWriter
 from mixed import CAPTION, REGIONS, TEXT
 from PIL import Image
 from sentencepiece import sentencepiece_model_pb2
+
+from m3p.data.tokenizer import SENTENCEPIECE_FILE
+from m3p.prepare.dictionary import prepare_dictionary
+from m3p.prepare.regions import pack_regions
+from m3p.prepare.shards import ShardWriter
 
 LANGUAGES = ("en", "de", "fr", "cs")
 CLASSES = 1600
@@ -44,7 +45,7 @@ def write_tokenizer(folder: Path, words: list[str]) -> None:
     model.trainer_spec.vocab_size = len(model.pieces)
     model.normalizer_spec.name = "identity"
     folder.mkdir(parents=True)
-    (folder / FILE_NAME).write_bytes(model.SerializeToString())
+    (folder / SENTENCEPIECE_FILE).write_bytes(model.SerializeToString())
 
 
 def write_pairs(folder: Path, rng: np.random.Generator, words: list[str], pairs: int, feature_size: int) -> None:

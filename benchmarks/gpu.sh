@@ -9,7 +9,7 @@
 #   step       a step of the published size in bf16 against transformers, with sdpa and, where installed, flash attention
 #   step-*     the same with other kernels of ours (recipe section `kernels`)
 #   train      trainer/m3p/recipes/m3p_base.yaml on this GPU, generated data: MFU, tokens/s, memory (metrics.jsonl)
-#   plan       what `m3p plan` foretells of that
+#   plan       what `m3p plan` predicts of that
 #   train-profile, profile    traces of such a run and of a step alone, and tables of where the time goes
 #   scenes, demo    the quickstart: draws scenes, trains on them and finds them in six languages
 #
@@ -89,7 +89,7 @@ train() { # train NAME OVERRIDES...
   shift
   part "$name" 120 "$python" trainer/run.py "${recipe[@]}" "run.folder=$work/$name" "${overrides[@]}" "$@" || return
   cp "$work/$name/metrics.jsonl" "$work/results/$name.metrics.jsonl"
-  "$python" benchmarks/settled.py "$work/$name" --skip "$warmup" --json "$work/results/$name.json" 2>&1 |
+  "$python" benchmarks/steady_state.py "$work/$name" --skip "$warmup" --json "$work/results/$name.json" 2>&1 |
     tee -a "$output/summary.txt"
 }
 

@@ -19,10 +19,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from m3p.kernels import cross_entropy
 from machine import machine
 from rich.console import Console
 from rich.table import Table
+
+from m3p.kernels import cross_entropy
 
 WORDS = 250_002
 FORMS = ("plain", "chunked", "fused")

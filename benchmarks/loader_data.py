@@ -5,9 +5,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+
 from m3p.prepare.shards import ShardWriter
 from m3p.prepare.tokenizer import prepare_tokenizer
-from PIL import Image
 
 SIZE = 224
 WORDS = 20_000

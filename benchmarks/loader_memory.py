@@ -17,11 +17,12 @@ import psutil
 import torch
 from loader_data import make
 from loader_ours import BATCH, _nothing, _objective
-from m3p.data.loader.loader import DataConfig, MicroBatches, load
-from m3p.data.order.plan import MicroBatchPlan, Plan, Stream
 from machine import machine
 from rich.console import Console
 from rich.table import Table
+
+from m3p.data.loader.loader import DataConfig, MicroBatches, load
+from m3p.data.order.plan import MicroBatchPlan, Plan, Stream
 
 PARTS = 10
 

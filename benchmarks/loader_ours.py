@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+
 from m3p.batch import Batch, Packer
 from m3p.data.loader.loader import DataConfig, MicroBatches, load
 from m3p.data.order.plan import MicroBatchPlan, Plan, Stream
@@ -12,7 +14,6 @@ from m3p.objectives.image_caption import ImageCaption, ImageCaptionConfig
 from m3p.objectives.multilingual_text import MultilingualText, MultilingualTextConfig
 from m3p.objectives.objective import Context, Ids, Objective, Part, Read
 from m3p.visual.patches import Patches
-from numpy.typing import NDArray
 
 BATCH = 64
 FOR_EVER = 10**9
@@ -55,8 +56,8 @@ def _nothing(worker: int) -> None:
 def _objective(kind: str, data: Path, masks: bool) -> Objective:
     tokenizer, sources = Tokenizer(data / "tokenizer"), [{"path": str(data / kind)}]
     if kind == "text":
-        text = MultilingualTextConfig.model_validate({"batch_size": BATCH, "most_tokens": 128, "sources": sources})
+        text = MultilingualTextConfig.model_validate({"batch_size": BATCH, "max_tokens": 128, "sources": sources})
         return (MultilingualText if masks else PlainText)(text, Context(kind, 0, tokenizer, None, 4))
-    pairs = ImageCaptionConfig.model_validate({"batch_size": BATCH, "most_tokens": 128, "sources": sources})
+    pairs = ImageCaptionConfig.model_validate({"batch_size": BATCH, "max_tokens": 128, "sources": sources})
     visual = Patches(kind="patches", size=224, patch=16)
     return (ImageCaption if masks else PlainPairs)(pairs, Context(kind, 0, tokenizer, visual, 4))

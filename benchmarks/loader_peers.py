@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 import torch
+
 from m3p.data.tokenizer import Tokenizer
 
 BATCH = 64

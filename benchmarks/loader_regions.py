@@ -11,13 +11,14 @@ import time
 from pathlib import Path
 
 from generated import generate
+from machine import machine
+from rich.console import Console
+from rich.table import Table
+
 from m3p.data.loader.loader import MicroBatches, load
 from m3p.data.order.plan import MicroBatchPlan
 from m3p.recipe.recipe import Recipe, load_recipe
 from m3p.training.build_objectives import build_objectives
-from machine import machine
-from rich.console import Console
-from rich.table import Table
 
 OBJECTIVES = ("multilingual_text", "image_caption", "code_switched")
 BATCH = 256

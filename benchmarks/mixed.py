@@ -4,6 +4,7 @@ Lengths are uniform over these ranges, tokens and features are random: speed doe
 """
 
 import numpy as np
+
 from m3p.batch import Batch, Packer, Sequence
 from m3p.objectives.tasks.masked_regions import ask_regions
 from m3p.objectives.tasks.masked_words import ask_words

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import XLMRobertaForMaskedLM
+
 from m3p.batch import Batch
 from m3p.model.encoder import EncoderShape
 from m3p.model.huggingface import write_folder
 from m3p.model.m3p import M3P
-from torch import Tensor, nn
-from transformers import XLMRobertaForMaskedLM
 
 
 class Peer(nn.Module):

@@ -18,14 +18,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from m3p.errors import UserError
-from m3p.retrieval.metrics import Pool, Ranks, ranks
-from m3p.retrieval.report import Conditions, Evaluation, compare, print_table
 from machine import machine
 from numpy.typing import NDArray
 from rich.console import Console
 from sentencepiece import SentencePieceProcessor
 from transformers import XLMRobertaModel
+
+from m3p.errors import UserError
+from m3p.retrieval.metrics import Pool, QueryRanks, ranks
+from m3p.retrieval.report import Conditions, Evaluation, compare, print_table
 
 BOS, PAD, EOS, UNKNOWN = 0, 1, 2, 3  # XLM-R's ids; every other piece is its sentencepiece id + 1
 LONGEST = 512
@@ -113,7 +114,7 @@ def evaluate(arguments: argparse.Namespace) -> Evaluation:
     train_pictures = region_means(arguments.data, train)[list(places)]
     picture_mean, caption_mean, weights = fit(train_pictures, encoder.embed(texts))
     pictures = unit(unit(region_means(arguments.data, dev) - picture_mean) @ weights)
-    found: dict[str, Ranks] = {}
+    found: dict[str, QueryRanks] = {}
     for language, captions in pool.captions.items():
         queries = unit(encoder.embed([caption.text for caption in captions]))
         centre = queries.mean(axis=0) if arguments.centring == "language" else caption_mean

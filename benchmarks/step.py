@@ -22,6 +22,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from head import head_memory
+from machine import machine
+from mixed import caption_batch, text_batch
+from peer import Peer
+from profiled import activities, write_profile
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
 from m3p.batch import Batch
 from m3p.kernels.choice import KernelsConfig, Situation, choose
 from m3p.model.build import build_model
@@ -30,13 +38,6 @@ from m3p.model.encoder import EncoderShape
 from m3p.model.m3p import M3P
 from m3p.objectives.tasks import TASKS
 from m3p.visual.regions import Regions
-from machine import machine
-from mixed import caption_batch, text_batch
-from peer import Peer
-from profiled import activities, write_profile
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
 
 FEATURES, CLASSES = 2048, 1600
 NAMES = ("ours", "transformers", "transformers, masked only")

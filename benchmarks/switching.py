@@ -12,9 +12,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from m3p.retrieval.report import Evaluation, compare, differences, print_table
 from machine import machine
 from rich.console import Console
+
+from m3p.retrieval.report import Evaluation, compare, differences, print_table
 
 ROOT = Path(__file__).parents[1]
 VARIANTS = {

@@ -11,10 +11,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from m3p.training.deepspeed.engine import Engine
 from profiled import activities, write_profile
-from run import main as train
 from torch.profiler import profile, schedule
+
+from m3p.training.deepspeed.engine import Engine
+from run import main as train
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """What a micro-batch holds, in a form that two splits of a turn can be compared in."""
 
 import numpy as np
+
 from m3p.batch import Batch
 
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from m3p.batch import Batch, Packer, Sequence
 from m3p.visual.regions import RegionTokens
 
@@ -70,7 +71,7 @@ def test_a_picture_is_held_once_however_often_it_is_shown_and_whatever_is_hidden
     batch = packer.finish(2)
     assert batch.visual_features.shape == (3 + 2 + 1, WIDTH)
     assert batch.visual_boxes.shape == (3 + 2 + 1, 4)
-    assert batch.held == 3 + 2 + 1
+    assert batch.embedded_rows == 3 + 2 + 1
     assert batch.visual_rows.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 0, 5, 2, 3, 4]
     assert batch.tokens == 5 * 2 + 3 + 2 + 3 + 3 + 2
     for one, (number, place) in zip(shown, places, strict=True):
@@ -91,7 +92,7 @@ def test_nothing_at_all_is_a_lone_start_token_that_asks_nothing() -> None:
     assert batch.visual_features.shape == (0, WIDTH)
     assert batch.visual_boxes.shape == (0, 4)
     assert batch.visual_slots.dtype == torch.int64
-    assert (batch.tokens, batch.held) == (1, 0)
+    assert (batch.tokens, batch.embedded_rows) == (1, 0)
 
 
 def test_targets_of_a_task_are_joined_and_counters_add_up() -> None:

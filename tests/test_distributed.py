@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from m3p import distributed
-from m3p.distributed import LAUNCHER_VARIABLES, Place, find
+from m3p.distributed import LAUNCHER_VARIABLES, LauncherInfo, find
 from m3p.errors import UserError
 
 LAUNCHED = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
 SRUN = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4"}
 MEET = {"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
 BATCH_SHELL = {"SLURM_STEP_ID": str(0xFFFFFFFB), "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4"}
-ALONE = Place(0, 0, 1, "127.0.0.1", 0, "python")
+ALONE = LauncherInfo(0, 0, 1, "127.0.0.1", 0, "python")
 
 
 @pytest.mark.parametrize(
@@ -25,20 +26,20 @@ ALONE = Place(0, 0, 1, "127.0.0.1", 0, "python")
         (MEET, ALONE),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, ALONE),  # the shell of a batch job, as Slurm 22 makes it
         (BATCH_SHELL, ALONE),
-        (LAUNCHED, Place(3, 1, 4, "node1", 29500, "deepspeed")),
-        ({**LAUNCHED, "TORCHELASTIC_RUN_ID": "none"}, Place(3, 1, 4, "node1", 29500, "torchrun")),
-        ({**SRUN, **MEET}, Place(3, 1, 4, "node1", 29500, "srun")),
+        (LAUNCHED, LauncherInfo(3, 1, 4, "node1", 29500, "deepspeed")),
+        ({**LAUNCHED, "TORCHELASTIC_RUN_ID": "none"}, LauncherInfo(3, 1, 4, "node1", 29500, "torchrun")),
+        ({**SRUN, **MEET}, LauncherInfo(3, 1, 4, "node1", 29500, "srun")),
         # The world size that a batch script exports for all does not make its tasks a launcher's ranks.
-        ({**SRUN, **MEET, "WORLD_SIZE": "4"}, Place(3, 1, 4, "node1", 29500, "srun")),
+        ({**SRUN, **MEET, "WORLD_SIZE": "4"}, LauncherInfo(3, 1, 4, "node1", 29500, "srun")),
         # torchrun once a node under srun: Slurm's numbers are the agents', not the ranks'.
-        ({**SRUN, "SLURM_NTASKS": "2", **LAUNCHED}, Place(3, 1, 4, "node1", 29500, "deepspeed")),
+        ({**SRUN, "SLURM_NTASKS": "2", **LAUNCHED}, LauncherInfo(3, 1, 4, "node1", 29500, "deepspeed")),
         (
             {**SRUN, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"},
-            Place(0, 0, 1, "127.0.0.1", 0, "srun"),
+            LauncherInfo(0, 0, 1, "127.0.0.1", 0, "srun"),
         ),
     ],
 )
-def test_who_started_us(environment: dict[str, str], expected: Place) -> None:
+def test_who_started_us(environment: dict[str, str], expected: LauncherInfo) -> None:
     assert find(environment) == expected
 
 

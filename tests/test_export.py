@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import XLMRobertaForMaskedLM, XLMRobertaModel, XLMRobertaTokenizer
+
 from m3p.batch import Packer, Sequence
 from m3p.checkpoints.files import FORMAT_VERSION, State, share_name, write_share, write_state
 from m3p.checkpoints.resumable import vocabulary_hash
@@ -22,8 +24,6 @@ from m3p.prepare.tokenizer import prepare_tokenizer
 from m3p.recipe.recipe import dump_recipe, parse_recipe
 from m3p.retrieval.evaluate import evaluate_run, load_run
 from m3p.retrieval.search import search
-from transformers import XLMRobertaForMaskedLM, XLMRobertaModel, XLMRobertaTokenizer
-
 from tests.tiny import tiny_recipe
 
 
@@ -123,10 +123,10 @@ def test_the_whole_network_comes_back(tiny: Path, tmp_path: Path) -> None:
 def test_an_export_that_differs_is_not_called_done(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tiny, tmp_path / "run")
 
-    def spoilt(folder: Path, weights: dict[str, torch.Tensor], shape: EncoderShape) -> None:
+    def damaged(folder: Path, weights: dict[str, torch.Tensor], shape: EncoderShape) -> None:
         write_folder(folder, {**weights, "text.norm.bias": weights["text.norm.bias"] + 0.01}, shape)
 
-    monkeypatch.setattr("m3p.export.write_folder", spoilt)
+    monkeypatch.setattr("m3p.export.write_folder", damaged)
     with pytest.raises(UserError, match=r"its hidden states differ from the run's by .*; do not use it"):
         export_run(tmp_path / "run", tmp_path / "out")
 
@@ -154,12 +154,12 @@ def test_a_newer_checkpoint_that_is_not_whole_is_said(
 ) -> None:
     write_run(tiny, tmp_path / "run")
     good = tmp_path / "run" / "checkpoints" / "step-00000003"
-    shutil.copytree(good, spoilt := good.with_name("step-00000009"))
-    flip(spoilt / share_name(0))
+    shutil.copytree(good, damaged := good.with_name("step-00000009"))
+    flip(damaged / share_name(0))
     assert load_run(tmp_path / "run")[2] == 3
     said = capsys.readouterr().err
     assert said.startswith("step-00000003 is read, for a newer one is not whole: ")
-    assert f"{spoilt / share_name(0)}: its content is not what was written" in said
+    assert f"{damaged / share_name(0)}: its content is not what was written" in said
     flip(good / share_name(0))
     with pytest.raises(UserError, match=r"no checkpoint is whole:\n.*step-00000009.*\n.*step-00000003.*\nPut a copy"):
         load_run(tmp_path / "run")
@@ -179,7 +179,7 @@ def test_an_export_needs_nothing_of_what_the_run_started_from(tiny: Path, tmp_pa
 
 
 def test_a_model_of_few_positions_is_compared_too(tiny: Path, tmp_path: Path) -> None:
-    short = [f"objectives.{name}.most_tokens=4" for name in ("multilingual_text", "image_caption", "code_switched")]
+    short = [f"objectives.{name}.max_tokens=4" for name in ("multilingual_text", "image_caption", "code_switched")]
     write_run(tiny, tmp_path / "run", "model.shape.positions=6", *short)
     assert "hidden states differ" in export_run(tmp_path / "run", tmp_path / "out")
 

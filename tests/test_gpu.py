@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from m3p.retrieval.evaluate import evaluate_run
 
+from m3p.retrieval.evaluate import evaluate_run
 from tests.launch import ROOT, launch, metrics
 from tests.test_equality import zero
 from tests.tiny import make_tiny

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from m3p.batch import Packer, Sequence
 from m3p.data.tokenizer import Tokenizer
 from m3p.errors import UserError
@@ -21,7 +22,6 @@ from m3p.retrieval.evaluate import evaluate_run, load_run
 from m3p.retrieval.pictures import load_pictures
 from m3p.retrieval.scoring import Scorer, shortlist
 from m3p.retrieval.search import search
-
 from tests.launch import ROOT
 
 ENVIRONMENT = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
@@ -170,11 +170,11 @@ def test_fine_tuning_starts_where_the_other_run_ended(tiny: Path, run: Path, tmp
 def test_texts_longer_than_the_start_has_positions_for_are_refused(tiny: Path, run: Path, tmp_path: Path) -> None:
     export_run(run, tmp_path / "start")
     settings = ("model.shape=null", "model.tokenizer=null", f"model.initialise={tmp_path / 'start'}")
-    done = program(tiny, tmp_path / "run", *settings, "objectives.multilingual_text.most_tokens=65")
+    done = program(tiny, tmp_path / "run", *settings, "objectives.multilingual_text.max_tokens=65")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert "objectives.multilingual_text.most_tokens = 65: model.initialise" in done.stderr
-    assert "has 66 positions and holds 64 tokens; lower most_tokens" in done.stderr
+    assert "objectives.multilingual_text.max_tokens = 65: model.initialise" in done.stderr
+    assert "has 66 positions and holds 64 tokens; lower max_tokens" in done.stderr
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

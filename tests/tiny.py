@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import yaml
+from PIL import Image
+
 from m3p.prepare.captions import prepare_captions
 from m3p.prepare.dictionary import prepare_dictionary
 from m3p.prepare.text import prepare_text
 from m3p.prepare.tokenizer import prepare_tokenizer
-from PIL import Image
 
 WORDS = {
     "en": ["dog", "cat", "tree", "house", "river", "bird", "moon", "stone", "bread", "chair"],
@@ -67,15 +68,15 @@ def tiny_recipe(folder: Path, visual: str = "regions") -> dict[str, Any]:
         "visual": sources[visual],
         "objectives": {
             "multilingual_text": {
-                "weight": 1, "batch_size": 6, "micro_batch": 3, "most_tokens": 32,
+                "weight": 1, "batch_size": 6, "micro_batch": 3, "max_tokens": 32,
                 "sources": [{"path": str(shards / "text" / "*")}],
             },
             "image_caption": {
-                "weight": 1, "batch_size": 7, "micro_batch": 2, "most_tokens": 32,
+                "weight": 1, "batch_size": 7, "micro_batch": 2, "max_tokens": 32,
                 "sources": [captions], "tasks": pair_tasks,
             },
             "code_switched": {
-                "weight": 1, "batch_size": 7, "micro_batch": 3, "most_tokens": 32,
+                "weight": 1, "batch_size": 7, "micro_batch": 3, "max_tokens": 32,
                 "sources": [captions], "tasks": pair_tasks,
                 "switching": {"dictionary": str(shards / "dictionary"), "word_rate": 0.5},
             },

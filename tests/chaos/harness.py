@@ -12,10 +12,10 @@ from typing import Any
 
 import psutil
 import torch
-from m3p.checkpoints.checkpoint import newest_whole
-from m3p.checkpoints.files import Reader, read_state
 from torch import Tensor
 
+from m3p.checkpoints.checkpoint import newest_whole
+from m3p.checkpoints.files import Reader, read_state
 from tests.launch import ROOT, free_port
 
 RUNNER = ROOT / "tests" / "chaos" / "runner.py"

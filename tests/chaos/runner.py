@@ -146,7 +146,6 @@ def record(fault: dict[str, Any]) -> None:
     from m3p.checkpoints import checkpoint, files
     from m3p.training import train
     from m3p.training.deepspeed import engine as module
-
     from tests.batches import sequences
 
     folder, rank = Path(fault["folder"]), int(os.environ["RANK"])
@@ -180,6 +179,7 @@ def logits(fault: dict[str, Any]) -> None:
     """When training is done, save the word logits of `tokens` as the run's own engine computes them, on every rank."""
     import numpy as np
     import torch
+
     from m3p.batch import Packer, Sequence
     from m3p.training import train
 

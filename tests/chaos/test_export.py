@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from m3p.export import export_run
 
+from m3p.export import export_run
 from tests.chaos.harness import run
 from tests.test_equality import zero
 

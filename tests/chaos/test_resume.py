@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from m3p.checkpoints.checkpoint import newest_whole
 from m3p.data.order.plan import MicroBatchPlan
 from m3p.recipe.recipe import Recipe, load_recipe
 from m3p.training.build_objectives import build_objectives
-
 from tests.batches import sequences
 from tests.chaos.harness import assert_equal, kill, newest_step, run, start, tensors, wait_for_step
 from tests.launch import metrics

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from m3p.checkpoints import files
 from m3p.checkpoints.checkpoint import Checkpoints, load_weights, newest_whole, read_weights, restore
 from m3p.checkpoints.files import FORMAT_VERSION, STATE_FILE, Reader, State, read_state

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from m3p.checkpoints.init_from import start_from
 from m3p.data.tokenizer import Tokenizer
 from m3p.errors import UserError
@@ -9,7 +10,6 @@ from m3p.export import export_run
 from m3p.model.build import build_model
 from m3p.model.m3p import M3P
 from m3p.recipe.recipe import parse_recipe
-
 from tests.test_export import flip, other_vocabulary, write_run
 from tests.tiny import tiny_recipe
 
@@ -55,7 +55,7 @@ def test_a_folder_without_weights_is_refused(tiny: Path, tmp_path: Path, name: s
 
 
 def test_a_spoilt_export_is_refused(tiny: Path, tmp_path: Path) -> None:
-    (tmp_path / "m3p.safetensors").write_bytes(b"spoilt")
+    (tmp_path / "m3p.safetensors").write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"m3p\.safetensors cannot be read .*; export it again"):
         start_from(fresh(tiny), tmp_path, None)
 
@@ -90,8 +90,8 @@ def test_a_newer_checkpoint_that_is_not_whole_is_said(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_run(tiny, tmp_path / "run")
-    spoilt = tmp_path / "run" / "checkpoints" / "step-00000009"
-    spoilt.mkdir()
+    damaged = tmp_path / "run" / "checkpoints" / "step-00000009"
+    damaged.mkdir()
     start_from(fresh(tiny), tmp_path / "run", None)
     said = capsys.readouterr().err
-    assert said.startswith(f"step-00000003 is read, for a newer one is not whole: {spoilt}")
+    assert said.startswith(f"step-00000003 is read, for a newer one is not whole: {damaged}")

@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from m3p.checkpoints.files import FORMAT_VERSION, State
 from m3p.checkpoints.resumable import check_resumable
 from m3p.errors import UserError

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from m3p.cli import main as cli
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import typer
-from m3p.cli.prepare import index_command, prepare_app
-from m3p.errors import UserError
 from PIL import Image
 from typer.testing import CliRunner
+
+from m3p.cli.prepare import index_command, prepare_app
+from m3p.errors import UserError
 
 
 def run(*words: object) -> str:

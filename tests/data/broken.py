@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+
 from m3p.data.loader.picture_buffer import Room
 from m3p.data.sample import BadSamples, Sample
 from m3p.data.shards.index_folder import index_folder
 from m3p.data.source import Source, SourceConfig
 from m3p.visual.patches import Patches
 from m3p.visual.regions import Regions
-from PIL import Image
 
 WIDTH, CLASSES = 4, 5
 REGIONS = Regions(kind="regions", feature_size=WIDTH, classes=CLASSES)
-PATCHES = Patches(kind="patches", size=16, patch=8, crop=0.5, flip=True, largest=100_000)
+PATCHES = Patches(kind="patches", size=16, patch=8, crop=0.5, flip=True, max_pixels=100_000)
 
 Members = dict[str, bytes]
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from types import FrameType
 
 import numpy as np
+
 from m3p.data.sample import BadSamples
 from m3p.data.shards.index_folder import index_folder
 from m3p.data.shards.manifest import Kind
 from m3p.data.source import Source
 from m3p.errors import UserError
-
 from tests.data.broken import PATCHES, REGIONS, Members, pair, read_many, source, write
 
 LANGUAGE: dict[Kind, str | None] = {"captions": None, "text": "en"}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from m3p.data.order.shuffle import Place
 from m3p.data.sample import BadSamples
 from m3p.data.shards.index_folder import index_folder
@@ -17,7 +18,6 @@ from m3p.data.storage.folders import open_folder
 from m3p.errors import UserError
 from m3p.visual.patches import Patches
 from m3p.visual.regions import Regions
-
 from tests.data.broken import PATCHES, REGIONS, Members, pair, pairs, picture, read_many, regions, source, write
 from tests.data.fuzz import fuzz
 from tests.visual.test_patches import png_header
@@ -45,7 +45,7 @@ def flipped(content: bytes) -> bytes:
             PATCHES,
             "unreadable picture: Image size .* exceeds limit",
         ),
-        ({**GOOD, "jpg": picture(size=400)}, PATCHES, "400 x 400 pixels, more than visual.largest = 100000"),
+        ({**GOOD, "jpg": picture(size=400)}, PATCHES, "400 x 400 pixels, more than visual.max_pixels = 100000"),
         (without("jpg"), PATCHES, "no picture"),
         (without("json"), PATCHES, "json has no captions"),
         (without("regions.npz"), REGIONS, "no member regions.npz"),

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from m3p.data.order.mixture import Shares
+
+from m3p.data.order.mixture import MixtureOrder
 from m3p.data.order.plan import MicroBatchPlan, Plan, Stream
 from m3p.data.order.shuffle import Place, SourceOrder
 from m3p.keys import key
 from m3p.objectives.objective import Objective
 from m3p.recipe.recipe import Recipe, load_recipe
 from m3p.training.build_objectives import build_objectives
-
 from tests.batches import sequences
 from tests.launch import ROOT
 
@@ -31,7 +31,7 @@ class Data:
     def __init__(self, objectives: dict[str, list[list[int]]], window: int, weights: list[int]) -> None:
         self.mixes = {
             name: (
-                Shares([number + 1 for number in range(len(sources))]),
+                MixtureOrder([number + 1 for number in range(len(sources))]),
                 [SourceOrder(counts, window, key(name, number)) for number, counts in enumerate(sources)],
             )
             for name, sources in objectives.items()

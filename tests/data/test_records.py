@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from m3p.batch import Picture
 from m3p.data.loader.picture_buffer import Room
 from m3p.data.order.shuffle import Place

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from m3p.data.shards.index_file import index_bytes
 from m3p.data.shards.index_folder import PROGRESS, index_folder
 from m3p.data.shards.manifest import Manifest
 from m3p.prepare.shards import ShardWriter
-
 from tests.launch import ROOT
 
 SHARDS, SAMPLES = 100_000, 10_000

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from m3p.data.loader.loader import DataConfig, MicroBatches, load
 from m3p.data.order.plan import MicroBatch, MicroBatchPlan
 from m3p.data.order.shuffle import Place

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 import webdataset as wds
 import yaml
-from m3p.data.shards.manifest import Manifest
 from PIL import Image
 
+from m3p.data.shards.manifest import Manifest
 from tests.launch import ROOT, metrics
 from tests.test_trained_run import program
 from tests.tiny import WORDS, tiny_recipe

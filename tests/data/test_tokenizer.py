@@ -6,10 +6,10 @@ import pytest
 import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
-from m3p.data import tokenizer as module
-from m3p.data.tokenizer import BOS, EOS, FILE_NAME, UNK, Tokenizer
-from m3p.errors import UserError
 
+from m3p.data import tokenizer as module
+from m3p.data.tokenizer import BOS, EOS, SENTENCEPIECE_FILE, UNK, Tokenizer
+from m3p.errors import UserError
 from tests.tiny import WORDS
 
 TEXTS = [
@@ -102,7 +102,7 @@ def test_a_vocabulary_with_spaces_inside_pieces_gets_whole_texts(tmp_path: Path)
         split_by_whitespace=False,
         minloglevel=2,
     )
-    (tmp_path / "made.model").rename(tmp_path / FILE_NAME)
+    (tmp_path / "made.model").rename(tmp_path / SENTENCEPIECE_FILE)
     made = Tokenizer(tmp_path)
     assert not made._by_word
     for line in lines[:20]:
@@ -137,6 +137,6 @@ def test_it_goes_to_a_worker_by_its_path(tokenizer: Tokenizer) -> None:
 def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"sentencepiece\.bpe\.model is missing: model\.tokenizer wants a folder"):
         Tokenizer(tmp_path)
-    (tmp_path / FILE_NAME).write_bytes(b"no model")
+    (tmp_path / SENTENCEPIECE_FILE).write_bytes(b"no model")
     with pytest.raises(UserError, match="not a sentencepiece model"):
         Tokenizer(tmp_path)

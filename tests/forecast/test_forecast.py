@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
 from m3p.errors import UserError
 from m3p.forecast.forecast import GIB, Planner, find_kind, print_plan
 from m3p.recipe.recipe import load_recipe
-from rich.console import Console
-
 from tests.launch import ROOT, launch, metrics
 
 BASE = ROOT / "trainer" / "m3p" / "recipes" / "m3p_base.yaml"
@@ -30,7 +30,7 @@ def test_memory_is_within_a_tenth_of_what_a_real_run_takes(
     planner = Planner(load_recipe(tiny, BIG), ds_config)
     found = planner.forecast(planner.setting(2, None), None)
     assert found.total / GIB == pytest.approx(peaks[1], rel=0.1)
-    # A network of nothing takes what Python, torch and DeepSpeed do; the rest is foretold as well.
+    # A network of nothing takes what Python, torch and DeepSpeed do; the rest is predicted as well.
     rest = (found.total - found.memory["program"]) / GIB
     assert rest == pytest.approx(peaks[1] - peaks[0], rel=0.1)
     assert rest > 1.5 * peaks[0]

@@ -8,16 +8,16 @@ import fsspec
 import pytest
 import typer
 import yaml
+
 from m3p.cli.data import lint_command
 from m3p.data.shards.index_folder import index_folder
 from m3p.inspect.lint import lint
-
 from tests.data.broken import pair, write
 
 
 @pytest.fixture
 def mine(tiny: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny run's data that may be spoilt; returns its recipe."""
+    """A copy of the tiny run's data that may be damaged; returns its recipe."""
     shutil.copytree(tiny.parent / "shards", tmp_path / "shards")
     text = tiny.read_text().replace(str(tiny.parent), str(tmp_path))
     (tmp_path / "recipe.yaml").write_text(text)
@@ -113,9 +113,11 @@ def test_bad_samples_are_named_and_their_share_judged(mine: Path, tmp_path: Path
     settings = ("visual.feature_size=4", "objectives.code_switched=null", source, f"evaluation.train.path={folder}")
     bad, share, few = problems(mine, *settings)
     assert "bad/a.tar, sample 2: json cannot be read" in bad
-    assert "data.most_bad = 0.01: 1 of 6 samples" in share
+    assert "data.max_bad_share = 0.01: 1 of 6 samples" in share
     assert "objectives.image_caption.batch_size = 7: its sources hold 6 samples" in few
-    assert problems(mine, *settings, "data.most_bad=0.5", samples=2) == [few], "only the first and the last are read"
+    assert problems(mine, *settings, "data.max_bad_share=0.5", samples=2) == [few], (
+        "only the first and the last are read"
+    )
 
 
 def test_a_remote_shard_that_is_not_there_is_one_line(mine: Path, tmp_path: Path) -> None:

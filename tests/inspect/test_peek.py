@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from m3p.batch import Packer, Sequence
 from m3p.data.shards.index_folder import index_folder
 from m3p.errors import UserError
@@ -16,8 +18,6 @@ from m3p.inspect.peek import ShownTurn, Word, _changes, _seen, peek
 from m3p.recipe.recipe import load_recipe
 from m3p.training.build_objectives import build_objectives
 from m3p.visual.patches import Patches, PatchTokens
-from PIL import Image
-
 from tests.data.broken import Members, pair, write
 from tests.tiny import make_tiny
 

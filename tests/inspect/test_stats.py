@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+
 from m3p.data.shards.index_folder import index_folder
 from m3p.errors import UserError
 from m3p.inspect.stats import SourceStats, stats
 from m3p.recipe.recipe import load_recipe
 from m3p.training.build_objectives import build_objectives
-
 from tests.data.broken import pair, write
 
 
@@ -37,7 +37,7 @@ def test_counts_lengths_and_coverage_of_the_tiny_recipe(tiny: Path) -> None:
 
 
 def test_texts_that_are_cut_are_counted(tiny: Path) -> None:
-    assert figures(tiny, "objectives.multilingual_text.most_tokens=4")["multilingual_text", "en"].cut > 50
+    assert figures(tiny, "objectives.multilingual_text.max_tokens=4")["multilingual_text", "en"].cut > 50
 
 
 def test_bad_samples_are_counted_by_reason(tiny: Path, tmp_path: Path) -> None:

@@ -4,10 +4,10 @@ from importlib.machinery import ModuleSpec
 
 import pytest
 import torch
+
 from m3p.errors import UserError
 from m3p.kernels import choice
 from m3p.kernels.choice import CANDIDATES, KernelsConfig, Situation, choose, have_apex
-
 from tests.kernels.triton_run import interpret
 
 CPU = Situation("cpu", torch.float32)

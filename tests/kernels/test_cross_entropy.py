@@ -2,12 +2,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
 from m3p.kernels.cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_reference,
     loss_and_gradient_reference,
 )
-from torch import Tensor
 
 Three = tuple[Tensor, Tensor, Tensor]
 

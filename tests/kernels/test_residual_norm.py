@@ -3,10 +3,10 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
-from m3p.kernels import residual_norm as residual_norm_module
-from m3p.kernels.residual_norm import residual_norm
 from torch import Tensor
 
+from m3p.kernels import residual_norm as residual_norm_module
+from m3p.kernels.residual_norm import residual_norm
 from tests.kernels.triton_run import CAPABILITIES, compile_kernel, interpret
 
 INTERPRETED = """

@@ -5,8 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from m3p.model.attention import Layout, attend
 from torch import Tensor
+
+from m3p.model.attention import Layout, attend
 
 HEADS, SIZE = 2, 4
 

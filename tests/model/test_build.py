@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from m3p.errors import UserError
 from m3p.model.build import build_model
 from m3p.model.config import ModelConfig

@@ -1,9 +1,10 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+
 from m3p.model.config import ModelConfig
 from m3p.model.encoder import EncoderShape
-from pydantic import ValidationError
 
 SHAPE = {"layers": 2, "width": 8, "heads": 2, "feed_forward": 8, "positions": 10}
 

@@ -1,6 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
 from m3p.batch import Packer, Picture, Sequence
 from m3p.model.build import build_model, network_sizes
 from m3p.model.config import ModelConfig
@@ -13,9 +16,6 @@ from m3p.objectives.tasks.matching import ask_match
 from m3p.visual import VisualConfig
 from m3p.visual.patches import Patches, PatchTokens
 from m3p.visual.regions import Regions, RegionTokens
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
-
 from tests.model.test_m3p import words
 
 SHAPE = {"layers": 3, "width": 192, "heads": 3, "feed_forward": 700, "positions": 130}

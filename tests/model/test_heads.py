@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+
 from m3p.model.attention import Layout
 from m3p.model.heads import ContrastiveHead, MatchingHead, RegionHead, WordHead, mean_of_sequences
-from torch import nn
 
 WIDTH = 6
 

@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaModel
+
 from m3p.batch import Packer, Sequence
 from m3p.data.tokenizer import Tokenizer
 from m3p.errors import UserError
@@ -13,9 +17,6 @@ from m3p.model.config import ModelConfig
 from m3p.model.encoder import EncoderShape
 from m3p.model.huggingface import read_shape, read_weights, write_folder
 from m3p.model.m3p import M3P
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaModel
 
 VOCABULARY, LAYERS = 50, 3
 LENGTHS = [7, 1, 20, 3, 36, 20]

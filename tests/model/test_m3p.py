@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from m3p.batch import Batch, Packer, Picture, Sequence
 from m3p.model.build import build_model
 from m3p.model.config import ModelConfig

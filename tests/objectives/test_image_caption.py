@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from m3p.batch import Batch
 from m3p.data.order.plan import split
 from m3p.data.sample import BadSamples

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from m3p.data.order.plan import MicroBatch, Turn
 from m3p.data.sample import BadSamples
 from m3p.data.storage.reader import ShardReader
@@ -9,7 +10,6 @@ from m3p.objectives.multilingual_text import MultilingualText
 from m3p.prepare.shards import ShardWriter
 from m3p.recipe.recipe import load_recipe
 from m3p.training.build_objectives import build_objectives
-
 from tests.batches import sequences
 from tests.tiny import WORDS
 
@@ -64,7 +64,7 @@ def test_costs_are_close_to_lengths_in_every_script_without_reading_the_samples(
                 writer.write({"txt": " ".join(rng.choice(WORDS[language], rng.integers(1, 12))).encode()})
     most = 24
     settings = [f"objectives.multilingual_text.sources=[{{path: {tmp_path}/text/*}}]"]
-    settings.append(f"objectives.multilingual_text.most_tokens={most}")
+    settings.append(f"objectives.multilingual_text.max_tokens={most}")
     text = build_objectives(load_recipe(tiny, settings))["multilingual_text"]
     positions = range(80)
     lengths = np.array([int(text.batch(positions, [place]).lengths.sum()) for place in positions])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from m3p.batch import Batch
 from m3p.data.sample import BadSamples, Sample
 from m3p.data.tokenizer import Tokenizer
@@ -17,7 +18,6 @@ from m3p.objectives.objective import Context
 from m3p.prepare.shards import ShardWriter
 from m3p.recipe.recipe import Recipe
 from m3p.visual.regions import Regions
-
 from tests.tiny import CLASSES, FEATURE_SIZE
 from tests.visual.test_regions import packed
 

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
+
 from m3p.errors import UserError
 from m3p.keys import draws
 from m3p.objectives import switching
 from m3p.objectives.switching import CodeSwitcher, SwitchingConfig
-from pydantic import ValidationError
 
 LISTS = {
     "de": "dog\tHund\ndogs\tHunde\nDog\tKöter\ncat\tKatze\nradio\tRadio\nis\tist\nred\trot\nred\trot\nt-shirt\tT-Trikot\n",

@@ -2,6 +2,8 @@ from collections import Counter
 
 import pytest
 import torch
+from torch import nn
+
 from m3p.model.build import build_model
 from m3p.model.config import ModelConfig
 from m3p.model.m3p import HEADS, M3P
@@ -9,7 +11,6 @@ from m3p.optim.optimizer import OptimizerConfig, make_optimizer, parameter_group
 from m3p.visual import VisualConfig
 from m3p.visual.patches import Patches
 from m3p.visual.regions import Regions
-from torch import nn
 
 SHAPE = {"layers": 1, "width": 8, "heads": 2, "feed_forward": 8, "positions": 10}
 CONFIG = OptimizerConfig(learning_rate=0.01, new_learning_rate=0.5, weight_decay=0.1)

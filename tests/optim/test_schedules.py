@@ -4,8 +4,9 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from m3p.optim.schedules import SHAPES, ScheduleConfig, share_of_peak
 from pydantic import ValidationError
+
+from m3p.optim.schedules import SHAPES, ScheduleConfig, share_of_peak
 
 
 @pytest.mark.parametrize(("step", "rate"), [(4000, 1e-4), (16000, 5e-5), (40000, 3.162e-5)])

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from m3p.data.shards.index import members
 from m3p.errors import UserError
 from m3p.prepare.captions import caption_mistakes, prepare_captions
-from PIL import Image
 
 Record = dict[str, Any]
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from m3p.errors import UserError
 from m3p.prepare.dictionary import MAX_WORDS, clean, prepare_dictionary, read_pairs, tidy
 

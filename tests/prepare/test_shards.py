@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import webdataset
+
 from m3p.prepare.shards import ShardWriter
 
 

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from m3p.errors import UserError
 from m3p.prepare.staging import staged_folder
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+
 from m3p.errors import UserError
-from m3p.prepare.tokenizer import FILE_NAME, Algorithm, prepare_tokenizer
+from m3p.prepare.tokenizer import SENTENCEPIECE_FILE, Algorithm, prepare_tokenizer
 
 LINES = ["ein roter Kreis", "ein roter Stern", "赤い円がある", "赤い星がある", "赤い円", "ein Stern", "赤い星"]
 
@@ -17,7 +18,7 @@ def text(tmp_path: Path) -> Path:
 
 
 def load(folder: Path) -> sentencepiece.SentencePieceProcessor:
-    return sentencepiece.SentencePieceProcessor(model_file=str(folder / FILE_NAME))
+    return sentencepiece.SentencePieceProcessor(model_file=str(folder / SENTENCEPIECE_FILE))
 
 
 @pytest.mark.parametrize("algorithm", ["unigram", "bpe"])
@@ -33,7 +34,7 @@ def test_special_pieces_are_where_xlm_r_has_them(text: Path, tmp_path: Path, alg
 def test_same_text_same_bytes(text: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         prepare_tokenizer([text], tmp_path / name, 40)
-    assert (tmp_path / "one" / FILE_NAME).read_bytes() == (tmp_path / "two" / FILE_NAME).read_bytes()
+    assert (tmp_path / "one" / SENTENCEPIECE_FILE).read_bytes() == (tmp_path / "two" / SENTENCEPIECE_FILE).read_bytes()
 
 
 @pytest.mark.parametrize("algorithm", ["unigram", "bpe"])

@@ -1,10 +1,10 @@
 from pathlib import Path
 
 import pytest
+
 from m3p.errors import UserError
 from m3p.recipe.recipe import dump_recipe, load_recipe, parse_recipe
 from m3p.training.deepspeed.config import read_deepspeed_config
-
 from tests.launch import ROOT
 from tests.tiny import tiny_recipe
 
@@ -117,7 +117,7 @@ def test_field_mistakes_and_impossible_combinations_come_together(tmp_path: Path
         "run.stop_after=99",
         "schedule.warmup_steps=20",
         "objectives.code_switched.batch_size=1",
-        "objectives.multilingual_text.most_tokens=100",
+        "objectives.multilingual_text.max_tokens=100",
         "objectives.image_captoin.weight=1",
     )
     text = "\n".join(lines)
@@ -135,13 +135,13 @@ def test_combinations_over_sections(tmp_path: Path) -> None:
         tmp_path,
         "schedule.warmup_steps=20",
         "objectives.code_switched.batch_size=1",
-        "objectives.multilingual_text.most_tokens=100",
+        "objectives.multilingual_text.max_tokens=100",
         "visual=null",
     )
     text = "\n".join(lines)
     assert "schedule.warmup_steps = 20: not below run.steps = 20" in text
     assert text.count("objectives.code_switched.batch_size = 1") == 2  # matching and contrastive
-    assert "objectives.multilingual_text.most_tokens = 100: model.shape.positions = 66 holds 64 tokens" in text
+    assert "objectives.multilingual_text.max_tokens = 100: model.shape.positions = 66 holds 64 tokens" in text
     assert "visual: missing" in text
 
 
@@ -155,3 +155,17 @@ def test_an_objective_at_weight_0_is_left_out(tmp_path: Path) -> None:
     recipe = parse_recipe(tiny_recipe(tmp_path), "tiny", ["objectives.code_switched.weight=0"])
     assert list(recipe.active_objectives) == ["multilingual_text", "image_caption"]
     assert recipe.plan().turns_per_step == 2
+
+
+def test_fields_of_earlier_versions_are_taken_under_their_new_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = tiny_recipe(tmp_path)
+    for section in raw["objectives"].values():
+        section["most_tokens"] = section.pop("max_tokens", 24)
+    recipe = parse_recipe(raw, "old.yaml", ["run.most_skipped=3", "data.most_bad=0.5"])
+    assert (recipe.run.max_skipped, recipe.data.max_bad_share) == (3, 0.5)
+    said = capsys.readouterr().err
+    assert "old.yaml: run.most_skipped is called max_skipped now" in said
+    for name in raw["objectives"]:
+        assert f"objectives.{name}.most_tokens is called max_tokens now" in said

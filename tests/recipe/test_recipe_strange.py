@@ -8,9 +8,9 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from m3p.errors import UserError
 from m3p.recipe.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
-
 from tests.tiny import tiny_recipe
 
 RAW = tiny_recipe(Path("data"))

@@ -5,9 +5,10 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image, features
+
 from m3p.retrieval import gallery
 from m3p.retrieval.gallery import Finding, contact_sheet, html_page
-from PIL import Image, features
 
 
 def picture(colour: str, kind: str = "PNG", size: tuple[int, int] = (40, 20)) -> bytes:

@@ -4,17 +4,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+
 from m3p.keys import generator
 from m3p.retrieval import intervals
 from m3p.retrieval.intervals import GroupedRanks, difference_interval, mean_recall_interval
-from m3p.retrieval.metrics import Ranks, recalls
-from numpy.typing import NDArray
+from m3p.retrieval.metrics import QueryRanks, recalls
 
 
 def grouped(text_to_image: NDArray[np.int64], image_to_text: NDArray[np.int64]) -> GroupedRanks:
     """One caption a picture."""
     return GroupedRanks(
-        Ranks(text_to_image, image_to_text), np.arange(len(image_to_text)), np.arange(len(text_to_image))
+        QueryRanks(text_to_image, image_to_text), np.arange(len(image_to_text)), np.arange(len(text_to_image))
     )
 
 
@@ -41,7 +42,9 @@ def test_the_value_is_the_mean_recall_whatever_the_groups(concepts: int, languag
     for language in range(languages):
         owners = rng.choice(image_groups, size=concepts)
         asks = np.isin(image_groups, owners)
-        found = Ranks(rng.integers(1, 15, size=concepts), np.where(asks, rng.integers(1, 15, size=2 * concepts), 0))
+        found = QueryRanks(
+            rng.integers(1, 15, size=concepts), np.where(asks, rng.integers(1, 15, size=2 * concepts), 0)
+        )
         table[str(language)] = GroupedRanks(found, image_groups, owners)
     expected = np.mean([recalls(each.ranks)["mean_recall"] for each in table.values()])
     assert mean_recall_interval(table).value == pytest.approx(expected)
@@ -57,7 +60,7 @@ def slow_resamples(table: dict[str, GroupedRanks], seed: int) -> list[float]:
         for each in table.values():
             texts = np.concatenate([each.ranks.text_to_image[each.caption_groups == group] for group in chosen])
             images = np.concatenate([each.ranks.image_to_text[each.image_groups == group] for group in chosen])
-            means.append(recalls(Ranks(texts, images))["mean_recall"])
+            means.append(recalls(QueryRanks(texts, images))["mean_recall"])
         values.append(float(np.mean(means)))
     return values
 
@@ -69,7 +72,7 @@ def test_agrees_with_a_slow_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
     for language, captions in (("en", 2), ("de", 1)):
         owners = np.repeat(np.arange(12), captions)
         table[language] = GroupedRanks(
-            Ranks(rng.geometric(0.2, 12 * captions), rng.geometric(0.2, 24)), np.arange(24) // 2, owners
+            QueryRanks(rng.geometric(0.2, 12 * captions), rng.geometric(0.2, 24)), np.arange(24) // 2, owners
         )
     values = slow_resamples(table, seed=3)
     found = mean_recall_interval(table, seed=3)
@@ -130,7 +133,7 @@ def test_other_queries_are_refused() -> None:
 
 
 def test_a_rare_language_leaves_no_hole() -> None:
-    rare = GroupedRanks(Ranks(np.array([1]), np.array([1] + [0] * 99)), np.arange(100), np.array([0]))
+    rare = GroupedRanks(QueryRanks(np.array([1]), np.array([1] + [0] * 99)), np.arange(100), np.array([0]))
     assert mean_recall_interval({"xx": rare}).value == 100
     found = mean_recall_interval({"en": random_ranks("en"), "xx": rare})
     assert np.isfinite([found.low, found.high]).all()

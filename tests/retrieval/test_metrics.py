@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+
 from m3p.errors import UserError
 from m3p.keys import generator
 from m3p.retrieval import metrics
-from m3p.retrieval.metrics import Caption, Pool, Ranks, chance, query_ranks, ranks, recalls
-from numpy.typing import NDArray
+from m3p.retrieval.metrics import Caption, Pool, QueryRanks, chance, query_ranks, ranks, recalls
 
 
 def one_owner(owners: list[int], images: int) -> NDArray[np.bool_]:
@@ -95,7 +96,7 @@ def test_a_picture_without_a_caption_is_no_query() -> None:
 
 def test_recalls_without_a_query_are_refused() -> None:
     with pytest.raises(ValueError, match="no query"):
-        recalls(Ranks(np.array([1]), np.array([0])))
+        recalls(QueryRanks(np.array([1]), np.array([0])))
 
 
 def test_chance_of_one_caption_each() -> None:

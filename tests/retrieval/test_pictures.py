@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from m3p.data.shards.index_folder import index_folder
 from m3p.errors import UserError
 from m3p.recipe.evaluation import EvaluationConfig
 from m3p.recipe.recipe import Recipe, load_recipe
 from m3p.retrieval.pictures import Pictures, check_evaluations, load_pictures, picture_bytes
-
 from tests.data.broken import REGIONS, pair, picture, write
 
 

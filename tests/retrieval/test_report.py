@@ -5,9 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
+from rich.console import Console
+
 from m3p.errors import UserError
 from m3p.keys import generator
-from m3p.retrieval.metrics import Pool, Ranks, chance, ranks, recalls
+from m3p.retrieval.metrics import Pool, QueryRanks, chance, ranks, recalls
 from m3p.retrieval.report import (
     Conditions,
     Evaluation,
@@ -17,8 +20,6 @@ from m3p.retrieval.report import (
     print_table,
     write_tensorboard,
 )
-from pydantic import ValidationError
-from rich.console import Console
 
 WORDS = ["dog", "cat [1,\n 2]", "dog"] + [f"thing {number}" for number in range(37)]
 RECORDS: list[dict[str, Any]] = [
@@ -74,7 +75,7 @@ def test_holds_what_makes_a_number_comparable() -> None:
 
 def test_stored_ranks_give_the_stored_recalls() -> None:
     for result in evaluation().languages.values():
-        found = Ranks(np.array(result.text_to_image_ranks), np.array(result.image_to_text_ranks))
+        found = QueryRanks(np.array(result.text_to_image_ranks), np.array(result.image_to_text_ranks))
         assert recalls(found)["mean_recall"] == pytest.approx(result.mean_recall, abs=1e-3)
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from m3p.batch import Batch, Picture
 from m3p.data.sample import BadSamples
 from m3p.data.tokenizer import Tokenizer

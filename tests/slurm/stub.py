@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from m3p import distributed
-from m3p.training.stop import Incarnation, StopSignal, ignore_in_worker, write_done, write_stopped
+from m3p.training.stop import RunOwner, StopSignal, ignore_in_worker, write_done, write_stopped
 
 STEP_SECONDS = 0.1
 CHECKPOINT_EVERY = 5
@@ -71,7 +71,7 @@ def train(folder: Path, settings: dict[str, str]) -> None:
     latest = folder / "checkpoints" / "latest"
     latest.parent.mkdir(exist_ok=True)
     first = distributed.broadcast_object(int(latest.read_text()) if latest.exists() else 0)
-    worker, stop, incarnation = start_worker(), StopSignal(folder), Incarnation(folder)
+    worker, stop, incarnation = start_worker(), StopSignal(folder), RunOwner(folder)
     with (folder / f"starts.{files.rank}").open("a") as file:
         file.write(json.dumps({"first": first, "argv": sys.argv, "environment": dict(os.environ)}) + "\n")
     reason, step = None, first

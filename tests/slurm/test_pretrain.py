@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from m3p.distributed import Place, find
 
+from m3p.distributed import LauncherInfo, find
 from tests.slurm.cluster import REPOSITORY, Cluster
 
 pytestmark = pytest.mark.slurm
@@ -92,7 +92,7 @@ def test_every_rank_knows_its_place(run: Run, options: tuple[str, ...], visible:
     environments = [start[0]["environment"] for start in starts]
     port = int(environments[0]["MASTER_PORT"])
     assert [find(environment) for environment in environments] == [
-        Place(rank, rank % 2, 4, "node1", port, "srun") for rank in range(4)
+        LauncherInfo(rank, rank % 2, 4, "node1", port, "srun") for rank in range(4)
     ]
     assert [environment["SLURMD_NODENAME"] for environment in environments] == ["node1", "node1", "node2", "node2"]
     assert [environment["CUDA_VISIBLE_DEVICES"] for environment in environments] == visible

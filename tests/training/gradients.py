@@ -4,9 +4,10 @@ import runpy
 import sys
 from pathlib import Path
 
+from safetensors.torch import save_file
+
 from m3p import distributed
 from m3p.training.deepspeed.engine import Engine
-from safetensors.torch import save_file
 
 take_step = Engine.step
 

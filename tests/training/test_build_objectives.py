@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
 from m3p.data.source import Source
 from m3p.data.storage.folders import LocalFolder
 from m3p.objectives.objective import Objective
@@ -13,7 +14,7 @@ from m3p.training.build_objectives import FOR_FILES, build_objectives, held_back
 
 def build(recipe: Path, monkeypatch: pytest.MonkeyPatch, available: float) -> list[Objective]:
     """Build the objectives of a recipe where so many bytes are to spare."""
-    monkeypatch.setattr("m3p.training.build_objectives.spare_memory", lambda: available)
+    monkeypatch.setattr("m3p.training.build_objectives.available_memory", lambda: available)
     return list(build_objectives(load_recipe(recipe)).values())
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+
 from m3p.checkpoints.checkpoint import newest_whole
 from m3p.errors import UserError
 from m3p.optim.optimizer import OptimizerConfig
 from m3p.training.deepspeed import config as deepspeed_config
 from m3p.training.deepspeed.config import read_deepspeed_config, resolve
-
 from tests.chaos.harness import assert_equal, run, tensors
 from tests.launch import ROOT, metrics
 

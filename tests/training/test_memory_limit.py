@@ -4,7 +4,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from m3p.training.memory_limit import spare_memory
+
+from m3p.training.memory_limit import available_memory
 
 NODE = psutil.virtual_memory().total
 
@@ -29,9 +30,9 @@ def test_the_narrowest_limit_around_the_process_counts_and_files_in_memory_do_no
     stat = "anon 60000\nfile 40000\ninactive_file 10000\nactive_file 20000"
     group(slurm / "job_7", memory_max=100_000, memory_current=90_000, memory_stat=stat)
     group(slurm / "job_7/step_0", memory_max="max", memory_current=90_000, memory_stat=stat)
-    assert spare_memory(tmp_path) == 40_000
+    assert available_memory(tmp_path) == 40_000
     group(slurm / "job_7", memory_current=150_000)
-    assert spare_memory(tmp_path) == 0
+    assert available_memory(tmp_path) == 0
 
 
 def test_limits_of_older_systems(tmp_path: Path) -> None:
@@ -40,14 +41,14 @@ def test_limits_of_older_systems(tmp_path: Path) -> None:
     memory = {"memory_limit_in_bytes": 5_000, "memory_usage_in_bytes": 3_000, "memory_stat": stat}
     group(tmp_path / "sys/fs/cgroup/memory/job", **memory)
     group(tmp_path / "sys/fs/cgroup/pids/job", **{**memory, "memory_limit_in_bytes": 1})
-    assert spare_memory(tmp_path) == 2_330
+    assert available_memory(tmp_path) == 2_330
 
 
 @pytest.mark.parametrize("groups", ["", "0::/outside/of/the/container\n"])
 def test_without_a_limit_it_is_what_the_node_has(tmp_path: Path, groups: str) -> None:
     process(tmp_path, groups)
-    assert NODE / 100 < spare_memory(tmp_path) <= NODE
+    assert NODE / 100 < available_memory(tmp_path) <= NODE
 
 
 def test_this_machine() -> None:
-    assert 0 < spare_memory() <= NODE
+    assert 0 < available_memory() <= NODE

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from m3p import distributed
 from m3p.errors import UserError
 from m3p.training.stop import (
     GRACEFUL,
-    Incarnation,
+    RunOwner,
     StopSignal,
     check_no_stop_file,
     forget_status,
@@ -133,10 +134,10 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_run_by_hand_owns_its_folder_until_another_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("M3P_INCARNATION", raising=False)
-    first = Incarnation(tmp_path)
+    first = RunOwner(tmp_path)
     first.check()
     monkeypatch.setattr(os, "getpid", lambda: 1)
-    second = Incarnation(tmp_path)
+    second = RunOwner(tmp_path)
     second.check()
     with pytest.raises(UserError, match="another job has taken over"):
         first.check()
@@ -148,5 +149,5 @@ def test_a_job_that_lost_the_folder_before_it_started_does_not_take_it_back(
     monkeypatch.setenv("M3P_INCARNATION", "17.0")
     (tmp_path / "incarnation").write_text("17.1\n")
     with pytest.raises(UserError, match=r"names 17\.1, not this job \(17\.0\)"):
-        Incarnation(tmp_path)
+        RunOwner(tmp_path)
     assert (tmp_path / "incarnation").read_text() == "17.1\n"

@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import torch
-from m3p.model import m3p
 from torch import Tensor, nn
+
+from m3p.model import m3p
 
 
 def _leave_alone(module: nn.Module, *zeros: Tensor) -> Tensor:

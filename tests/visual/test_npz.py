@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from m3p.visual.npz import read_npz
 from numpy.typing import NDArray
+
+from m3p.visual.npz import read_npz
 
 ARRAYS: dict[str, NDArray[Any]] = {
     "boxes": np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4),

@@ -9,13 +9,14 @@ import simplejpeg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import ValidationError
+
 from m3p.errors import BadSample
 from m3p.keys import draws
 from m3p.visual.patches import MID_GREY, PatchEmbedder, Patches, PatchTokens, decode
 from m3p.visual.pixels import scaled
-from numpy.typing import NDArray
-from PIL import Image
-from pydantic import ValidationError
 
 NOTHING = torch.zeros(0, 4)
 FORMATS = ("jpg", "png", "webp")
@@ -42,10 +43,10 @@ def encoded(pixels: NDArray[np.uint8], kind: str = "png", mode: str = "RGB") -> 
 def test_patches_are_numbered_row_by_row() -> None:
     found = patches().load({"png": encoded(gradient())}, None)
     assert found.tokens == 4
-    assert found.numbers(np.zeros(0, np.int64)).shape == (0, 3 * 8 * 8)
+    assert found.targets_at(np.zeros(0, np.int64)).shape == (0, 3 * 8 * 8)
     for number, (top, left) in enumerate([(0, 0), (0, 8), (8, 0), (8, 8)]):
         wanted = gradient()[top : top + 8, left : left + 8].reshape(-1)
-        np.testing.assert_array_equal(found.numbers(np.array([number]))[0], wanted)
+        np.testing.assert_array_equal(found.targets_at(np.array([number]))[0], wanted)
         grey, numbers = found.blank(np.array([number]))
         assert numbers.tolist() == [number], "at the place of the one that it hides"
         assert (grey.features == MID_GREY).all()
@@ -56,7 +57,7 @@ def test_patches_are_numbered_row_by_row() -> None:
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("shape", [(16, 16), (64, 48), (10, 31)])
 def test_every_format_and_shape_gives_the_same_picture(kind: str, shape: tuple[int, int]) -> None:
-    found = patches().load({kind: encoded(gradient(*shape), kind)}, None).numbers(np.arange(4))
+    found = patches().load({kind: encoded(gradient(*shape), kind)}, None).targets_at(np.arange(4))
     assert found.shape == (4, 192)
     pixels = found.reshape(2, 2, 8, 8, 3).swapaxes(1, 2).reshape(16, 16, 3)
     assert np.abs(pixels.astype(int) - gradient()).max() < 32, "resizing moves an edge by about a pixel"
@@ -109,9 +110,9 @@ def png_header(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(kind: str) -> None:
-    with pytest.raises(BadSample, match=r"17 x 16 pixels, more than visual.largest = 271"):
-        patches(largest=271).load({kind: encoded(gradient(17, 16), kind)}, None)
-    patches(largest=272).load({kind: encoded(gradient(17, 16), kind)}, None)
+    with pytest.raises(BadSample, match=r"17 x 16 pixels, more than visual.max_pixels = 271"):
+        patches(max_pixels=271).load({kind: encoded(gradient(17, 16), kind)}, None)
+    patches(max_pixels=272).load({kind: encoded(gradient(17, 16), kind)}, None)
 
 
 @pytest.mark.filterwarnings("error")
@@ -140,7 +141,7 @@ def test_broken_bytes_are_a_bad_sample_or_usable_never_a_crash(kind: str, data: 
     for place in data.draw(st.lists(st.integers(0, min(len(content) - 1, 120)), min_size=1, max_size=4)):
         content[place] = data.draw(st.integers(0, 255))
     try:
-        found = patches(largest=10**6).load({kind: bytes(content)}, None)
+        found = patches(max_pixels=10**6).load({kind: bytes(content)}, None)
     except BadSample:
         return
     assert found.features.shape == (1, 16, 16, 3)
@@ -168,7 +169,7 @@ def test_crops_and_mirrors_belong_to_the_samples_draws() -> None:
 def means(config: Patches, number: int) -> tuple[NDArray[np.float32], bool]:
     """Red and green range seen in a training picture, and whether it is mirrored."""
     found = config.load({"png": encoded(gradient(64, 64))}, draws("crop", number))
-    numbers = scaled(torch.from_numpy(found.numbers(np.arange(4)))).numpy()
+    numbers = scaled(torch.from_numpy(found.targets_at(np.arange(4)))).numpy()
     colours = numbers.reshape(2, 2, 8, 8, 3).swapaxes(1, 2).reshape(16, 16, 3)
     mirrored = bool(colours[0, 0, 0] > colours[0, -1, 0])
     return np.abs(colours[-1, -1, :2] - colours[0, 0, :2]) / 2, mirrored
@@ -198,7 +199,7 @@ def test_the_network_cuts_every_picture_as_its_tokens_are_numbered(side: int, pa
     embedder = config.embedder(8, 1e-5)
     assert isinstance(embedder, PatchEmbedder)
     found = embedder(torch.from_numpy(np.concatenate([one.features for one in seen])), NOTHING)
-    numbers = torch.from_numpy(np.concatenate([one.numbers(np.arange(side * side)) for one in seen]))
+    numbers = torch.from_numpy(np.concatenate([one.targets_at(np.arange(side * side)) for one in seen]))
     wanted = embedder.norm(embedder.pixels(scaled(numbers)) + embedder.places.weight.repeat(pictures, 1))
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
@@ -237,7 +238,7 @@ def test_a_room_changes_nothing(shape: tuple[int, int], flip: bool) -> None:
 
 def test_a_picture_of_too_many_pixels_is_bad_even_if_it_would_fit_its_room() -> None:
     with pytest.raises(BadSample, match=r"16 x 16 pixels, more than visual\.largest = 255"):
-        patches(largest=255).load({"jpg": encoded(gradient(), "jpg")}, None)
+        patches(max_pixels=255).load({"jpg": encoded(gradient(), "jpg")}, None)
 
 
 def test_a_patch_that_does_not_divide_the_size_is_refused() -> None:

@@ -1,4 +1,5 @@
 import torch
+
 from m3p.visual.pixels import scaled
 
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from m3p.errors import BadSample, UserError
-from m3p.visual.regions import Regions, RegionTokens
 from numpy.typing import NDArray
 
+from m3p.errors import BadSample, UserError
+from m3p.visual.regions import Regions, RegionTokens
+
 WIDTH, CLASSES = 4, 9
-REGIONS = Regions(kind="regions", feature_size=WIDTH, classes=CLASSES, most=3)
+REGIONS = Regions(kind="regions", feature_size=WIDTH, classes=CLASSES, max_regions=3)
 
 
 def arrays(count: int = 2, **changes: Any) -> dict[str, NDArray[Any]]:

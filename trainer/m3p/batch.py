@@ -37,8 +37,8 @@ class Picture(Protocol):
     def tokens(self) -> int:
         """R."""
 
-    def numbers(self, places: NDArray[np.int64]) -> NDArray[np.float32] | NDArray[np.uint8]:
-        """Return the tokens at `places` [K] as numbers to be foretold, [K, F]; uint8 are pixels, which the task scales."""
+    def targets_at(self, places: NDArray[np.int64]) -> NDArray[np.float32] | NDArray[np.uint8]:
+        """Return the tokens at `places` [K] as numbers to be predicted, [K, F]; uint8 are pixels, which the task scales."""
 
     def blank(self, places: NDArray[np.int64]) -> "tuple[Picture, NDArray[np.int64]]":
         """Return what is seen where the tokens at `places` [K] are hidden: a picture of nothing, and the token of it for each."""
@@ -82,7 +82,7 @@ class Batch:
     """Task name -> its tensors; `slots` [M] or `sequences` [N] says where the task's head reads."""
     tokens: int
     """T: none is padding."""
-    held: int
+    embedded_rows: int
     """R."""
     longest: int
     """Slots of the longest sequence."""
@@ -276,7 +276,7 @@ class Packer:
                 task: {name: _join(parts) for name, parts in arrays.items()} for task, arrays in self._targets.items()
             },
             tokens=self._slots,
-            held=self._rows,
+            embedded_rows=self._rows,
             longest=int(lengths.max()),
             samples=samples,
             names=self.names,

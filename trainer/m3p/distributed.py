@@ -29,7 +29,7 @@ FIRST_RESERVED_STEP = 0xFFFFFFF0
 
 
 @dataclass(frozen=True)
-class Place:
+class LauncherInfo:
     """Where a process stands among the ranks, and where they meet; found from the environment alone."""
 
     rank: int
@@ -56,7 +56,7 @@ class Ranks:
     """Who started the ranks: `deepspeed`, `torchrun`, `srun` or `python`."""
 
 
-def find(environment: Mapping[str, str]) -> Place:
+def find(environment: Mapping[str, str]) -> LauncherInfo:
     """Return this process' place from the variables of whoever started it.
 
     Raises UserError if only some of them are set (OneRankError where the other ranks may have all of theirs).
@@ -71,14 +71,14 @@ def find(environment: Mapping[str, str]) -> Place:
             f"{' and '.join(stray)} set, RANK not: this is neither one process nor a launcher's rank. Unset them to "
             "train with one process, or start with `deepspeed trainer/run.py ...`"
         )
-    return Place(0, 0, 1, "127.0.0.1", 0, "python")
+    return LauncherInfo(0, 0, 1, "127.0.0.1", 0, "python")
 
 
 def _step(environment: Mapping[str, str]) -> int:
     return _number(environment, "SLURM_STEP_ID") if "SLURM_STEP_ID" in environment else -1
 
 
-def _from_launcher(environment: Mapping[str, str]) -> Place:
+def _from_launcher(environment: Mapping[str, str]) -> LauncherInfo:
     missing = [name for name in LAUNCHER_VARIABLES if not environment.get(name)]
     if missing:
         raise OneRankError(
@@ -91,7 +91,7 @@ def _from_launcher(environment: Mapping[str, str]) -> Place:
     return _place(environment, ("RANK", "LOCAL_RANK", "WORLD_SIZE"), address, port, launcher)
 
 
-def _from_srun(environment: Mapping[str, str]) -> Place:
+def _from_srun(environment: Mapping[str, str]) -> LauncherInfo:
     names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
     missing = [name for name in names if name not in environment]
     if missing:
@@ -107,13 +107,15 @@ def _from_srun(environment: Mapping[str, str]) -> Place:
     return _place(environment, names, environment["MASTER_ADDR"], _number(environment, "MASTER_PORT"), "srun")
 
 
-def _place(environment: Mapping[str, str], names: tuple[str, str, str], address: str, port: int, by: str) -> Place:
+def _place(
+    environment: Mapping[str, str], names: tuple[str, str, str], address: str, port: int, by: str
+) -> LauncherInfo:
     rank, local_rank, world_size = (_number(environment, name) for name in names)
     if not rank < world_size:
         raise OneRankError(
             f"{names[0]}={rank} must be below {names[2]}={world_size}; unset both to train with one process"
         )
-    return Place(rank, local_rank, world_size, address, port, by)
+    return LauncherInfo(rank, local_rank, world_size, address, port, by)
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:
@@ -177,7 +179,7 @@ def _share_cores() -> None:
     torch.set_num_threads(mine if bound else max(1, mine // here))
 
 
-def _meet(place: Place, device: "torch.device", timeout_seconds: float) -> None:
+def _meet(place: LauncherInfo, device: "torch.device", timeout_seconds: float) -> None:
     import deepspeed
     import torch.distributed as dist
 

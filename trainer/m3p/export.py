@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from m3p.batch import Packer, Sequence
 from m3p.checkpoints.init_from import EXPORTED, start_from
-from m3p.data.tokenizer import FILE_NAME, Tokenizer
+from m3p.data.tokenizer import SENTENCEPIECE_FILE, Tokenizer
 from m3p.errors import UserError
 from m3p.model.build import build_model, read_encoder_shape
 from m3p.model.huggingface import write_folder
@@ -36,7 +36,7 @@ def export_run(run: Path, output: Path) -> str:
     shape = read_encoder_shape(recipe.model, tokenizer.size)
     weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     write_folder(output, weights, shape)
-    shutil.copyfile(folder / FILE_NAME, output / FILE_NAME)
+    shutil.copyfile(folder / SENTENCEPIECE_FILE, output / SENTENCEPIECE_FILE)
     save_file({name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}, output / EXPORTED)
     (output / RECIPE).write_text(dump_recipe(recipe))
     difference = _compare(model.cpu(), tokenizer, output)

@@ -48,13 +48,13 @@ def generator(*parts: int | str) -> np.random.Generator:
 def keys_of(owners: NDArray[np.uint64], purpose: str) -> NDArray[np.uint64]:
     """Hash each row of `owners` [N, K] together with `purpose`: [N]."""
     # Each column under a salt of its own, so that equal numbers in two columns do not cancel (Zobrist hashing).
-    salts = mix(np.arange(owners.shape[1], dtype=np.uint64))
-    return mix(np.bitwise_xor.reduce(mix(owners ^ salts), 1) ^ np.uint64(key(purpose)))
+    salts = splitmix64(np.arange(owners.shape[1], dtype=np.uint64))
+    return splitmix64(np.bitwise_xor.reduce(splitmix64(owners ^ salts), 1) ^ np.uint64(key(purpose)))
 
 
 def hashes(keys: NDArray[np.uint64], places: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Return a random number for each place of each key, [W] of both [W]; `mix` gives a further one, again and again."""
-    return mix(keys ^ mix(places.astype(np.uint64)))
+    """Return a random number for each place of each key, [W] of both [W]; `splitmix64` gives a further one, again and again."""
+    return splitmix64(keys ^ splitmix64(places.astype(np.uint64)))
 
 
 def uniform(numbers: NDArray[np.uint64]) -> NDArray[np.float64]:
@@ -78,7 +78,7 @@ def choose(coins: NDArray[np.float64], lengths: NDArray[np.int64], rate: float) 
     return chosen.nonzero()[0]
 
 
-def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def splitmix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return splitmix64 of each value (Steele, Lea and Flood 2014): a bijection in which every bit depends on every."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values ^= values >> np.uint64(30)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+
 from m3p.batch import Batch, Packer, Sequence, set_room
 from m3p.data.loader.arena import LINE, OFF, Arena, Desk, Parcel
 from m3p.visual.regions import RegionTokens

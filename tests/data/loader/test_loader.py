@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from m3p.data.loader.loader import DataConfig, MicroBatches, load
 from m3p.data.order.plan import MicroBatchPlan
 from m3p.recipe.recipe import load_recipe
 from m3p.training.build_objectives import build_objectives
 from m3p.training.stop import ignore_in_worker
-
 from tests.batches import sequences
 from tests.launch import ROOT
 from tests.tiny import make_tiny

@@ -3,6 +3,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+
 from m3p.batch import Packer, Sequence, set_room
 from m3p.data.loader.arena import Arena, Desk
 from m3p.data.loader.picture_buffer import SPARE, Canvas
@@ -10,7 +11,6 @@ from m3p.data.loader.threads import set_threads
 from m3p.data.sample import BadSamples
 from m3p.data.shards.index_folder import index_folder
 from m3p.visual.patches import MID_GREY, Patches, PatchTokens
-
 from tests.data.broken import pair, read_many, source, write
 
 

@@ -5,8 +5,8 @@ import time
 from collections.abc import Generator, Iterator
 
 import pytest
-from m3p.data.loader.threads import ahead, set_threads, share
 
+from m3p.data.loader.threads import ahead, set_threads, share
 from tests.launch import ROOT
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import psutil
 import pytest
+
 from m3p.data.loader.workers import Workers
 from m3p.errors import OneRankError, UserError
-
 from tests.launch import ROOT
 
 

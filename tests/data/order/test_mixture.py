@@ -5,20 +5,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from m3p.data.order.mixture import BLOCK, Shares, _table, block_counts, temperature_weights
+
+from m3p.data.order.mixture import BLOCK, MixtureOrder, _table, block_counts, temperature_weights
 
 Weights = st.lists(st.integers(1, 60), min_size=1, max_size=12)
 
 
 def test_the_sequence_is_the_one_of_nginx() -> None:
-    shares = Shares([5, 1, 1])
+    shares = MixtureOrder([5, 1, 1])
     assert [shares.place(p).source for p in range(14)] == [0, 0, 1, 0, 2, 0, 0] * 2
 
 
 @given(weights=Weights)
 @settings(max_examples=60, deadline=None)
 def test_positions_in_a_source_count_up_and_shares_are_exact_and_smooth(weights: list[int]) -> None:
-    shares, total = Shares(weights), sum(weights)
+    shares, total = MixtureOrder(weights), sum(weights)
     seen = [0] * len(weights)
     behind = sum(1 / (i + 1) for i in range(len(weights)))
     for position in range(2 * shares.block + 3):
@@ -35,7 +36,7 @@ def test_positions_in_a_source_count_up_and_shares_are_exact_and_smooth(weights:
 @given(weights=Weights, positions=st.lists(st.integers(0, 2**45), max_size=20))
 @settings(max_examples=60, deadline=None)
 def test_many_positions_lie_where_each_one_does(weights: list[int], positions: list[int]) -> None:
-    shares = Shares(weights)
+    shares = MixtureOrder(weights)
     sources, of_source = shares.locate(np.array(positions, np.int64))
     assert list(zip(sources.tolist(), of_source.tolist(), strict=True)) == [shares.place(p) for p in positions]
 
@@ -56,7 +57,7 @@ def test_many_positions_lie_where_each_one_does(weights: list[int], positions: l
     ],
 )
 def test_counts_of_a_block(weights: list[str | int | float], counts: tuple[int, ...]) -> None:
-    assert Shares(weights).counts == counts
+    assert MixtureOrder(weights).counts == counts
 
 
 @given(weights=st.lists(st.integers(1, 10**9), min_size=2, max_size=60).map(lambda w: [*w, BLOCK * 10**9 + 7]))
@@ -76,14 +77,14 @@ def test_rounding_is_by_less_than_one_position_where_no_source_is_tiny(weights: 
 
 def test_a_source_without_weight_is_a_mistake_of_the_caller() -> None:
     with pytest.raises(AssertionError):
-        Shares([1, 0])
+        MixtureOrder([1, 0])
 
 
 def test_the_longest_table_of_100_sources_is_made_in_half_a_second() -> None:
     weights = np.random.default_rng(0).pareto(1, 100).tolist()
     _table.cache_clear()
     start = time.process_time()
-    shares = Shares(weights)
+    shares = MixtureOrder(weights)
     assert time.process_time() - start < 0.5
     assert (shares.block, min(shares.counts)) == (BLOCK, 1)
 

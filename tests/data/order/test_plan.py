@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+
 from m3p.data.order.plan import LONGEST_CYCLE, MicroBatchPlan, Plan, Stream, balance, split
 from m3p.errors import UserError
-from numpy.typing import NDArray
 
 
 @st.composite

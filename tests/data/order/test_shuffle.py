@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+
 from m3p.data.order.shuffle import ORDER_VERSION, Places, SourceOrder, permutation
 from m3p.keys import key
-from numpy.typing import NDArray
 
 Counts = st.lists(st.integers(0, 12), min_size=1, max_size=30).filter(any)
 

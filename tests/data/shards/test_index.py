@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from m3p.data.shards.index import feature_width, index_tar, members, split_name
 from m3p.data.shards.index_file import MOST_MEMBERS, OTHER, IndexFile, index_bytes, is_index_size, open_index
 from m3p.data.shards.index_folder import PROGRESS, _name, index_folder

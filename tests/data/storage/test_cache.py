@@ -17,6 +17,7 @@ from pathlib import Path
 import aiohttp
 import fsspec
 import pytest
+
 from m3p.data.sample import BadSamples
 from m3p.data.shards.index_folder import index_folder
 from m3p.data.source import Source, SourceConfig
@@ -26,7 +27,6 @@ from m3p.data.storage.cache import Cache
 from m3p.data.storage.folders import LocalFolder, RemoteFolder, open_folder
 from m3p.errors import OneRankError, UserError
 from m3p.prepare.shards import ShardWriter
-
 from tests.data.broken import read_many
 
 OWNER = (0, "multilingual_text", 0)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from m3p.data.source import Source, SourceConfig
 from m3p.data.storage.folders import LocalFolder
 from m3p.prepare.shards import ShardWriter

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from m3p.data.shards.index import members
 from m3p.data.shards.index_file import open_index, write_index
 from m3p.data.shards.index_folder import index_folder

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+
 from m3p.data.storage.remote import download, read, reason
 
 

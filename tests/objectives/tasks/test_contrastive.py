@@ -2,6 +2,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+
 from m3p.objectives.tasks.contrastive import Contrastive, turn_targets
 
 

@@ -3,13 +3,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+
 from m3p.batch import Packer, Sequence
 from m3p.keys import keys_of
 from m3p.objectives.tasks.masked_regions import MaskedRegions, ask_regions, mask_regions
 from m3p.objectives.tasks.matching import Matching
 from m3p.visual.pixels import scaled
 from m3p.visual.regions import RegionTokens
-from numpy.typing import NDArray
 
 
 def picture(regions: int, classes: list[int] | None = None) -> RegionTokens:
@@ -49,7 +50,7 @@ def test_at_least_one_is_chosen_and_what_is_hidden_shows_nothing_but_its_box(
     rest = np.setdiff1d(np.arange(regions), hidden)
     assert np.array_equal(features[regions + rest], whole.features[rest])
     assert not features[regions + hidden].any()
-    assert batch.held == len(batch.visual_features) == regions + len(hidden)
+    assert batch.embedded_rows == len(batch.visual_features) == regions + len(hidden)
     assert shown != masked
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from m3p.data.tokenizer import BOS, EOS, Tokenizer
 from m3p.keys import keys_of
 from m3p.objectives.tasks.masked_words import mask_words

@@ -2,10 +2,11 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from m3p.keys import generator
 from m3p.prepare.scenes.drawing import RGB, draw_scene
 from m3p.prepare.scenes.scene import COLOURS, RELATIONS, SHAPES, Colour, Relation, Scene, Shape, Size, Thing
-from numpy.typing import NDArray
 
 
 def draw(scene: Scene, variant: int = 0) -> NDArray[np.float64]:

@@ -5,6 +5,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from m3p.prepare.scenes.build import LANGUAGES, SENTENCES, monolingual
 from m3p.prepare.scenes.language import Language
 from m3p.prepare.scenes.scene import RELATIONS, THINGS, Relation, Scene, Thing

@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from m3p.errors import UserError
 from m3p.prepare.scenes.scene import MIRROR, RELATIONS, THINGS, Scene, sample_scenes
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+
 from m3p.errors import UserError
 from m3p.optim.optimizer import OptimizerConfig
 from m3p.training.deepspeed.config import RECIPES_OWN, precision, read_deepspeed_config, resolve
-
 from tests.launch import ROOT
 
 OPTIMIZER = OptimizerConfig(learning_rate=0.1, clip=0.7)

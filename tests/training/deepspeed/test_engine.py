@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-from m3p.training.deepspeed.engine import drops
 
+from m3p.training.deepspeed.engine import drops
 from tests.model.test_build import build
 
 

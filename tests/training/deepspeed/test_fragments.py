@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
 from m3p.optim.optimizer import OptimizerConfig, make_optimizer
 from m3p.training.deepspeed.fragments import MOMENTS, make_moments, set_updates, updates
-from torch import nn
 
 CONFIG = OptimizerConfig(learning_rate=0.01)
 

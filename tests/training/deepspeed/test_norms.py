@@ -5,6 +5,7 @@ import pytest
 import torch
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
 from m3p.training.deepspeed.norms import INVALID, gradient_norm, take_norms_at_once
 
 CPU = torch.device("cpu")

@@ -2,12 +2,13 @@ import json
 from pathlib import Path
 
 import pytest
+
 from m3p.training.watch.bad_report import BadReport, kind
 
 BAD = [
     "train/a.tar, sample 3: broken tar: header at byte 512 has a wrong checksum",
     "train/a.tar, sample 4: broken tar: header at byte 0 is cut off",
-    "train/a.tar, sample 9: a picture of 70000 x 40000 pixels, more than visual.largest = 5",
+    "train/a.tar, sample 9: a picture of 70000 x 40000 pixels, more than visual.max_pixels = 5",
     "text/b.tar, sample 1: txt is not UTF-8 (invalid start byte)",
 ]
 
@@ -22,7 +23,7 @@ def test_counts_by_shard_and_reason(tmp_path: Path) -> None:
     assert table["samples"] == 4
     assert table["shards"]["train/a.tar"] == {
         "broken tar": 2,
-        "a picture of N x N pixels, more than visual.largest = N": 1,
+        "a picture of N x N pixels, more than visual.max_pixels = N": 1,
     }
     assert table["reasons"]["txt is not UTF-8"] == 1
     assert list(table["shards"]) == ["train/a.tar", "text/b.tar"]

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from m3p.checkpoints.checkpoint import newest_whole
 from m3p.checkpoints.files import read_state
 from m3p.prepare import captions
 from m3p.prepare.regions import pack_regions
 from m3p.training.watch.loss_guard import ENOUGH, Guard
-
 from tests.chaos.harness import run, start
 from tests.launch import ROOT, launch, metrics
 from tests.test_equality import zero
@@ -20,7 +20,7 @@ STEP = {"a/b": 1.0}
 
 def test_a_spike_is_called_after_enough_steps_and_skipped_where_asked(tmp_path: Path) -> None:
     for skip in (False, True):
-        guard = Guard(tmp_path, most_skipped=2, spike=3.0, skip_spikes=skip)
+        guard = Guard(tmp_path, max_skipped=2, spike=3.0, skip_spikes=skip)
         for _ in range(ENOUGH - 1):
             assert guard.spike(STEP, 100.0) is None
             guard.made(STEP, 1.0)
@@ -90,10 +90,10 @@ def test_poisoned_steps_make_no_update_and_training_goes_on(tiny: Path, tmp_path
 @pytest.mark.launcher
 def test_too_many_in_a_row_end_the_run(tiny: Path, tmp_path: Path) -> None:
     fault = [{"point": "poison", "step": 4, "until": 99, "what": "batch"}]
-    settings = ("run.most_skipped=3", f"run.folder={tmp_path / 'run'}")
+    settings = ("run.max_skipped=3", f"run.folder={tmp_path / 'run'}")
     job = start(tiny, ROOT / "ds_configs" / "zero1.json", 2, fault, *settings, name="run", folder=tmp_path)
     assert job.wait() != 0
-    assert "3 steps in a row without an update (run.most_skipped)" in job.text()
+    assert "3 steps in a row without an update (run.max_skipped)" in job.text()
     assert "Traceback" not in job.text()
     assert len((tmp_path / "run" / "skipped.jsonl").read_text().splitlines()) == 3
 
@@ -112,7 +112,7 @@ def test_a_nan_region_is_reported_with_shard_and_key_and_training_goes_on(
 
     monkeypatch.setattr(captions, "pack_regions", pack)
     recipe = make_tiny(tmp_path)
-    settings = ("run.steps=10", "data.most_bad=0.5", f"run.folder={tmp_path / 'run'}")
+    settings = ("run.steps=10", "data.max_bad_share=0.5", f"run.folder={tmp_path / 'run'}")
     launch(recipe, ROOT / "ds_configs" / "zero1.json", 2, *settings)
     bad = (tmp_path / "run" / "bad_samples.txt").read_text()
     assert "train/shard-000000.tar, sample 3: NaN, infinity" in bad

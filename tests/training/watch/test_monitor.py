@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from m3p.batch import Batch, Packer
 from m3p.errors import UserError
-from m3p.training.watch.monitor import SETTLED, Monitor
+from m3p.training.watch.monitor import MIN_SAMPLES_TO_JUDGE, Monitor
 
 
 def batch(samples: int, bad: list[str]) -> Batch:
@@ -47,8 +48,8 @@ def test_going_on_drops_lines_that_are_no_figures(tmp_path: Path, alone: None) -
 
 def test_too_many_bad_samples_stop_the_run_and_are_named(tmp_path: Path, alone: None) -> None:
     monitor = Monitor(tmp_path, 0, 5, 0.01, main=True)
-    monitor.saw("image_caption", [batch(SETTLED, ["train/shard-000007.tar, sample 3: no picture"] * 3)])
-    with pytest.raises(UserError, match=r"3 of 200 samples are bad, more than data.most_bad = 0.01") as caught:
+    monitor.saw("image_caption", [batch(MIN_SAMPLES_TO_JUDGE, ["train/shard-000007.tar, sample 3: no picture"] * 3)])
+    with pytest.raises(UserError, match=r"3 of 200 samples are bad, more than data.max_bad_share = 0.01") as caught:
         monitor.step(1, {}, 0.0, 0.1, 1.0)
     assert "train/shard-000007.tar, sample 3: no picture" in str(caught.value)
     monitor.close()

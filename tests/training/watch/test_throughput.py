@@ -1,17 +1,18 @@
 import numpy as np
 import pytest
 import torch
+
 from m3p.batch import Packer, Sequence
 from m3p.model.encoder import EncoderShape
 from m3p.model.flops import NetworkSizes
-from m3p.training.watch.throughput import Meter, peak_memory
+from m3p.training.watch.throughput import Throughput, peak_memory
 
 SIZES = NetworkSizes(EncoderShape(layers=2, width=64, heads=2), 100)
 
 
 def test_a_cpu_has_teraflops_and_no_mfu() -> None:
-    meter = Meter(SIZES, torch.device("cpu"), torch.float32, 2, frozen=False)
-    figures = meter.figures(3 * 10**12, 2.0)
+    throughput = Throughput(SIZES, torch.device("cpu"), torch.float32, 2, frozen=False)
+    figures = throughput.figures(3 * 10**12, 2.0)
     assert figures.keys() == {"teraflops", "peak_memory_gib"}
     assert figures["teraflops"] == 1.5
 
@@ -20,18 +21,18 @@ def test_a_cpu_has_teraflops_and_no_mfu() -> None:
 def test_a_gpu_has_its_share_of_the_peak_of_all_ranks(monkeypatch: pytest.MonkeyPatch, frozen: bool) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30)
-    meter = Meter(SIZES, torch.device("cuda"), torch.bfloat16, 4, frozen)
-    figures = meter.figures(989 * 10**12, 0.5)
+    throughput = Throughput(SIZES, torch.device("cuda"), torch.bfloat16, 4, frozen)
+    figures = throughput.figures(989 * 10**12, 0.5)
     assert figures.get("mfu") == (None if frozen else pytest.approx(0.5))
     assert figures["peak_memory_gib"] == 3
 
 
 def test_what_a_rank_forwards_to_keep_in_step_is_no_work() -> None:
-    meter = Meter(SIZES, torch.device("cpu"), torch.float32, 1, frozen=False)
+    throughput = Throughput(SIZES, torch.device("cpu"), torch.float32, 1, frozen=False)
     packer = Packer(1)
     packer.add(Sequence(np.zeros(5, np.int64)))
-    assert meter.flops(packer.finish(1)) > 0
-    assert meter.flops(Packer(1).finish(0)) == 0
+    assert throughput.flops(packer.finish(1)) > 0
+    assert throughput.flops(Packer(1).finish(0)) == 0
 
 
 def test_peak_memory_remembers_what_is_gone() -> None:

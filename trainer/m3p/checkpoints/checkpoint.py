@@ -40,7 +40,7 @@ __all__ = [
 
 BYTES_OF_PARAMETER = 12
 """Weight and two moments in float32."""
-SPARE_BYTES = 1 << 20
+HEADER_BYTES = 1 << 20
 """For headers and state.json."""
 LONGEST_WRITE = timedelta(hours=6)
 
@@ -88,7 +88,7 @@ class Checkpoints:
             pending.result()
 
     def _check_space(self, module: nn.Module) -> None:
-        needed = BYTES_OF_PARAMETER * sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters()) + SPARE_BYTES
+        needed = BYTES_OF_PARAMETER * sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters()) + HEADER_BYTES
         free = broadcast_object(shutil.disk_usage(self.folder).free if self._ranks.rank == 0 else 0)
         if free < needed:
             raise UserError(

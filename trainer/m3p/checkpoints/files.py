@@ -101,7 +101,7 @@ def write_state(folder: Path, state: State) -> None:
 
 
 def read_state(folder: Path) -> State:
-    """Return what a checkpoint says of itself. Raises UserError: unreadable, spoilt, or of another format."""
+    """Return what a checkpoint says of itself. Raises UserError: unreadable, damaged, or of another format."""
     path = folder / STATE_FILE
     try:
         raw = json.loads(path.read_text())
@@ -129,8 +129,8 @@ def sync_folder(folder: Path) -> None:
 def publish(aside: Path, name: str) -> None:
     """Give the finished folder `aside` its name beside it, then make `latest` name it. Each of the two is one rename."""
     parent = aside.parent
-    spoilt = parent / f"{aside.stem}.spoilt.partial"
-    _take_name(aside, parent / name, spoilt)
+    damaged = parent / f"{aside.stem}.damaged.partial"
+    _take_name(aside, parent / name, damaged)
     sync_folder(parent)
     pointer = parent / f"{aside.stem}.latest.partial"
     with pointer.open("w") as file:
@@ -139,21 +139,21 @@ def publish(aside: Path, name: str) -> None:
         os.fsync(file.fileno())
     os.replace(pointer, parent / "latest")
     sync_folder(parent)
-    shutil.rmtree(spoilt, ignore_errors=True)
+    shutil.rmtree(damaged, ignore_errors=True)
 
 
-def _take_name(aside: Path, final: Path, spoilt: Path) -> None:
-    """Rename `aside` to `final`; one that is there already is spoilt, or the same of a start that has lost its folder."""
+def _take_name(aside: Path, final: Path, damaged: Path) -> None:
+    """Rename `aside` to `final`; one that is there already is damaged, or the same of a start that has lost its folder."""
     for attempts_left in (2, 1, 0):
         try:
             if final.exists():
-                os.replace(final, spoilt)
+                os.replace(final, damaged)
             os.replace(aside, final)
             return
         except OSError as error:  # another start did it at the same moment
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT) or not attempts_left:
                 raise
-            shutil.rmtree(spoilt, ignore_errors=True)
+            shutil.rmtree(damaged, ignore_errors=True)
 
 
 def remove_partial(parent: Path) -> None:
@@ -189,7 +189,7 @@ def checkpoints_in(parent: Path) -> list[Path]:
 
 
 class Reader:
-    """Reads parameters of a checkpoint whole or in part, from however many shares. Raises UserError where one is spoilt."""
+    """Reads parameters of a checkpoint whole or in part, from however many shares. Raises UserError where one is damaged."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from m3p.checkpoints.checkpoint import newest_whole, read_state, read_weights, say_passed_over, why_not_whole
 from m3p.checkpoints.files import STATE_FILE
 from m3p.checkpoints.resumable import check_vocabulary, vocabulary_hash
-from m3p.data.tokenizer import FILE_NAME
+from m3p.data.tokenizer import SENTENCEPIECE_FILE
 from m3p.distributed import Ranks
 from m3p.errors import UserError
 
@@ -22,7 +22,7 @@ def start_from(model: nn.Module, path: Path, ranks: Ranks | None, tokenizer: Pat
     """Put the weights that `path` has into a plain network; heads that they lack stay fresh. Every rank calls it.
 
     `tokenizer` is the folder of the recipe's vocabulary; None where `path` is known to have the same.
-    Raises UserError where there are no weights, where they are spoilt, or another network's or vocabulary's.
+    Raises UserError where there are no weights, where they are damaged, or another network's or vocabulary's.
     """
     found = _read(path, ranks, tokenizer)
     own = dict(model.named_parameters())
@@ -54,10 +54,10 @@ def _read(path: Path, ranks: Ranks | None, tokenizer: Path | None) -> dict[str, 
 
 
 def _read_exported(path: Path, tokenizer: Path | None) -> dict[str, Tensor]:
-    own = path / FILE_NAME
+    own = path / SENTENCEPIECE_FILE
     if tokenizer is not None and own.is_file() and vocabulary_hash(path) != vocabulary_hash(tokenizer):
         raise UserError(
-            f"model.weights = {path}: its vocabulary, {own}, is another one than {tokenizer / FILE_NAME}; "
+            f"model.weights = {path}: its vocabulary, {own}, is another one than {tokenizer / SENTENCEPIECE_FILE}; "
             f"set model.tokenizer={path}"
         )
     try:

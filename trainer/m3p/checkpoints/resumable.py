@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from m3p.checkpoints.files import State
-from m3p.data.tokenizer import FILE_NAME
+from m3p.data.tokenizer import SENTENCEPIECE_FILE
 from m3p.errors import UserError
 from m3p.objectives.objective import Objective
 from m3p.recipe.recipe import Recipe
@@ -65,9 +65,9 @@ def fingerprints(recipe: Recipe, objectives: Mapping[str, Objective]) -> dict[st
 
 def vocabulary_hash(tokenizer: Path) -> str:
     """Return the fingerprint of the vocabulary in the folder `tokenizer`. Raises UserError where there is none."""
-    path = tokenizer / FILE_NAME
+    path = tokenizer / SENTENCEPIECE_FILE
     if not path.is_file():
-        raise UserError(f"{path} is missing: model.tokenizer wants a folder with a {FILE_NAME}")
+        raise UserError(f"{path} is missing: model.tokenizer wants a folder with a {SENTENCEPIECE_FILE}")
     return _hash(path.read_bytes())
 
 
@@ -80,8 +80,8 @@ def check_vocabulary(path: Path, found: State, tokenizer: Path) -> None:
     then = found.data.get(_TOKENIZER, now)
     if then != now:
         raise UserError(
-            f"{path} was trained with another vocabulary (hash {then}) than {tokenizer / FILE_NAME} is now (hash {now}); "
-            "name the folder that the run was trained with in model.tokenizer, or put its file back"
+            f"{path} was trained with another vocabulary (hash {then}) than {tokenizer / SENTENCEPIECE_FILE} is now (hash "
+            f"{now}); name the folder that the run was trained with in model.tokenizer, or put its file back"
         )
 
 

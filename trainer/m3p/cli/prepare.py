@@ -11,7 +11,7 @@ from m3p.prepare.captions import caption_counts, prepare_captions, report
 from m3p.prepare.dictionary import prepare_dictionary
 from m3p.prepare.scenes.build import prepare_scenes
 from m3p.prepare.text import prepare_text
-from m3p.prepare.tokenizer import FILE_NAME, Algorithm, prepare_tokenizer
+from m3p.prepare.tokenizer import SENTENCEPIECE_FILE, Algorithm, prepare_tokenizer
 
 prepare_app = typer.Typer(no_args_is_help=True, help="Raw captions, text and word lists to what training reads.")
 
@@ -85,7 +85,7 @@ def tokenizer_command(
 ) -> None:
     """Train a sentencepiece vocabulary with XLM-R's ids, for a model trained from scratch."""
     pieces = prepare_tokenizer(files, output, vocabulary, algorithm, split_cjk, overwrite)
-    typer.echo(f"{output / FILE_NAME}: {pieces:,} pieces")
+    typer.echo(f"{output / SENTENCEPIECE_FILE}: {pieces:,} pieces")
 
 
 @prepare_app.command("scenes")

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3p.data.loader.picture_buffer import Canvas
-from m3p.data.order.mixture import Shares, temperature_weights
+from m3p.data.order.mixture import MixtureOrder, temperature_weights
 from m3p.data.sample import BadSamples, Sample, Texts
 from m3p.data.source import Drawn, Source
 from m3p.errors import BadSample
@@ -33,7 +33,7 @@ class Mix:
         given = [weight for weight in weights if weight is not None]
         sizes = [source.manifest.samples for source in sources]
         self.weights = given if len(given) == len(sizes) else temperature_weights(sizes, temperature)
-        self._shares = Shares(self.weights)
+        self._shares = MixtureOrder(self.weights)
 
     def read(self, position: int, bad: BadSamples) -> Sample:
         """Return the sample at `position` of the objective's endless order."""

@@ -27,9 +27,9 @@ CAPTION_TOKENS = 20
 """Taken for every caption: the index does not know which of a picture's captions a sample draws."""
 BYTES_OF_NUMBER = 2
 """Region features are float16."""
-MOST_OF_SHARD = 10
+MAX_TRIED_OF_SHARD = 10
 """Samples of a shard that are tried in place of a bad one."""
-MOST_REPLACED = 100
+MAX_TRIED = 100
 """And of all its source, before that is given up."""
 
 
@@ -202,10 +202,10 @@ class Source:
     def _replace(self, place: Place, reason: BadSample, bad: BadSamples, augment: bool) -> Sample:
         """Return the next good sample, and note the one at `place`, bad for `reason`; others on the way have places of their own.
 
-        A few of its shard are tried, then of the next shards: one that is spoilt from end to end stops no run.
+        A few of its shard are tried, then of the next shards: one that is damaged from end to end stops no run.
         """
         bad.seen.append(f"{self._name(place.shard)}, sample {place.sample}: {reason}")
-        others = list(islice(self._after(place), MOST_REPLACED))
+        others = list(islice(self._after(place), MAX_TRIED))
         for shard, number in others:
             try:
                 return self._read(place._replace(shard=shard), number, augment)
@@ -219,11 +219,11 @@ class Source:
     def _after(self, place: Place) -> Iterator[tuple[int, int]]:
         """Yield shard and number of samples that may replace the one at `place`: a few of its shard, and of each one after it."""
         count, shards = int(self._counts[place.shard]), len(self._counts)
-        for further in range(1, min(count, MOST_OF_SHARD + 1)):
+        for further in range(1, min(count, MAX_TRIED_OF_SHARD + 1)):
             yield place.shard, (place.sample + further) % count
         for further in range(1, shards):
             shard = (place.shard + further) % shards
-            yield from ((shard, number) for number in range(min(int(self._counts[shard]), MOST_OF_SHARD)))
+            yield from ((shard, number) for number in range(min(int(self._counts[shard]), MAX_TRIED_OF_SHARD)))
 
     def _fetch_ahead(self, index: int) -> None:
         """Where a new window begins, have the one after it fetched, and let go of the shards before."""

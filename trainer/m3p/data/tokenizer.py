@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from m3p.errors import UserError
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
-FILE_NAME = "sentencepiece.bpe.model"
+SENTENCEPIECE_FILE = "sentencepiece.bpe.model"
 
 MOST_WORDS = 100_000
 """Words that a process remembers, some 20 MB; those met later are tokenised again each time."""
@@ -44,9 +44,9 @@ class Tokenizer:
     """Text -> ids. `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, piece i -> i + 1, `<mask>` last."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / FILE_NAME
+        self.path = folder / SENTENCEPIECE_FILE
         if not self.path.is_file():
-            raise UserError(f"{self.path} is missing: model.tokenizer wants a folder with a {FILE_NAME}")
+            raise UserError(f"{self.path} is missing: model.tokenizer wants a folder with a {SENTENCEPIECE_FILE}")
         self._load()
 
     def _load(self) -> None:

@@ -1,1 +1,1 @@
-"""`m3p plan`: memory, step time and MFU, foretold without a GPU."""
+"""`m3p plan`: memory, step time and MFU, predicted without a GPU."""

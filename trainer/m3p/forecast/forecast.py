@@ -255,11 +255,11 @@ def _here(config: ObjectiveConfig) -> bool:
 
 def _longest(recipe: Recipe, config: ObjectiveConfig) -> Work:
     """One sample of full length with every task that its objective may train."""
-    words, visual, tasks = config.most_tokens, recipe.visual, config.active_tasks
+    words, visual, tasks = config.max_tokens, recipe.visual, config.active_tasks
     masked = 0.15 * words if "masked_words" in tasks else 0
     if "matching" not in config.possible_tasks or visual is None:
         return Work(slots=words, squared_lengths=words**2, masked_words=masked)
-    seen = visual.most if visual.kind == "regions" else (visual.size // visual.patch) ** 2
+    seen = visual.max_regions if visual.kind == "regions" else (visual.size // visual.patch) ** 2
     # Contrastive: text and picture alone; then the pair, and with matching a mismatched pair.
     lengths = [words, 1 + seen] if "contrastive" in tasks else []
     pairs = 2 if "matching" in tasks else 1

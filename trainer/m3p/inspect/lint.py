@@ -111,10 +111,10 @@ def _source(source: Source, recipe: Recipe, samples: int) -> Iterator[str]:
         read, bad = read + len(chosen), bad + len(reasons)
         for sample, reason in reasons:
             yield f"{source.folder}/{shard.name}, sample {sample}: {reason}; training skips it: mend it or leave it out"
-    if bad > recipe.data.most_bad * read:
+    if bad > recipe.data.max_bad_share * read:
         yield (
-            f"data.most_bad = {recipe.data.most_bad:g}: {bad} of {read} samples read of {source.folder} are bad, so that a run "
-            "would stop; prepare it again, or raise it"
+            f"data.max_bad_share = {recipe.data.max_bad_share:g}: {bad} of {read} samples read of {source.folder} are bad, so "
+            "that a run would stop; prepare it again, or raise it"
         )
 
 

@@ -162,7 +162,7 @@ def _stored_picture(objective: Objective, sample: Sample, position: int) -> str:
     members = source.members(shard, number)
     kind = next((kind for kind in IMAGE_KINDS if kind in members), None)
     visual = objective.context.visual
-    largest = visual.largest if isinstance(visual, Patches) else 50_000_000
+    largest = visual.max_pixels if isinstance(visual, Patches) else 50_000_000
     try:
         return _uri(Image.fromarray(decode(members[kind], SIDE, largest))) if kind else ""
     except BadSample:

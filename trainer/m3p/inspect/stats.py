@@ -30,7 +30,7 @@ class SourceStats(BaseModel):
     tokens: dict[str, int] = Field(
         description="Tokens of a text: percentiles 5, 50, 95 and the largest, before cutting."
     )
-    cut: float = Field(description="Percent of the texts that most_tokens cuts.")
+    cut: float = Field(description="Percent of the texts that max_tokens cuts.")
     unknown: float = Field(description="Percent of the pieces that the vocabulary does not know.")
     regions: dict[str, int] = Field(
         description="Visual tokens of a picture: percentiles as for tokens; empty for text."
@@ -94,7 +94,7 @@ def _source(name: str, objective: Objective, number: int, most: int) -> SourceSt
         languages=manifest.captions or {manifest.language or "": manifest.samples},
         read=len(read),
         tokens=_percentiles(sizes),
-        cut=round(100 * float(np.mean(np.array(sizes) > objective.config.most_tokens)), 2) if sizes else 0.0,
+        cut=round(100 * float(np.mean(np.array(sizes) > objective.config.max_tokens)), 2) if sizes else 0.0,
         unknown=round(100 * float(np.mean(pieces == tokenizer.unknown)), 2) if len(pieces) else 0.0,
         regions=_percentiles([sample.visual.tokens for sample in read if sample.visual]),
         coverage={c: round(100 * share, 1) for c, share in switcher.coverage(texts).items()} if switcher else {},

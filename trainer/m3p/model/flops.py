@@ -45,7 +45,7 @@ class Work:
         return Work(
             slots=batch.tokens,
             squared_lengths=int(batch.lengths.square().sum()),
-            visual_rows=batch.held,
+            visual_rows=batch.embedded_rows,
             masked_words=counts.get("masked_words", 0),
             masked_regions=counts.get("masked_regions", 0),
             matched=counts.get("matching", 0),

@@ -9,7 +9,7 @@ from pydantic import Field
 from m3p.batch import Packer, Picture
 from m3p.data.sample import Sample
 from m3p.data.tokenizer import BOS
-from m3p.keys import keys_of, mix, pick, uniform
+from m3p.keys import keys_of, pick, splitmix64, uniform
 from m3p.objectives.objective import Context, Ids, Objective, ObjectiveConfig, Part, Read, Text
 from m3p.objectives.tasks.contrastive import ask_contrast
 from m3p.objectives.tasks.masked_regions import RegionMask, ask_regions, mask_regions
@@ -104,7 +104,7 @@ class ImageCaption(Objective):
         if not pairs.samples or not (words or regions):
             return Masked(pairs.tokens, _NONE, _NO_REGIONS)
         keys = keys_of(pairs.owners, purpose)
-        heads = uniform(mix(keys)) < 0.5 if words and regions else np.full(len(keys), words)
+        heads = uniform(splitmix64(keys)) < 0.5 if words and regions else np.full(len(keys), words)
         tokens, places = self._mask_words(pairs, keys, heads) if words else (pairs.tokens, _NONE)
         tails = (~heads).nonzero()[0]
         background = getattr(self.context.visual, "background", None)

@@ -31,7 +31,7 @@ class MultilingualTextConfig(ObjectiveConfig):
     possible_tasks: ClassVar[tuple[str, ...]] = ("masked_words",)
 
     tasks: dict[str, float] = Field({"masked_words": 1.0}, description="Weight of each task in the loss.")
-    most_tokens: int = Field(128, ge=4, description="Passages are cut to this many tokens.")
+    max_tokens: int = Field(128, ge=4, description="Passages are cut to this many tokens.")
     mask_rate: float = Field(0.15, gt=0, lt=1, description="Chance of a piece to be masked.")
 
     def build(self, context: Context) -> "MultilingualText":
@@ -52,12 +52,12 @@ class MultilingualText(Objective):
 
     def costs(self, positions: range) -> NDArray[np.float64]:
         """Return roughly how many tokens each passage has when it is cut: [N]."""
-        return np.minimum(super().costs(positions), self.config.most_tokens)
+        return np.minimum(super().costs(positions), self.config.max_tokens)
 
     def batches(self, parts: Sequence[MicroBatch]) -> Iterator[Batch]:
         """As every objective's, but without a Python object for each passage."""
         found = self.mix.read_texts([position for part in parts for position in part.positions])
-        tokens, lengths = self.context.tokenizer.encode_flat(found.texts, self.config.most_tokens)
+        tokens, lengths = self.context.tokenizer.encode_flat(found.texts, self.config.max_tokens)
         ends = [0, *lengths.cumsum().tolist()]
         first = 0
         for part in parts:

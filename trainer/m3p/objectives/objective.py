@@ -84,7 +84,7 @@ class ObjectiveConfig(BaseModel):
     sources: list[SourceConfig] = Field(min_length=1, description="Folders of shards.")
     temperature: float = Field(0.3, ge=0, le=1, description="Sources without weights share by size to this power.")
     tasks: dict[str, float] = Field(description="Weight of each task in the loss; 0 leaves it out.")
-    most_tokens: int = Field(64, ge=4, description="Texts are cut to this many tokens, `<s>` and `</s>` counted.")
+    max_tokens: int = Field(64, ge=4, description="Texts are cut to this many tokens, `<s>` and `</s>` counted.")
 
     @model_validator(mode="after")
     def _sane(self) -> "ObjectiveConfig":
@@ -195,7 +195,7 @@ class Objective:
 
     def encode(self, texts: Sequence[Text]) -> tuple[Ids, Ids]:
         """Return the tokens of `texts` [N] end to end [W], and how many each has [N]."""
-        return self.context.tokenizer.encode_flat([text.text for text in texts], self.config.most_tokens)
+        return self.context.tokenizer.encode_flat([text.text for text in texts], self.config.max_tokens)
 
     def packer(self) -> Packer:
         """Return what a micro-batch is packed with."""

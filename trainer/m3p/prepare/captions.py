@@ -75,7 +75,7 @@ class RecordChecker:
             content = path.read_bytes()
             image_extension(content)
             # At an eighth of its size if it is a JPEG, which still reads all of it.
-            decode(content, size=1, largest=LARGEST)
+            decode(content, size=1, max_pixels=LARGEST)
         except (FileNotFoundError, IsADirectoryError):
             return [f"image {image!r} does not exist (looked for {path})"]
         except (OSError, ValueError, Image.DecompressionBombError, BadSample) as error:

@@ -12,7 +12,7 @@ from m3p.errors import UserError
 from m3p.prepare.staging import staged_folder
 from m3p.prepare.text import read_paragraphs
 
-FILE_NAME = "sentencepiece.bpe.model"
+SENTENCEPIECE_FILE = "sentencepiece.bpe.model"
 """XLM-R's name for it, whichever model is inside."""
 
 Algorithm = Literal["unigram", "bpe"]
@@ -60,7 +60,7 @@ def train_tokenizer(
     except RuntimeError as error:
         raise UserError(f"--vocabulary {vocabulary} does not fit this text: {str(error).splitlines()[-1]}") from None
     content = model.getvalue()
-    (output / FILE_NAME).write_bytes(content)
+    (output / SENTENCEPIECE_FILE).write_bytes(content)
     return int(sentencepiece.SentencePieceProcessor(model_proto=content).get_piece_size())
 
 
@@ -76,6 +76,6 @@ def prepare_tokenizer(
     missing = [str(path) for path in files if not path.is_file()]
     if missing:
         raise UserError(f"no such text file: {', '.join(missing)}.")
-    with staged_folder(output, FILE_NAME, overwrite) as staged:
+    with staged_folder(output, SENTENCEPIECE_FILE, overwrite) as staged:
         lines = (paragraph for path in files for paragraph in read_paragraphs(path))
         return train_tokenizer(lines, staged, vocabulary, algorithm, split_cjk)

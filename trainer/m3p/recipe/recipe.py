@@ -6,6 +6,7 @@ kernels/choice.py, `evaluation` in retrieval/.
 """
 
 import difflib
+import sys
 import types
 from collections.abc import Iterator, Sequence
 from copy import copy
@@ -32,6 +33,16 @@ LONGEST_WAIT = 10**6
 """Seconds; torch and faulthandler count in units of which far more would overflow."""
 
 
+RENAMED = {
+    "run.most_skipped": "max_skipped",
+    "data.most_bad": "max_bad_share",
+    "objectives.*.most_tokens": "max_tokens",
+    "visual.most": "max_regions",
+    "visual.largest": "max_pixels",
+}
+"""Fields of earlier versions, as recipes and run folders may still have them, and their names of today."""
+
+
 class RunConfig(BaseModel):
     """The recipe's `run` section."""
 
@@ -49,7 +60,7 @@ class RunConfig(BaseModel):
     accept_changes: bool = Field(
         False, description="Go on from a checkpoint although recipe or data changed in a way that matters."
     )
-    most_skipped: int = Field(10, ge=1, description="Steps without an update in a row (not finite) that end the run.")
+    max_skipped: int = Field(10, ge=1, description="Steps without an update in a row (not finite) that end the run.")
     spike: float | None = Field(3.0, gt=1, description="A loss of this many times the median of 64 steps is a spike.")
     skip_spikes: bool = Field(False, description="Make no update in the step of a spike; else it is only said.")
     turns_per_step: int | None = Field(
@@ -135,12 +146,37 @@ def parse_recipe(raw: dict[str, Any], name: str, overrides: Sequence[str] = ()) 
     """Validate `raw`, the content of the file `name`, with overrides. Raises UserError."""
     for override in overrides:
         _override(raw, override)
+    for line in _take_new_names(raw):
+        print(f"{name}: {line}", file=sys.stderr)
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
         mistakes = _further_mistakes(raw, error)
         lines = "\n".join(f"  - {line}" for line in dict.fromkeys(mistakes))
         raise UserError(f"{name} has {len(dict.fromkeys(mistakes))} mistake(s):\n{lines}") from error
+
+
+def _take_new_names(raw: dict[str, Any]) -> list[str]:
+    """Give fields of `raw` that were renamed their names of today; return a line for each."""
+    lines = []
+    for pattern, new in RENAMED.items():
+        *sections, old = pattern.split(".")
+        for place, section in _sections(raw, sections):
+            if old in section and new not in section:
+                section[new] = section.pop(old)
+                lines.append(f"{place}{old} is called {new} now")
+    return lines
+
+
+def _sections(raw: Any, names: Sequence[str], place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the sections of `raw` that `names` lead to, `*` standing for any, and their places as "section."."""
+    if not isinstance(raw, dict):
+        return
+    if not names:
+        yield place, raw
+        return
+    for name in list(raw) if names[0] == "*" else [names[0]]:
+        yield from _sections(raw.get(name), names[1:], f"{place}{name}.")
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -230,9 +266,9 @@ def _combinations(recipe: Recipe) -> Iterator[str]:
             if config.batch_size < 2:
                 yield f"objectives.{name}.batch_size = 1: {task} compares pairs of a turn; set 2 or more, or tasks.{task} = 0"
         longest = recipe.model.shape.positions - 2 if recipe.model.shape else None
-        if longest is not None and config.most_tokens > longest:
+        if longest is not None and config.max_tokens > longest:
             yield (
-                f"objectives.{name}.most_tokens = {config.most_tokens}: model.shape.positions = {longest + 2} holds "
+                f"objectives.{name}.max_tokens = {config.max_tokens}: model.shape.positions = {longest + 2} holds "
                 f"{longest} tokens; lower the one or raise the other"
             )
     yield from _lengths(recipe)

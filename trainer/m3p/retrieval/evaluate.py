@@ -20,7 +20,7 @@ from m3p.model.m3p import M3P
 from m3p.recipe.evaluation import EvaluationConfig
 from m3p.recipe.recipe import Recipe, load_recipe
 from m3p.retrieval.gallery import Finding, contact_sheet, html_page
-from m3p.retrieval.metrics import Ranks, query_ranks
+from m3p.retrieval.metrics import QueryRanks, query_ranks
 from m3p.retrieval.pictures import Pictures, load_pictures, picture_bytes
 from m3p.retrieval.report import Conditions, Evaluation, Shortlist, print_table, write_tensorboard
 from m3p.retrieval.scoring import Floats, Scorer, shortlist
@@ -78,9 +78,9 @@ def load_run(run: Path) -> tuple[Recipe, M3P, int]:
     return recipe, model.eval().to(device), state.step
 
 
-def most_tokens(recipe: Recipe) -> int:
+def max_tokens(recipe: Recipe) -> int:
     """Return where texts are cut: as in training, at the longest of the objectives on pairs."""
-    return max(c.most_tokens for c in recipe.active_objectives.values() if "contrastive" in c.possible_tasks)
+    return max(c.max_tokens for c in recipe.active_objectives.values() if "contrastive" in c.possible_tasks)
 
 
 def _evaluate(
@@ -90,9 +90,9 @@ def _evaluate(
     pictures = load_pictures(recipe, name, config)
     assert recipe.visual is not None
     tokenizer = Tokenizer(recipe.tokenizer_folder)
-    scorer = Scorer(model, tokenizer, most_tokens(recipe), config.batch_size)
+    scorer = Scorer(model, tokenizer, max_tokens(recipe), config.batch_size)
     images = scorer.embed_pictures(pictures.visuals)
-    ranks: dict[str, Ranks] = {}
+    ranks: dict[str, QueryRanks] = {}
     found: list[Finding] = []
     in_shortlist: dict[str, float] = {}
     for language, captions in pictures.pool.captions.items():
@@ -103,7 +103,7 @@ def _evaluate(
             to_images, to_texts, in_shortlist[language] = _rerank(scorer, pictures, texts, scores, right, config.rerank)
         else:
             to_images, to_texts = scores.T, scores
-        ranks[language] = Ranks(query_ranks(to_images, right.T), query_ranks(to_texts, right))
+        ranks[language] = QueryRanks(query_ranks(to_images, right.T), query_ranks(to_texts, right))
         if len(found) < SHOWN_QUERIES * SHOWN_LANGUAGES:
             found += _findings(pictures, language, texts, to_images, right)
     conditions = Conditions(

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3p.keys import generator
-from m3p.retrieval.metrics import CUTOFFS, Ranks
+from m3p.retrieval.metrics import CUTOFFS, QueryRanks
 
 LEVEL = 95.0
 RESAMPLES = 2_000
@@ -33,7 +33,7 @@ class GroupedRanks:
     `image_groups` int [N], `caption_groups` int [C].
     """
 
-    ranks: Ranks
+    ranks: QueryRanks
     image_groups: NDArray[np.int64]
     caption_groups: NDArray[np.int64]
 

@@ -82,7 +82,7 @@ class Pool:
             owners.setdefault(caption.text, []).append(caption.concept)
         return [(text, concepts) for text, concepts in owners.items() if len(concepts) > 1]
 
-    def in_order(self, ranks: Mapping[str, "Ranks"]) -> tuple["Pool", dict[str, "Ranks"]]:
+    def in_order(self, ranks: Mapping[str, "QueryRanks"]) -> tuple["Pool", dict[str, "QueryRanks"]]:
         """Return pool and ranks by picture id and by (concept, caption): the same however the data was stored."""
         images = sorted(range(len(self.images)), key=self.images.__getitem__)
         captions, ordered = {}, {}
@@ -91,7 +91,7 @@ class Pool:
             owned = [(caption.concept, caption.text) for caption in asked]
             places = sorted(range(len(asked)), key=owned.__getitem__)
             captions[language] = [asked[place] for place in places]
-            ordered[language] = Ranks(found.text_to_image[places], found.image_to_text[images])
+            ordered[language] = QueryRanks(found.text_to_image[places], found.image_to_text[images])
         pool = Pool([self.images[place] for place in images], [self.concepts[place] for place in images], captions)
         return pool, ordered
 
@@ -114,7 +114,7 @@ def _concepts(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Ranks:
+class QueryRanks:
     """The rank of the best right answer to each query, from 1.
 
     `text_to_image` int64 [C]; `image_to_text` int64 [N], where 0 marks a picture that has no caption in this language:
@@ -145,7 +145,7 @@ def query_ranks(scores: NDArray[np.floating[Any]], right: NDArray[np.bool_]) -> 
     return result
 
 
-def ranks(scores: NDArray[np.floating[Any]], right: NDArray[np.bool_]) -> Ranks:
+def ranks(scores: NDArray[np.floating[Any]], right: NDArray[np.bool_]) -> QueryRanks:
     """Rank both ways from one score matrix: `scores` float [N pictures, C captions], `right` bool [N, C].
 
     A re-ranked shortlist has one matrix a direction: call `query_ranks` twice instead.
@@ -154,10 +154,10 @@ def ranks(scores: NDArray[np.floating[Any]], right: NDArray[np.bool_]) -> Ranks:
     text_to_image = query_ranks(scores.T, right.T)
     if (text_to_image == 0).any():
         raise ValueError(f"caption {int(np.argmin(text_to_image))} has no right picture in the pool")
-    return Ranks(text_to_image, query_ranks(scores, right))
+    return QueryRanks(text_to_image, query_ranks(scores, right))
 
 
-def recalls(found: Ranks) -> Recalls:
+def recalls(found: QueryRanks) -> Recalls:
     """Return the six recalls and their mean, all in percent. Raises ValueError when a direction has no query."""
     text_to_image = _recall_at_cutoffs(found.text_to_image)
     image_to_text = _recall_at_cutoffs(found.image_to_text[found.image_to_text > 0])

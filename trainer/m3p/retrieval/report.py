@@ -19,7 +19,7 @@ from rich.text import Text
 
 from m3p.errors import UserError
 from m3p.retrieval.intervals import METHOD, GroupedRanks, Interval, difference_interval, mean_recall_interval
-from m3p.retrieval.metrics import CUTOFFS, Pool, Ranks, chance, recalls
+from m3p.retrieval.metrics import CUTOFFS, Pool, QueryRanks, chance, recalls
 
 _ALL = "all languages"
 _NEVER = "never captioned"
@@ -121,7 +121,7 @@ class Evaluation(Conditions):
         return self
 
     @classmethod
-    def of(cls, pool: Pool, ranks: Mapping[str, Ranks], conditions: Conditions) -> "Evaluation":
+    def of(cls, pool: Pool, ranks: Mapping[str, QueryRanks], conditions: Conditions) -> "Evaluation":
         """Build the result from the pool, the ranks of every language of it, and the conditions.
 
         Groups and ranks are stored by picture id and by (concept, caption), whatever the order of the pool.
@@ -145,7 +145,7 @@ class Evaluation(Conditions):
     def grouped_ranks(self, language: str) -> GroupedRanks:
         """Return the stored ranks of a language in the form that `intervals` takes."""
         result = self.languages[language]
-        found = Ranks(np.array(result.text_to_image_ranks), np.array(result.image_to_text_ranks))
+        found = QueryRanks(np.array(result.text_to_image_ranks), np.array(result.image_to_text_ranks))
         return GroupedRanks(found, np.array(self.image_groups), np.array(result.caption_groups))
 
     def save(self, path: Path) -> None:

@@ -26,13 +26,13 @@ class Scorer:
     Args:
         model: in evaluation mode, on its device.
         tokenizer: of the run.
-        most_tokens: texts are cut to this, as in training.
+        max_tokens: texts are cut to this, as in training.
         batch_size: sequences that are forwarded at once.
     """
 
-    def __init__(self, model: M3P, tokenizer: Tokenizer, most_tokens: int, batch_size: int) -> None:
+    def __init__(self, model: M3P, tokenizer: Tokenizer, max_tokens: int, batch_size: int) -> None:
         self._model, self._tokenizer = model, tokenizer
-        self._most_tokens, self._batch_size = most_tokens, batch_size
+        self._most_tokens, self._batch_size = max_tokens, batch_size
         self._device = next(model.parameters()).device
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:

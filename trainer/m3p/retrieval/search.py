@@ -5,7 +5,7 @@ from pathlib import Path
 
 from m3p.data.tokenizer import Tokenizer
 from m3p.errors import UserError
-from m3p.retrieval.evaluate import load_run, most_tokens
+from m3p.retrieval.evaluate import load_run, max_tokens
 from m3p.retrieval.gallery import Finding, html_page
 from m3p.retrieval.pictures import load_pictures, picture_bytes
 from m3p.retrieval.scoring import Scorer, shortlist
@@ -39,7 +39,7 @@ def search(run: Path, query: str, name: str, most: int) -> tuple[list[Hit], Path
     pictures = load_pictures(recipe, name, config)
     assert recipe.visual is not None, "load_pictures wants one too"
     tokenizer = Tokenizer(recipe.tokenizer_folder)
-    scorer = Scorer(model, tokenizer, most_tokens(recipe), config.batch_size)
+    scorer = Scorer(model, tokenizer, max_tokens(recipe), config.batch_size)
     scores = scorer.embed_texts([query]) @ scorer.embed_pictures(pictures.visuals).T
     best = shortlist(scores, most)[0].tolist()
     shown = [(picture_bytes(pictures, n), float(scores[0, n]), False) for n in best]

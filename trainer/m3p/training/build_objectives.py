@@ -8,7 +8,7 @@ from m3p.data.storage.folders import LocalFolder
 from m3p.data.tokenizer import Tokenizer
 from m3p.objectives.objective import Context, Objective
 from m3p.recipe.recipe import Recipe
-from m3p.training.memory_limit import spare_memory
+from m3p.training.memory_limit import available_memory
 
 FOR_FILES = 0.5
 """Share of the memory to spare that shards read ahead may fill; training itself takes more as it begins."""
@@ -28,7 +28,7 @@ def build_objectives(recipe: Recipe) -> dict[str, Objective]:
 
 def _read_ahead_what_fits(sources: Iterable[Source]) -> None:
     """Have shards read ahead, those of small sources first, as far as memory goes: more would push out what is still needed."""
-    room = FOR_FILES * spare_memory()
+    room = FOR_FILES * available_memory()
     for source in sorted(sources, key=lambda source: source.bytes_ahead):
         room -= source.bytes_ahead
         if isinstance(source.folder, LocalFolder):

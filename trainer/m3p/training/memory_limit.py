@@ -15,7 +15,7 @@ OLD = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", 
 """Files that hold the limit and the use of a group, in bytes, and the lines of its memory.stat with its files."""
 
 
-def spare_memory(root: Path = Path("/")) -> int:
+def available_memory(root: Path = Path("/")) -> int:
     """Return the bytes that this process can still take, without swapping and without meeting a limit.
 
     `root` is where /proc and /sys are.

@@ -116,7 +116,7 @@ def _write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-class Incarnation:
+class RunOwner:
     """This start of the run, as the owner of its folder.
 
     A node that the network has cut off trains on while Slurm starts the job again elsewhere; without this check both

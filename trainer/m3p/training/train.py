@@ -29,19 +29,19 @@ from m3p.training.build_objectives import build_objectives
 from m3p.training.deepspeed.engine import Engine, Losses
 from m3p.training.deepspeed.fragments import updates
 from m3p.training.stop import (
-    Incarnation,
     Reason,
+    RunOwner,
     StopSignal,
     check_no_stop_file,
     forget_status,
     ignore_in_worker,
     write_stopped,
 )
-from m3p.training.watch.garbage_collection import Collector
+from m3p.training.watch.garbage_collection import GarbageCollection
 from m3p.training.watch.loss_guard import Guard
 from m3p.training.watch.monitor import Monitor
 from m3p.training.watch.startup import announce
-from m3p.training.watch.throughput import Meter
+from m3p.training.watch.throughput import Throughput
 from m3p.training.watch.watchdog import Watchdog
 
 FILES = ("incarnation", "status", "metrics.jsonl", "skipped.jsonl", "recipe.yaml", "environment.json")
@@ -85,9 +85,9 @@ class _Loop:
         self._recipe, self._engine, self._ranks, self._plan = recipe, engine, ranks, plan
         self._objectives, self._state = objectives, state
         run = recipe.run
-        self._incarnation = Incarnation(run.folder)
+        self._incarnation = RunOwner(run.folder)
         self._checkpoints = Checkpoints(run.folder, self._incarnation.name, run.keep_checkpoints, run.keep_every, ranks)
-        self._guard = Guard(run.folder, run.most_skipped, run.spike, run.skip_spikes)
+        self._guard = Guard(run.folder, run.max_skipped, run.spike, run.skip_spikes)
         self._watchdog = Watchdog(run.folder, ranks.rank, run.timeout_seconds, run.stall_seconds)
         micro_batch = {name: config.micro_batch for name, config in recipe.active_objectives.items()}
         costs = {name: objective.costs for name, objective in objectives.items()}
@@ -100,19 +100,19 @@ class _Loop:
         forget_status(run.folder)
         self._guard.restore(guard)
         monitor = Monitor(
-            run.folder, first, run.steps, self._recipe.data.most_bad, self._ranks.rank == 0, self._meter()
+            run.folder, first, run.steps, self._recipe.data.max_bad_share, self._ranks.rank == 0, self._throughput()
         )
         batches = self._batches(first, last)
         self._engine.deepspeed.train()
         reason: Reason | None = None
         done = first
         try:
-            with Collector() as collector:
+            with GarbageCollection() as collector:
                 while done < last and not reason:
                     self._step(done, batches, monitor)
                     done += 1
                     collector.step(done)
-                    self._watchdog.settle()
+                    self._watchdog.first_step_done()
                     self._checkpoints.poll()
                     reason = stop.requested(done)
                     if reason or done == last or done % run.checkpoint_every == 0:
@@ -130,10 +130,10 @@ class _Loop:
             print(f"stopped after step {done}: {why}", file=sys.stderr)
         return False
 
-    def _meter(self) -> Meter:
+    def _throughput(self) -> Throughput:
         sizes = network_sizes(self._recipe.model, Tokenizer(self._recipe.tokenizer_folder).size, self._recipe.visual)
         frozen = bool(self._recipe.model.freeze)
-        return Meter(sizes, self._ranks.device, self._engine.precision, self._ranks.world_size, frozen)
+        return Throughput(sizes, self._ranks.device, self._engine.precision, self._ranks.world_size, frozen)
 
     def _batches(self, first: int, last: int) -> Iterator[Batch]:
         return load(
@@ -258,10 +258,10 @@ def _engine(recipe: Recipe, ds_config: Path, ranks: Ranks, plan: Plan, newest: P
 def _check_positions(recipe: Recipe, positions: int) -> None:
     """Raise UserError where texts may be longer than the position table of `model.initialise`."""
     for name, config in recipe.active_objectives.items():
-        if config.most_tokens > positions - 2:
+        if config.max_tokens > positions - 2:
             raise UserError(
-                f"objectives.{name}.most_tokens = {config.most_tokens}: model.initialise = {recipe.model.initialise} has "
-                f"{positions} positions and holds {positions - 2} tokens; lower most_tokens"
+                f"objectives.{name}.max_tokens = {config.max_tokens}: model.initialise = {recipe.model.initialise} has "
+                f"{positions} positions and holds {positions - 2} tokens; lower max_tokens"
             )
 
 

@@ -48,7 +48,7 @@ class PatchTokens:
         side: int = self.features.shape[1] // self.patch
         return side * side
 
-    def numbers(self, places: NDArray[np.int64]) -> Pixels:
+    def targets_at(self, places: NDArray[np.int64]) -> Pixels:
         """Return the pixels of the patches at `places` [K], which are numbered row by row from the top left: [K, 3 patch^2]."""
         cells = self._cells()
         return cells[np.divmod(places, len(cells))].reshape(len(places), 3 * self.patch**2)
@@ -82,7 +82,9 @@ class Patches(BaseModel):
     flip: bool = Field(
         False, description="Mirror half of the training pictures; wrong where captions speak of left and right."
     )
-    largest: int = Field(50_000_000, ge=1, description="Pictures of more pixels are bad samples (decompression bombs).")
+    max_pixels: int = Field(
+        50_000_000, ge=1, description="Pictures of more pixels are bad samples (decompression bombs)."
+    )
 
     @model_validator(mode="after")
     def _patch_divides(self) -> "Patches":
@@ -128,7 +130,7 @@ class Patches(BaseModel):
     ) -> PatchTokens:
         """Decode into `room`, crop (by the sample's own `draw`; None: never) and resize. Raises BadSample."""
         room = np.empty(self.room, np.uint8) if room is None else room
-        pixels = decode(members.get("jpg") or _find(members), self.size, self.largest, room)
+        pixels = decode(members.get("jpg") or _find(members), self.size, self.max_pixels, room)
         if pixels is not room or draw is not None:
             self._paint(pixels[0] if pixels is room else pixels, draw, room[0])
         return PatchTokens(room, self.patch)
@@ -174,18 +176,18 @@ def _find(members: Mapping[str, bytes | memoryview]) -> bytes | memoryview:
     raise BadSample(f"no picture (a member {', '.join(IMAGE_KINDS)})")
 
 
-def decode(data: bytes | memoryview, size: int, largest: int, room: Pixels | None = None) -> Pixels:
+def decode(data: bytes | memoryview, size: int, max_pixels: int, room: Pixels | None = None) -> Pixels:
     """Decode JPEG (scaled while decoding, never below `size`), PNG or WebP: -> RGB [height, width, 3].
 
     The pixels may lie in `room` [1, size, size, 3], which is returned itself if they fill it. Raises BadSample.
     """
     try:
-        if room is None or size * size > largest:
-            return _decode_any(data, size, largest)
+        if room is None or size * size > max_pixels:
+            return _decode_any(data, size, max_pixels)
         try:
             pixels = simplejpeg.decode_jpeg(data, buffer=room)
         except ValueError:  # a JPEG that is larger, and may be scaled; no JPEG; or what is broken
-            return _decode_any(data, size, largest)
+            return _decode_any(data, size, max_pixels)
         return room if pixels.shape == room.shape[1:] else pixels
     except BadSample:
         raise
@@ -195,13 +197,13 @@ def decode(data: bytes | memoryview, size: int, largest: int, room: Pixels | Non
         raise BadSample(f"unreadable picture: {error}") from error
 
 
-def _decode_any(data: bytes | memoryview, size: int, largest: int) -> Pixels:
+def _decode_any(data: bytes | memoryview, size: int, max_pixels: int) -> Pixels:
     if data[:2] == b"\xff\xd8":
-        return _decode_scaled(data, size, largest)
+        return _decode_scaled(data, size, max_pixels)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `largest` is the rule
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` is the rule
         with Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as picture:
-            _check_pixels(*picture.size, largest)
+            _check_pixels(*picture.size, max_pixels)
             return np.asarray(_in_colours(picture))
 
 
@@ -215,15 +217,15 @@ def _in_colours(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured).convert("RGB")
 
 
-def _decode_scaled(data: bytes | memoryview, size: int, largest: int) -> Pixels:
+def _decode_scaled(data: bytes | memoryview, size: int, max_pixels: int) -> Pixels:
     height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-    _check_pixels(width, height, largest)
+    _check_pixels(width, height, max_pixels)
     return simplejpeg.decode_jpeg(data, min_height=size, min_width=size, min_factor=1)
 
 
-def _check_pixels(width: int, height: int, largest: int) -> None:
-    if width * height > largest:
-        raise BadSample(f"a picture of {width} x {height} pixels, more than visual.largest = {largest}")
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise BadSample(f"a picture of {width} x {height} pixels, more than visual.max_pixels = {max_pixels}")
 
 
 def _augment(pixels: Pixels, draw: Iterator[float], crop: float, flip: bool) -> Pixels:

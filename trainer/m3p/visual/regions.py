@@ -29,7 +29,7 @@ class RegionTokens(NamedTuple):
         """Regions."""
         return len(self.features)
 
-    def numbers(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+    def targets_at(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the features at `places` [K]: [K, F]."""
         return self.features[places]
 
@@ -47,7 +47,7 @@ class Regions(BaseModel):
     kind: Literal["regions"]
     feature_size: int = Field(2048, ge=1, description="Width of a region's feature, as stored in the shards.")
     classes: int = Field(1600, ge=0, description="Object classes of the detector; 0: no class loss.")
-    most: int = Field(100, ge=1, description="Regions of a picture that are used, in stored order.")
+    max_regions: int = Field(100, ge=1, description="Regions of a picture that are used, in stored order.")
     background: int | None = Field(
         None, ge=0, description="A class that is never a masking target (0 in Visual Genome)."
     )
@@ -100,9 +100,13 @@ class Regions(BaseModel):
         _check(boxes, features, self.feature_size)
         if ids is not None:
             _check_classes(ids, probs, len(features))
-            ids = _most_likely(ids[: self.most], None if probs is None else probs[: self.most], self.classes)
-        _check_finite("features", features[self.most :])
-        return RegionTokens(_normalised(features[: self.most]), boxes[: self.most].astype(np.float32), ids)
+            ids = _most_likely(
+                ids[: self.max_regions], None if probs is None else probs[: self.max_regions], self.classes
+            )
+        _check_finite("features", features[self.max_regions :])
+        return RegionTokens(
+            _normalised(features[: self.max_regions]), boxes[: self.max_regions].astype(np.float32), ids
+        )
 
     def embedder(self, width: int, eps: float) -> nn.Module:
         """Return the module that turns features and boxes into vectors."""

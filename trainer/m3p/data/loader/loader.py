@@ -43,7 +43,7 @@ class DataConfig(BaseModel):
         None, description="Where shards behind URLs are kept, on a disk of the node; shared by its ranks."
     )
     cache_bytes: int = Field(100 * 10**9, ge=1, description="Bytes that the cache may hold; two windows fit in.")
-    most_bad: float = Field(0.01, ge=0, le=1, description="Share of bad samples above which the run stops.")
+    max_bad_share: float = Field(0.01, ge=0, le=1, description="Share of bad samples above which the run stops.")
 
 
 class MakesBatches(Protocol):

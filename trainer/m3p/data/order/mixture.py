@@ -1,4 +1,4 @@
-"""Shares: position of the mixture -> (source, position in that source), exactly and without state.
+"""MixtureOrder: position of the mixture -> (source, position in that source), exactly and without state.
 
 Weights become integer counts of one block. The block is laid out once by smooth weighted round-robin (nginx's
 `ngx_http_upstream_get_peer`) and repeats for ever, so block number and place in it answer every question in O(1).
@@ -27,7 +27,7 @@ class Share(NamedTuple):
     """Position in the order of that source: how many earlier ones of the mixture went to it."""
 
 
-class Shares:
+class MixtureOrder:
     """An endless sequence of sources in which each has its share.
 
     Smooth: of the first p positions, a source has never got one more than its exact share of p, nor

@@ -13,7 +13,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from m3p.data.order.mixture import Shares
+from m3p.data.order.mixture import MixtureOrder
 from m3p.errors import UserError
 
 LONGEST_CYCLE = 256
@@ -73,7 +73,7 @@ class Plan:
         assert turns_per_step is None or turns_per_step >= 1, turns_per_step
         assert all(stream.batch_size >= 1 for stream in streams), streams
         self.streams = tuple(streams)
-        self._shares = Shares([stream.weight for stream in streams])
+        self._shares = MixtureOrder([stream.weight for stream in streams])
         self.cycle = self._shares.block
         """Turns after which the round-robin repeats."""
         if turns_per_step is None and self.cycle > LONGEST_CYCLE:

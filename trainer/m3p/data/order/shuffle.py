@@ -208,7 +208,7 @@ def permutation(size: int, key: int) -> NDArray[np.uint32]:
     bits = np.uint64((size - 1).bit_length())
     index = np.arange(size, dtype=np.uint64)
     # Twice mixed: with one mixing the sequences of two keys could be the same one, shifted.
-    values = keys.mix(keys.mix(index) ^ np.uint64(key))
+    values = keys.splitmix64(keys.splitmix64(index) ^ np.uint64(key))
     values >>= bits
     values <<= bits
     values |= index

@@ -15,7 +15,7 @@ from m3p.data.shards.shard_table import Shard, ShardTable, read_json
 from m3p.errors import UserError
 
 FORMAT_VERSION: Literal[1] = 1
-FILE_NAME = "manifest.json"
+MANIFEST_FILE = "manifest.json"
 Kind = Literal["captions", "text"]
 
 LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
@@ -68,12 +68,12 @@ class Manifest(BaseModel):
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read the manifest of `folder`. Raises UserError where it is missing, broken, or of another version."""
-        path = folder / FILE_NAME
+        path = folder / MANIFEST_FILE
         try:
             content = path.read_bytes()
         except FileNotFoundError:
             raise UserError(
-                f"{folder} is not a source: it has no {FILE_NAME}. Write one from raw data with `m3p prepare ...`, or "
+                f"{folder} is not a source: it has no {MANIFEST_FILE}. Write one from raw data with `m3p prepare ...`, or "
                 f"index tars made elsewhere with `m3p index {folder} --kind captions|text`."
             ) from None
         except OSError as error:
@@ -83,7 +83,7 @@ class Manifest(BaseModel):
     @classmethod
     def parse(cls, text: bytes, folder: str) -> Self:
         """Read `text`, the content of the manifest of `folder`. Raises UserError where it is broken or of another version."""
-        path = f"{folder}/{FILE_NAME}"
+        path = f"{folder}/{MANIFEST_FILE}"
         # What lies behind a URL cannot be indexed there.
         where = "FOLDER" if "://" in folder else folder
         again = f"make it again with `m3p index {where} --kind captions|text`" + (
@@ -106,10 +106,10 @@ class Manifest(BaseModel):
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest` into `folder`; a reader sees the old file or the new one, never a part."""
-    partial = folder / f".{FILE_NAME}.partial"
+    partial = folder / f".{MANIFEST_FILE}.partial"
     try:
         partial.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, folder / FILE_NAME)
+        os.replace(partial, folder / MANIFEST_FILE)
     finally:
         partial.unlink(missing_ok=True)  # where the disk is full
 

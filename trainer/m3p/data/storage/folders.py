@@ -13,7 +13,7 @@ from urllib.parse import quote
 import numpy as np
 from fsspec.registry import known_implementations
 
-from m3p.data.shards.manifest import FILE_NAME, Manifest, check_shards
+from m3p.data.shards.manifest import MANIFEST_FILE, Manifest, check_shards
 from m3p.data.storage.cache import Cache
 from m3p.data.storage.remote import ATTEMPTS, pause, read, reason
 from m3p.errors import OneRankError, UserError
@@ -58,7 +58,7 @@ class RemoteFolder:
     def __init__(self, url: str, cache: Cache) -> None:
         self.url, self._cache = url.rstrip("/"), cache
         cache.make()
-        content = _read(f"{self.url}/{FILE_NAME}")
+        content = _read(f"{self.url}/{MANIFEST_FILE}")
         self.manifest = Manifest.parse(content, self.url)
         # Named by its manifest, so that files of a source that was indexed again are not mixed with the old ones.
         self._place = hashlib.blake2b(self.url.encode() + content, digest_size=12).hexdigest()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from m3p.batch import Packer, Picture
-from m3p.keys import choose, hashes, mix, uniform
+from m3p.keys import choose, hashes, splitmix64, uniform
 from m3p.objectives.tasks.task import Targets
 from m3p.visual.pixels import scaled
 
@@ -86,7 +86,7 @@ def mask_regions(
     if background is not None and pictures:
         coins[np.concatenate([_classes(picture) for picture in pictures]) == background] = 1
     chosen = choose(coins, lengths, rate)
-    return RegionMask(owners[chosen], places[chosen], uniform(mix(numbers[chosen])) < 0.9)
+    return RegionMask(owners[chosen], places[chosen], uniform(splitmix64(numbers[chosen])) < 0.9)
 
 
 def ask_regions(packer: Packer, slots: Ids, wanted: Sequence[tuple[Picture, Ids]]) -> None:
@@ -94,7 +94,7 @@ def ask_regions(packer: Packer, slots: Ids, wanted: Sequence[tuple[Picture, Ids]
     first = 0
     for picture, places in wanted:
         end = first + len(places)
-        classes, features = _classes(picture)[places], picture.numbers(places)
+        classes, features = _classes(picture)[places], picture.targets_at(places)
         packer.target(MaskedRegions.name, slots=slots[first:end], features=features, classes=classes)
         first = end
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from m3p.batch import Packer
 from m3p.data.tokenizer import Tokenizer
-from m3p.keys import choose, hashes, mix, uniform
+from m3p.keys import choose, hashes, splitmix64, uniform
 from m3p.objectives.tasks.task import Targets
 
 Ids = NDArray[np.int64]
@@ -44,8 +44,8 @@ def mask_words(
     coins = uniform(numbers)
     coins[starts] = coins[ends - 1] = 1  # of `<s>` and `</s>`
     places = choose(coins, lengths, rate)
-    fate = mix(numbers[places])
-    return _hide(tokens, places, uniform(fate), uniform(mix(fate)), tokenizer), places
+    fate = splitmix64(numbers[places])
+    return _hide(tokens, places, uniform(fate), uniform(splitmix64(fate)), tokenizer), places
 
 
 def _hide(

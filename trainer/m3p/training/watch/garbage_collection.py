@@ -7,10 +7,10 @@ EVERY = 100
 """Steps between collections; a rank collects in the same steps as every other."""
 
 
-class Collector:
+class GarbageCollection:
     """While it is open the collector runs at `step` alone. What exists at its start is never looked at again."""
 
-    def __enter__(self) -> "Collector":
+    def __enter__(self) -> "GarbageCollection":
         gc.collect()
         gc.freeze()
         gc.disable()

@@ -30,13 +30,13 @@ class Guard:
 
     Args:
         folder: the run folder; refused steps are listed in skipped.jsonl there.
-        most_skipped: steps refused in a row that end the run.
+        max_skipped: steps refused in a row that end the run.
         spike: how many times the median of recent losses makes a spike; None: none is looked for.
         skip_spikes: refuse the step of a spike; else it is only said.
     """
 
-    def __init__(self, folder: Path, most_skipped: int, spike: float | None, skip_spikes: bool) -> None:
-        self._folder, self._most, self._spike, self._skip_spikes = folder, most_skipped, spike, skip_spikes
+    def __init__(self, folder: Path, max_skipped: int, spike: float | None, skip_spikes: bool) -> None:
+        self._folder, self._most, self._spike, self._skip_spikes = folder, max_skipped, spike, skip_spikes
         self._recent: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
         """Of the steps of each kind: where a step is no whole round, one objective's loss says nothing of another's."""
         self._in_a_row = 0
@@ -95,7 +95,7 @@ class Guard:
                 file.write(json.dumps(record) + "\n")
         if self._in_a_row >= self._most:
             raise UserError(
-                f"{line}\nThat is {self._in_a_row} steps in a row without an update (run.most_skipped), so the run ends. All are "
+                f"{line}\nThat is {self._in_a_row} steps in a row without an update (run.max_skipped), so the run ends. All are "
                 f"listed in {self._folder / 'skipped.jsonl'}. Lower optimizer.learning_rate, or mend the data; starting again "
                 "goes on from the last checkpoint"
             )

@@ -17,9 +17,9 @@ from m3p.batch import Batch
 from m3p.errors import UserError
 from m3p.training.watch.bad_report import BadReport
 from m3p.training.watch.process_memory import resident
-from m3p.training.watch.throughput import Meter
+from m3p.training.watch.throughput import Throughput
 
-SETTLED = 200
+MIN_SAMPLES_TO_JUDGE = 200
 """Samples after which the share of bad ones is judged."""
 SHOWN_BAD = 20
 
@@ -28,10 +28,16 @@ class Monitor:
     """Adds up what this rank saw, and writes the figures of all ranks once a step."""
 
     def __init__(
-        self, folder: Path, first_step: int, steps: int, most_bad: float, main: bool, meter: Meter | None = None
+        self,
+        folder: Path,
+        first_step: int,
+        steps: int,
+        max_bad_share: float,
+        main: bool,
+        throughput: Throughput | None = None,
     ) -> None:
-        self._meter = meter
-        self._folder, self._most_bad = folder, most_bad
+        self._throughput = throughput
+        self._folder, self._max_bad_share = folder, max_bad_share
         self._writer: SummaryWriter | None = None
         self._bar: tqdm[Any] | None = None
         self._waited, self._began = 0.0, time.perf_counter()
@@ -59,7 +65,7 @@ class Monitor:
             self._counts["tokens"] += batch.tokens if batch.samples else 0
             self._counts[f"samples/{objective}"] += batch.samples
             self._counts["bad_samples"] += len(batch.bad)
-            self._counts["flops"] += self._meter.flops(batch) if self._meter else 0
+            self._counts["flops"] += self._throughput.flops(batch) if self._throughput else 0
             self._bad += batch.bad
             for name, number in batch.counts.items():
                 self._counts[f"{objective}/{name}"] += number
@@ -81,7 +87,7 @@ class Monitor:
                 "tokens_per_second": counts["tokens"] / seconds,
                 "data_wait_share": min(self._waited / seconds, 1.0),
                 "seconds": seconds,
-                **(self._meter.figures(counts["flops"], seconds) if self._meter else {}),
+                **(self._throughput.figures(counts["flops"], seconds) if self._throughput else {}),
             }
             self._write(figures, counts, bad)
         self._check_bad(bad)
@@ -163,10 +169,11 @@ class Monitor:
 
     def _check_bad(self, bad: list[str]) -> None:
         total, samples = self._total["bad_samples"], self._total["samples"]
-        if samples >= SETTLED and total > self._most_bad * samples:
+        if samples >= MIN_SAMPLES_TO_JUDGE and total > self._max_bad_share * samples:
             shown = "\n".join(f"  - {name}" for name in bad[:SHOWN_BAD])
             raise UserError(
-                f"{total} of {samples} samples are bad, more than data.most_bad = {self._most_bad}. The last ones:\n{shown}\n"
+                f"{total} of {samples} samples are bad, more than data.max_bad_share = {self._max_bad_share}. The last "
+                f"ones:\n{shown}\n"
                 f"All are listed in {self._folder / 'bad_samples.txt'}. Mend or leave out their shards, or raise the limit."
             )
 

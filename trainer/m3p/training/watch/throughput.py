@@ -9,7 +9,7 @@ from m3p.batch import Batch
 from m3p.model.flops import NetworkSizes, Work, peak_flops
 
 
-class Meter:
+class Throughput:
     """Counts operations, and says them as a share of the peak of all ranks' GPUs."""
 
     def __init__(

@@ -25,7 +25,7 @@ class Watchdog:
     Args:
         folder: the run folder.
         rank: this rank.
-        first_seconds: patience until `settle`; building kernels and filling caches takes long.
+        first_seconds: patience until `first_step_done`; building kernels and filling caches takes long.
         seconds: patience from then on; not above `first_seconds`.
     """
 
@@ -43,7 +43,7 @@ class Watchdog:
         os.pwrite(self._file.fileno(), line.encode()[: LINE - 1].ljust(LINE - 1) + b"\n", 0)
         faulthandler.dump_traceback_later(self._seconds, file=self._file, exit=True)
 
-    def settle(self) -> None:
+    def first_step_done(self) -> None:
         """Be less patient from now on, collectives too: the first step is done."""
         if self._seconds != self._later:
             self._seconds = self._later

@@ -1,6 +1,6 @@
 """Print the medians of a run's figures once it is warm.
 
-    python benchmarks/settled.py RUN [--skip 20] [--json FILE]
+    python benchmarks/steady_state.py RUN [--skip 20] [--json FILE]
 
 MFU is that of `trainer/m3p/model/flops.py`: real lengths, masked words and regions; nothing computed twice is counted.
 """
