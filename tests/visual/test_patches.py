@@ -237,7 +237,7 @@ def test_a_room_changes_nothing(shape: tuple[int, int], flip: bool) -> None:
 
 
 def test_a_picture_of_too_many_pixels_is_bad_even_if_it_would_fit_its_room() -> None:
-    with pytest.raises(BadSample, match=r"16 x 16 pixels, more than visual\.largest = 255"):
+    with pytest.raises(BadSample, match=r"16 x 16 pixels, more than visual\.max_pixels = 255"):
         patches(max_pixels=255).load({"jpg": encoded(gradient(), "jpg")}, None)
 
 
