@@ -19,7 +19,7 @@ from rich.table import Table
 
 from m3p.data.order.plan import balance, split
 from m3p.objectives.objective import Objective
-from m3p.recipe.recipe import load_recipe
+from m3p.recipe.load import load_recipe
 from m3p.training.build_objectives import build_objectives
 
 

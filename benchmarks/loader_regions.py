@@ -17,7 +17,8 @@ from rich.table import Table
 
 from m3p.data.loader.loader import MicroBatches, load
 from m3p.data.order.plan import MicroBatchPlan
-from m3p.recipe.recipe import Recipe, load_recipe
+from m3p.recipe.load import load_recipe
+from m3p.recipe.recipe import Recipe
 from m3p.training.build_objectives import build_objectives
 
 OBJECTIVES = ("multilingual_text", "image_caption", "code_switched")

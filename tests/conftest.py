@@ -8,7 +8,8 @@ import torch.distributed as dist
 from hypothesis import settings
 
 from m3p.data.tokenizer import Tokenizer
-from m3p.recipe.recipe import Recipe, load_recipe
+from m3p.recipe.load import load_recipe
+from m3p.recipe.recipe import Recipe
 from tests.tiny import make_tiny
 
 # A shared machine is sometimes slow; how long one example takes says nothing about the code.

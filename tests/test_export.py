@@ -21,7 +21,7 @@ from m3p.model.encoder import EncoderShape
 from m3p.model.huggingface import write_folder
 from m3p.model.m3p import M3P
 from m3p.prepare.tokenizer import prepare_tokenizer
-from m3p.recipe.recipe import dump_recipe, parse_recipe
+from m3p.recipe.load import dump_recipe, parse_recipe
 from m3p.retrieval.evaluate import evaluate_run, load_run
 from m3p.retrieval.search import search
 from tests.tiny import tiny_recipe

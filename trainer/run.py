@@ -27,7 +27,7 @@ from m3p.errors import OneRankError, UserError, no_room  # noqa: E402
 def main(arguments: list[str]) -> None:
     """Parse, meet the other ranks, train, evaluate."""
     options = _parse(arguments)
-    from m3p.recipe.recipe import load_recipe
+    from m3p.recipe.load import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
     evaluates = recipe.run.evaluate and bool(recipe.evaluation)

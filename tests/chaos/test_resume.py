@@ -8,7 +8,8 @@ import pytest
 
 from m3p.checkpoints.checkpoint import newest_whole
 from m3p.data.order.plan import MicroBatchPlan
-from m3p.recipe.recipe import Recipe, load_recipe
+from m3p.recipe.load import load_recipe
+from m3p.recipe.recipe import Recipe
 from m3p.training.build_objectives import build_objectives
 from tests.batches import sequences
 from tests.chaos.harness import assert_equal, kill, newest_step, run, start, tensors, wait_for_step

@@ -9,7 +9,7 @@ from m3p.errors import UserError
 from m3p.export import export_run
 from m3p.model.build import build_model
 from m3p.model.m3p import M3P
-from m3p.recipe.recipe import parse_recipe
+from m3p.recipe.load import parse_recipe
 from tests.test_export import flip, other_vocabulary, write_run
 from tests.tiny import tiny_recipe
 

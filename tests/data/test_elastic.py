@@ -17,7 +17,8 @@ from m3p.data.order.plan import MicroBatchPlan, Plan, Stream
 from m3p.data.order.shuffle import Place, SourceOrder
 from m3p.keys import key
 from m3p.objectives.objective import Objective
-from m3p.recipe.recipe import Recipe, load_recipe
+from m3p.recipe.load import load_recipe
+from m3p.recipe.recipe import Recipe
 from m3p.training.build_objectives import build_objectives
 from tests.batches import sequences
 from tests.launch import ROOT

@@ -12,7 +12,7 @@ from m3p.data.order.shuffle import Place
 from m3p.data.sample import BadSamples
 from m3p.data.source import Source, SourceConfig, find_folders
 from m3p.errors import OneRankError, UserError
-from m3p.recipe.recipe import load_recipe
+from m3p.recipe.load import load_recipe
 from m3p.training.build_objectives import build_objectives
 from m3p.training.stop import ignore_in_worker
 from m3p.visual.regions import Regions

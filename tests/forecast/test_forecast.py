@@ -7,7 +7,7 @@ from rich.console import Console
 
 from m3p.errors import UserError
 from m3p.forecast.forecast import GIB, Planner, find_kind, print_plan
-from m3p.recipe.recipe import load_recipe
+from m3p.recipe.load import load_recipe
 from tests.launch import ROOT, launch, metrics
 
 BASE = ROOT / "trainer" / "m3p" / "recipes" / "m3p_base.yaml"

@@ -15,7 +15,7 @@ from m3p.data.shards.index_folder import index_folder
 from m3p.errors import UserError
 from m3p.inspect.page import page
 from m3p.inspect.peek import ShownTurn, Word, _changes, _seen, peek
-from m3p.recipe.recipe import load_recipe
+from m3p.recipe.load import load_recipe
 from m3p.training.build_objectives import build_objectives
 from m3p.visual.patches import Patches, PatchTokens
 from tests.data.broken import Members, pair, write

@@ -8,7 +8,7 @@ import pytest
 from m3p.data.shards.index_folder import index_folder
 from m3p.errors import UserError
 from m3p.inspect.stats import SourceStats, stats
-from m3p.recipe.recipe import load_recipe
+from m3p.recipe.load import load_recipe
 from m3p.training.build_objectives import build_objectives
 from tests.data.broken import pair, write
 

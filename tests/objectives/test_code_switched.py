@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from m3p.errors import UserError
-from m3p.recipe.recipe import load_recipe
+from m3p.recipe.load import load_recipe
 from m3p.training.build_objectives import build_objectives
 
 

@@ -15,7 +15,7 @@ from m3p.data.order.plan import split
 from m3p.data.sample import BadSamples
 from m3p.objectives.image_caption import ImageCaption
 from m3p.objectives.objective import Objective
-from m3p.recipe.recipe import load_recipe
+from m3p.recipe.load import load_recipe
 from m3p.training.build_objectives import build_objectives
 
 TURN = range(7, 14)

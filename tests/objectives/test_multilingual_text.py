@@ -8,7 +8,7 @@ from m3p.data.sample import BadSamples
 from m3p.data.storage.reader import ShardReader
 from m3p.objectives.multilingual_text import MultilingualText
 from m3p.prepare.shards import ShardWriter
-from m3p.recipe.recipe import load_recipe
+from m3p.recipe.load import load_recipe
 from m3p.training.build_objectives import build_objectives
 from tests.batches import sequences
 from tests.tiny import WORDS

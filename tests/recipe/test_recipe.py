@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from m3p.errors import UserError
-from m3p.recipe.recipe import dump_recipe, load_recipe, parse_recipe
+from m3p.recipe.load import dump_recipe, load_recipe, parse_recipe
 from m3p.training.deepspeed.config import read_deepspeed_config
 from tests.launch import ROOT
 from tests.tiny import tiny_recipe

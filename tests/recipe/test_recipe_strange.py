@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3p.errors import UserError
-from m3p.recipe.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
+from m3p.recipe.load import dump_recipe, load_recipe, parse_recipe
+from m3p.recipe.recipe import Recipe
 from tests.tiny import tiny_recipe
 
 RAW = tiny_recipe(Path("data"))
@@ -105,7 +106,7 @@ def test_every_wrong_field_is_reported_once(tmp_path: Path) -> None:
         ("- a", "is not a mapping of sections"),
         ("", "is not a mapping of sections"),
         ("run: {steps: 1, steps: 2}", "steps stands twice in .* line 1"),
-        ("run: &a {folder: *a}", "mistake"),
+        ("run: &a {folder: *a}", "an alias stands inside of what it names"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, message: str) -> None:

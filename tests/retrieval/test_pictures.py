@@ -10,7 +10,8 @@ import pytest
 from m3p.data.shards.index_folder import index_folder
 from m3p.errors import UserError
 from m3p.recipe.evaluation import EvaluationConfig
-from m3p.recipe.recipe import Recipe, load_recipe
+from m3p.recipe.load import load_recipe
+from m3p.recipe.recipe import Recipe
 from m3p.retrieval.pictures import Pictures, check_evaluations, load_pictures, picture_bytes
 from tests.data.broken import REGIONS, pair, picture, write
 

@@ -8,7 +8,7 @@ import pytest
 from m3p.data.source import Source
 from m3p.data.storage.folders import LocalFolder
 from m3p.objectives.objective import Objective
-from m3p.recipe.recipe import load_recipe
+from m3p.recipe.load import load_recipe
 from m3p.training.build_objectives import FOR_FILES, build_objectives, held_back
 
 

@@ -18,7 +18,8 @@ from m3p.errors import UserError
 from m3p.model.build import build_model, read_encoder_shape
 from m3p.model.huggingface import write_folder
 from m3p.model.m3p import M3P
-from m3p.recipe.recipe import Recipe, dump_recipe, load_recipe
+from m3p.recipe.load import dump_recipe, load_recipe
+from m3p.recipe.recipe import Recipe
 from m3p.retrieval.evaluate import load_run
 
 RECIPE = "recipe.yaml"

@@ -28,7 +28,7 @@ def peek_command(
     """Write the micro-batches of a step as one page: pictures, captions, masked and switched words, as the network gets them."""
     from m3p.inspect.page import page
     from m3p.inspect.peek import peek
-    from m3p.recipe.recipe import load_recipe
+    from m3p.recipe.load import load_recipe
     from m3p.training.build_objectives import build_objectives
 
     _check_writable("--output", output)
@@ -47,7 +47,7 @@ def stats_command(
 ) -> None:
     """Print counts, languages, lengths, switch coverage and bad samples of every source."""
     from m3p.inspect.stats import stats
-    from m3p.recipe.recipe import load_recipe
+    from m3p.recipe.load import load_recipe
     from m3p.training.build_objectives import build_objectives
 
     if json_file:

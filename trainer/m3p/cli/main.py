@@ -32,7 +32,7 @@ def show_command(
     """Check a recipe and print it resolved."""
     import yaml
 
-    from m3p.recipe.recipe import dump_recipe, load_recipe
+    from m3p.recipe.load import dump_recipe, load_recipe
 
     text = dump_recipe(load_recipe(recipe, overrides or []))
     if not field:
@@ -62,7 +62,7 @@ def plan_command(
     from rich.console import Console
 
     from m3p.forecast.forecast import print_plan
-    from m3p.recipe.recipe import load_recipe
+    from m3p.recipe.load import load_recipe
 
     if not print_plan(load_recipe(recipe, overrides or []), deepspeed_config, gpus, kind, Console()):
         raise typer.Exit(1)

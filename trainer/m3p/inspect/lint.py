@@ -16,7 +16,8 @@ from m3p.errors import BadSample, UserError
 from m3p.objectives.code_switched import CodeSwitchedConfig, check_language
 from m3p.objectives.objective import ObjectiveConfig
 from m3p.objectives.switching import CodeSwitcher
-from m3p.recipe.recipe import Recipe, load_recipe
+from m3p.recipe.load import load_recipe
+from m3p.recipe.recipe import Recipe
 from m3p.retrieval.pictures import open_source
 
 

@@ -18,7 +18,8 @@ from m3p.errors import UserError
 from m3p.model.build import build_model
 from m3p.model.m3p import M3P
 from m3p.recipe.evaluation import EvaluationConfig
-from m3p.recipe.recipe import Recipe, load_recipe
+from m3p.recipe.load import load_recipe
+from m3p.recipe.recipe import Recipe
 from m3p.retrieval.gallery import Finding, contact_sheet, html_page
 from m3p.retrieval.metrics import QueryRanks, query_ranks
 from m3p.retrieval.pictures import Pictures, load_pictures, picture_bytes

@@ -14,7 +14,8 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from m3p.data.order.plan import Plan
 from m3p.distributed import Ranks
 from m3p.objectives.objective import Objective
-from m3p.recipe.recipe import Recipe, dump_recipe
+from m3p.recipe.load import dump_recipe
+from m3p.recipe.recipe import Recipe
 from m3p.training.build_objectives import held_back
 from m3p.training.deepspeed.engine import Engine
 

@@ -1,0 +1,50 @@
+"""YAML from anybody: plain data, and bounded before anything is built from it."""
+
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from m3p.errors import UserError
+from m3p.recipe.load import load_recipe
+from m3p.recipe.yaml_file import MAX_BYTES, parse_yaml
+
+
+def nested(reference: str) -> str:
+    """Nine lists of nine aliases each: 9^9 values in a few hundred bytes; `reference` says how one list is used in the next."""
+    lines = ["a0: &a0 {x: 1}"]
+    for number in range(1, 10):
+        uses = ", ".join([f"*a{number - 1}"] * 9)
+        lines.append(f"a{number}: &a{number} " + reference.format(uses))
+    return "\n".join(lines)
+
+
+BOMBS = {
+    "aliases": nested("[{}]"),
+    "merge keys": nested("{{<<: [{}]}}"),
+    "an alias inside of itself": "a: &a [*a]",
+    "a long file": "a: " + "x" * MAX_BYTES,
+    "many keys": "\n".join(f"key{number}: 1" for number in range(60_000)),
+}
+
+
+@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS.keys())
+def test_what_expands_without_end_is_refused_in_time(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    began = time.perf_counter()
+    with pytest.raises(UserError, match=r"recipe\.yaml (is not plain YAML|has \d+ mistake)") as caught:
+        load_recipe(path)
+    assert time.perf_counter() - began < 30
+    assert len(str(caught.value)) < 10_000
+
+
+def test_aliases_within_bounds_are_read() -> None:
+    assert parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: *a") == {"a": {"x": 1}, "b": {"x": 1, "y": 2}, "c": {"x": 1}}
+
+
+def test_tags_and_keys_that_come_twice_are_refused() -> None:
+    for text in ("!!python/object/apply:os.system [ls]", "{a: 1, a: 2}"):
+        with pytest.raises(yaml.YAMLError):
+            parse_yaml(text)

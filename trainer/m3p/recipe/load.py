@@ -1,0 +1,128 @@
+"""Reads a recipe: one YAML file and `section.key=value` overrides."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from m3p.errors import UserError
+from m3p.recipe.mistakes import every_mistake
+from m3p.recipe.recipe import Recipe
+from m3p.recipe.yaml_file import parse_yaml, read_yaml
+
+RENAMED = {
+    "run.most_skipped": "max_skipped",
+    "data.most_bad": "max_bad_share",
+    "objectives.*.most_tokens": "max_tokens",
+    "visual.most": "max_regions",
+    "visual.largest": "max_pixels",
+}
+"""Fields of earlier versions, as recipes and run folders may still have them, and their names of today."""
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and validate. Raises UserError that lists every mistake with field, value, rule and way out."""
+    return parse_recipe(_read(path), str(path), overrides)
+
+
+def parse_recipe(raw: dict[str, Any], name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Validate `raw`, the content of the file `name`, with overrides. Raises UserError."""
+    for override in overrides:
+        _override(raw, override)
+    for line in _take_new_names(raw):
+        print(f"{name}: {line}", file=sys.stderr)
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        mistakes = every_mistake(Recipe, raw, error)
+        lines = "\n".join(f"  - {line}" for line in mistakes)
+        raise UserError(f"{name} has {len(mistakes)} mistake(s):\n{lines}") from error
+
+
+def _take_new_names(raw: dict[str, Any]) -> list[str]:
+    """Give fields of `raw` that were renamed their names of today; return a line for each."""
+    lines = []
+    for pattern, new in RENAMED.items():
+        *sections, old = pattern.split(".")
+        for place, section in _sections(raw, sections):
+            if old in section and new not in section:
+                section[new] = section.pop(old)
+                lines.append(f"{place}{old} is called {new} now")
+    return lines
+
+
+def _sections(raw: Any, names: Sequence[str], place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the sections of `raw` that `names` lead to, `*` standing for any, and their places as "section."."""
+    if not isinstance(raw, dict):
+        return
+    if not names:
+        yield place, raw
+        return
+    for name in list(raw) if names[0] == "*" else [names[0]]:
+        yield from _sections(raw.get(name), names[1:], f"{place}{name}.")
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the resolved recipe as YAML; loading it gives the same recipe."""
+    written = recipe.model_dump(mode="json", exclude_none=True)
+    written["run"]["spike"] = recipe.run.spike  # the one field in which null is not what leaving it out means
+    return yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(
+            f"recipe {path} does not exist; see trainer/m3p/recipes/ for the ones that come with the program"
+        )
+    try:
+        raw = read_yaml(path)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"recipe {path} is not plain YAML: {_reason(error)}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"recipe {path} is not a mapping of sections (run, model, objectives, ...)")
+    return raw
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    """Set one `section.key=value` in place; the value is read as YAML, a number steps into a list."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise UserError(f"override {override!r} is not of the form section.key=value")
+    try:
+        value = parse_yaml(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"override {override!r}: the value is not YAML ({_reason(error)})") from error
+    node: Any = raw
+    *parents, last = path.split(".")
+    for part in parents:
+        # Copied on the way down: with YAML's anchors one section may stand in several places.
+        if isinstance(node, list):
+            place = _list_place(node, part, override)
+            node[place] = copy(node[place])
+            node = node[place]
+        else:
+            node[part] = {} if node.get(part) is None else copy(node[part])
+            node = node[part]
+        if not isinstance(node, dict | list):
+            raise UserError(f"override {override!r}: {part} is a value, not a section")
+    if isinstance(node, list):
+        node[_list_place(node, last, override)] = value
+    else:
+        node[last] = value
+
+
+def _reason(error: Exception) -> str:
+    """Say in one line what YAML complains of; what it takes for a date or a number fails as those do (2024-09-31)."""
+    # Those of bytes that are no text are ValueErrors too.
+    hint = "; a text that looks like a date or a number wants quotes" if type(error) is ValueError else ""
+    return " ".join(str(error).split()) + hint
+
+
+def _list_place(node: list[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise UserError(f"override {override!r}: {part!r} is not a place in a list of {len(node)}; count from 0")
+    return int(part)
