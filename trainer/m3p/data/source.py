@@ -20,6 +20,7 @@ from m3p.data.storage.folders import Folder, LocalFolder, RemoteFolder, is_url
 from m3p.data.storage.reader import ShardReader
 from m3p.errors import BadSample, UserError
 from m3p.keys import key
+from m3p.paths import AddressField
 
 BYTES_OF_TOKEN = 4.2
 """Of text, where nobody has measured it: the median of the languages that were tried, from 3.3 to 11."""
@@ -38,7 +39,7 @@ class SourceConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    path: str = Field(
+    path: AddressField = Field(
         description="A folder of shards, any fsspec URL of one (https://..., s3://...), or a pattern such as "
         "data_shards/text/* for one source a folder."
     )

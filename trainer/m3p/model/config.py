@@ -1,11 +1,11 @@
 """The recipe's `model` section."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from m3p.model.encoder import EncoderShape
+from m3p.paths import PathField
 
 
 class ModelConfig(BaseModel):
@@ -13,13 +13,13 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    tokenizer: Path | None = Field(
+    tokenizer: PathField | None = Field(
         None, description="Folder with sentencepiece.bpe.model; the folder of `initialise` if left out."
     )
-    initialise: Path | None = Field(
+    initialise: PathField | None = Field(
         None, description="A local `transformers` XLM-RoBERTa folder to start from; its sizes then replace `shape`."
     )
-    weights: Path | None = Field(
+    weights: PathField | None = Field(
         None,
         description="Fine-tuning: a run folder, one of its checkpoints, or an exported folder to start from; of equal sizes.",
     )

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from m3p.errors import UserError
 from m3p.keys import pick
+from m3p.paths import PathField
 
 UNSPACED = frozenset({"ja", "km", "lo", "my", "th", "zh"})
 """Languages written without spaces between words; `zh-TW` counts as `zh`."""
@@ -35,7 +36,7 @@ class SwitchingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    dictionary: Path
+    dictionary: PathField
     """Folder of word lists, SOURCE-LANG.tsv each, as `m3p prepare dictionary` writes it."""
     languages: list[str] | None = Field(default=None, min_length=1)
     """Languages to switch to; null: every word list of the folder."""

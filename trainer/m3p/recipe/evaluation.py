@@ -2,13 +2,15 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from m3p.paths import AddressField
+
 
 class EvaluationConfig(BaseModel):
     """Image retrieval on one source of pairs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    path: str = Field(description="Folder of shards with captions.")
+    path: AddressField = Field(description="Folder of shards with captions.")
     languages: list[str] | None = Field(None, description="Query languages; every language of the source if left out.")
     captioned: list[str] = Field(
         ["en"], description="Languages whose captions were trained on; the others are averaged apart."

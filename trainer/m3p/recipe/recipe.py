@@ -19,6 +19,7 @@ from m3p.objectives import OBJECTIVES
 from m3p.objectives.objective import ObjectiveConfig
 from m3p.optim.optimizer import OptimizerConfig
 from m3p.optim.schedules import ScheduleConfig, decay_begins
+from m3p.paths import FileName, PathField
 from m3p.recipe.evaluation import EvaluationConfig
 from m3p.visual import VisualConfig
 
@@ -31,7 +32,7 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    folder: Path = Field(description="Where everything that the run writes goes: runs/NAME.")
+    folder: PathField = Field(description="Where everything that the run writes goes: runs/NAME.")
     steps: int = Field(ge=1, le=10**9, description="Optimizer steps of the whole run: the length of the schedule.")
     stop_after: int | None = Field(
         None, ge=1, description="Stop after this step, with a checkpoint; starting again goes on."
@@ -86,7 +87,7 @@ class Recipe(BaseModel):
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
     kernels: KernelsConfig = KernelsConfig()
-    evaluation: dict[str, EvaluationConfig] = {}
+    evaluation: dict[FileName, EvaluationConfig] = {}
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":

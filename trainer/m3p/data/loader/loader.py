@@ -6,7 +6,6 @@ It has no state: worker count and prefetching are a matter of speed, and resumin
 import gc
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Protocol
 
 import torch
@@ -18,6 +17,7 @@ from m3p.data.loader.threads import ahead, set_threads
 from m3p.data.loader.workers import Workers
 from m3p.data.order.plan import MicroBatch, MicroBatchPlan
 from m3p.errors import OneRankError, UserError
+from m3p.paths import PathField
 
 HELD = 4
 """Slots of a worker for micro-batches that the training process still uses; short of slots, it copies."""
@@ -39,7 +39,7 @@ class DataConfig(BaseModel):
         4, ge=1, description=f"Micro-batches of each worker that lie ready; of text alone, whole blocks of {BLOCK}."
     )
     window: int = Field(4, ge=1, le=1_000_000, description="Shards whose samples are shuffled together.")
-    cache_folder: Path | None = Field(
+    cache_folder: PathField | None = Field(
         None, description="Where shards behind URLs are kept, on a disk of the node; shared by its ranks."
     )
     cache_bytes: int = Field(100 * 10**9, ge=1, description="Bytes that the cache may hold; two windows fit in.")

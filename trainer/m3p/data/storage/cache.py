@@ -14,6 +14,7 @@ from pathlib import Path
 
 from m3p.data.storage.remote import ATTEMPTS, download, pause, reason
 from m3p.errors import OneRankError
+from m3p.paths import masked
 
 FOLDER = "m3p-cache"
 """In the folder that the user gives, which may hold anything else: only what lies in here is counted and deleted."""
@@ -82,7 +83,9 @@ class Cache:
                 os.replace(partial, path)
                 return
             except FileNotFoundError as error:
-                raise OneRankError(f"{url} does not exist: copy the shards there, or index them again") from error
+                raise OneRankError(
+                    f"{masked(url)} does not exist: copy the shards there, or index them again"
+                ) from error
             # Every store has exceptions of its own (aiohttp's, botocore's), with no common class but this one.
             except Exception as error:
                 partial.unlink(missing_ok=True)
@@ -92,6 +95,7 @@ class Cache:
                     pause(attempt)
 
     def _explain(self, url: str, error: Exception) -> str:
+        url = masked(url)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             return f"{url} has no room on the disk of data.cache_folder = {self._given}: free some, or choose another folder"
         if isinstance(error, _WrongSizeError):

@@ -17,6 +17,7 @@ from m3p.data.shards.manifest import MANIFEST_FILE, Manifest, check_shards
 from m3p.data.storage.cache import Cache
 from m3p.data.storage.remote import ATTEMPTS, pause, read, reason
 from m3p.errors import OneRankError, UserError
+from m3p.paths import masked, opened
 
 PIECE = 8 * 2**20
 """Bytes that a process has under way when it reads ahead."""
@@ -56,9 +57,9 @@ class RemoteFolder:
     """Files behind a URL, by way of the node's cache. The manifest is read anew at every start; shards when needed."""
 
     def __init__(self, url: str, cache: Cache) -> None:
-        self.url, self._cache = url.rstrip("/"), cache
+        self.url, self._full, self._cache = masked(url).rstrip("/"), url.rstrip("/"), cache
         cache.make()
-        content = _read(f"{self.url}/{MANIFEST_FILE}")
+        content = _read(f"{self._full}/{MANIFEST_FILE}")
         self.manifest = Manifest.parse(content, self.url)
         # Named by its manifest, so that files of a source that was indexed again are not mixed with the old ones.
         self._place = hashlib.blake2b(self.url.encode() + content, digest_size=12).hexdigest()
@@ -83,7 +84,7 @@ class RemoteFolder:
 
     def _url_of(self, name: str) -> str:
         """Over HTTP, what a name may hold and a URL may not is spelt another way; other stores take names as they are."""
-        return f"{self.url}/{quote(name) if self.url.startswith('http') else name}"
+        return f"{self._full}/{quote(name) if self._full.startswith('http') else name}"
 
     def forget(self, name: str) -> bool:
         """Delete the cache's copy of a file, so that `file` fetches it again; return whether it does."""
@@ -107,20 +108,20 @@ Folder = LocalFolder | RemoteFolder
 
 def open_folder(path: str | Path, cache: Cache | None, field: str) -> Folder:
     """Open the folder of shards `path`, a path or URL. Raises UserError, naming `field`."""
-    text = str(path)
+    shown, text = str(path), opened(str(path) if isinstance(path, Path) else path, field)
     if text.startswith("pipe:") or "::" in text:
         raise UserError(
-            f"{field} = {text}: commands are never run and URLs not chained; copy the shards, or give a plain URL (https://...)"
+            f"{field} = {shown}: commands are never run and URLs not chained; copy the shards, or give a plain URL (https://...)"
         )
     if not is_url(text):
-        return LocalFolder(Path(path))
+        return LocalFolder(Path(text))
     protocol, _, place = text.partition("://")
     if not place.strip("/"):
-        raise UserError(f"{field} = {text}: names no folder; write it in full (https://host/folder)")
+        raise UserError(f"{field} = {shown}: names no folder; write it in full (https://host/folder)")
     if protocol not in known_implementations:
-        raise UserError(f"{field} = {text}: fsspec knows no {protocol}://; it knows https, s3, gs, hf, sftp and more")
+        raise UserError(f"{field} = {shown}: fsspec knows no {protocol}://; it knows https, s3, gs, hf, sftp and more")
     if cache is None:
-        raise UserError(f"{field} = {text} is remote: set data.cache_folder, a folder on a disk of the node")
+        raise UserError(f"{field} = {shown} is remote: set data.cache_folder, a folder on a disk of the node")
     return RemoteFolder(text, cache)
 
 
@@ -136,13 +137,13 @@ def _read(url: str) -> bytes:
             return read(url)
         except FileNotFoundError:
             raise UserError(
-                f"{url} does not exist: index the shards with `m3p index` before copying them there"
+                f"{masked(url)} does not exist: index the shards with `m3p index` before copying them there"
             ) from None
         # Every store has exceptions of its own, with no common class but this one.
         except Exception as error:
             if attempt == ATTEMPTS - 1:
                 raise UserError(
-                    f"{url} could not be read in {ATTEMPTS} attempts; the last: {reason(error)}. Look whether "
+                    f"{masked(url)} could not be read in {ATTEMPTS} attempts; the last: {reason(error)}. Look whether "
                     "the URL is right and its server answers"
                 ) from error
             pause(attempt)

@@ -10,6 +10,8 @@ from typing import Any
 
 import fsspec.core
 
+from m3p.paths import masked
+
 ATTEMPTS = 5
 FIRST_PAUSE = 0.5
 """Seconds before the second attempt; each pause is twice the one before."""
@@ -40,7 +42,7 @@ def pause(attempt: int) -> None:
 def reason(error: Exception) -> str:
     """Say what went wrong. fsspec's timeouts have no text of their own; what caused them has."""
     told = error if str(error) else error.__cause__ or error
-    return f"{type(told).__name__}: {told}" if str(told) else type(told).__name__
+    return f"{type(told).__name__}: {masked(str(told))}" if str(told) else type(told).__name__
 
 
 def _options(url: str) -> dict[str, Any]:
