@@ -20,7 +20,7 @@ from m3p.visual.patches import Patches
 from m3p.visual.regions import Regions
 from tests.data.broken import PATCHES, REGIONS, Members, pair, pairs, picture, read_many, regions, source, write
 from tests.data.fuzz import fuzz
-from tests.visual.test_patches import png_header
+from tests.visual.pictures import png_header
 
 GOOD = pair(3)
 

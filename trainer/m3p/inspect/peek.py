@@ -18,7 +18,8 @@ from m3p.objectives.image_caption import ImageCaption
 from m3p.objectives.objective import Objective
 from m3p.recipe.recipe import Recipe
 from m3p.visual import VisualConfig
-from m3p.visual.patches import IMAGE_KINDS, Patches, decode
+from m3p.visual.decode import MAX_PIXELS, decode, picture_kind
+from m3p.visual.patches import Patches
 
 SIDE = 192
 """Pixels of a picture as it is shown."""
@@ -160,9 +161,9 @@ def _stored_picture(objective: Objective, sample: Sample, position: int) -> str:
     source = objective.mix.source(position)
     _, _, shard, number = sample.owner
     members = source.members(shard, number)
-    kind = next((kind for kind in IMAGE_KINDS if kind in members), None)
+    kind = picture_kind(members)
     visual = objective.context.visual
-    largest = visual.max_pixels if isinstance(visual, Patches) else 50_000_000
+    largest = visual.max_pixels if isinstance(visual, Patches) else MAX_PIXELS
     try:
         return _uri(Image.fromarray(decode(members[kind], SIDE, largest))) if kind else ""
     except BadSample:

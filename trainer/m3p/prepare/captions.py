@@ -15,7 +15,7 @@ from m3p.errors import BadSample, UserError
 from m3p.prepare.regions import load_regions, pack_regions
 from m3p.prepare.shards import ShardWriter
 from m3p.prepare.staging import check_output, staged_folder
-from m3p.visual.patches import decode
+from m3p.visual.decode import decode
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 """PIL's name of a format to the extension in the shard. MPO is what some cameras call a JPEG."""

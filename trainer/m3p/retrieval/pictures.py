@@ -13,12 +13,10 @@ from m3p.errors import BadSample, UserError
 from m3p.recipe.evaluation import EvaluationConfig
 from m3p.recipe.recipe import Recipe
 from m3p.retrieval.metrics import Pool
-from m3p.visual.patches import IMAGE_KINDS, decode
+from m3p.visual.decode import decode, picture_kind
 
 SHOWN = 96
 """Side of a picture when it is shown, in pixels."""
-LARGEST = 50_000_000
-"""Pixels of a picture that is shown, at most."""
 
 
 @dataclass
@@ -89,9 +87,10 @@ def picture_bytes(pictures: Pictures, number: int) -> bytes:
     """Return the stored picture; empty where a source holds regions alone, or a picture that cannot be read beside them."""
     place = pictures.places[number]
     members = pictures.source.members(place.shard, place.sample)
-    stored = bytes(next((members[kind] for kind in IMAGE_KINDS if kind in members), b""))
+    kind = picture_kind(members)
+    stored = bytes(members[kind]) if kind else b""
     try:
-        decode(stored, SHOWN, LARGEST)
+        decode(stored, SHOWN)
     except BadSample:
         return b""
     return stored

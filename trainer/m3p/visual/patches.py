@@ -1,8 +1,6 @@
 """Raw pictures cut into square patches (ViT, arXiv 2010.11929): no detector needed."""
 
-import io
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -10,18 +8,16 @@ from itertools import islice
 from typing import Literal
 
 import numpy as np
-import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from m3p.errors import BadSample
+from m3p.visual.decode import IMAGE_KINDS, MAX_PIXELS, Pixels, decode, picture_kind
 from m3p.visual.pixels import scaled
 
-Pixels = NDArray[np.uint8]
-IMAGE_KINDS = ("jpg", "jpeg", "png", "webp")
 MID_GREY = 128
 
 
@@ -83,7 +79,7 @@ class Patches(BaseModel):
         False, description="Mirror half of the training pictures; wrong where captions speak of left and right."
     )
     max_pixels: int = Field(
-        50_000_000, ge=1, description="Pictures of more pixels are bad samples (decompression bombs)."
+        MAX_PIXELS, ge=1, description="Pictures of more pixels are bad samples (decompression bombs)."
     )
 
     @model_validator(mode="after")
@@ -130,7 +126,10 @@ class Patches(BaseModel):
     ) -> PatchTokens:
         """Decode into `room`, crop (by the sample's own `draw`; None: never) and resize. Raises BadSample."""
         room = np.empty(self.room, np.uint8) if room is None else room
-        pixels = decode(members.get("jpg") or _find(members), self.size, self.max_pixels, room)
+        kind = picture_kind(members)
+        if kind is None:
+            raise BadSample(f"no picture (a member {', '.join(IMAGE_KINDS)})")
+        pixels = decode(members[kind], self.size, self.max_pixels, room)
         if pixels is not room or draw is not None:
             self._paint(pixels[0] if pixels is room else pixels, draw, room[0])
         return PatchTokens(room, self.patch)
@@ -167,65 +166,6 @@ class PatchEmbedder(nn.Module):
         places = self.places(torch.arange(side**2, device=features.device))
         vectors = self.pixels(pixels.to(self.pixels.weight.dtype)).view(-1, *places.shape) + places
         return self.norm(vectors).flatten(0, 1)
-
-
-def _find(members: Mapping[str, bytes | memoryview]) -> bytes | memoryview:
-    for kind in IMAGE_KINDS:
-        if kind in members:
-            return members[kind]
-    raise BadSample(f"no picture (a member {', '.join(IMAGE_KINDS)})")
-
-
-def decode(data: bytes | memoryview, size: int, max_pixels: int, room: Pixels | None = None) -> Pixels:
-    """Decode JPEG (scaled while decoding, never below `size`), PNG or WebP: -> RGB [height, width, 3].
-
-    The pixels may lie in `room` [1, size, size, 3], which is returned itself if they fill it. Raises BadSample.
-    """
-    try:
-        if room is None or size * size > max_pixels:
-            return _decode_any(data, size, max_pixels)
-        try:
-            pixels = simplejpeg.decode_jpeg(data, buffer=room)
-        except ValueError:  # a JPEG that is larger, and may be scaled; no JPEG; or what is broken
-            return _decode_any(data, size, max_pixels)
-        return room if pixels.shape == room.shape[1:] else pixels
-    except BadSample:
-        raise
-    except UnidentifiedImageError as error:  # whose own text names an address in memory
-        raise BadSample("unreadable picture: neither JPEG, PNG nor WebP") from error
-    except Exception as error:  # on broken bytes decoders raise nearly anything, from OSError to KeyError
-        raise BadSample(f"unreadable picture: {error}") from error
-
-
-def _decode_any(data: bytes | memoryview, size: int, max_pixels: int) -> Pixels:
-    if data[:2] == b"\xff\xd8":
-        return _decode_scaled(data, size, max_pixels)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` is the rule
-        with Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as picture:
-            _check_pixels(*picture.size, max_pixels)
-            return np.asarray(_in_colours(picture))
-
-
-def _in_colours(picture: Image.Image) -> Image.Image:
-    """Return a PNG or WebP as RGB: what is transparent on white, as pages show it, and 16 bits of grey as the upper 8."""
-    if picture.mode.startswith("I"):
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
-    if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    coloured = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured).convert("RGB")
-
-
-def _decode_scaled(data: bytes | memoryview, size: int, max_pixels: int) -> Pixels:
-    height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-    _check_pixels(width, height, max_pixels)
-    return simplejpeg.decode_jpeg(data, min_height=size, min_width=size, min_factor=1)
-
-
-def _check_pixels(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise BadSample(f"a picture of {width} x {height} pixels, more than visual.max_pixels = {max_pixels}")
 
 
 def _augment(pixels: Pixels, draw: Iterator[float], crop: float, flip: bool) -> Pixels:

@@ -21,8 +21,8 @@ from m3p.data.shards.manifest import Kind
 from m3p.data.shards.shard_table import index_name
 from m3p.data.shards.tar import BLOCK, Member, TarError, head_sum, is_followed, walk
 from m3p.errors import BadSample, UserError
+from m3p.visual.decode import IMAGE_KINDS, picture_kind
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
 LARGEST_SIZE = 2**32 - 1
 DIGEST = 20
 """Bytes of a fingerprint. (16 once, when it saw names and sizes alone.)"""
@@ -193,7 +193,7 @@ class _Scan:
         """Note a file's length, and its header's sum; OTHER where there is more before its content than one header."""
         plain = member.data == member.start + BLOCK and member.size <= LARGEST_SIZE
         self.members.append(extension)
-        if not self.dotted and "." in extension and extension.rpartition(".")[2] in (*IMAGES, "json", "txt"):
+        if not self.dotted and "." in extension and extension.rpartition(".")[2] in (*IMAGE_KINDS, "json", "txt"):
             self.dotted = member.name
         self.lengths.append(min(member.size, LARGEST_SIZE))
         self.sums.append(head_sum(self.content[member.start : member.data]) if plain else OTHER)
@@ -223,7 +223,7 @@ class _Scan:
             return
         languages = self.languages(extents)
         self.captions.update(languages)
-        usable = bool(languages) and any(image in extents for image in IMAGES)
+        usable = bool(languages) and picture_kind(extents) is not None
         if "regions.npz" in extents:
             width = feature_width(self.read(extents, "regions.npz"))
             usable = usable and width is not None

@@ -1,0 +1,85 @@
+"""Stored pictures to pixels: which member of a sample is its picture, and how JPEG, PNG and WebP are decoded within bounds."""
+
+import io
+import warnings
+from collections.abc import Container
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from m3p.errors import BadSample
+
+Pixels = NDArray[np.uint8]
+IMAGE_KINDS = ("jpg", "jpeg", "png", "webp")
+"""Extensions of pictures. A sample with several pictures has the first of these."""
+MAX_PIXELS = 50_000_000
+"""Pixels of a picture that is decoded, where no recipe says otherwise."""
+_CUT = "premature end of data segment"
+"""libjpeg's warning of a JPEG that has lost pixels but ends like a whole one: Pillow paints them grey, without an error."""
+
+
+def picture_kind(members: Container[str]) -> str | None:
+    """Return the extension of a sample's picture among the extensions of its members; None where it has no picture."""
+    return next((kind for kind in IMAGE_KINDS if kind in members), None)
+
+
+def decode(data: bytes | memoryview, size: int, max_pixels: int = MAX_PIXELS, room: Pixels | None = None) -> Pixels:
+    """Decode JPEG (scaled while decoding, never below `size`), PNG or WebP: -> RGB [height, width, 3].
+
+    The pixels may lie in `room` [1, size, size, 3], which is returned itself if they fill it. A JPEG that libjpeg warns of
+    has the pixels that Pillow gives, at full size. Raises BadSample.
+    """
+    try:
+        if room is None or size * size > max_pixels:
+            return _decode_any(data, size, max_pixels)
+        try:
+            pixels = simplejpeg.decode_jpeg(data, buffer=room)
+        except ValueError:  # a JPEG that is larger, and may be scaled; no JPEG; or what is broken
+            return _decode_any(data, size, max_pixels)
+        return room if pixels.shape == room.shape[1:] else pixels
+    except BadSample:
+        raise
+    except UnidentifiedImageError as error:  # whose own text names an address in memory
+        raise BadSample("unreadable picture: neither JPEG, PNG nor WebP") from error
+    except Exception as error:  # on broken bytes decoders raise nearly anything, from OSError to KeyError
+        raise BadSample(f"unreadable picture: {error}") from error
+
+
+def _decode_any(data: bytes | memoryview, size: int, max_pixels: int) -> Pixels:
+    """Decode without a room. Raises BadSample, or nearly anything."""
+    if data[:2] != b"\xff\xd8":
+        return _decode_by_pillow(data, ("PNG", "WEBP"), max_pixels)
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        _check_pixels(width, height, max_pixels)
+        return simplejpeg.decode_jpeg(data, min_height=size, min_width=size, min_factor=1)
+    except ValueError as warning:  # simplejpeg does not tell warnings of libjpeg from errors
+        if _CUT in str(warning):
+            raise
+        return _decode_by_pillow(data, ("JPEG",), max_pixels)
+
+
+def _decode_by_pillow(data: bytes | memoryview, formats: tuple[str, ...], max_pixels: int) -> Pixels:
+    """Decode at full size. Pillow takes a JPEG with harmless flaws, and raises OSError for one that ends too soon."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of many pixels, where `max_pixels` is the rule; of flaws that do no harm
+        with Image.open(io.BytesIO(data), formats=formats) as picture:
+            _check_pixels(*picture.size, max_pixels)
+            return np.asarray(_in_colours(picture))
+
+
+def _in_colours(picture: Image.Image) -> Image.Image:
+    """Return a picture as RGB: what is transparent on white, as pages show it, and 16 bits of grey as the upper 8."""
+    if picture.mode.startswith("I"):
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    coloured = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured).convert("RGB")
+
+
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise BadSample(f"a picture of {width} x {height} pixels, more than visual.max_pixels = {max_pixels}")
