@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from machine import machine
 from numpy.typing import NDArray
-from rich.console import Console
 from sentencepiece import SentencePieceProcessor
 from transformers import XLMRobertaModel
 
+from m3p.console import PlainConsole
 from m3p.errors import UserError
 from m3p.retrieval.metrics import Pool, QueryRanks, ranks
 from m3p.retrieval.report import Conditions, Evaluation, compare, print_table
@@ -167,7 +167,7 @@ def main() -> None:
     start = time.perf_counter()
     evaluation = evaluate(arguments)
     seconds = time.perf_counter() - start
-    console = Console()
+    console = PlainConsole()
     print_table(evaluation, console)
     console.print(f"{seconds:.1f} s on {machine()}")
     if arguments.save:

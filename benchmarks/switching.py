@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from machine import machine
-from rich.console import Console
 
+from m3p.console import PlainConsole
 from m3p.retrieval.report import Evaluation, compare, differences, print_table
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +63,7 @@ def main() -> None:
     for name in options.variants.split(","):
         train(options.folder / name, options, VARIANTS[name])
         results[name] = Evaluation.load(options.folder / name / "evaluation" / f"{options.evaluation}.json")
-    console = Console()
+    console = PlainConsole()
     for result in results.values():
         print_table(result, console)
     others = [result for name, result in results.items() if name != "with"]

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
+from m3p.console import PlainConsole
 from m3p.errors import UserError
 from m3p.forecast.forecast import GIB, Planner, find_kind, print_plan
 from m3p.recipe.load import load_recipe
@@ -75,7 +75,7 @@ def test_more_ranks_and_higher_stages_take_less_of_each() -> None:
 
 def test_what_does_not_fit_says_what_to_change(capsys: pytest.CaptureFixture[str]) -> None:
     huge = ["objectives.multilingual_text.micro_batch=1024", "objectives.image_caption.micro_batch=1024"]
-    assert not print_plan(load_recipe(BASE, huge), ROOT / "ds_configs" / "zero1.json", 1, "L4", Console(width=200))
+    assert not print_plan(load_recipe(BASE, huge), ROOT / "ds_configs" / "zero1.json", 1, "L4", PlainConsole(width=200))
     assert "does not fit: divide micro_batch by" in capsys.readouterr().out
 
 

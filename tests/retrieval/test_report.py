@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from rich.console import Console
 
+from m3p.console import PlainConsole
 from m3p.errors import UserError
 from m3p.keys import generator
 from m3p.retrieval.metrics import Pool, QueryRanks, chance, ranks, recalls
@@ -47,7 +47,7 @@ def evaluation(noise: float = 1.0, records: list[dict[str, Any]] = RECORDS, **ch
 
 
 def printed(what: Any) -> str:
-    console = Console(file=io.StringIO(), width=80)
+    console = PlainConsole(file=io.StringIO(), width=80)
     if isinstance(what, Evaluation):
         print_table(what, console)
     else:

@@ -2,6 +2,8 @@
 
 import errno
 
+from m3p.terminal import one_line
+
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -18,7 +20,13 @@ class OneRankError(UserError):
 
 
 class BadSample(Exception):
-    """One sample that cannot be used; the text is the reason. Its reader adds shard and key, counts it and goes on."""
+    """One sample that cannot be used; the text is the reason, in one line.
+
+    Its reader adds shard and key, counts it and goes on.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(one_line(reason))
 
 
 def no_room(error: OSError) -> str | None:

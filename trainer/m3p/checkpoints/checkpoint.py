@@ -7,7 +7,6 @@ DeepSpeed's own form is not used: it can be read only by as many ranks of the sa
 """
 
 import shutil
-import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +21,7 @@ from m3p.checkpoints.files import FORMAT_VERSION, Reader, State, read_state
 from m3p.distributed import Ranks, all_reduce_max, broadcast_object
 from m3p.errors import UserError
 from m3p.keys import key
+from m3p.terminal import warn
 
 if TYPE_CHECKING:
     from m3p.training.deepspeed.engine import Engine
@@ -157,7 +157,7 @@ def why_not_whole(path: Path, ranks: Ranks | None = None) -> str | None:
 def say_passed_over(newest: Path, problems: list[str]) -> None:
     """Print why checkpoints newer than `newest` are not read: what follows is not of the last step that was saved."""
     for problem in problems:
-        print(f"{newest.name} is read, for a newer one is not whole: {problem}", file=sys.stderr)
+        warn(f"{newest.name} is read, for a newer one is not whole: {problem}")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

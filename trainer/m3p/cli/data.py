@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from m3p.errors import UserError
+from m3p.terminal import say
 
 data_app = typer.Typer(no_args_is_help=True, help="Look into the data of a recipe.")
 
@@ -35,7 +36,7 @@ def peek_command(
     loaded = load_recipe(recipe, overrides or [])
     turns = peek(loaded, build_objectives(loaded), step, most)
     output.write_text(page(turns, f"{recipe.name}, step {step}"), encoding="utf-8")
-    typer.echo(f"{sum(len(turn.samples) for turn in turns)} samples of {len(turns)} turns: see {output}")
+    say(f"{sum(len(turn.samples) for turn in turns)} samples of {len(turns)} turns: see {output}")
 
 
 @data_app.command("stats")
@@ -56,7 +57,7 @@ def stats_command(
     found = stats(build_objectives(loaded), samples)
     for source in found:
         for line in source.lines():
-            typer.echo(line)
+            say(line)
     if json_file:
         json_file.write_text(json.dumps([source.model_dump() for source in found], indent=1, ensure_ascii=False) + "\n")
 
@@ -80,8 +81,8 @@ def lint_command(
 
     problems = 0
     for problem in lint(recipe, overrides or [], samples):
-        typer.echo(problem)
+        say(problem)
         problems += 1
     if problems:
         raise typer.Exit(1)
-    typer.echo("no problem found")
+    say("no problem found")

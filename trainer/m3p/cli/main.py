@@ -11,6 +11,7 @@ import typer
 from m3p.cli.data import data_app
 from m3p.cli.prepare import index_command, prepare_app
 from m3p.errors import UserError, no_room
+from m3p.terminal import say, warn
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Tools of the M3P trainer.")
 app.add_typer(prepare_app, name="prepare")
@@ -36,14 +37,14 @@ def show_command(
 
     text = dump_recipe(load_recipe(recipe, overrides or []))
     if not field:
-        typer.echo(text, nl=False)
+        say(text.rstrip())
         return
     value = yaml.safe_load(text)
     for part in field.split("."):
         if not isinstance(value, dict) or part not in value:
             raise UserError(f"--field {field}: {recipe} has no such field, or leaves it out")
         value = value[part]
-    typer.echo(
+    say(
         value
         if isinstance(value, str)
         else yaml.safe_dump(value, default_flow_style=True).strip().removesuffix("\n...")
@@ -59,12 +60,11 @@ def plan_command(
     kind: Annotated[str, typer.Option(help="Their kind, such as H100; or cpu.")] = "H100",
 ) -> None:
     """Predict memory by part, step time and MFU, without a GPU; exit code 1 where it does not fit."""
-    from rich.console import Console
-
+    from m3p.console import PlainConsole
     from m3p.forecast.forecast import print_plan
     from m3p.recipe.load import load_recipe
 
-    if not print_plan(load_recipe(recipe, overrides or []), deepspeed_config, gpus, kind, Console()):
+    if not print_plan(load_recipe(recipe, overrides or []), deepspeed_config, gpus, kind, PlainConsole()):
         raise typer.Exit(1)
 
 
@@ -92,8 +92,8 @@ def search_command(
 
     hits, page = search(run, query, evaluation, most)
     for place, hit in enumerate(hits, start=1):
-        typer.echo(f"{place:3} {hit.score:7.3f}  {hit.image}")
-    typer.echo(f"see {page}")
+        say(f"{place:3} {hit.score:7.3f}  {hit.image}")
+    say(f"see {page}")
 
 
 @app.command("compare")
@@ -102,11 +102,10 @@ def compare_command(
     second: Annotated[Path, typer.Argument(help="Another, of the same pictures and captions.")],
 ) -> None:
     """Print the paired difference of two evaluations; one whose interval holds zero is called none."""
-    from rich.console import Console
-
+    from m3p.console import PlainConsole
     from m3p.retrieval.report import Evaluation, compare
 
-    Console().print(compare(Evaluation.load(first), Evaluation.load(second)))
+    PlainConsole().print(compare(Evaluation.load(first), Evaluation.load(second)))
 
 
 @app.command("export")
@@ -114,7 +113,7 @@ def export_command(run: Run, output: Annotated[Path, typer.Option(help="Folder t
     """Write a run as one folder: its text encoder as `transformers` loads it, and all of it for model.weights."""
     from m3p.export import export_run
 
-    typer.echo(export_run(run, output))
+    say(export_run(run, output))
 
 
 def main() -> None:
@@ -131,7 +130,7 @@ def main() -> None:
 
 
 def _leave(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    warn(f"error: {message}")
     sys.exit(2)
 
 

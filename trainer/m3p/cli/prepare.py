@@ -12,6 +12,7 @@ from m3p.prepare.dictionary import prepare_dictionary
 from m3p.prepare.scenes.build import prepare_scenes
 from m3p.prepare.text import prepare_text
 from m3p.prepare.tokenizer import SENTENCEPIECE_FILE, Algorithm, prepare_tokenizer
+from m3p.terminal import say
 
 prepare_app = typer.Typer(no_args_is_help=True, help="Raw captions, text and word lists to what training reads.")
 
@@ -37,8 +38,8 @@ def captions_command(
     """
     manifest, bad = prepare_captions(source, output, regions, skip_bad, samples_per_shard, overwrite)
     if bad:
-        typer.echo(f"skipped: {report(source, bad)}")
-    typer.echo(f"{output}: {describe(manifest)}")
+        say(f"skipped: {report(source, bad)}")
+    say(f"{output}: {describe(manifest)}")
 
 
 @prepare_app.command("text")
@@ -52,7 +53,7 @@ def text_command(
     """Plain text to one source of passages a language: OUTPUT/LANG/."""
     manifests = prepare_text(folder, output, max_characters, samples_per_shard, overwrite)
     passages = sum(manifest.samples for manifest in manifests.values())
-    typer.echo(f"{output}: {passages:,} passages in {len(manifests)} languages")
+    say(f"{output}: {passages:,} passages in {len(manifests)} languages")
 
 
 @prepare_app.command("dictionary")
@@ -67,9 +68,7 @@ def dictionary_command(
     """Clean bilingual word lists for code-switching; dictionary.json says what was dropped."""
     for language, words in prepare_dictionary(folder, output, keep_function_words, overwrite).items():
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in words.dropped.most_common())
-        typer.echo(
-            f"{language}: {len(words.translations):,} words, {words.pairs:,} pairs; dropped: {dropped or 'none'}"
-        )
+        say(f"{language}: {len(words.translations):,} words, {words.pairs:,} pairs; dropped: {dropped or 'none'}")
 
 
 @prepare_app.command("tokenizer")
@@ -85,7 +84,7 @@ def tokenizer_command(
 ) -> None:
     """Train a sentencepiece vocabulary with XLM-R's ids, for a model trained from scratch."""
     pieces = prepare_tokenizer(files, output, vocabulary, algorithm, split_cjk, overwrite)
-    typer.echo(f"{output / SENTENCEPIECE_FILE}: {pieces:,} pieces")
+    say(f"{output / SENTENCEPIECE_FILE}: {pieces:,} pieces")
 
 
 @prepare_app.command("scenes")
@@ -102,7 +101,7 @@ def scenes_command(
     Writes train/ and dev/ (pictures), text/LANG/, dictionary/ and tokenizer/. Needs no other input.
     """
     made = prepare_scenes(output, train, held_out, seed, size, overwrite)
-    typer.echo(
+    say(
         f"{output}: {made.train:,} training and {made.held_out:,} held-out scenes, {made.sentences:,} sentences, "
         f"{made.words:,} word pairs, {made.pieces:,} pieces"
     )
@@ -116,7 +115,7 @@ def index_command(
     ] = None,
 ) -> None:
     """Index WebDataset tars made elsewhere, such as by img2dataset: FOLDER gets one .idx a tar, and manifest.json."""
-    typer.echo(f"{folder}: {describe(index_folder(folder, kind, language))}")
+    say(f"{folder}: {describe(index_folder(folder, kind, language))}")
 
 
 def describe(manifest: Manifest) -> str:

@@ -21,6 +21,7 @@ from m3p.data.storage.reader import ShardReader
 from m3p.errors import BadSample, UserError
 from m3p.keys import key
 from m3p.paths import AddressField
+from m3p.terminal import one_line
 
 BYTES_OF_TOKEN = 4.2
 """Of text, where nobody has measured it: the median of the languages that were tried, from 3.3 to 11."""
@@ -256,7 +257,7 @@ class Source:
 
     def _name(self, shard: int) -> str:
         if shard not in self._names:
-            self._names[shard] = f"{self.folder}/{self.manifest.shards[shard].name}"
+            self._names[shard] = one_line(f"{self.folder}/{self.manifest.shards[shard].name}")
         return self._names[shard]
 
     def _try(self, epoch: int, shard: int, number: int, members: Members | BadSample) -> Sample | BadSample:

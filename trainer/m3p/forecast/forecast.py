@@ -7,9 +7,9 @@ from math import ceil
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
+from m3p.console import PlainConsole
 from m3p.data.order.plan import micro_batches, split
 from m3p.data.tokenizer import Tokenizer
 from m3p.errors import UserError
@@ -206,7 +206,7 @@ def count_parameters(recipe: Recipe, sizes: NetworkSizes) -> dict[str, int]:
     return parts
 
 
-def print_plan(recipe: Recipe, ds_config: Path, ranks: int, kind_name: str, console: Console) -> bool:
+def print_plan(recipe: Recipe, ds_config: Path, ranks: int, kind_name: str, console: PlainConsole) -> bool:
     """Print the forecast; say whether it fits. Raises UserError."""
     kind = find_kind(kind_name)
     planner = Planner(recipe, ds_config)

@@ -1,6 +1,5 @@
 """Reads a recipe: one YAML file and `section.key=value` overrides."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from copy import copy
 from pathlib import Path
@@ -13,6 +12,7 @@ from m3p.errors import UserError
 from m3p.recipe.mistakes import every_mistake
 from m3p.recipe.recipe import Recipe
 from m3p.recipe.yaml_file import parse_yaml, read_yaml
+from m3p.terminal import warn
 
 RENAMED = {
     "run.most_skipped": "max_skipped",
@@ -34,7 +34,7 @@ def parse_recipe(raw: dict[str, Any], name: str, overrides: Sequence[str] = ()) 
     for override in overrides:
         _override(raw, override)
     for line in _take_new_names(raw):
-        print(f"{name}: {line}", file=sys.stderr)
+        warn(f"{name}: {line}")
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:

@@ -13,10 +13,10 @@ from typing import Annotated, Literal, Protocol
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from m3p.console import PlainConsole
 from m3p.errors import UserError
 from m3p.retrieval.intervals import METHOD, GroupedRanks, Interval, difference_interval, mean_recall_interval
 from m3p.retrieval.metrics import CUTOFFS, Pool, QueryRanks, chance, recalls
@@ -202,7 +202,7 @@ def _summary(grouped: Mapping[str, GroupedRanks], languages: Mapping[str, Langua
     )
 
 
-def print_table(evaluation: Evaluation, console: Console | None = None) -> None:
+def print_table(evaluation: Evaluation, console: PlainConsole | None = None) -> None:
     """Print languages as rows: six recalls, their mean with interval, chance; then the means over languages."""
     step = f", step {evaluation.step}" if evaluation.step is not None else ""
     title = f"{evaluation.system}{step} on {evaluation.dataset} {evaluation.split}: {evaluation.images} pictures"
@@ -222,7 +222,7 @@ def print_table(evaluation: Evaluation, console: Console | None = None) -> None:
     table.add_row(_ALL, *[""] * 6, *_cells(evaluation.mean), str(evaluation.captions), style="bold")
     if evaluation.mean_never_captioned is not None:
         table.add_row(_NEVER, *[""] * 6, *_cells(evaluation.mean_never_captioned), style="bold")
-    (console or Console()).print(table)
+    (console or PlainConsole()).print(table)
 
 
 def _cells(summary: Summary) -> list[str]:

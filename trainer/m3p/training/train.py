@@ -1,6 +1,5 @@
 """The training loop: from a recipe to a trained run."""
 
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from m3p.model.build import build_model, network_sizes
 from m3p.objectives.objective import Objective
 from m3p.optim.schedules import share_of_peak
 from m3p.recipe.recipe import Recipe
+from m3p.terminal import warn
 from m3p.training.build_objectives import build_objectives
 from m3p.training.deepspeed.engine import Engine, Losses
 from m3p.training.deepspeed.fragments import updates
@@ -127,7 +127,7 @@ class _Loop:
         write_stopped(run.folder, reason or "planned", done)
         if distributed.is_main():
             why = {"signal": "a signal", "file": f"the file {run.folder / 'STOP'}", None: "run.stop_after"}[reason]
-            print(f"stopped after step {done}: {why}", file=sys.stderr)
+            warn(f"stopped after step {done}: {why}")
         return False
 
     def _throughput(self) -> Throughput:
@@ -239,7 +239,7 @@ def _find(recipe: Recipe, ranks: Ranks, now: State) -> tuple[Path | None, State 
             *(f"not whole: {problem}" for problem in problems),
             *(f"accepted change: {line}" for line in changes),
         ]:
-            print(f"{newest.name}: {line}", file=sys.stderr)
+            warn(f"{newest.name}: {line}")
     return newest, found
 
 

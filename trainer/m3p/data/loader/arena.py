@@ -10,7 +10,6 @@ import errno
 import itertools
 import math
 import mmap
-import sys
 import weakref
 from functools import cache
 from typing import Any
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from m3p.batch import Batch
 from m3p.errors import OneRankError
+from m3p.terminal import warn
 
 SLOT = 2**30
 """Bytes of one slot; address space, not memory, until written. What finds no room in it is sent through the pipe, which is
@@ -80,10 +80,9 @@ def _reserve(slots: int) -> tuple[mmap.mmap, int]:
             )
         size //= 2
     if size < SLOT:
-        print(
+        warn(
             f"address space is short (ulimit -v, vm.overcommit_memory): micro-batches of more than {size // 2**20} MiB take the "
-            "slow way between loader and training",
-            file=sys.stderr,
+            "slow way between loader and training"
         )
     return memory, size
 

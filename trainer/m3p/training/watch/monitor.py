@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from m3p.batch import Batch
 from m3p.errors import UserError
+from m3p.terminal import printable
 from m3p.training.watch.bad_report import BadReport
 from m3p.training.watch.process_memory import resident
 from m3p.training.watch.throughput import Throughput
@@ -97,7 +98,7 @@ class Monitor:
     def say(self, line: str) -> None:
         """Print a line above the progress bar, and keep it with TensorBoard's texts. Rank 0 only."""
         if self._writer is not None:
-            tqdm.write(line, file=sys.stderr)
+            tqdm.write(printable(line), file=sys.stderr)
             self._writer.add_text("events", line)
 
     def close(self) -> None:

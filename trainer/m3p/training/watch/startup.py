@@ -7,10 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from m3p.console import PlainConsole
 from m3p.data.order.plan import Plan
 from m3p.distributed import Ranks
 from m3p.objectives.objective import Objective
@@ -32,7 +32,7 @@ def announce(
     table = Table(title=f"{recipe.run.folder}: step {first_step} of {recipe.run.steps}", show_header=False)
     for name, what in {**parts, **_streams(recipe, objectives)}.items():
         table.add_row(name, what)
-    Console().print(table)
+    PlainConsole().print(table)
     folder = recipe.run.folder
     with SummaryWriter(str(folder / "tensorboard")) as writer:
         writer.add_text("recipe", f"```yaml\n{dump_recipe(recipe)}```", first_step)
