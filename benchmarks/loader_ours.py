@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from m3p.batch import Batch, Packer
+from m3p.batch import Batch
 from m3p.data.loader.loader import DataConfig, MicroBatches, load
 from m3p.data.order.plan import MicroBatchPlan, Plan, Stream
 from m3p.data.tokenizer import Tokenizer
 from m3p.objectives.image_caption import ImageCaption, ImageCaptionConfig
 from m3p.objectives.multilingual_text import MultilingualText, MultilingualTextConfig
 from m3p.objectives.objective import Context, Ids, Objective, Part, Read
+from m3p.packing import Packer
 from m3p.visual.patches import Patches
 
 BATCH = 64

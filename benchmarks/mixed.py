@@ -5,10 +5,11 @@ Lengths are uniform over these ranges, tokens and features are random: speed doe
 
 import numpy as np
 
-from m3p.batch import Batch, Packer, Sequence
+from m3p.batch import Batch, Sequence
 from m3p.objectives.tasks.masked_regions import ask_regions
 from m3p.objectives.tasks.masked_words import ask_words
 from m3p.objectives.tasks.matching import ask_match
+from m3p.packing import Packer
 from m3p.visual.regions import RegionTokens
 
 TEXT, CAPTION, REGIONS = (8, 128), (5, 40), (36, 100)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import XLMRobertaForMaskedLM, XLMRobertaModel, XLMRobertaTokenizer
 
-from m3p.batch import Packer, Sequence
+from m3p.batch import Sequence
 from m3p.checkpoints.files import FORMAT_VERSION, State, share_name, write_share, write_state
 from m3p.checkpoints.resumable import vocabulary_hash
 from m3p.data.tokenizer import Tokenizer
@@ -20,6 +20,7 @@ from m3p.model.build import build_model
 from m3p.model.encoder import EncoderShape
 from m3p.model.huggingface import write_folder
 from m3p.model.m3p import M3P
+from m3p.packing import Packer
 from m3p.prepare.tokenizer import prepare_tokenizer
 from m3p.recipe.load import dump_recipe, parse_recipe
 from m3p.retrieval.evaluate import evaluate_run, load_run

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from m3p.batch import Packer, Sequence
+from m3p.batch import Sequence
 from m3p.data.tokenizer import Tokenizer
 from m3p.errors import UserError
 from m3p.export import export_run
+from m3p.packing import Packer
 from m3p.recipe.load import load_recipe
 from m3p.retrieval.evaluate import evaluate_run, load_run
 from m3p.retrieval.pictures import load_pictures

@@ -180,7 +180,8 @@ def logits(fault: dict[str, Any]) -> None:
     import numpy as np
     import torch
 
-    from m3p.batch import Packer, Sequence
+    from m3p.batch import Sequence
+    from m3p.packing import Packer
     from m3p.training import train
 
     real = train._Loop.run

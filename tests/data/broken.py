@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from m3p.data.loader.picture_buffer import Room
+from m3p.data.loader.picture_buffer import PictureSlot
 from m3p.data.sample import BadSamples, Sample
 from m3p.data.shards.index_folder import index_folder
 from m3p.data.source import Source, SourceConfig
@@ -69,6 +69,6 @@ def source(folder: Path, visual: Regions | Patches | None = PATCHES) -> Source:
     return Source(folder, config, (0, "x", 0), 1, visual.load if visual else None)
 
 
-def read_many(made: Source, number: int, bad: BadSamples, rooms: Sequence[Room | None] = ()) -> list[Sample]:
+def read_many(made: Source, number: int, bad: BadSamples, slots: Sequence[PictureSlot | None] = ()) -> list[Sample]:
     """Return the first samples of a source, read together."""
-    return made.see(made.draw(np.arange(number)), bad, rooms)
+    return made.decode(made.draw(np.arange(number)), bad, slots)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from m3p.batch import Allocate
 from m3p.data.loader.loader import DataConfig, MicroBatches, load
 from m3p.data.order.plan import MicroBatch, MicroBatchPlan
 from m3p.data.order.shuffle import Place
@@ -101,7 +102,7 @@ def test_a_workers_user_error_arrives_as_its_message_alone(tiny: Path) -> None:
     class Broken:
         needs_pictures = False
 
-        def batches(self, parts: list[MicroBatch]) -> None:
+        def batches(self, parts: list[MicroBatch], allocate: Allocate) -> None:
             raise UserError(f"process {os.getpid()} says so")
 
     recipe = load_recipe(tiny)

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m3p.batch import Packer, Sequence
+from m3p.batch import Sequence
 from m3p.data.shards.index_folder import index_folder
 from m3p.errors import UserError
 from m3p.inspect.page import page
 from m3p.inspect.peek import ShownTurn, Word, _changes, _seen, peek
+from m3p.packing import Packer
 from m3p.recipe.load import load_recipe
 from m3p.training.build_objectives import build_objectives
 from m3p.visual.patches import Patches, PatchTokens

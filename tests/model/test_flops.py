@@ -4,7 +4,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from m3p.batch import Packer, Picture, Sequence
+from m3p.batch import Picture, Sequence
 from m3p.model.build import build_model, network_sizes
 from m3p.model.config import ModelConfig
 from m3p.model.flops import Work, peak_flops
@@ -13,6 +13,7 @@ from m3p.objectives.tasks.contrastive import ask_contrast
 from m3p.objectives.tasks.masked_regions import ask_regions
 from m3p.objectives.tasks.masked_words import ask_words
 from m3p.objectives.tasks.matching import ask_match
+from m3p.packing import Packer
 from m3p.visual import VisualConfig
 from m3p.visual.patches import Patches, PatchTokens
 from m3p.visual.regions import Regions, RegionTokens

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaModel
 
-from m3p.batch import Packer, Sequence
+from m3p.batch import Sequence
 from m3p.data.tokenizer import Tokenizer
 from m3p.errors import UserError
 from m3p.model.build import build_model
@@ -17,6 +17,7 @@ from m3p.model.config import ModelConfig
 from m3p.model.encoder import EncoderShape
 from m3p.model.huggingface import read_shape, read_weights, write_folder
 from m3p.model.m3p import M3P
+from m3p.packing import Packer
 
 VOCABULARY, LAYERS = 50, 3
 LENGTHS = [7, 1, 20, 3, 36, 20]

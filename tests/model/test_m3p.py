@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m3p.batch import Batch, Packer, Picture, Sequence
+from m3p.batch import Batch, Picture, Sequence
 from m3p.model.build import build_model
 from m3p.model.config import ModelConfig
 from m3p.model.m3p import HEADS, M3P, Outputs
@@ -12,6 +12,7 @@ from m3p.objectives.tasks.contrastive import ask_contrast
 from m3p.objectives.tasks.masked_regions import ask_regions
 from m3p.objectives.tasks.masked_words import ask_words
 from m3p.objectives.tasks.matching import ask_match
+from m3p.packing import Packer
 from m3p.visual import VisualConfig
 from m3p.visual.patches import Patches, PatchTokens
 from m3p.visual.regions import Regions, RegionTokens

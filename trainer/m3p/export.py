@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from m3p.batch import Packer, Sequence
+from m3p.batch import Sequence
 from m3p.checkpoints.init_from import EXPORTED, start_from
 from m3p.data.tokenizer import SENTENCEPIECE_FILE, Tokenizer
 from m3p.errors import UserError
 from m3p.model.build import build_model, read_encoder_shape
 from m3p.model.huggingface import write_folder
 from m3p.model.m3p import M3P
+from m3p.packing import Packer
 from m3p.recipe.load import dump_recipe, load_recipe
 from m3p.recipe.recipe import Recipe
 from m3p.retrieval.evaluate import load_run

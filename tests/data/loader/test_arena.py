@@ -3,20 +3,20 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 
-from m3p.batch import Batch, Packer, Sequence, set_room
-from m3p.data.loader.arena import LINE, OFF, Arena, Desk, Parcel
+from m3p.batch import Allocate, Batch, Sequence, allocate_nothing
+from m3p.data.loader.arena import SLOT_ALIGNMENT, SLOT_ALIGNMENT_OFFSET, Arena, PackedBatch, SlotWriter
+from m3p.packing import Packer
 from m3p.visual.regions import RegionTokens
 
 
-def packed(number: int) -> Batch:
+def packed(number: int, allocate: Allocate = allocate_nothing) -> Batch:
     visual = RegionTokens(np.full((3, 12), number, np.float32), np.zeros((3, 4), np.float32))
-    packer = Packer(12)
+    packer = Packer(12, allocate=allocate)
     packer.add(Sequence(np.array([0, number, 2]), visual))
     packer.target("task", slots=np.array([number]))
     packer.names.append(str(number))
@@ -24,12 +24,9 @@ def packed(number: int) -> Batch:
 
 
 @pytest.fixture
-def room() -> Iterator[tuple[Arena, Desk]]:
+def slots() -> tuple[Arena, SlotWriter]:
     made = Arena(2, 3)
-    desk = Desk(made, 1)
-    set_room(desk.room)
-    yield made, desk
-    set_room(lambda shape, kind: None)
+    return made, SlotWriter(made, 1)
 
 
 def assert_same(found: Batch, wanted: Batch) -> None:
@@ -40,35 +37,35 @@ def assert_same(found: Batch, wanted: Batch) -> None:
     assert (found.names, found.samples, found.longest) == (wanted.names, wanted.samples, wanted.longest)
 
 
-def test_a_parcel_opens_to_the_batch_that_was_packed(room: tuple[Arena, Desk]) -> None:
-    made, desk = room
-    batch = packed(7)
-    found = desk.pack(batch).open()
+def test_a_packed_batch_opens_to_the_batch_that_was_packed(slots: tuple[Arena, SlotWriter]) -> None:
+    made, writer = slots
+    batch = packed(7, writer.allocate)
+    found = writer.pack(batch).open()
     assert_same(found, batch)
     assert list(made._used) == [0, 0, 0, 1, 0, 0]
-    assert len(pickle.dumps(desk.pack(batch))) < 1000, "notes where it lies, and no tensor"
+    assert len(pickle.dumps(writer.pack(batch))) < 1000, "notes where it lies, and no tensor"
 
 
-def test_a_micro_batch_that_fills_a_large_gpu_needs_no_pipe(room: tuple[Arena, Desk]) -> None:
+def test_a_micro_batch_that_fills_a_large_gpu_needs_no_pipe(slots: tuple[Arena, SlotWriter]) -> None:
     regions = RegionTokens(np.zeros((20_000, 2048), np.float32), np.zeros((20_000, 4), np.float32))
-    packer = Packer(2048)
+    packer = Packer(2048, allocate=slots[1].allocate)
     packer.add(Sequence(np.array([0, 2]), regions))
-    assert len(pickle.dumps(room[1].pack(packer.finish(1)))) < 1000
+    assert len(pickle.dumps(slots[1].pack(packer.finish(1)))) < 1000
 
 
-def test_what_is_packed_lies_off_a_multiple_of_32(room: tuple[Arena, Desk]) -> None:
+def test_what_is_packed_lies_off_a_multiple_of_32(slots: tuple[Arena, SlotWriter]) -> None:
     for shape in ((3, 8, 8, 3), (1, 7), (5, 16, 16, 3)):
-        tensor = room[1].room(shape, torch.uint8)
+        tensor = slots[1].allocate(shape, torch.uint8)
         assert tensor is not None
-        assert tensor.data_ptr() % LINE == OFF
+        assert tensor.data_ptr() % SLOT_ALIGNMENT == SLOT_ALIGNMENT_OFFSET
 
 
-def test_slots_come_back_when_tensors_are_gone_and_not_before(room: tuple[Arena, Desk]) -> None:
-    made, desk = room
-    held = [desk.pack(packed(number)).open() for number in range(3)]
+def test_slots_come_back_when_tensors_are_gone_and_not_before(slots: tuple[Arena, SlotWriter]) -> None:
+    made, writer = slots
+    held = [writer.pack(packed(number, writer.allocate)).open() for number in range(3)]
     part = held[0].visual_features[1:2]
-    without_room = desk.pack(packed(9)).open()
-    assert [int(batch.visual_features[0, 0]) for batch in [*held, without_room]] == [0, 1, 2, 9]
+    without_slot = writer.pack(packed(9, writer.allocate)).open()
+    assert [int(batch.visual_features[0, 0]) for batch in [*held, without_slot]] == [0, 1, 2, 9]
     held.clear()
     gc.collect()
     assert sum(made._used) == 1, "a view keeps its slot"
@@ -77,20 +74,20 @@ def test_slots_come_back_when_tensors_are_gone_and_not_before(room: tuple[Arena,
     assert sum(made._used) == 0
 
 
-def test_a_batch_too_large_for_a_slot_travels_all_the_same(room: tuple[Arena, Desk]) -> None:
-    room[0].slot = 16
-    assert room[1].room((17,), torch.uint8) is None
-    assert_same(room[1].pack(packed(5)).open(), packed(5))
+def test_a_batch_too_large_for_a_slot_travels_all_the_same(slots: tuple[Arena, SlotWriter]) -> None:
+    slots[0].slot = 16
+    assert slots[1].allocate((17,), torch.uint8) is None
+    assert_same(slots[1].pack(packed(5, slots[1].allocate)).open(), packed(5))
 
 
-def test_what_a_forked_process_writes_is_seen(room: tuple[Arena, Desk]) -> None:
-    made, desk = room
+def test_what_a_forked_process_writes_is_seen(slots: tuple[Arena, SlotWriter]) -> None:
+    made, writer = slots
     child = os.fork()
     if child == 0:
-        parcel: Parcel = desk.pack(packed(42))
-        os._exit(0 if parcel._slot == 3 else 1)
+        sent: PackedBatch = writer.pack(packed(42, writer.allocate))
+        os._exit(0 if sent._slot == 3 else 1)
     assert os.waitpid(child, 0)[1] == 0
-    lies = made.borrow(3)[OFF : OFF + 3 * 12 * 4].view(np.float32)
+    lies = made.borrow(3)[SLOT_ALIGNMENT_OFFSET : SLOT_ALIGNMENT_OFFSET + 3 * 12 * 4].view(np.float32)
     assert lies.min() == lies.max() == 42
 
 

@@ -5,10 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from m3p.batch import Packer, Sequence
+from m3p.batch import Sequence
 from m3p.keys import keys_of
 from m3p.objectives.tasks.masked_regions import MaskedRegions, ask_regions, mask_regions
 from m3p.objectives.tasks.matching import Matching
+from m3p.packing import Packer
 from m3p.visual.pixels import scaled
 from m3p.visual.regions import RegionTokens
 

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from m3p.batch import Batch, Packer
+from m3p.batch import Batch
 from m3p.errors import UserError
+from m3p.packing import Packer
 from m3p.training.watch.monitor import MIN_SAMPLES_TO_JUDGE, Monitor
 
 

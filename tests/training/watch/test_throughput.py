@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from m3p.batch import Packer, Sequence
+from m3p.batch import Sequence
 from m3p.model.encoder import EncoderShape
 from m3p.model.flops import NetworkSizes
+from m3p.packing import Packer
 from m3p.training.watch.throughput import Throughput, peak_memory
 
 SIZES = NetworkSizes(EncoderShape(layers=2, width=64, heads=2), 100)

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from m3p.data.loader.picture_buffer import Canvas
+from m3p.data.loader.picture_buffer import PictureSlot
 from m3p.data.order.mixture import MixtureOrder, temperature_weights
 from m3p.data.sample import BadSamples, Sample, Texts
 from m3p.data.source import Drawn, Source
@@ -49,12 +49,14 @@ class Mix:
         parts = [(source, mine.tolist(), source.draw(indices)) for source, mine, indices in self._by_source(positions)]
         return Draw(positions, _merge([(places, drawn.samples) for _, places, drawn in parts]), parts)
 
-    def see(self, draw: "Draw", bad: BadSamples, canvas: Canvas) -> list[Sample]:
-        """Return the samples in the order of the positions, pictures on `canvas`; bad ones are replaced, and noted in `bad`."""
-        rooms = canvas.divide(len(draw.positions))
+    def decode(self, draw: "Draw", bad: BadSamples, slots: Sequence[PictureSlot | None]) -> list[Sample]:
+        """Return the samples in the order of the positions, pictures decoded into `slots`; bad ones are replaced.
+
+        Each bad sample is noted in `bad`.
+        """
         return _merge(
             [
-                (places, source.see(drawn, bad, [rooms[place] for place in places]))
+                (places, source.decode(drawn, bad, [slots[place] for place in places]))
                 for source, places, drawn in draw.parts
             ]
         )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from m3p.batch import Picture
-from m3p.data.loader.picture_buffer import Room
+from m3p.data.loader.picture_buffer import PictureSlot
 from m3p.data.loader.threads import share
 from m3p.data.order.shuffle import Place, Places, SourceOrder
 from m3p.data.sample import BadSamples, Members, Sample, Texts, choose_captions, named, passage, read_record
@@ -55,8 +55,8 @@ class SourceConfig(BaseModel):
 class LoadPicture(Protocol):
     """What a visual source does to the members of a sample."""
 
-    def __call__(self, members: Members, draw: Iterator[float] | None, room: Room | None = None) -> Picture:
-        """Decode, into `room` where it fits. Raises BadSample."""
+    def __call__(self, members: Members, draw: Iterator[float] | None, slot: PictureSlot | None = None, /) -> Picture:
+        """Decode the picture, into `slot` if it fits there; `draw` gives random numbers to augment it. Raises BadSample."""
 
 
 class Drawn(NamedTuple):
@@ -137,31 +137,31 @@ class Source:
         samples = map(self._try, *(column.tolist() for column in places), contents)
         return Drawn(places, contents, list(samples))
 
-    def see(self, drawn: Drawn, bad: BadSamples, rooms: Sequence[Room | None] = ()) -> list[Sample]:
-        """Return the samples with their pictures, decoded into `rooms` [N] by the threads of this process.
+    def decode(self, drawn: Drawn, bad: BadSamples, slots: Sequence[PictureSlot | None] = ()) -> list[Sample]:
+        """Return the samples with their pictures, decoded into `slots` [N] by the threads of this process.
 
         Bad ones are replaced as by `read`.
         """
         found, contents = drawn.samples, drawn.contents
-        rooms = rooms or [None] * len(found)
+        slots = slots or [None] * len(found)
 
-        def decode(part: range) -> None:
+        def work(part: range) -> None:
             for number in part:
                 sample, content = found[number], contents[number]
                 if isinstance(sample, Sample) and not isinstance(content, BadSample):
                     try:
-                        self._see(sample, content, True, rooms[number])
+                        self._decode(sample, content, True, slots[number])
                     except BadSample as reason:
                         found[number] = reason
 
-        share(decode, len(found))
+        share(work, len(found))
         return [
             self._replace(drawn.places.at(number), one, bad, True) if isinstance(one, BadSample) else one
             for number, one in enumerate(found)
         ]
 
     def read_texts(self, indices: NDArray[np.int64]) -> Texts:
-        """As `draw` and `see`, of a source of text: without an object for each passage, which would cost more than reading it."""
+        """As `draw` and `decode`, of a source of text, without an object for each passage: that would cost more than reading."""
         self._fetch_ahead(int(indices[-1]))
         places = self.order.locate(indices)
         _, shards, samples = places
@@ -198,7 +198,7 @@ class Source:
     def _read(self, place: Place, number: int, augment: bool) -> Sample:
         content = self._reader.read(place.shard, number)
         sample = self._describe(place.epoch, place.shard, number, content)
-        self._see(sample, content, augment, None)
+        self._decode(sample, content, augment, None)
         return sample
 
     def _replace(self, place: Place, reason: BadSample, bad: BadSamples, augment: bool) -> Sample:
@@ -280,13 +280,13 @@ class Source:
         name += f"/{own}" if own else f"#{number}"
         return Sample(name, owner, "", "", captions, named(record, "concept") or name, own)
 
-    def _see(self, sample: Sample, members: Members, augment: bool, room: Room | None) -> None:
-        """Decode the picture of a sample, into `room` where it fits. Raises BadSample."""
+    def _decode(self, sample: Sample, members: Members, augment: bool, slot: PictureSlot | None) -> None:
+        """Decode the picture of a sample, into `slot` if it fits there. Raises BadSample."""
         if self._load_picture is None:
             return
         draw = sample.draws("augment") if augment and self._augments else None
         try:
-            sample.visual = self._load_picture(members, draw, room)
+            sample.visual = self._load_picture(members, draw, slot)
         except BadSample as reason:
             raise BadSample(f"{reason} (id {sample.id!r})" if sample.id else str(reason)) from reason
 

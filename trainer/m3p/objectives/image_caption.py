@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from m3p.batch import Packer, Picture
+from m3p.batch import Picture
 from m3p.data.sample import Sample
 from m3p.data.tokenizer import BOS
 from m3p.keys import keys_of, pick, splitmix64, uniform
@@ -15,6 +15,7 @@ from m3p.objectives.tasks.contrastive import ask_contrast
 from m3p.objectives.tasks.masked_regions import RegionMask, ask_regions, mask_regions
 from m3p.objectives.tasks.masked_words import ask_words, mask_words
 from m3p.objectives.tasks.matching import ask_match
+from m3p.packing import Packer
 
 
 class ImageCaptionConfig(ObjectiveConfig):

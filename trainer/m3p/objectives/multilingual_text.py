@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from m3p.batch import Batch, Packer
+from m3p.batch import Allocate, Batch, allocate_nothing
 from m3p.data.order.plan import MicroBatch
 from m3p.data.order.shuffle import Place
 from m3p.data.sample import BadSamples
@@ -18,6 +18,7 @@ from m3p.data.tokenizer import Tokenizer
 from m3p.keys import keys_of
 from m3p.objectives.objective import Context, Ids, Objective, ObjectiveConfig
 from m3p.objectives.tasks.masked_words import ask_words, mask_words
+from m3p.packing import Packer
 
 MEASURED = 32
 """Passages of a source by which the length of its tokens is known."""
@@ -54,14 +55,14 @@ class MultilingualText(Objective):
         """Return roughly how many tokens each passage has when it is cut: [N]."""
         return np.minimum(super().costs(positions), self.config.max_tokens)
 
-    def batches(self, parts: Sequence[MicroBatch]) -> Iterator[Batch]:
+    def batches(self, parts: Sequence[MicroBatch], allocate: Allocate = allocate_nothing) -> Iterator[Batch]:
         """As every objective's, but without a Python object for each passage."""
         found = self.mix.read_texts([position for part in parts for position in part.positions])
         tokens, lengths = self.context.tokenizer.encode_flat(found.texts, self.config.max_tokens)
         ends = [0, *lengths.cumsum().tolist()]
         first = 0
         for part in parts:
-            packer, end = self.packer(), first + len(part.positions)
+            packer, end = self.packer(allocate), first + len(part.positions)
             if part.positions:
                 packer.names += found.names[first:end]
                 for language, number in Counter(found.languages[first:end]).items():

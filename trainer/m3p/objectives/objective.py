@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from m3p.batch import Batch, Packer
-from m3p.data.loader.picture_buffer import Canvas
+from m3p.batch import Allocate, Batch, allocate_nothing
+from m3p.data.loader.picture_buffer import PictureBuffer
 from m3p.data.mix import Draw, Mix
 from m3p.data.order.plan import MicroBatch, Turn
 from m3p.data.sample import BadSamples, Sample
@@ -20,6 +20,7 @@ from m3p.data.storage.cache import Cache
 from m3p.data.storage.folders import open_folder
 from m3p.data.tokenizer import Tokenizer
 from m3p.errors import BadSample
+from m3p.packing import Packer
 from m3p.visual import VisualConfig
 
 Ids = NDArray[np.int64]
@@ -132,15 +133,15 @@ class Objective:
                 if self.needs_pictures and context.visual:
                     context.visual.check(str(folder), sources[-1].manifest.region_features)
                 weights.append(entry.weight)
-        self._canvas = Canvas(context.visual.room if load and context.visual else None)
+        self._buffer = PictureBuffer(context.visual.room if load and context.visual else None)
         self.mix = Mix(sources, weights, config.temperature)
 
     def costs(self, positions: range) -> NDArray[np.float64]:
         """Return roughly what each sample at `positions` [N] costs to train on, in tokens: [N]."""
         return self.mix.lengths(positions)
 
-    def batches(self, parts: Sequence[MicroBatch]) -> Iterator[Batch]:
-        """Pack the samples of several micro-batches, some of the positions of their turns each.
+    def batches(self, parts: Sequence[MicroBatch], allocate: Allocate = allocate_nothing) -> Iterator[Batch]:
+        """Pack the samples of several micro-batches, each some positions of its turn, into memory that `allocate` gives.
 
         All are read and tokenised before the first picture is decoded: decoding fills the processor's caches with pixels,
         and what Python does next is slower for it.
@@ -154,16 +155,16 @@ class Objective:
         for part, draw in zip(parts, draws, strict=True):
             last = first + len(part.positions)
             captions = tokens[ends[first] : ends[last]], lengths[first:last]
-            yield self._pack(part.turn.positions, draw, texts[first:last], captions)
+            yield self._pack(part.turn.positions, draw, texts[first:last], captions, allocate)
             first = last
 
     def batch(self, turn: range, positions: Sequence[int]) -> Batch:
         """Pack the samples at `positions`, some of the positions of `turn`: -> one micro-batch."""
         return next(self.batches([MicroBatch(Turn(0, self.context.name, 0, turn), 0, positions)]))
 
-    def _pack(self, turn: range, draw: Draw, texts: list[Text], captions: tuple[Ids, Ids]) -> Batch:
-        packer, bad, positions = self.packer(), BadSamples([]), draw.positions
-        samples = self.mix.see(draw, bad, self._canvas)
+    def _pack(self, turn: range, draw: Draw, texts: list[Text], captions: tuple[Ids, Ids], allocate: Allocate) -> Batch:
+        packer, bad, positions = self.packer(allocate), BadSamples([]), draw.positions
+        samples = self.mix.decode(draw, bad, self._buffer.divide(len(positions), allocate))
         if bad.seen:
             texts = [
                 text if sample is drawn else self.text(sample)
@@ -176,7 +177,7 @@ class Objective:
                 packer.count(name, number)
         if positions:
             self.add(packer, Part(turn, positions, samples, *captions), self._reading(positions, samples))
-        batch = packer.finish(len(positions), self._canvas)
+        batch = packer.finish(len(positions), self._buffer)
         batch.bad = bad.seen
         return batch
 
@@ -197,9 +198,10 @@ class Objective:
         """Return the tokens of `texts` [N] end to end [W], and how many each has [N]."""
         return self.context.tokenizer.encode_flat([text.text for text in texts], self.config.max_tokens)
 
-    def packer(self) -> Packer:
-        """Return what a micro-batch is packed with."""
-        return Packer(*self.context.visual.features) if self.context.visual else Packer(1)
+    def packer(self, allocate: Allocate = allocate_nothing) -> Packer:
+        """Return a new packer for one micro-batch, which packs into memory that `allocate` gives."""
+        features = self.context.visual.features if self.context.visual else (1,)
+        return Packer(*features, allocate=allocate)
 
     def notes(self) -> list[str]:
         """Lines for the table printed at start."""

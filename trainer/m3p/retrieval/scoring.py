@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from m3p.batch import Packer, Picture
+from m3p.batch import Picture
 from m3p.batch import Sequence as Packed
 from m3p.data.tokenizer import BOS, Tokenizer
 from m3p.model.attention import Layout
 from m3p.model.heads import ContrastiveHead, MatchingHead
 from m3p.model.m3p import M3P
+from m3p.packing import Packer
 
 Floats = NDArray[np.float32]
 Read = Callable[[Tensor, Layout, Tensor], Tensor]

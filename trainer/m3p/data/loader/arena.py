@@ -23,22 +23,24 @@ from m3p.errors import OneRankError
 from m3p.terminal import warn
 
 SLOT = 2**30
-"""Bytes of one slot; address space, not memory, until written. What finds no room in it is sent through the pipe, which is
+"""Bytes of one slot; address space, not memory, until written. What does not fit into a slot is sent through the pipe, which is
 slow: while 160 MB are unpickled, 120 ms, no other thread of the training process runs."""
 LEAST_SLOT = 2**26
-"""Below, a limit of address space (`ulimit -v`, vm.overcommit_memory = 2) leaves no room to work in."""
-LINE = 64
-"""Tensors begin so many bytes apart."""
-OFF = 16
-"""And so many behind a multiple of `LINE`. At a multiple of 32, libjpeg-turbo (AVX2) writes past the caches, straight to
-memory: decoding takes 5 to 8 % longer."""
+"""Bytes of the smallest useful slot. Where a limit of address space (`ulimit -v`, vm.overcommit_memory = 2) allows less, the
+loader refuses to start."""
+SLOT_ALIGNMENT = 64
+"""Bytes: the start of each tensor in a slot is SLOT_ALIGNMENT_OFFSET more than a multiple of this."""
+SLOT_ALIGNMENT_OFFSET = 16
+"""Bytes that each tensor in a slot lies behind a multiple of SLOT_ALIGNMENT. At a multiple of 32, libjpeg-turbo (AVX2) writes
+straight to memory, past the caches, and decoding takes 5 to 8 % longer."""
 MAP_NORESERVE = 0x4000
+"""Linux's mmap flag (mman.h): no swap space is reserved for the mapping. Python's `mmap` does not name it."""
 _arenas: "weakref.WeakValueDictionary[int, Arena]" = weakref.WeakValueDictionary()
 _numbers = itertools.count()
 
 
 class Arena:
-    """Slots for `workers`, each with `slots` of its own, so that a slot has one writer and one reader.
+    """Shared memory in slots: `slots` for each of `workers`, so that a slot has one writer and one reader.
 
     Raises OneRankError where this process may not have so much address space.
     """
@@ -50,7 +52,7 @@ class Arena:
         _arenas[self.number] = self
 
     def take(self, worker: int) -> int | None:
-        """Return a free slot of `worker`, taken from now on; None where there is none."""
+        """Return the number of a free slot of `worker` and mark it as used; None if all are in use."""
         first = worker * self._slots
         free = bytes(self._used[first : first + self._slots]).find(0)
         if free < 0:
@@ -59,18 +61,18 @@ class Arena:
         return first + free
 
     def borrow(self, number: int) -> NDArray[np.uint8]:
-        """Return a slot, uint8 [slot], that is free again when this array, and all that lie in it, are gone."""
+        """Return slot `number` as bytes, uint8 [slot]. It is free again when this array, and all views of it, are gone."""
         found = np.frombuffer(self.memory, np.uint8, self.slot, number * self.slot)
         weakref.finalize(found, self.free, number)
         return found
 
     def free(self, slot: int) -> None:
-        """Let a slot be taken again."""
+        """Mark a slot as free, so that `take` may return it again."""
         self._used[slot] = 0
 
 
 def _reserve(slots: int) -> tuple[mmap.mmap, int]:
-    """Map memory for `slots`: -> it, and the bytes of a slot, fewer than `SLOT` where the system does not give as many."""
+    """Map memory for so many slots; return it and the bytes of a slot: `SLOT`, or fewer where the system gives less."""
     size = SLOT
     while (memory := _map(slots * size)) is None:
         if size <= LEAST_SLOT:
@@ -88,7 +90,7 @@ def _reserve(slots: int) -> tuple[mmap.mmap, int]:
 
 
 def _map(size: int) -> mmap.mmap | None:
-    """Return so much memory, or None where the system does not give it."""
+    """Return `size` bytes of shared memory, or None where the system does not give them."""
     try:
         return mmap.mmap(-1, size, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
     except OverflowError:
@@ -99,72 +101,75 @@ def _map(size: int) -> mmap.mmap | None:
         return None
 
 
-class Desk:
-    """Where a worker packs: one slot for each micro-batch, which holds all its tensors, one behind the other."""
+class SlotWriter:
+    """Writes the micro-batches of one worker into its slots: one slot a micro-batch, its tensors one behind the other."""
 
     def __init__(self, arena: Arena, worker: int) -> None:
         self._arena, self._worker = arena, worker
         self._slot: int | None = None
-        """Of the micro-batch under way."""
+        """Number of the slot of the current micro-batch; None before its first tensor, and where no slot was free."""
         self._end = 0
-        """Bytes of it that are given out."""
-        self._rooms: list[tuple[torch.Tensor, int]] = []
-        """Tensors that lie in it, and where."""
+        """Byte of the current slot at which the next tensor begins."""
+        self._allocated: list[tuple[torch.Tensor, int]] = []
+        """Tensors that `allocate` returned from the current slot, and the byte at which each begins."""
 
-    def room(self, shape: tuple[int, ...], kind: torch.dtype) -> torch.Tensor | None:
-        """Return a tensor in the slot, or None where there is no slot free, or no room left in it."""
-        place = self._take(math.prod(shape) * kind.itemsize)
-        if place is None:
+    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
+        """Return an uninitialised tensor in the current slot; None if no slot is free, or the tensor does not fit."""
+        start = self._take(math.prod(shape) * dtype.itemsize)
+        if start is None:
             return None
-        room = torch.from_numpy(self._array(shape, _name(kind), place))
-        self._rooms.append((room, place))
-        return room
+        tensor = torch.from_numpy(self._array(shape, _numpy_name(dtype), start))
+        self._allocated.append((tensor, start))
+        return tensor
 
-    def pack(self, batch: Batch) -> "Parcel":
-        """Make a batch ready to be sent: what does not lie in the slot goes there, or, without room, with the parcel."""
+    def pack(self, batch: Batch) -> "PackedBatch":
+        """End the current micro-batch: copy what does not yet lie in its slot there, and return what is sent in its place.
+
+        What does not fit into the slot is sent as plain arrays.
+        """
         stored = batch.map(self._store)
-        slot, self._slot, self._rooms = self._slot, None, []
-        return Parcel(stored, self._arena.number, slot)
+        slot, self._slot, self._allocated = self._slot, None, []
+        return PackedBatch(stored, self._arena.number, slot)
 
     def _take(self, size: int) -> int | None:
-        """Return where in the slot so many bytes are free, taken from now on; None where they are not."""
+        """Reserve `size` bytes of the current slot and return the first; None if no slot is free, or they do not fit."""
         if self._slot is None:
-            self._slot, self._end = self._arena.take(self._worker), OFF
+            self._slot, self._end = self._arena.take(self._worker), SLOT_ALIGNMENT_OFFSET
         if self._slot is None or self._end + size > self._arena.slot:
             return None
-        place = self._end
-        self._end += -(-size // LINE) * LINE
-        return place
+        start = self._end
+        self._end += -(-size // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
+        return start
 
-    def _array(self, shape: tuple[int, ...], kind: str, place: int) -> NDArray[Any]:
-        assert self._slot is not None, "a place lies in a slot"
-        return np.ndarray(shape, kind, self._arena.memory, self._slot * self._arena.slot + place)
+    def _array(self, shape: tuple[int, ...], dtype: str, start: int) -> NDArray[Any]:
+        assert self._slot is not None, "`_take` has reserved bytes of a slot"
+        return np.ndarray(shape, dtype, self._arena.memory, self._slot * self._arena.slot + start)
 
     def _store(self, tensor: torch.Tensor) -> "Stored | NDArray[Any]":
         array = tensor.numpy()
-        shape, kind = array.shape, array.dtype.str
-        for room, place in self._rooms:
-            if room.data_ptr() == tensor.data_ptr():  # it, or what of it is used
-                return place, shape, kind
+        shape, dtype = array.shape, array.dtype.str
+        for allocated, start in self._allocated:
+            if allocated.data_ptr() == tensor.data_ptr():  # the same tensor, or the first rows of it
+                return start, shape, dtype
         free = self._take(array.nbytes)
         if free is None:
             return array
-        self._array(shape, kind, free)[...] = array
-        return free, shape, kind
+        self._array(shape, dtype, free)[...] = array
+        return free, shape, dtype
 
 
 @cache
-def _name(kind: torch.dtype) -> str:
-    """Return numpy's name of a kind of number."""
-    return str(kind).removeprefix("torch.")
+def _numpy_name(dtype: torch.dtype) -> str:
+    """Return numpy's name of a torch dtype."""
+    return str(dtype).removeprefix("torch.")
 
 
 Stored = tuple[int, tuple[int, ...], str]
-"""Where in its slot a tensor begins, its shape and its kind."""
+"""A tensor in a slot: the byte at which it begins, its shape, and numpy's name of its dtype."""
 
 
-class Parcel:
-    """A batch on its way between processes: notes where in the arena its tensors lie, plain arrays for those that do not."""
+class PackedBatch:
+    """A batch on its way between processes: for each tensor the place in its slot, or a plain array if it lies in none."""
 
     def __init__(self, stored: Batch, arena: int, slot: int | None) -> None:
         self._stored, self._arena, self._slot = stored, arena, slot
@@ -176,7 +181,7 @@ class Parcel:
         def load(stored: "Stored | NDArray[Any]") -> torch.Tensor:
             if isinstance(stored, np.ndarray):
                 return torch.from_numpy(stored)
-            place, shape, kind = stored
-            return torch.from_numpy(np.ndarray(shape, kind, slot, place))
+            start, shape, dtype = stored
+            return torch.from_numpy(np.ndarray(shape, dtype, slot, start))
 
         return self._stored.map(load)

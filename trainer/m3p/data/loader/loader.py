@@ -11,19 +11,19 @@ from typing import ClassVar, Protocol
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from m3p.batch import Batch, set_room
-from m3p.data.loader.arena import Arena, Desk, Parcel
+from m3p.batch import Allocate, Batch, allocate_nothing
+from m3p.data.loader.arena import Arena, PackedBatch, SlotWriter
 from m3p.data.loader.threads import ahead, set_threads
 from m3p.data.loader.workers import Workers
 from m3p.data.order.plan import MicroBatch, MicroBatchPlan
 from m3p.errors import OneRankError, UserError
 from m3p.paths import PathField
 
-HELD = 4
-"""Slots of a worker for micro-batches that the training process still uses; short of slots, it copies."""
+SLOTS_IN_USE = 4
+"""Slots of a worker for micro-batches that the training process still uses. Without a free slot, a worker sends copies."""
 BLOCK = 32
-"""Micro-batches of a run without pictures that a worker makes and hands over together, so that it is woken less often and
-reads and tokenises more at once. With pictures that is nothing beside decoding, and memory that few share is faster."""
+"""Micro-batches of a run without pictures that a worker makes and sends together: it is woken less often, and reads and
+tokenises more at once. With pictures the gain is nothing beside decoding, and a small piece of memory stays in the caches."""
 
 
 class DataConfig(BaseModel):
@@ -47,12 +47,12 @@ class DataConfig(BaseModel):
 
 
 class MakesBatches(Protocol):
-    """An objective, as far as the loader cares."""
+    """What the loader needs of an objective."""
 
     needs_pictures: ClassVar[bool]
 
-    def batches(self, parts: Sequence[MicroBatch]) -> Iterator[Batch]:
-        """Pack the samples of some of its micro-batches."""
+    def batches(self, parts: Sequence[MicroBatch], allocate: Allocate) -> Iterator[Batch]:
+        """Pack the samples of some of its micro-batches, in order, into memory that `allocate` gives."""
 
 
 class MicroBatches:
@@ -63,16 +63,19 @@ class MicroBatches:
 
     @property
     def block(self) -> int:
-        """How many are best made together."""
+        """Number of micro-batches that are best made together."""
         pictures = any(objective.needs_pictures for objective in self._objectives.values())
         return 1 if pictures else BLOCK
 
-    def make(self, numbers: range) -> Iterator[Batch]:
-        """Pack the micro-batches of a block; each objective sees all of its own at once."""
+    def make(self, numbers: range, allocate: Allocate = allocate_nothing) -> Iterator[Batch]:
+        """Pack the micro-batches of a block, in order, into memory that `allocate` gives.
+
+        Each objective gets all of its micro-batches of the block at once.
+        """
         parts = [self._plan.locate(number) for number in numbers]
         owners = [part.turn.objective for part in parts]
         made = {
-            name: self._objectives[name].batches([part for part in parts if part.turn.objective == name])
+            name: self._objectives[name].batches([part for part in parts if part.turn.objective == name], allocate)
             for name in dict.fromkeys(owners)
         }
         for owner in owners:
@@ -95,7 +98,7 @@ def load(
 
 @dataclass(frozen=True)
 class _Blocks:
-    """Numbers of micro-batches, a few at a time."""
+    """The numbers of all micro-batches, cut into blocks of `size`; the last block may be shorter."""
 
     numbers: range
     size: int
@@ -113,23 +116,22 @@ def _one_by_one(blocks: Iterator[list[Batch]]) -> Iterator[Batch]:
 
 
 def _ready(config: DataConfig, blocks: _Blocks) -> int:
-    """Return how many blocks of each worker lie ready."""
+    """Return how many finished blocks each worker keeps ready."""
     return max(1, config.prefetch // blocks.size)
 
 
 def _arena(workers: int, config: DataConfig, blocks: _Blocks) -> Arena:
-    """Besides those that lie ready, a worker makes one block, one is being taken, and some of a turn may be held."""
-    return Arena(workers, (_ready(config, blocks) + 2) * blocks.size + HELD)
+    """Make the slots: for each worker the blocks that lie ready, one being made, one being taken, and SLOTS_IN_USE."""
+    return Arena(workers, (_ready(config, blocks) + 2) * blocks.size + SLOTS_IN_USE)
 
 
 def _alone(batches: MicroBatches, blocks: _Blocks, config: DataConfig, pin: bool) -> Generator[list[Batch], None, None]:
-    """Load in this process: all of it in the thread that takes from here, but pictures, which it shares with others."""
+    """Load in this process and in the thread that iterates; threads of their own help it to decode pictures."""
     set_threads(config.threads)
-    desk = Desk(_arena(1, config, blocks), 0)
-    set_room(desk.room)
+    writer = SlotWriter(_arena(1, config, blocks), 0)
     try:
         for block in range(len(blocks)):
-            made = [desk.pack(batch).open() for batch in batches.make(blocks[block])]
+            made = [writer.pack(batch).open() for batch in batches.make(blocks[block], writer.allocate)]
             yield [batch.pin_memory() for batch in made] if pin else made
     except UserError as error:
         raise OneRankError(str(error)) from error
@@ -138,42 +140,42 @@ def _alone(batches: MicroBatches, blocks: _Blocks, config: DataConfig, pin: bool
 def _by_workers(
     batches: MicroBatches, blocks: _Blocks, config: DataConfig, start_worker: Callable[[int], None]
 ) -> Generator[Batch, None, None]:
-    """Load in worker processes, which pack into memory that this process sees."""
+    """Load in worker processes, which pack into memory that they share with this process."""
     arena = _arena(config.workers, config, blocks)
-    desks = [Desk(arena, worker) for worker in range(config.workers)]
-    mine = _Mine(batches, blocks, desks, config.threads, start_worker)
-    workers: Workers[list[Parcel]] = Workers(
-        config.workers, range(len(blocks)), _ready(config, blocks), mine.start, mine.make
+    writers = [SlotWriter(arena, worker) for worker in range(config.workers)]
+    task = _WorkerTask(batches, blocks, writers, config.threads, start_worker)
+    workers: Workers[list[PackedBatch]] = Workers(
+        config.workers, range(len(blocks)), _ready(config, blocks), task.start, task.make
     )
     for block in workers.results():
-        for parcel in block:
-            yield parcel.open()
+        for packed in block:
+            yield packed.open()
 
 
-class _Mine:
-    """What a worker does."""
+class _WorkerTask:
+    """What a worker process does: `start` once, then `make` for each of its blocks."""
 
     def __init__(
         self,
         batches: MicroBatches,
         blocks: _Blocks,
-        desks: list[Desk],
+        writers: list[SlotWriter],
         threads: int,
         start_worker: Callable[[int], None],
     ) -> None:
-        self._batches, self._blocks, self._desks = batches, blocks, desks
+        self._batches, self._blocks, self._writers = batches, blocks, writers
         self._threads, self._start_worker = threads, start_worker
-        self._desk = desks[0]
+        self._writer = writers[0]
 
     def start(self, worker: int) -> None:
-        """torch without threads (workers are the parallelism), those that decode, and a place to pack at."""
+        """Prepare the process: torch without threads (workers are the parallelism), threads that decode, slots to write to."""
         torch.set_num_threads(1)
         gc.freeze()  # what was there before is no garbage; to look through it again and again takes time
         gc.enable()  # the training process, of which this is a copy, collects at fixed steps alone
         set_threads(self._threads)
-        self._desk = self._desks[worker]
-        set_room(self._desk.room)
+        self._writer = self._writers[worker]
         self._start_worker(worker)
 
-    def make(self, block: int) -> list[Parcel]:
-        return [self._desk.pack(batch) for batch in self._batches.make(self._blocks[block])]
+    def make(self, block: int) -> list[PackedBatch]:
+        writer = self._writer
+        return [writer.pack(batch) for batch in self._batches.make(self._blocks[block], writer.allocate)]

@@ -1,4 +1,7 @@
-"""Room for the pictures of a micro-batch, used again and again: fresh memory costs a page fault every 4 kB."""
+"""The picture buffer: memory that the pictures of a micro-batch are decoded into, side by side.
+
+It is used again for each micro-batch: fresh memory costs a page fault every 4 kB.
+"""
 
 import math
 
@@ -6,39 +9,40 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from m3p.batch import find_room
+from m3p.batch import Allocate, allocate_nothing
 
-Room = NDArray[np.uint8]
+PictureSlot = NDArray[np.uint8]
+"""Memory that one picture is decoded into, of the shape of its features."""
 
-SPARE = 4
-"""Pictures that find room behind those decoded: a blank one, and some of another micro-batch that make mismatches."""
+EXTRA_PICTURES = 4
+"""Pictures that fit behind the decoded ones: a blank one, and some of other micro-batches that make mismatched pairs."""
 
 
-class Canvas:
-    """One stretch of memory for each micro-batch, divided among its pictures.
+class PictureBuffer:
+    """One stretch of memory for the pictures of a micro-batch, divided into a slot for each.
 
-    It lies where the thread packs (`m3p.batch.set_room`), so that a micro-batch whose pictures come once and in order
-    needs no copy of them; otherwise in memory of its own, which the next micro-batch overwrites.
+    It lies where the micro-batch is packed, if the caller's `allocate` gives memory there: then pictures that come once and in
+    order are not copied when they are packed. Otherwise it lies in memory of its own, which the next micro-batch overwrites.
 
     Args:
-        shape: of one picture's features; None where pictures differ, and each brings its own memory.
+        shape: of one picture's features; None where pictures differ in size, and each brings its own memory.
     """
 
     def __init__(self, shape: tuple[int, ...] | None) -> None:
         self._shape = shape
         self._memory = np.empty(0, np.uint8)
-        self.rooms: list[Room | None] = []
-        """Of the micro-batch under way."""
+        self.slots: list[PictureSlot | None] = []
+        """A slot for each picture of the current micro-batch; None where a picture brings its own memory."""
         self.whole: torch.Tensor | None = None
-        """All rooms end to end, and spare room, where they lie in room that the thread packs into."""
+        """All slots end to end and EXTRA_PICTURES more, if the memory was given by `allocate`; else None."""
 
-    def divide(self, pictures: int) -> list[Room | None]:
-        """Return room for so many pictures, side by side."""
-        self.whole, self.rooms = None, [None] * pictures
+    def divide(self, pictures: int, allocate: Allocate = allocate_nothing) -> list[PictureSlot | None]:
+        """Return a slot for each of `pictures` pictures, side by side, in memory that `allocate` gives if it has some."""
+        self.whole, self.slots = None, [None] * pictures
         if self._shape is None or not pictures:
-            return self.rooms
+            return self.slots
         rows, *others = self._shape
-        self.whole = find_room(((pictures + SPARE) * rows, *others), torch.uint8)
+        self.whole = allocate(((pictures + EXTRA_PICTURES) * rows, *others), torch.uint8)
         if self.whole is None:
             size = pictures * math.prod(self._shape)
             if len(self._memory) < size:
@@ -46,5 +50,5 @@ class Canvas:
             memory = self._memory[:size]
         else:
             memory = self.whole.numpy()[: pictures * rows]
-        self.rooms = list(memory.reshape(pictures, *self._shape))
-        return self.rooms
+        self.slots = list(memory.reshape(pictures, *self._shape))
+        return self.slots

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from m3p.batch import Packer
 from m3p.keys import key
 from m3p.objectives.tasks.task import Targets
+from m3p.packing import Packer
 
 
 class Contrastive:

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from m3p.batch import Packer, Picture
+from m3p.batch import Picture
 from m3p.keys import choose, hashes, splitmix64, uniform
 from m3p.objectives.tasks.task import Targets
+from m3p.packing import Packer
 from m3p.visual.pixels import scaled
 
 Ids = NDArray[np.int64]

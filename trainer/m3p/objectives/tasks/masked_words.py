@@ -4,10 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from m3p.batch import Packer
 from m3p.data.tokenizer import Tokenizer
 from m3p.keys import choose, hashes, splitmix64, uniform
 from m3p.objectives.tasks.task import Targets
+from m3p.packing import Packer
 
 Ids = NDArray[np.int64]
 

@@ -4,8 +4,8 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from m3p.batch import Packer
 from m3p.objectives.tasks.task import Targets
+from m3p.packing import Packer
 
 
 class Matching:
