@@ -56,13 +56,24 @@ def mean_recall_interval(languages: Mapping[str, GroupedRanks], *, seed: int = 0
     """Return the mean recall averaged over `languages` (one is fine) with its interval."""
     hits, asked = _table(languages)
     values = np.concatenate([_statistic(counts, hits, asked) for counts in _draws(hits.shape[0], seed)])
-    return _interval(hits, asked, values)
+    return _percentiles(float(_statistic(np.ones((1, hits.shape[0])), hits, asked)[0]), values)
 
 
 def difference_interval(a: Mapping[str, GroupedRanks], b: Mapping[str, GroupedRanks], *, seed: int = 0) -> Interval:
     """Return mean recall of `a` less that of `b`, averaged over languages, paired: each draw is the same for both.
 
     Both must hold the same languages with the same queries in the same order; anything else is a defect of the caller.
+    """
+    value, values = resampled_differences(a, b, seed=seed)
+    return _percentiles(value, values)
+
+
+def resampled_differences(
+    a: Mapping[str, GroupedRanks], b: Mapping[str, GroupedRanks], *, seed: int = 0
+) -> tuple[float, NDArray[np.float64]]:
+    """Return the difference of the mean recalls and its value in each resample [RESAMPLES]; see `difference_interval`.
+
+    The concepts drawn follow from their number and `seed` alone, so that several differences can be added resample by resample.
     """
     assert list(a) == list(b), (list(a), list(b))
     for language in a:
@@ -73,13 +84,14 @@ def difference_interval(a: Mapping[str, GroupedRanks], b: Mapping[str, GroupedRa
     # Recalls are linear in the hits, so the difference of the hits gives the difference of the recalls.
     hits = hits_a - hits_b
     values = np.concatenate([_statistic(counts, hits, asked) for counts in _draws(hits.shape[0], seed)])
-    return _interval(hits, asked, values)
+    return float(_statistic(np.ones((1, hits.shape[0])), hits, asked)[0]), values
 
 
-def _interval(hits: NDArray[np.float64], asked: NDArray[np.float64], values: NDArray[np.float64]) -> Interval:
+def _percentiles(value: float, values: NDArray[np.float64]) -> Interval:
+    """Return `value` with the interval that its resampled `values` [RESAMPLES] give."""
     tail = (100 - LEVEL) / 2
     low, high = np.percentile(values, [tail, 100 - tail])
-    return Interval(float(_statistic(np.ones((1, hits.shape[0])), hits, asked)[0]), float(low), float(high))
+    return Interval(value, float(low), float(high))
 
 
 def _table(languages: Mapping[str, GroupedRanks]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -278,22 +278,29 @@ def differences(a: Evaluation, b: Evaluation) -> dict[str, Interval]:
     """
     return {
         row: difference_interval({n: a.grouped_ranks(n) for n in names}, {n: b.grouped_ranks(n) for n in names})
-        for row, names in _shared_rows(a, b).items()
+        for row, names in shared_rows(a, b).items()
     }
 
 
-def _shared_rows(a: Evaluation, b: Evaluation) -> dict[str, list[str]]:
-    """Return the languages behind each row of a comparison."""
-    shared = [language for language in a.languages if language in b.languages]
-    if not shared:
-        raise UserError(f"{a.system} and {b.system} were evaluated in no common language: nothing to compare")
-    other = [name for name in shared if _queries(a, name) != _queries(b, name)]
-    if other:
-        raise UserError(
-            f"{a.system} and {b.system} answered different queries in {', '.join(other)}: a paired comparison needs "
-            "the same pictures and captions; evaluate both on the same source and split"
-        )
-    never = [name for name in shared if name not in {*a.captioned_languages, *b.captioned_languages}]
+def shared_rows(first: Evaluation, *others: Evaluation) -> dict[str, list[str]]:
+    """Return the rows of a comparison and the languages behind each: every language that all share, then the means.
+
+    Raises UserError when they share no language, or were asked different queries in one.
+    """
+    shared = [language for language in first.languages if all(language in one.languages for one in others)]
+    for other in others:
+        if not shared:
+            raise UserError(
+                f"{first.system} and {other.system} were evaluated in no common language: nothing to compare"
+            )
+        wrong = [name for name in shared if _queries(first, name) != _queries(other, name)]
+        if wrong:
+            raise UserError(
+                f"{first.system} and {other.system} answered different queries in {', '.join(wrong)}: a paired comparison needs "
+                "the same pictures and captions; evaluate both on the same source and split"
+            )
+    captioned = {name for one in (first, *others) for name in one.captioned_languages}
+    never = [name for name in shared if name not in captioned]
     return {name: [name] for name in shared} | {_ALL: shared} | ({_NEVER: never} if never else {})
 
 
@@ -325,7 +332,7 @@ def compare(a: Evaluation, b: Evaluation) -> Table:
     for name in ("language", *_titles(a, b), "difference", "95 % interval"):
         table.add_column(Text(name), justify="left" if name == "language" else "right")
     found = differences(a, b)
-    for row, names in _shared_rows(a, b).items():
+    for row, names in shared_rows(a, b).items():
         if row == _ALL:
             table.add_section()
         values = [float(np.mean([one.languages[name].mean_recall for name in names])) for one in (a, b)]

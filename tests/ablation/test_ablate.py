@@ -1,0 +1,121 @@
+"""Runs are trained once, go on after a kill, and are compared; training itself is stood in for by a function."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from m3p.ablation.ablate import ablate
+from m3p.ablation.report import tables
+from m3p.console import PlainConsole
+from m3p.errors import UserError
+from m3p.recipe.load import dump_recipe, load_recipe
+from m3p.retrieval.metrics import Pool, ranks
+from m3p.retrieval.report import Conditions, Evaluation
+from tests.tiny import tiny_recipe
+
+RECORDS = [{"id": f"p{number}", "captions": {"en": f"thing {number}", "de": f"Ding {number}"}} for number in range(60)]
+
+
+class Trainer:
+    """Stands in for training: writes what a finished run leaves; runs without dropout find more pictures."""
+
+    def __init__(self, recipe: Path, dies_at: int | None = None) -> None:
+        self.recipe, self.dies_at = recipe, dies_at
+        self.started: list[str] = []
+
+    def __call__(self, overrides: Sequence[str]) -> int:
+        recipe = load_recipe(self.recipe, overrides)
+        self.started.append(f"{recipe.run.folder.parent.name}/{recipe.run.folder.name}")
+        if len(self.started) - 1 == self.dies_at:
+            return -9
+        recipe.run.folder.mkdir(parents=True)
+        (recipe.run.folder / "recipe.yaml").write_text(dump_recipe(recipe))
+        evaluation(recipe.run.seed, 3.0 if recipe.model.dropout == 0 else 0.0).save(
+            recipe.run.folder / "evaluation" / "train.json"
+        )
+        (recipe.run.folder / "status").write_text("done\n")
+        return 0
+
+
+def evaluation(seed: int, skill: float) -> Evaluation:
+    pool, rng = Pool.of(RECORDS, ["en", "de"]), np.random.default_rng(seed)
+    found = {}
+    for language in pool.captions:
+        right = pool.right(language)
+        found[language] = ranks(rng.normal(size=right.shape) + skill * right, right)
+    conditions = Conditions(
+        dataset="toys", split="dev", scoring="dual", caption_source="human", captioned_languages=["en"],
+        system=f"run-{seed}-{skill}", step=1, seed=seed,
+    )  # fmt: skip
+    return Evaluation.of(pool, found, conditions)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tiny_recipe(tmp_path)))
+    return path
+
+
+def test_variants_are_trained_once_and_compared_with_the_first(recipe: Path, tmp_path: Path) -> None:
+    trainer = Trainer(recipe)
+    report = ablate(recipe, [], ["model.dropout=0.5,0.0"], 3, tmp_path / "out", trainer)
+    assert trainer.started[:2] == ["00-model.dropout_0.5/seed-0", "01-model.dropout_0.0/seed-0"]
+    assert len(trainer.started) == 6
+    rows = {(row.languages, row.variant): row for row in report.evaluations["train"]}
+    better = rows["en", "model.dropout=0.0"]
+    assert better.difference == pytest.approx(better.mean_recall - rows["en", "model.dropout=0.5"].mean_recall)
+    assert better.interval is not None
+    assert better.interval[0] > 0
+    assert len(better.by_seed) == 3
+    assert rows["en", "model.dropout=0.5"].difference is None
+    again = ablate(recipe, [], ["model.dropout=0.5,0.0"], 3, tmp_path / "out", trainer)
+    assert (again, len(trainer.started)) == (report, 6)
+
+
+def test_the_same_command_goes_on_after_a_kill(recipe: Path, tmp_path: Path) -> None:
+    command = (recipe, ["run.steps=9"], ["model.dropout=0.5,0.0"], 2, tmp_path / "out")
+    with pytest.raises(UserError, match=r"dropout=0.5 with seed 1 is not complete \(exit code -9\)"):
+        ablate(*command, Trainer(recipe, dies_at=2))
+    trainer = Trainer(recipe)
+    report = ablate(*command, trainer)
+    assert trainer.started == ["00-model.dropout_0.5/seed-1", "01-model.dropout_0.0/seed-1"]
+    whole = ablate(recipe, ["run.steps=9"], ["model.dropout=0.5,0.0"], 2, tmp_path / "once", Trainer(recipe))
+    assert report.evaluations == whole.evaluations
+
+
+def test_differences_of_chance_alone_are_called_none(recipe: Path, tmp_path: Path) -> None:
+    report = ablate(recipe, [], ["model.dropout=0.5,0.4"], 3, tmp_path / "out", Trainer(recipe))
+    assert {row.verdict for row in report.evaluations["train"] if row.difference is not None} == {"none"}
+
+
+def test_runs_of_another_recipe_are_not_taken_for_these(recipe: Path, tmp_path: Path) -> None:
+    ablate(recipe, [], ["model.dropout=0.5,0.0"], 1, tmp_path / "out", Trainer(recipe))
+    with pytest.raises(UserError, match="trained by another recipe"):
+        ablate(recipe, ["run.steps=19"], ["model.dropout=0.5,0.0"], 1, tmp_path / "out", Trainer(recipe))
+
+
+def test_every_variant_is_checked_before_the_first_is_trained(recipe: Path, tmp_path: Path) -> None:
+    trainer = Trainer(recipe)
+    with pytest.raises(UserError, match=r"model\.dropout = 3"):
+        ablate(recipe, [], ["model.dropout=0.5,3"], 1, tmp_path / "out", trainer)
+    assert trainer.started == []
+
+
+def test_table_json_and_page_say_the_same(recipe: Path, tmp_path: Path) -> None:
+    report = ablate(recipe, [], ["model.dropout=0.5,0.0"], 2, tmp_path / "out", Trainer(recipe))
+    console = PlainConsole(file=io.StringIO(), width=200)
+    for table in tables(report):
+        console.print(table)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]  # it is the StringIO above
+    page = (tmp_path / "out" / "ablation.html").read_text()
+    stored = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    for row in stored["evaluations"]["train"]:
+        assert f"{row['mean_recall']:.1f}" in shown
+        assert f"<td>{row['mean_recall']:.1f}</td>" in page
+    assert "with few seeds it is too narrow" in page
