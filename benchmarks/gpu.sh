@@ -97,7 +97,7 @@ train() { # train NAME OVERRIDES...
 part data 60 "$python" benchmarks/generated.py "$work/data" "${data[@]}"
 part tests 100 "$python" -m pytest -q -p no:cacheprovider -m gpu tests/kernels tests/model tests/test_batch.py
 train train
-part plan 30 "$python" -m m3p.cli.main plan trainer/m3p/recipes/m3p_base.yaml ds_configs/zero1.json "${overrides[@]}" --gpus 1 --kind "$kind"
+part plan 30 "$python" -m m3p plan trainer/m3p/recipes/m3p_base.yaml ds_configs/zero1.json "${overrides[@]}" --gpus 1 --kind "$kind"
 part train-profile 120 "$python" benchmarks/train_profile.py "$work/results/train-profile" --after "$warmup" --steps 2 \
   "${recipe[@]}" "run.folder=$work/train-profile" "${overrides[@]}"
 step step
@@ -110,7 +110,7 @@ if [ "$device" = cuda ]; then
   step step-triton-norm --ours --kernels layer_norm=triton
   train train-triton-norm kernels.layer_norm=triton
 fi
-part scenes 60 "$python" -m m3p.cli.main prepare scenes --output "$work/scenes" "${scenes[@]}"
+part scenes 60 "$python" -m m3p prepare scenes --output "$work/scenes" "${scenes[@]}"
 part demo 100 "$python" trainer/run.py --recipe trainer/m3p/recipes/demo.yaml --deepspeed_config ds_configs/zero1.json \
   "run.folder=$work/demo" "model.tokenizer=$work/scenes/tokenizer" "${demo[@]}" \
   "objectives.multilingual_text.sources.0.path=$work/scenes/text/*" "evaluation.dev.path=$work/scenes/dev" \

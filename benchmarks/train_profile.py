@@ -15,7 +15,7 @@ from profiled import activities, write_profile
 from torch.profiler import profile, schedule
 
 from m3p.training.deepspeed.engine import Engine
-from run import main as train
+from m3p.training.main import main as train
 
 
 def main() -> None:

@@ -14,7 +14,8 @@
 #   M3P_MAX_FAILS  starts in a row without a new checkpoint before giving up; 3
 
 : "${M3P_PYTHON:=$M3P_HOME/.venv/bin/python}" "${M3P_MAX_FAILS:=3}"
-export PYTHONPATH=$M3P_HOME${PYTHONPATH:+:$PYTHONPATH}
+# A checkout's own code runs, whatever is installed; without one, the installed package.
+[ ! -d "$M3P_HOME/trainer/m3p" ] || export PYTHONPATH=$M3P_HOME/trainer${PYTHONPATH:+:$PYTHONPATH}
 
 # A task of an array has a plain number too, but for one of them that number means the whole array.
 job=${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
@@ -44,12 +45,12 @@ train() {
   check_start 2 "RECIPE DS_CONFIG [section.key=value ...]" "$@"
   local recipe=$1 ds_config=$2 before
   shift 2
-  run=$("$M3P_PYTHON" -m m3p.cli.main show "$recipe" "$@" --field run.folder) || die "the recipe is refused (above)"
-  [ -f "$ds_config" ] || die "DS_CONFIG $ds_config does not exist; ds_configs/ has one for each ZeRO stage"
+  run=$("$M3P_PYTHON" -m m3p show "$recipe" --deepspeed_config "$ds_config" "$@" --field run.folder) ||
+    die "RECIPE or DS_CONFIG is refused (above)"
   claim_folder
   before=$(newest_checkpoint)
   export_environment
-  start_ranks -u "$M3P_HOME/trainer/run.py" --recipe "$recipe" --deepspeed_config "$ds_config" "$@"
+  start_ranks -u -m m3p.training.main --recipe "$recipe" --deepspeed_config "$ds_config" "$@"
   decide "$before"
 }
 
@@ -68,12 +69,31 @@ newest_checkpoint() { readlink "$run/checkpoints/latest" || get checkpoints/late
 
 # What the ranks need beyond Slurm's own numbers. A port of the last start may still be held by its sockets.
 export_environment() {
-  MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-  MASTER_PORT=$((20000 + (SLURM_JOB_ID * 7 + restarts) % 10000))
+  MASTER_ADDR=$(first_host)
+  MASTER_PORT=$((20000 + (${SLURM_JOB_ID:-0} * 7 + restarts) % 10000))
   export MASTER_ADDR MASTER_PORT
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONFAULTHANDLER=1
   # srun does not inherit sbatch's --cpus-per-task by itself.
   [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+}
+
+# The batch script runs on the first node of the job: its own name will do where Slurm's tools are not on this node's PATH.
+first_host() {
+  local found=''
+  [ -z "${SLURM_JOB_NODELIST:-}" ] || found=$(scontrol show hostnames "$SLURM_JOB_NODELIST" 2>/dev/null | head -n 1)
+  echo "${found:-${SLURMD_NODENAME:-$(hostname)}}"
+}
+
+# How many ranks srun will start, for the log; Slurm does not always say.
+rank_count() {
+  local nodes=${SLURM_JOB_NUM_NODES:-${SLURM_NNODES:-}} each=${SLURM_NTASKS_PER_NODE:-}
+  if [ -n "${SLURM_NTASKS:-}" ]; then
+    echo "$SLURM_NTASKS ranks"
+  elif [[ $nodes =~ ^[0-9]+$ && $each =~ ^[0-9]+$ ]]; then
+    echo "$((nodes * each)) ranks"
+  else
+    echo "ranks"
+  fi
 }
 
 # start_ranks ARGUMENT...: one interpreter a task; returns when all have ended. One lost rank ends the others. The ranks
@@ -81,7 +101,7 @@ export_environment() {
 start_ranks() {
   local code
   [ -z "$signalled" ] || return 0
-  log "starting $SLURM_NTASKS ranks on $SLURM_JOB_NODELIST, logs in $run/logs/$job.$restarts.rank*.log"
+  log "starting $(rank_count) on ${SLURM_JOB_NODELIST:-this node}, logs in $run/logs/$job.$restarts.rank*.log"
   srun --kill-on-bad-exit=1 --wait=3600 --export=ALL --output="$run/logs/$job.$restarts.rank%t.log" \
     "$M3P_PYTHON" "$@" &
   srun_pid=$!

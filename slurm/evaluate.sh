@@ -17,4 +17,4 @@ M3P_HOME=${M3P_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}
 
 check_start 1 "RUN [arguments of m3p evaluate]" "$@"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
-exec "$M3P_PYTHON" -m m3p.cli.main evaluate "$@"
+exec "$M3P_PYTHON" -m m3p evaluate "$@"

@@ -66,7 +66,7 @@ def write_with_webdataset(folder: Path) -> tuple[Path, Path]:
 
 
 def index(folder: Path, *options: str) -> None:
-    command = [sys.executable, "-m", "m3p.cli.main", "index", str(folder), *options]
+    command = [sys.executable, "-m", "m3p", "index", str(folder), *options]
     subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
 
 

@@ -31,7 +31,7 @@ def problems(recipe: Path, *overrides: str, samples: int = 20) -> list[str]:
 
 
 def test_good_data_has_no_problem(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lint_command(mine, [], 0)
+    lint_command(str(mine), [], 0)
     assert capsys.readouterr().out == "no problem found\n"
 
 
@@ -40,7 +40,7 @@ def test_every_problem_is_said_and_the_exit_code_is_1(mine: Path, capsys: pytest
     (shards / "dictionary" / "en-de.tsv").write_text("no tab here\n")
     (shards / "text" / "ja" / "shard-000001.tar").unlink()
     with pytest.raises(typer.Exit) as caught:
-        lint_command(mine, [], 20)
+        lint_command(str(mine), [], 20)
     assert caught.value.exit_code == 1
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2

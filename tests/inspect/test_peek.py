@@ -122,13 +122,13 @@ def test_bad_samples_are_said(tiny: Path, tmp_path: Path) -> None:
 def test_the_command_says_where_the_page_is(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from m3p.cli.data import peek_command
 
-    peek_command(tiny, [], tmp_path / "x.html", 2, 3)
+    peek_command(str(tiny), [], tmp_path / "x.html", 2, 3)
     assert re.match(r"9 samples of 3 turns: see .*x\.html", capsys.readouterr().out)
     assert (tmp_path / "x.html").read_text().startswith("<!DOCTYPE html>")
     with pytest.raises(UserError, match=r"--output .* cannot be written"):
-        peek_command(tiny, [], tmp_path / "none" / "x.html", 1, 1)
+        peek_command(str(tiny), [], tmp_path / "none" / "x.html", 1, 1)
     with pytest.raises(UserError, match=r"--step 99999999999999999999: beyond .* run\.steps = 20"):
-        peek_command(tiny, [], tmp_path / "x.html", 99999999999999999999, 1)
+        peek_command(str(tiny), [], tmp_path / "x.html", 99999999999999999999, 1)
 
 
 def test_hidden_patches_are_shown_grey_and_the_rest_as_it_is() -> None:

@@ -58,7 +58,7 @@ def test_the_command_prints_a_table_and_writes_json(
 ) -> None:
     from m3p.cli.data import stats_command
 
-    stats_command(tiny, [], 10, tmp_path / "stats.json")
+    stats_command(str(tiny), [], 10, tmp_path / "stats.json")
     printed = capsys.readouterr().out
     assert "30 samples in 4 shards" in printed
     assert "percent of words found in the word lists: de 100, ja 100" in printed
@@ -66,4 +66,4 @@ def test_the_command_prints_a_table_and_writes_json(
     assert [source["read"] for source in written] == [10] * 5
     for wrong in (tmp_path, tmp_path / "none" / "x.json", tmp_path / "stats.json" / "x.json"):
         with pytest.raises(UserError, match=f"--json {wrong}: cannot be written"):
-            stats_command(tmp_path / "not even read", [], 10, wrong)
+            stats_command(str(tmp_path / "not even read"), [], 10, wrong)

@@ -1,7 +1,7 @@
 """Stands in for the interpreter and trainer that slurm/pretrain.sh starts: the same contract, no torch, no model.
 
-It answers `-m m3p.cli.main show RECIPE ... --field run.folder` (the recipe being a file with that folder's name in it),
-`-u .../trainer/run.py --recipe ...`, and `-m m3p.cli.main evaluate ...`, which only prints its arguments. Settings:
+It answers `-m m3p show RECIPE --deepspeed_config FILE ... --field run.folder` (the recipe is a file that holds the folder),
+`-u -m m3p.training.main --recipe ...`, and `-m m3p evaluate ...`, which only prints its arguments. Settings:
 stub.steps; stub.signal_at, a step of its first start where it signals itself; and for failures: rank stub.fail_rank
 dies at step stub.fail_at of each of its first stub.fail_starts starts.
 """
@@ -105,17 +105,18 @@ def main() -> None:
     """Be whatever the arguments ask for."""
     arguments = sys.argv[1:]
     settings = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    if arguments[:3] == ["-m", "m3p.cli.main", "show"]:
+    if arguments[:3] == ["-m", "m3p", "show"]:
         assert arguments[-2:] == ["--field", "run.folder"]
+        assert arguments[4] == "--deepspeed_config"
+        if not Path(arguments[5]).is_file():
+            sys.exit(f"error: DeepSpeed config {arguments[5]!r}: there is no such file")
         print(folder_of(arguments[3], settings))
-    elif arguments[:3] == ["-m", "m3p.cli.main", "evaluate"]:
+    elif arguments[:3] == ["-m", "m3p", "evaluate"]:
         print(*arguments[3:])
     else:
-        assert arguments[0] == "-u"
-        assert arguments[1].endswith("/trainer/run.py")
-        assert arguments[2] == "--recipe"
-        assert arguments[4] == "--deepspeed_config"
-        train(folder_of(arguments[3], settings), settings)
+        assert arguments[:4] == ["-u", "-m", "m3p.training.main", "--recipe"]
+        assert arguments[5] == "--deepspeed_config"
+        train(folder_of(arguments[4], settings), settings)
 
 
 main()

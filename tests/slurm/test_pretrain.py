@@ -99,7 +99,7 @@ def test_every_rank_knows_its_place(run: Run, options: tuple[str, ...], visible:
     assert environments[0]["SRUN_CPUS_PER_TASK"] == "2"
     for start in starts:
         assert start[0]["argv"][1:] == [
-            *("-u", f"{REPOSITORY}/trainer/run.py", "--recipe", str(run.recipe)),
+            *("-u", "-m", "m3p.training.main", "--recipe", str(run.recipe)),
             *("--deepspeed_config", "ds_configs/zero1.json", "a.b=c d", "stub.steps=1"),
         ]
     assert run.status() == "done"
@@ -224,7 +224,7 @@ def test_a_refused_recipe_fails_at_once_and_is_not_requeued(run: Run) -> None:
 def test_settings_that_are_not_there_fail_at_once_and_are_not_requeued(run: Run) -> None:
     job = run.submit_script(*TWO_NODES, "slurm/pretrain.sh", str(run.recipe), "ds_configs/none.json")
     assert run.cluster.wait(job) == "FAILED"
-    assert "DS_CONFIG ds_configs/none.json does not exist" in run.output()
+    assert "RECIPE or DS_CONFIG is refused" in run.output()
     assert not run.starts()
 
 

@@ -1,1 +1,3 @@
-"""M3P: multitask, multilingual, multimodal pre-training."""
+"""M3P: multitask, multilingual, multimodal pre-training (arXiv 2006.02635)."""
+
+__version__ = "0.2.0"

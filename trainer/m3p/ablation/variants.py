@@ -99,11 +99,7 @@ def _short_names(fields: Sequence[str]) -> dict[str, str]:
 
 def _text(value: Any) -> str:
     """Return a value as YAML in one line."""
-    return (
-        str(yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**9))
-        .removesuffix("...\n")
-        .strip()
-    )
+    return str(yaml.safe_dump(value, default_flow_style=True, width=10**9)).removesuffix("...\n").strip()
 
 
 def _file_name(name: str) -> str:

@@ -7,18 +7,17 @@ from typing import Annotated
 
 import typer
 
+from m3p.cli.arguments import Overrides, RecipeArgument
 from m3p.errors import UserError
+from m3p.shipped import find_recipe
 from m3p.terminal import say
 
 data_app = typer.Typer(no_args_is_help=True, help="Look into the data of a recipe.")
 
-RecipeFile = Annotated[Path, typer.Argument(help="A recipe file.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="section.key=value ...")]
-
 
 @data_app.command("peek")
 def peek_command(
-    recipe: RecipeFile,
+    recipe: RecipeArgument,
     overrides: Overrides = None,
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("peek.html"),
     step: Annotated[
@@ -33,15 +32,15 @@ def peek_command(
     from m3p.training.build_objectives import build_objectives
 
     _check_writable("--output", output)
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = load_recipe(find_recipe(recipe), overrides or [])
     turns = peek(loaded, build_objectives(loaded), step, most)
-    output.write_text(page(turns, f"{recipe.name}, step {step}"), encoding="utf-8")
+    output.write_text(page(turns, f"{Path(recipe).name}, step {step}"), encoding="utf-8")
     say(f"{sum(len(turn.samples) for turn in turns)} samples of {len(turns)} turns: see {output}")
 
 
 @data_app.command("stats")
 def stats_command(
-    recipe: RecipeFile,
+    recipe: RecipeArgument,
     overrides: Overrides = None,
     samples: Annotated[int, typer.Option(min=1, help="Samples of each source that are read for the lengths.")] = 1000,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
@@ -53,7 +52,7 @@ def stats_command(
 
     if json_file:
         _check_writable("--json", json_file)
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = load_recipe(find_recipe(recipe), overrides or [])
     found = stats(build_objectives(loaded), samples)
     for source in found:
         for line in source.lines():
@@ -72,7 +71,7 @@ def _check_writable(option: str, path: Path) -> None:
 
 @data_app.command("lint")
 def lint_command(
-    recipe: RecipeFile,
+    recipe: RecipeArgument,
     overrides: Overrides = None,
     samples: Annotated[int, typer.Option(min=0, help="Samples of each shard that are read; 0: every one.")] = 20,
 ) -> None:
@@ -80,7 +79,7 @@ def lint_command(
     from m3p.inspect.lint import lint
 
     problems = 0
-    for problem in lint(recipe, overrides or [], samples):
+    for problem in lint(find_recipe(recipe), overrides or [], samples):
         say(problem)
         problems += 1
     if problems:

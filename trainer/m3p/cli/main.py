@@ -1,4 +1,4 @@
-"""`m3p`: everything but training itself."""
+"""The command `m3p`."""
 
 import errno
 import os
@@ -8,15 +8,39 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from m3p import __version__
+from m3p.cli.arguments import DsConfigOption, Overrides, Ranks, RecipeArgument
 from m3p.cli.data import data_app
 from m3p.cli.prepare import index_command, prepare_app
+from m3p.cli.train import default_ranks, recipes_command, slurm_command, train_command, train_program
+from m3p.console import PlainConsole
 from m3p.errors import UserError, no_room
+from m3p.shipped import find_ds_config, find_recipe
 from m3p.terminal import say, warn
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Tools of the M3P trainer.")
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Multilingual multimodal pre-training.")
+app.command("train")(train_command)
+app.command("recipes")(recipes_command)
+app.command("slurm")(slurm_command)
 app.add_typer(prepare_app, name="prepare")
-app.add_typer(data_app, name="data")
 app.command("index")(index_command)
+app.add_typer(data_app, name="data")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(f"m3p {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Multilingual multimodal pre-training: prepare data, train, evaluate, search, export."""
+
 
 NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS}
 NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
@@ -26,16 +50,21 @@ Run = Annotated[Path, typer.Argument(help="A run folder, runs/NAME.")]
 
 @app.command("show")
 def show_command(
-    recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="section.key=value ...")] = None,
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
     field: Annotated[str, typer.Option(help="Print this field alone, such as run.folder.")] = "",
+    deepspeed_config: Annotated[
+        str, typer.Option("--deepspeed_config", "--deepspeed-config", help="Look whether this file, or name, exists.")
+    ] = "",
 ) -> None:
     """Check a recipe and print it resolved."""
     import yaml
 
     from m3p.recipe.load import dump_recipe, load_recipe
 
-    text = dump_recipe(load_recipe(recipe, overrides or []))
+    text = dump_recipe(load_recipe(find_recipe(recipe), overrides or []))
+    if deepspeed_config:
+        find_ds_config(deepspeed_config)
     if not field:
         say(text.rstrip())
         return
@@ -53,19 +82,49 @@ def show_command(
 
 @app.command("plan")
 def plan_command(
-    recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
-    deepspeed_config: Annotated[Path, typer.Argument(help="A file of ds_configs/.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="section.key=value ...")] = None,
+    recipe: RecipeArgument,
+    deepspeed_config: Annotated[str, typer.Argument(help="A file of DeepSpeed's settings, or a name such as zero1.")],
+    overrides: Overrides = None,
     gpus: Annotated[int, typer.Option(min=1, help="How many GPUs (ranks).")] = 8,
     kind: Annotated[str, typer.Option(help="Their kind, such as H100; or cpu.")] = "H100",
 ) -> None:
     """Predict memory by part, step time and MFU, without a GPU; exit code 1 where it does not fit."""
-    from m3p.console import PlainConsole
     from m3p.forecast.forecast import print_plan
     from m3p.recipe.load import load_recipe
 
-    if not print_plan(load_recipe(recipe, overrides or []), deepspeed_config, gpus, kind, PlainConsole()):
+    loaded, ds_config = load_recipe(find_recipe(recipe), overrides or []), find_ds_config(deepspeed_config)
+    if not print_plan(loaded, ds_config, gpus, kind, PlainConsole()):
         raise typer.Exit(1)
+
+
+@app.command("ablate")
+def ablate_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="section.key=VALUE,VALUE", help="Values of a field; again for another field."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each variant, with run.seed counted up.")] = 3,
+    folder: Annotated[Path, typer.Option(help="Where the runs and the comparison go.")] = Path("runs/ablation"),
+    deepspeed_config: DsConfigOption = "zero1",
+    ranks: Ranks = 0,
+) -> None:
+    """Train every combination of the varied fields, and compare each with the first, over queries and seeds.
+
+    The same command, started again, does only what is left. Writes FOLDER/ablation.json and ablation.html.
+    """
+    from m3p.ablation.ablate import ablate, launcher
+    from m3p.ablation.report import METHOD, tables
+
+    if not vary:
+        raise UserError("--vary is missing: name a field and two or more values, as in --vary model.dropout=0,0.1")
+    path, ds_config = find_recipe(recipe), find_ds_config(deepspeed_config)
+    train = launcher(train_program(ranks or default_ranks()), path, str(ds_config))
+    report = ablate(path, overrides or [], vary, seeds, folder, train)
+    for table in tables(report):
+        PlainConsole().print(table)
+    say(f"{METHOD}\nsee {folder / 'ablation.html'}")
 
 
 @app.command("evaluate")
@@ -102,7 +161,6 @@ def compare_command(
     second: Annotated[Path, typer.Argument(help="Another, of the same pictures and captions.")],
 ) -> None:
     """Print the paired difference of two evaluations; one whose interval holds zero is called none."""
-    from m3p.console import PlainConsole
     from m3p.retrieval.report import Evaluation, compare
 
     PlainConsole().print(compare(Evaluation.load(first), Evaluation.load(second)))
