@@ -14,7 +14,8 @@ import torch
 from profiled import activities, write_profile
 from torch.profiler import profile, schedule
 
-from m3p.training.deepspeed.engine import Engine
+from m3p.training.deepspeed.engine import DeepSpeedEngine
+from m3p.training.engine import Update
 from m3p.training.main import main as train
 
 
@@ -27,17 +28,17 @@ def main() -> None:
     options, arguments = parser.parse_known_args()
     on_gpu = torch.cuda.is_available()
     plan = schedule(wait=options.after, warmup=1, active=options.steps, repeat=1)
-    step = Engine.step
+    step = DeepSpeedEngine.step
     with profile(
         activities=activities(on_gpu), schedule=plan, on_trace_ready=partial(write_profile, options.folder, on_gpu)
     ) as profiler:
 
-        def noted(engine: Engine, share: float) -> tuple[float, float, bool]:
-            done = step(engine, share)
+        def noted(engine: DeepSpeedEngine, share: float, apply: bool) -> Update:
+            done = step(engine, share, apply)
             profiler.step()
             return done
 
-        Engine.step = noted  # type: ignore[assignment, method-assign]
+        DeepSpeedEngine.step = noted  # type: ignore[assignment, method-assign]
         train(arguments)
 
 

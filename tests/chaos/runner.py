@@ -99,13 +99,12 @@ def at_prune(fault: dict[str, Any]) -> None:
 
 def poison(fault: dict[str, Any]) -> None:
     """Make the pictures of one micro-batch NaN (`what` = batch), or a gradient while losses are finite (`what` = gradient)."""
-    from m3p.training import train
     from m3p.training.deepspeed import engine as module
 
-    now = _know_the_step(train)
-    real = module.Engine.turn
+    now = _know_the_step()
+    real = module.DeepSpeedEngine.turn
 
-    def turn(self: Any, name: str, weights: Any, batches: Any, allow: Any, losses: Any) -> None:
+    def turn(self: Any, name: str, weights: Any, batches: Any, losses: Any, last: bool) -> None:
         hit = now[0] in range(fault["step"], fault.get("until", fault["step"]) + 1) and name == "image_caption"
         if hit and fault["what"] == "batch":
             batches[0].visual_features.fill_(float("nan"))
@@ -117,28 +116,27 @@ def poison(fault: dict[str, Any]) -> None:
 
         if hit and fault["what"] == "gradient":
             self.deepspeed.backward = poisoned
-        real(self, name, weights, batches, allow, losses)
+        real(self, name, weights, batches, losses, last)
         self.deepspeed.__dict__.pop("backward", None)
 
-    wrap(module.Engine, "turn", turn)
+    wrap(module.DeepSpeedEngine, "turn", turn)
 
 
 def stall(fault: dict[str, Any]) -> None:
     """Sleep for ever in place of one turn."""
     import time
 
-    from m3p.training import train
     from m3p.training.deepspeed import engine as module
 
-    now = _know_the_step(train)
-    real = module.Engine.turn
+    now = _know_the_step()
+    real = module.DeepSpeedEngine.turn
 
-    def turn(self: Any, *others: Any) -> None:
+    def turn(self: Any, *others: Any, **more: Any) -> None:
         if now[0] == fault["step"]:
             time.sleep(10_000)
-        real(self, *others)
+        real(self, *others, **more)
 
-    wrap(module.Engine, "turn", turn)
+    wrap(module.DeepSpeedEngine, "turn", turn)
 
 
 def record(fault: dict[str, Any]) -> None:
@@ -150,10 +148,10 @@ def record(fault: dict[str, Any]) -> None:
 
     folder, rank = Path(fault["folder"]), int(os.environ["RANK"])
     folder.mkdir(parents=True, exist_ok=True)
-    now = _know_the_step(train)
-    real_turn, real_restore = module.Engine.turn, vars(train)["restore"]
+    now = _know_the_step()
+    real_turn, real_restore = module.DeepSpeedEngine.turn, vars(train)["restore"]
 
-    def turn(self: Any, name: str, weights: Any, batches: Any, allow: Any, losses: Any) -> None:
+    def turn(self: Any, name: str, weights: Any, batches: Any, losses: Any, last: bool) -> None:
         with (folder / f"batches-{rank}.jsonl").open("a") as file:
             for batch in batches:
                 tensors = [batch.token_ids, batch.visual_features, batch.visual_boxes, batch.lengths]
@@ -165,13 +163,13 @@ def record(fault: dict[str, Any]) -> None:
                     batch.visual_features[batch.visual_rows].double().sum(1).tolist() if batch.samples else []
                 )
                 file.write(json.dumps(line) + "\n")
-        real_turn(self, name, weights, batches, allow, losses)
+        real_turn(self, name, weights, batches, losses, last)
 
     def restore(path: Path, state: Any, engine: Any, ranks: Any) -> None:
         real_restore(path, state, engine, ranks)
         files.write_share(folder / files.share_name(rank), *checkpoint._copy_share(engine, ranks))
 
-    wrap(module.Engine, "turn", turn)
+    wrap(module.DeepSpeedEngine, "turn", turn)
     wrap(train, "restore", restore)
 
 
@@ -182,12 +180,12 @@ def logits(fault: dict[str, Any]) -> None:
 
     from m3p.batch import Sequence
     from m3p.packing import Packer
-    from m3p.training import train
+    from m3p.training.loop import Loop
 
-    real = train._Loop.run
+    real = Loop.run
 
-    def run(self: Any, *others: Any) -> bool:
-        complete = real(self, *others)
+    def run(self: Any, *others: Any) -> Any:
+        ended = real(self, *others)
         engine = self._engine.deepspeed
         engine.eval()
         packer = Packer(*engine.module.features)
@@ -197,20 +195,22 @@ def logits(fault: dict[str, Any]) -> None:
         with torch.no_grad():
             found = engine(packer.finish(1)).tasks["masked_words"]
         torch.save(found.float(), fault["file"] + os.environ["RANK"])
-        return complete
+        return ended
 
-    wrap(train._Loop, "run", run)
+    wrap(Loop, "run", run)
 
 
-def _know_the_step(train: Any) -> list[int]:
+def _know_the_step() -> list[int]:
     """Return a list whose only element is always the step under way, counted from 1."""
-    now, real = [0], train._Loop._step
+    from m3p.training.loop import Loop
+
+    now, real = [0], Loop.step
 
     def step(self: Any, number: int, *others: Any) -> None:
-        now[0] = number + 1
+        now[0] = number
         real(self, number, *others)
 
-    wrap(train._Loop, "_step", step)
+    wrap(Loop, "step", step)
     return now
 
 

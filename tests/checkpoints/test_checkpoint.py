@@ -2,7 +2,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +13,10 @@ import torch
 from m3p.checkpoints import files
 from m3p.checkpoints.checkpoint import Checkpoints, load_weights, newest_whole, read_weights, restore
 from m3p.checkpoints.files import FORMAT_VERSION, STATE_FILE, Reader, State, read_state
+from m3p.checkpoints.fragment import Fragment, Progress
 from m3p.distributed import Ranks
 from m3p.errors import UserError
-from m3p.training.deepspeed.fragments import make_moments, updates
+from m3p.training.deepspeed import fragments
 
 RANKS = Ranks(0, 0, 1, torch.device("cpu"), "python")
 
@@ -24,23 +25,33 @@ class FakeEngine:
     """A network of five numbers under plain AdamW: what ZeRO 0 in float32 is to a checkpoint."""
 
     def __init__(self) -> None:
-        module = torch.nn.Linear(4, 1)
-        optimizer = torch.optim.AdamW(module.parameters(), fused=True)
-        self.deepspeed = SimpleNamespace(module=module, optimizer=optimizer, basic_optimizer=optimizer)
-        make_moments(self.deepspeed)
+        self.module = torch.nn.Linear(4, 1)
+        self.optimizer = torch.optim.AdamW(self.module.parameters(), fused=True)
+        self._inside = SimpleNamespace(module=self.module, optimizer=self.optimizer, basic_optimizer=self.optimizer)
+        fragments.make_moments(self._inside)
 
     def train(self, steps: int = 1) -> None:
         for _ in range(steps):
-            self.deepspeed.module(torch.arange(4.0)).square().sum().backward()
-            self.deepspeed.optimizer.step()
-            self.deepspeed.optimizer.zero_grad()
+            self.module(torch.arange(4.0)).square().sum().backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
 
     def everything(self) -> list[torch.Tensor]:
-        states = self.deepspeed.optimizer.state.values()
-        return [p.detach() for p in self.deepspeed.module.parameters()] + [t for s in states for t in s.values()]
+        states = self.optimizer.state.values()
+        return [p.detach() for p in self.module.parameters()] + [t for s in states for t in s.values()]
 
-    def set_loss_scale(self, values: dict[str, float]) -> None:
-        assert values == {}
+    def fragments(self) -> Iterator[Fragment]:
+        return fragments.fragments(self._inside)
+
+    def parameters(self) -> int:
+        return 5
+
+    def progress(self) -> Progress:
+        return Progress(fragments.updates(self._inside))
+
+    def set_progress(self, progress: Progress) -> None:
+        assert progress.loss_scale == {}
+        fragments.set_updates(self._inside, progress.updates)
 
 
 @pytest.fixture
@@ -55,7 +66,7 @@ def make(run: Path, keep: int = 2, owner: str = "us") -> Checkpoints:
 
 def state(step: int, engine: Any) -> State:
     recipe = {"run": {"seed": 0}}
-    count = updates(engine.deepspeed)
+    count = engine.progress().updates
     return State(
         format_version=FORMAT_VERSION, step=step, updates=count, ranks=1, order_version=1, recipe=recipe, data={}
     )
@@ -67,8 +78,8 @@ def save(checkpoints: Checkpoints, engine: Any, step: int) -> None:
 
 
 def load(path: Path) -> FakeEngine:
-    engine: Any = FakeEngine()
-    load_weights(engine.deepspeed.module, path)
+    engine = FakeEngine()
+    load_weights(engine.module, path)
     restore(path, read_state(path), engine, RANKS)
     return engine
 
@@ -100,7 +111,7 @@ def test_training_goes_on_while_a_copy_is_written(engine: FakeEngine, tmp_path: 
     checkpoints = make(tmp_path)
     engine.train()
     before = [tensor.clone() for tensor in engine.everything()]
-    checkpoints.save(engine, state(1, engine))  # type: ignore[arg-type]
+    checkpoints.save(engine, state(1, engine))
     engine.train(20)
     checkpoints.finish()
     found, _ = newest_whole(tmp_path)
@@ -159,7 +170,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(engine: FakeEn
         found, _ = newest_whole(run)
         assert found is not None, moment
         assert read_state(found).step in (5, 10)
-        assert updates(load(found).deepspeed) == read_state(found).updates
+        assert load(found).progress().updates == read_state(found).updates
         for step in (10, 15):
             save(make(run, keep=1), engine, step)
         assert names(run) == ["latest", "step-00000015"], moment
@@ -182,7 +193,7 @@ def test_partial_folders_are_not_checkpoints_and_are_cleared_away(engine: FakeEn
 def test_two_starts_never_write_into_one_folder(engine: FakeEngine, tmp_path: Path) -> None:
     ours, theirs = make(tmp_path, owner="us"), make(tmp_path, owner="them")
     for checkpoints in (ours, theirs):
-        checkpoints.save(engine, state(5, engine))  # type: ignore[arg-type]
+        checkpoints.save(engine, state(5, engine))
     for checkpoints in (ours, theirs):
         checkpoints.finish()
     assert newest_whole(tmp_path)[1] == []
@@ -199,7 +210,7 @@ def test_a_write_that_fails_is_said_and_leaves_the_earlier_one(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "save_file", full)
-    checkpoints.save(engine, state(10, engine))  # type: ignore[arg-type]
+    checkpoints.save(engine, state(10, engine))
     with pytest.raises(
         UserError, match=r"step-00000010 could not be written: .*No space left.*earlier checkpoints are kept"
     ):

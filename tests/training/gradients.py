@@ -7,20 +7,20 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from m3p import distributed
-from m3p.training.deepspeed.engine import Engine
+from m3p.training.deepspeed.engine import DeepSpeedEngine
 
-take_step = Engine.step
+take_norm = DeepSpeedEngine._plain_norm
 
 
-def write_and_step(self: Engine, share: float) -> tuple[float, float, bool]:
-    """ZeRO 0 leaves the averaged gradients on the parameters."""
+def write_and_take(self: DeepSpeedEngine) -> float:
+    """Write the gradients where the norm is taken: ZeRO 0 leaves the averaged ones on the parameters."""
     if distributed.is_main():
         gradients = {name: p.grad for name, p in self.deepspeed.module.named_parameters() if p.grad is not None}
         save_file(gradients, sys.argv[-1].removeprefix("run.folder=") + ".gradients")
-    return take_step(self, share)
+    return take_norm(self)
 
 
-Engine.step = write_and_step  # type: ignore[method-assign]  # the point of this file
+DeepSpeedEngine._plain_norm = write_and_take  # type: ignore[method-assign]  # the point of this file
 
 if __name__ == "__main__":
     sys.argv = [str(Path(__file__).parents[2] / "trainer" / "run.py"), *sys.argv[1:]]

@@ -1,11 +1,10 @@
 """Who am I among the ranks: find who started this process, pick its device, meet the others; and say goodbye to them.
 
 Three ways to start are known: a launcher that numbers its processes itself (`deepspeed`, `torchrun`), `srun` with one
-task a rank, and a plain `python trainer/run.py`, which is one rank. torch and deepspeed are imported inside the
-functions, so that data workers and the command line stay light.
+task a rank, and a plain `python trainer/run.py`, which is one rank. torch is imported inside the functions, so that data
+workers and the command line stay light.
 """
 
-import importlib
 import logging
 import os
 import sys
@@ -180,20 +179,15 @@ def _share_cores() -> None:
 
 
 def _meet(place: LauncherInfo, device: "torch.device", timeout_seconds: float) -> None:
-    import deepspeed
     import torch.distributed as dist
 
-    deepspeed.utils.logger.setLevel(logging.WARNING)
-    if device.type == "cpu":
-        # A C++ operation for inference only, built at start-up: it would need a compiler on every node.
-        # (By its module's name: the attribute `deepspeed.comm.torch` is torch itself.)
-        importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
+    on_gpu = device.type == "cuda"
     try:
-        deepspeed.init_distributed(
-            dist_backend="nccl" if device.type == "cuda" else "gloo",
-            auto_mpi_discovery=False,
-            verbose=False,
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
             timeout=timedelta(seconds=timeout_seconds),
+            # A bound device lets NCCL connect at once; a lone rank has nobody to connect to.
+            device_id=device if on_gpu and place.world_size > 1 else None,
         )
     except dist.DistError as error:
         raise OneRankError(

@@ -3,7 +3,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from m3p.objectives.tasks.contrastive import Contrastive, turn_targets
+from m3p.objectives.tasks.contrastive import Contrastive
 
 
 def literal(text: torch.Tensor, image: torch.Tensor, right: list[list[bool]]) -> float:
@@ -36,6 +36,6 @@ def test_identical_captions_and_pictures_of_one_concept_count_as_right() -> None
 
 def test_names_are_laid_in_the_rows_of_the_turn() -> None:
     part = {"rows": torch.tensor([3, 1]), "captions": torch.tensor([30, 10]), "pictures": torch.tensor([31, 11])}
-    whole = turn_targets(5, [part])
+    whole = Contrastive().turn_targets(5, [part])
     assert whole["captions"].tolist() == [0, 10, 0, 30, 0]
     assert whole["pictures"].tolist() == [0, 11, 0, 31, 0]

@@ -1,16 +1,48 @@
-"""Of trainer/m3p/training/deepspeed/engine.py: what needs no run (those that do: test_gradients.py, tests/test_equality.py)."""
+"""DeepSpeed stays in its room: a second engine needs no change outside it."""
 
-from typing import Any
+import ast
+from collections.abc import Iterator
 
 import pytest
 
-from m3p.training.deepspeed.engine import drops
-from tests.model.test_build import build
+from tests.launch import ROOT
+
+ROOM = ROOT / "trainer" / "m3p" / "training" / "deepspeed"
+OUTSIDE = sorted(path for path in (ROOT / "trainer").rglob("*.py") if ROOM not in path.parents)
+
+
+def reaches(source: str) -> Iterator[str]:
+    """Yield what a source takes of the library DeepSpeed: imports, also by name at run time, and an engine's insides."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name.split(".")[0] == "deepspeed")
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").split(".")[0] == "deepspeed":
+            yield f"from {node.module}"
+        elif isinstance(node, ast.Attribute) and node.attr == "deepspeed":
+            yield ast.unparse(node)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+            yield from (ast.unparse(node) for argument in node.args if "deepspeed" in ast.unparse(argument))
 
 
 @pytest.mark.parametrize(
-    ("settings", "dropped"), [({}, False), ({"dropout": 0.1}, True), ({"attention_dropout": 0.1}, True)]
+    "source",
+    [
+        "import deepspeed",
+        "def f():\n    import deepspeed.comm as d",
+        "from deepspeed.runtime import engine",
+        "self._engine.deepspeed.train()",
+        "importlib.import_module('deepspeed.ops.adam')",
+    ],
 )
-def test_any_dropout_is_seen(settings: dict[str, Any], dropped: bool) -> None:
-    fields: dict[str, Any] = {"dropout": 0.0, **settings}
-    assert drops(build(**fields)) == dropped
+def test_a_reach_is_seen(source: str) -> None:
+    assert list(reaches(source))
+
+
+def test_our_own_modules_of_that_name_are_no_reach() -> None:
+    assert not list(reaches("from m3p.training.deepspeed.config import resolve\nimport m3p.training.engine"))
+
+
+def test_nothing_outside_its_room_reaches_for_deepspeed() -> None:
+    found = {str(path.relative_to(ROOT)): list(reaches(path.read_text())) for path in OUTSIDE}
+    assert len(found) > 90
+    assert {path: names for path, names in found.items() if names} == {}

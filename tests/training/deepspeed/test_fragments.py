@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from m3p.checkpoints.fragment import MOMENTS
 from m3p.optim.optimizer import OptimizerConfig, make_optimizer
-from m3p.training.deepspeed.fragments import MOMENTS, make_moments, set_updates, updates
+from m3p.training.deepspeed.fragments import make_moments, set_updates, updates
 
 CONFIG = OptimizerConfig(learning_rate=0.01)
 

@@ -9,52 +9,58 @@ from m3p.checkpoints.checkpoint import newest_whole
 from m3p.checkpoints.files import read_state
 from m3p.prepare import captions
 from m3p.prepare.regions import pack_regions
-from m3p.training.watch.loss_guard import ENOUGH, Guard
+from m3p.training.losses import Figures
+from m3p.training.watch.loss_guard import ENOUGH, Guard, Verdict
 from tests.chaos.harness import run, start
 from tests.launch import ROOT, launch, metrics
 from tests.test_equality import zero
 from tests.tiny import make_tiny
 
-STEP = {"a/b": 1.0}
+
+def step(loss: float, *tasks: str) -> Figures:
+    """The losses of a step of `tasks`; "a/b" if none is named."""
+    return Figures(dict.fromkeys(tasks or ("a/b",), 1.0), loss)
 
 
-def test_a_spike_is_called_after_enough_steps_and_skipped_where_asked(tmp_path: Path) -> None:
+def test_a_spike_is_called_after_enough_steps_and_refused_where_asked(tmp_path: Path) -> None:
     for skip in (False, True):
         guard = Guard(tmp_path, max_skipped=2, spike=3.0, skip_spikes=skip)
-        for _ in range(ENOUGH - 1):
-            assert guard.spike(STEP, 100.0) is None
-            guard.made(STEP, 1.0)
-        assert guard.spike(STEP, 100.0) is None
-        guard.made(STEP, 1.0)
-        assert guard.spike(STEP, 2.9) is None
-        assert guard.spike(STEP, 3.1) == "loss spike: 3.1, the median of recent steps is 1"
-        assert (guard.judge(STEP, 3.1) is not None) == skip
+        for _ in range(ENOUGH):
+            assert guard.judge(step(100.0)) == Verdict()
+            guard.made(step(1.0))
+        assert guard.judge(step(2.9)) == Verdict()
+        words = "loss spike: 3.1, the median of recent steps is 1"
+        assert guard.judge(step(3.1)) == (Verdict(refused=words) if skip else Verdict(warning=words))
+        assert guard.judge(step(3.1)).apply == (not skip)
 
 
 def test_a_loss_that_is_not_finite_is_named(tmp_path: Path) -> None:
     guard = Guard(tmp_path, 2, None, False)
-    assert guard.judge({"a/b": 1.0}, 1.0) is None
-    assert guard.judge({"a/b": 1.0, "a/c": float("nan")}, float("nan")) == "loss not finite: a/c is nan"
+    assert guard.judge(step(1.0)).apply
+    verdict = guard.judge(Figures({"a/b": 1.0, "a/c": float("nan")}, float("nan")))
+    assert not verdict.apply
+    assert verdict.refused == "loss not finite: a/c is nan"
 
 
 def test_a_resumed_guard_judges_as_the_old_one(tmp_path: Path) -> None:
     guard, other = (Guard(tmp_path, 2, 2.0, True) for _ in range(2))
     for number in range(40):
-        guard.made(STEP, 1.0 + number / 10)
+        guard.made(step(1.0 + number / 10))
     other.restore(json.loads(json.dumps(guard.state())))
-    assert other.spike(STEP, 5.6) is None
-    assert other.spike(STEP, 9.0) == guard.spike(STEP, 9.0) is not None
+    assert other.judge(step(5.6)).apply
+    assert not guard.judge(step(9.0)).apply
+    assert other.judge(step(9.0)) == guard.judge(step(9.0))
 
 
 def test_steps_of_other_objectives_are_no_measure(tmp_path: Path) -> None:
-    guard, pairs = Guard(tmp_path, 2, 3.0, True), {"pairs/x": 9.0, "pairs/y": 1.0}
+    guard, pairs = Guard(tmp_path, 2, 3.0, True), ("pairs/x", "pairs/y")
     for _ in range(ENOUGH):
-        guard.made(STEP, 1.0)
-        assert guard.judge(pairs, 10.0) is None
-        guard.made(pairs, 10.0)
-    assert guard.judge(pairs, 29.0) is None
-    assert guard.judge(pairs, 31.0) == "loss spike: 31, the median of recent steps is 10"
-    assert guard.judge(STEP, 4.0) is not None
+        guard.made(step(1.0))
+        assert guard.judge(step(10.0, *pairs)).apply
+        guard.made(step(10.0, *pairs))
+    assert guard.judge(step(29.0, *pairs)).apply
+    assert guard.judge(step(31.0, *pairs)).refused == "loss spike: 31, the median of recent steps is 10"
+    assert not guard.judge(step(4.0)).apply
 
 
 @pytest.mark.launcher

@@ -10,7 +10,7 @@ import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,13 +18,11 @@ from torch import Tensor, nn
 
 from m3p.checkpoints import files
 from m3p.checkpoints.files import FORMAT_VERSION, Reader, State, read_state
+from m3p.checkpoints.fragment import Checkpointed, Progress
 from m3p.distributed import Ranks, all_reduce_max, broadcast_object
 from m3p.errors import UserError
 from m3p.keys import key
 from m3p.terminal import warn
-
-if TYPE_CHECKING:
-    from m3p.training.deepspeed.engine import Engine
 
 __all__ = [
     "FORMAT_VERSION",
@@ -69,10 +67,10 @@ class Checkpoints:
         if ranks.rank == 0:
             files.remove_partial(self.folder)
 
-    def save(self, engine: "Engine", state: State) -> None:
+    def save(self, engine: Checkpointed, state: State) -> None:
         """Copy everything, and write it in the background. Waits for the previous save. Raises UserError: no space."""
         self.finish()
-        self._check_space(engine.deepspeed.module)
+        self._check_space(engine.parameters())
         share = _copy_share(engine, self._ranks)
         self._pending = self._thread.submit(self._write, share, state)
 
@@ -87,8 +85,8 @@ class Checkpoints:
             pending, self._pending = self._pending, None
             pending.result()
 
-    def _check_space(self, module: nn.Module) -> None:
-        needed = BYTES_OF_PARAMETER * sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters()) + HEADER_BYTES
+    def _check_space(self, parameters: int) -> None:
+        needed = BYTES_OF_PARAMETER * parameters + HEADER_BYTES
         free = broadcast_object(shutil.disk_usage(self.folder).free if self._ranks.rank == 0 else 0)
         if free < needed:
             raise UserError(
@@ -182,19 +180,16 @@ def load_weights(model: nn.Module, path: Path) -> None:
             parameter.copy_(weights[name])
 
 
-def restore(path: Path, state: State, engine: "Engine", ranks: Ranks) -> None:
-    """Put moments, master weights and random state back; the weights were there before `deepspeed.initialize`."""
-    from m3p.training.deepspeed import fragments
-
+def restore(path: Path, state: State, engine: Checkpointed, ranks: Ranks) -> None:
+    """Put moments, master weights and random state back; the network had its weights before the engine was made."""
     with Reader(path) as reader, torch.no_grad():
-        for fragment in fragments.fragments(engine.deepspeed):
+        for fragment in engine.fragments():
             for kind, tensor in fragment.tensors.items():
                 if len(fragment.tensors) > 1:  # a frozen weight is there already, in the network's precision
                     tensor.copy_(
                         reader.part(kind, fragment.name, range(fragment.start, fragment.start + fragment.numel))
                     )
-        fragments.set_updates(engine.deepspeed, state.updates)
-        engine.set_loss_scale(state.loss_scale)
+        engine.set_progress(Progress(state.updates, state.loss_scale))
         random = reader.extra(ranks.rank, "random")
     if state.ranks != ranks.world_size or ranks.device.type not in {"cpu", *random}:
         # Dropout follows a generator a rank; other ranks than those that were saved start new ones.
@@ -222,12 +217,10 @@ def _first_problem(path: Path, rank: int, ranks: int) -> str | None:
     return None
 
 
-def _copy_share(engine: "Engine", ranks: Ranks) -> Share:
-    from m3p.training.deepspeed.fragments import fragments
-
+def _copy_share(engine: Checkpointed, ranks: Ranks) -> Share:
     tensors: dict[str, Tensor] = {}
     pieces: dict[str, tuple[int, tuple[int, ...]]] = {}
-    for fragment in fragments(engine.deepspeed):
+    for fragment in engine.fragments():
         if len(fragment.saved):
             tensors |= {f"{kind}/{fragment.name}": tensor for kind, tensor in fragment.copy().items()}
             pieces[fragment.name] = (fragment.saved.start, fragment.shape)

@@ -92,6 +92,7 @@ class ContrastiveHead(Head):
     def __init__(self, width: int, projection: int, pooling: str, temperature: float, learn_temperature: bool) -> None:
         super().__init__()
         self.pooling = pooling
+        self.views, self.size = 2, projection  # features of a pair: its text's and its picture's
         self.text = nn.Linear(width, projection, bias=False)
         self.image = nn.Linear(width, projection, bias=False)
         # Of full precision and one dimension, as ZeRO wants its parameters.

@@ -48,14 +48,19 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     ]
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig, kernel: str = "torch") -> torch.optim.Optimizer:
-    """Return AdamW of the implementation `kernel` (`kernels/choice.py`); all make the same update."""
+def make_optimizer(
+    model: nn.Module, config: OptimizerConfig, kernel: str = "torch", fused: Any = None
+) -> torch.optim.Optimizer:
+    """Return AdamW of the implementation `kernel` (`kernels/choice.py`); all make the same update.
+
+    `fused` is the class of an implementation that an engine brings, which then stands for `kernel`.
+    """
     groups, betas = parameter_groups(model, config), (config.beta1, config.beta2)
     if kernel == "torch":
         return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
-    make: Any = import_module("deepspeed.ops.adam" if kernel == "deepspeed" else "apex.optimizers").FusedAdam
-    fused: torch.optim.Optimizer = make(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon)
-    return fused
+    make: Any = fused or import_module("apex.optimizers").FusedAdam
+    found: torch.optim.Optimizer = make(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon)
+    return found
 
 
 def set_rate(optimizer: torch.optim.Optimizer, share: float) -> float:

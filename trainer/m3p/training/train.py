@@ -1,9 +1,7 @@
-"""The training loop: from a recipe to a trained run."""
+"""Training a run: from a recipe to trained weights in the run folder. `training/loop.py` holds the steps themselves."""
 
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,7 +12,7 @@ from m3p.checkpoints.files import FORMAT_VERSION, State, read_state
 from m3p.checkpoints.init_from import start_from
 from m3p.checkpoints.resumable import check_resumable, fingerprints
 from m3p.data.loader.loader import MicroBatches, load
-from m3p.data.order.plan import MicroBatchPlan, Plan, Turn
+from m3p.data.order.plan import MicroBatchPlan, Plan
 from m3p.data.order.shuffle import ORDER_VERSION
 from m3p.data.tokenizer import Tokenizer
 from m3p.distributed import Ranks
@@ -22,14 +20,13 @@ from m3p.errors import UserError
 from m3p.keys import key
 from m3p.model.build import build_model, network_sizes
 from m3p.objectives.objective import Objective
-from m3p.optim.schedules import share_of_peak
 from m3p.recipe.recipe import Recipe
 from m3p.terminal import warn
 from m3p.training.build_objectives import build_objectives
-from m3p.training.deepspeed.engine import Engine, Losses
-from m3p.training.deepspeed.fragments import updates
+from m3p.training.deepspeed.engine import DeepSpeedEngine
+from m3p.training.engine import Engine
+from m3p.training.loop import Loop, Saver
 from m3p.training.stop import (
-    Reason,
     RunOwner,
     StopSignal,
     check_no_stop_file,
@@ -37,7 +34,6 @@ from m3p.training.stop import (
     ignore_in_worker,
     write_stopped,
 )
-from m3p.training.watch.garbage_collection import GarbageCollection
 from m3p.training.watch.loss_guard import Guard
 from m3p.training.watch.monitor import Monitor
 from m3p.training.watch.startup import announce
@@ -66,139 +62,71 @@ def train(recipe: Recipe, ds_config: Path, ranks: Ranks) -> bool:
             restore(newest, found, engine, ranks)
         first = 0 if found is None else found.step
         announce(recipe, engine, ranks, plan, objectives, first)
-        loop = _Loop(recipe, engine, ranks, plan, objectives, now)
-        return loop.run(first, stop, {} if found is None else found.guard)
+        return _run(recipe, engine, ranks, plan, objectives, now if found is None else _again(now, found), stop)
 
 
-class _Loop:
-    """Steps, figures, checkpoints, stops."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        engine: Engine,
-        ranks: Ranks,
-        plan: Plan,
-        objectives: dict[str, Objective],
-        state: State,
-    ) -> None:
-        self._recipe, self._engine, self._ranks, self._plan = recipe, engine, ranks, plan
-        self._objectives, self._state = objectives, state
-        run = recipe.run
-        self._incarnation = RunOwner(run.folder)
-        self._checkpoints = Checkpoints(run.folder, self._incarnation.name, run.keep_checkpoints, run.keep_every, ranks)
-        self._guard = Guard(run.folder, run.max_skipped, run.spike, run.skip_spikes)
-        self._watchdog = Watchdog(run.folder, ranks.rank, run.timeout_seconds, run.stall_seconds)
-        micro_batch = {name: config.micro_batch for name, config in recipe.active_objectives.items()}
-        costs = {name: objective.costs for name, objective in objectives.items()}
-        self._micro_batches = MicroBatchPlan(plan, ranks.world_size, ranks.rank, micro_batch, costs)
-
-    def run(self, first: int, stop: StopSignal, guard: dict[str, Any]) -> bool:
-        """Run steps from `first` on, with what the guard remembered; say whether the run is complete."""
-        run = self._recipe.run
-        last = min(run.steps, run.stop_after or run.steps)
-        forget_status(run.folder)
-        self._guard.restore(guard)
-        monitor = Monitor(
-            run.folder, first, run.steps, self._recipe.data.max_bad_share, self._ranks.rank == 0, self._throughput()
-        )
-        batches = self._batches(first, last)
-        self._engine.deepspeed.train()
-        reason: Reason | None = None
-        done = first
-        try:
-            with GarbageCollection() as collector:
-                while done < last and not reason:
-                    self._step(done, batches, monitor)
-                    done += 1
-                    collector.step(done)
-                    self._watchdog.first_step_done()
-                    self._checkpoints.poll()
-                    reason = stop.requested(done)
-                    if reason or done == last or done % run.checkpoint_every == 0:
-                        self._save(done)
-            with self._watchdog.paused():
-                self._checkpoints.finish()
-        finally:
-            monitor.close()
-            self._watchdog.close()
-        if done == run.steps:
-            return True
-        write_stopped(run.folder, reason or "planned", done)
-        if distributed.is_main():
-            why = {"signal": "a signal", "file": f"the file {run.folder / 'STOP'}", None: "run.stop_after"}[reason]
-            warn(f"stopped after step {done}: {why}")
-        return False
-
-    def _throughput(self) -> Throughput:
-        sizes = network_sizes(self._recipe.model, Tokenizer(self._recipe.tokenizer_folder).size, self._recipe.visual)
-        frozen = bool(self._recipe.model.freeze)
-        return Throughput(sizes, self._ranks.device, self._engine.precision, self._ranks.world_size, frozen)
-
-    def _batches(self, first: int, last: int) -> Iterator[Batch]:
-        return load(
-            MicroBatches(self._micro_batches, self._objectives),
-            self._micro_batches.first_of_step(first),
-            self._micro_batches.first_of_step(last),
-            self._recipe.data,
-            pin=self._ranks.device.type == "cuda",
-            start_worker=ignore_in_worker,
-        )
-
-    def _step(self, step: int, batches: Iterator[Batch], monitor: Monitor) -> None:
-        """One optimizer step: its turns, the update, the figures."""
-        losses, means = Losses(), dict[str, float]()
-        turns = self._plan.turns(step)
-        seen: list[tuple[Turn, list[str]]] = []
-        refused: list[str | None] = [None]
-
-        def allow() -> bool:
-            means.update(losses.means())
-            refused[0] = self._guard.judge(means, self._total(means))
-            return refused[0] is None
-
-        for turn in turns:
-            where = f"step {step + 1}, turn {turn.number} ({turn.objective})"
-            self._watchdog.beat(f"{where}: waiting for data")
-            began = time.perf_counter()
-            of_turn = [next(batches) for _ in range(self._micro_batches.parts[turn.objective])]
-            monitor.waited(time.perf_counter() - began)
-            self._watchdog.beat(f"{where}: computing")
-            tasks = self._objectives[turn.objective].tasks
-            self._engine.turn(turn.objective, tasks, of_turn, allow if turn is turns[-1] else None, losses)
-            seen += [(turn, batch.names) for batch in of_turn]
-            monitor.saw(turn.objective, of_turn)
-        self._watchdog.beat(f"step {step + 1}: update")
-        rate, norm, made = self._engine.step(share_of_peak(step, self._recipe.run.steps, self._recipe.schedule))
-        loss = self._total(means)
-        monitor.step(step + 1, shown(means, losses.counts), loss, rate, norm)
-        if made:
-            if spike := self._guard.spike(means, loss):
-                monitor.say(f"step {step + 1}: {spike}")
-            self._guard.made(means, loss)
-        else:
-            reason = refused[0] or f"gradient not finite (norm {norm})"
-            monitor.say(self._guard.skipped(step + 1, reason, seen, losses.parts))
-
-    def _total(self, means: dict[str, float]) -> float:
-        """Return the weighted sum of the losses: what the step minimised, objectives in equal parts."""
-        return sum(
-            self._objectives[name.split("/")[0]].tasks[name.split("/")[1]] * mean for name, mean in means.items()
-        )
-
-    def _save(self, step: int) -> None:
-        self._watchdog.beat(f"step {step}: checkpoint")
-        self._incarnation.check()
-        memory = {"updates": updates(self._engine.deepspeed), "guard": self._guard.state()}
-        state = self._state.model_copy(update={"step": step, "loss_scale": self._engine.loss_scale(), **memory})
-        with self._watchdog.paused():
-            self._checkpoints.finish()
-        self._checkpoints.save(self._engine, state)
+def _run(
+    recipe: Recipe,
+    engine: Engine,
+    ranks: Ranks,
+    plan: Plan,
+    objectives: dict[str, Objective],
+    state: State,
+    stop: StopSignal,
+) -> bool:
+    """Run the steps after `state`, and say how they ended; return whether the run is complete."""
+    run, first = recipe.run, state.step
+    last = min(run.steps, run.stop_after or run.steps)
+    micro_batch = {name: config.micro_batch for name, config in recipe.active_objectives.items()}
+    costs = {name: objective.costs for name, objective in objectives.items()}
+    micro_batches = MicroBatchPlan(plan, ranks.world_size, ranks.rank, micro_batch, costs)
+    owner = RunOwner(run.folder)
+    checkpoints = Checkpoints(run.folder, owner.name, run.keep_checkpoints, run.keep_every, ranks)
+    guard = Guard(run.folder, run.max_skipped, run.spike, run.skip_spikes)
+    guard.restore(state.guard)
+    watchdog = Watchdog(run.folder, ranks.rank, run.timeout_seconds, run.stall_seconds)
+    forget_status(run.folder)
+    throughput = _throughput(recipe, engine, ranks)
+    monitor = Monitor(run.folder, first, run.steps, recipe.data.max_bad_share, ranks.rank == 0, throughput)
+    tasks = {name: objective.tasks for name, objective in objectives.items()}
+    saver = Saver(engine, checkpoints, owner, state, guard)
+    loop = Loop(recipe, engine, plan, tasks, micro_batches.parts, guard, monitor, watchdog, saver)
+    try:
+        done, reason = loop.run(_batches(recipe, micro_batches, objectives, ranks, first, last), first, last, stop)
+    finally:
+        monitor.close()
+        watchdog.close()
+    if done == run.steps:
+        return True
+    write_stopped(run.folder, reason or "planned", done)
+    if distributed.is_main():
+        why = {"signal": "a signal", "file": f"the file {run.folder / 'STOP'}", None: "run.stop_after"}[reason]
+        warn(f"stopped after step {done}: {why}")
+    return False
 
 
-def shown(means: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, float]:
-    """Return the means without those of tasks that met no term in the step, whose mean of nothing is 0."""
-    return {name: mean for name, mean in means.items() if counts[name]}
+def _throughput(recipe: Recipe, engine: Engine, ranks: Ranks) -> Throughput:
+    sizes = network_sizes(recipe.model, Tokenizer(recipe.tokenizer_folder).size, recipe.visual)
+    return Throughput(sizes, ranks.device, engine.precision, ranks.world_size, bool(recipe.model.freeze))
+
+
+def _batches(
+    recipe: Recipe, plan: MicroBatchPlan, objectives: dict[str, Objective], ranks: Ranks, first: int, last: int
+) -> Iterator[Batch]:
+    """Load this rank's micro-batches of the steps `first` to `last` - 1."""
+    return load(
+        MicroBatches(plan, objectives),
+        plan.first_of_step(first),
+        plan.first_of_step(last),
+        recipe.data,
+        pin=ranks.device.type == "cuda",
+        start_worker=ignore_in_worker,
+    )
+
+
+def _again(now: State, found: State) -> State:
+    """Return the state of a run that goes on from the checkpoint `found`."""
+    return now.model_copy(update={"step": found.step, "guard": found.guard})
 
 
 def _make_folder(folder: Path) -> Path:
@@ -244,6 +172,7 @@ def _find(recipe: Recipe, ranks: Ranks, now: State) -> tuple[Path | None, State 
 
 
 def _engine(recipe: Recipe, ds_config: Path, ranks: Ranks, plan: Plan, newest: Path | None) -> Engine:
+    """Return the engine over the network of the recipe, its weights those of the checkpoint `newest` if there is one."""
     vocabulary = Tokenizer(recipe.tokenizer_folder).size
     model = build_model(recipe.model, vocabulary, recipe.visual, recipe.tasks, recipe.run.seed, load=newest is None)
     _check_positions(recipe, model.text.positions.num_embeddings)
@@ -252,7 +181,10 @@ def _engine(recipe: Recipe, ds_config: Path, ranks: Ranks, plan: Plan, newest: P
     elif recipe.model.weights is not None:
         start_from(model, recipe.model.weights, ranks, recipe.tokenizer_folder)
     torch.manual_seed(key("dropout", recipe.run.seed, ranks.rank))  # the one choice that belongs to a rank
-    return Engine(model, recipe.optimizer, recipe.kernels, ds_config, ranks, plan.turns_per_step)
+    run = recipe.run
+    return DeepSpeedEngine(
+        model, recipe.optimizer, recipe.kernels, ds_config, ranks, plan.turns_per_step, run.timeout_seconds
+    )
 
 
 def _check_positions(recipe: Recipe, positions: int) -> None:

@@ -1,7 +1,6 @@
 """Image against text over all pairs of a turn (CLIP, arXiv 2103.00020), exact whatever the ranks and micro-batches.
 
-Gradient caching (GradCache, arXiv 2101.06983): the engine collects the features of the whole turn, takes the loss and its
-gradient with respect to them here, and sends that gradient back through each micro-batch.
+The features of a whole turn are collected by gradient caching (training/gradient_cache.py), which takes this loss of them.
 """
 
 import numpy as np
@@ -36,6 +35,14 @@ class Contrastive:
         logits = text @ image.T
         return (_soft_cross_entropy(logits, right) + _soft_cross_entropy(logits.T, right.T)) / 2
 
+    def turn_targets(self, terms: int, parts: list[Targets]) -> Targets:
+        """Lay the names of this rank's micro-batches in the rows of the turn, [terms]; other ranks' rows are zero."""
+        whole = {name: torch.zeros(terms, dtype=torch.int64) for name in ("captions", "pictures")}
+        for part in parts:
+            for name, rows in whole.items():
+                rows[part["rows"]] = part[name]
+        return whole
+
 
 def _soft_cross_entropy(logits: Tensor, right: Tensor) -> Tensor:
     """Cross-entropy with the right answers of a row equally likely, summed over rows."""
@@ -58,15 +65,6 @@ def ask_contrast(
         captions=_names(captions),
         pictures=_names(pictures),
     )
-
-
-def turn_targets(pairs: int, parts: list[Targets]) -> Targets:
-    """Lay the names of this rank's micro-batches in the rows of the turn; other ranks' rows stay zero."""
-    whole = {name: torch.zeros(pairs, dtype=torch.int64) for name in ("captions", "pictures")}
-    for part in parts:
-        for name, rows in whole.items():
-            rows[part["rows"]] = part[name]
-    return whole
 
 
 def _names(texts: list[str]) -> NDArray[np.int64]:

@@ -1,41 +1,18 @@
-"""Where a rank holds its part of every parameter, its master weight and its moments, under each ZeRO stage.
+"""Finds a rank's part of every parameter, master weight and moment inside DeepSpeed, under each ZeRO stage.
 
-A fragment is a run of elements of one flattened parameter. Together the ranks' fragments cover every parameter once, so
-each can write what it holds without a word to the others, and any number of ranks of any stage can read it back.
-The moments exist from the start (zeros), where torch would make them in the first step: the same numbers, and a place to
-put those of a checkpoint without the warm-up step that `safe_set_full_optimizer_state` needs.
+DeepSpeed calls such a part a tensor fragment. Together the ranks' fragments cover every parameter once, so each rank can write
+what it holds without a word to the others, and any number of ranks of any stage can read it back. The moments exist from the
+start (zeros), where torch would make them in the first step: the same numbers, and a place to put those of a checkpoint without
+the warm-up step that `safe_set_full_optimizer_state` needs.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-WEIGHT = "weight"
-
-
-@dataclass(frozen=True)
-class Fragment:
-    """A rank's part of one parameter."""
-
-    name: str
-    shape: tuple[int, ...]
-    """Of the whole parameter."""
-    start: int
-    """First element that this rank holds, in the flattened parameter."""
-    numel: int
-    saved: range
-    """Elements that this rank writes: all that it holds, or its share where every rank holds all."""
-    tensors: dict[str, Tensor]
-    """`weight` (float32 where trained), `exp_avg`, `exp_avg_sq` -> flat views [numel]; a frozen one has no moments."""
-
-    def copy(self) -> dict[str, Tensor]:
-        """Return what this rank writes, float32, in host memory that training does not touch."""
-        first, last = self.saved.start - self.start, self.saved.stop - self.start
-        return {kind: _host_copy(tensor[first:last]) for kind, tensor in self.tensors.items()}
+from m3p.checkpoints.fragment import MOMENTS, WEIGHT, Fragment
 
 
 def make_moments(engine: Any) -> None:
@@ -147,7 +124,3 @@ def _masters(engine: Any) -> dict[nn.Parameter, Tensor]:
         for pair in zip(half, full, strict=True)
     ]
     return dict(pairs)
-
-
-def _host_copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float32, copy=True)

@@ -1,8 +1,8 @@
 """Guards a run against single bad steps: a loss or gradient that is not finite, and loss spikes.
 
-The global losses of a step are the same numbers on every rank, so every rank judges alike without asking. The judgement
-falls before the last backward of the step, and a refused step is turned to NaN there: DeepSpeed then drops the update, as
-it drops one whose gradients are not finite, in every ZeRO stage.
+The global losses of a step are the same numbers on every rank, so every rank judges alike without asking. The verdict falls
+before the last backward of the step; the engine drops the update of a refused step, as it drops one whose gradients are not
+finite.
 """
 
 import json
@@ -10,6 +10,7 @@ import math
 import statistics
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,27 @@ from torch import Tensor
 
 from m3p.data.order.plan import Turn
 from m3p.errors import UserError
+from m3p.training.losses import Figures
 
 RECENT = 64
 """Losses that a spike is compared with."""
 ENOUGH = 16
 """Losses before which no spike is called."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the guard says of a step before its update."""
+
+    refused: str | None = None
+    """Why the update must not be made, or None."""
+    warning: str | None = None
+    """What people should know of a step whose update may be made, or None."""
+
+    @property
+    def apply(self) -> bool:
+        """Whether the update may be made."""
+        return self.refused is None
 
 
 class Guard:
@@ -51,29 +68,27 @@ class Guard:
             self._recent[kind].extend(losses)
         self._in_a_row = state.get("in_a_row", 0)
 
-    def judge(self, losses: Mapping[str, float], loss: float) -> str | None:
-        """Return why this step's update must not be made, or None. `losses`: of the whole step, over all ranks."""
-        broken = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
+    def judge(self, figures: Figures) -> Verdict:
+        """Judge a step by its losses, before its update."""
+        broken = [f"{name} is {value}" for name, value in figures.tasks.items() if not math.isfinite(value)]
         if broken:
-            return f"loss not finite: {', '.join(broken)}"
-        spike = self.spike(losses, loss)
-        return spike if self._skip_spikes else None
+            return Verdict(refused=f"loss not finite: {', '.join(broken)}")
+        spike = self._find_spike(figures)
+        return Verdict(refused=spike) if self._skip_spikes else Verdict(warning=spike)
 
-    def spike(self, losses: Mapping[str, float], loss: float) -> str | None:
+    def _find_spike(self, figures: Figures) -> str | None:
         """Return the words for a loss far above the recent ones of steps of the same objectives, or None."""
-        recent = self._recent[_kind(losses)]
+        recent = self._recent[_kind(figures)]
         if self._spike is None or len(recent) < ENOUGH:
             return None
         median = statistics.median(recent)
-        return (
-            f"loss spike: {loss:.4g}, the median of recent steps is {median:.4g}"
-            if loss > self._spike * median
-            else None
-        )
+        if figures.loss <= self._spike * median:
+            return None
+        return f"loss spike: {figures.loss:.4g}, the median of recent steps is {median:.4g}"
 
-    def made(self, losses: Mapping[str, float], loss: float) -> None:
-        """Note that the step's update was made."""
-        self._recent[_kind(losses)].append(loss)
+    def made(self, figures: Figures) -> None:
+        """Note that the update of a step with these losses was made."""
+        self._recent[_kind(figures)].append(figures.loss)
         self._in_a_row = 0
 
     def skipped(self, step: int, reason: str, turns: Sequence[tuple[Turn, list[str]]], parts: Sequence[Tensor]) -> str:
@@ -102,9 +117,9 @@ class Guard:
         return line
 
 
-def _kind(losses: Mapping[str, float]) -> str:
-    """Return the objectives of a step, whose `losses` are named OBJECTIVE/TASK."""
-    return ",".join(sorted({name.partition("/")[0] for name in losses}))
+def _kind(figures: Figures) -> str:
+    """Return the objectives of a step."""
+    return ",".join(sorted({name.partition("/")[0] for name in figures.tasks}))
 
 
 def _suspects(turns: Sequence[tuple[Turn, list[str]]], parts: Sequence[Tensor]) -> list[dict[str, Any]]:

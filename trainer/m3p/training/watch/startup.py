@@ -17,7 +17,7 @@ from m3p.objectives.objective import Objective
 from m3p.recipe.load import dump_recipe
 from m3p.recipe.recipe import Recipe
 from m3p.training.build_objectives import held_back
-from m3p.training.deepspeed.engine import Engine
+from m3p.training.engine import Engine
 
 PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "sentencepiece", "simplemma", "simplejpeg", "webdataset")
 
@@ -65,14 +65,9 @@ def _git(folder: Path, *arguments: str) -> str:
 
 def _parts(engine: Engine, ranks: Ranks, plan: Plan) -> dict[str, str]:
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
-    trained = [p for p in engine.deepspeed.module.parameters() if p.requires_grad]
-    sizes = [getattr(p, "ds_numel", p.numel()) for p in trained]  # ZeRO-3 leaves an empty tensor in place
     return {
         "ranks": f"{ranks.world_size} x {device}, started by {ranks.launcher}",
-        "ZeRO stage": str(engine.stage),
-        "precision": str(engine.precision).removeprefix("torch."),
-        **{f"kernel of {field}": str(chosen) for field, chosen in engine.kernels.items()},
-        "trained parameters": f"{sum(sizes):,}",
+        **engine.describe(),
         "turns of a step": ", ".join(turn.objective for turn in plan.turns(0)),
     }
 
