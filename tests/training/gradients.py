@@ -4,10 +4,13 @@ import runpy
 import sys
 from pathlib import Path
 
-from safetensors.torch import save_file
+# Else the tests' own folder `deepspeed`, beside this file, would stand for the library.
+sys.path[0] = str(Path(__file__).parents[2])
 
-from m3p import distributed
-from m3p.training.deepspeed.engine import DeepSpeedEngine
+from safetensors.torch import save_file  # noqa: E402
+
+from m3p import distributed  # noqa: E402
+from m3p.training.deepspeed.engine import DeepSpeedEngine  # noqa: E402
 
 take_norm = DeepSpeedEngine._plain_norm
 
