@@ -87,6 +87,10 @@ def test_all_of_them_are_named_at_once(tmp_path: Path) -> None:
             'offload_param.device = "gpu": input should be',
         ),
         (
+            '{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}}',
+            "zero_optimization: assertion failed, Partial offloading only supported for ZeRO Stage 3",
+        ),
+        (
             '{"zero_optimisation": {"stage": 1}}',
             "zero_optimisation: DeepSpeed has no such setting; did you mean zero_optimization[?]",
         ),

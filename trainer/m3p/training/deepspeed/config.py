@@ -12,6 +12,8 @@ from pydantic import ValidationError
 
 from m3p.errors import UserError
 from m3p.optim.optimizer import OptimizerConfig
+from m3p.training.deepspeed import unsupported as unsupported_settings
+from m3p.training.deepspeed.unsupported import unsupported
 
 RECIPES_OWN = {
     "train_batch_size": "objectives.NAME.batch_size",
@@ -29,54 +31,29 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "zero_optimization.offload_optimizer": {"device": "cpu"},
     "zero_optimization.offload_param": {"device": "cpu"},
 }
-"""Those that are read here, and what one looks like."""
+"""Section that is read here -> an example of it."""
 OTHERS = [
-    "activation_checkpointing",
     "aio",
-    "autotuning",
-    "checkpoint",
-    "comet",
-    "comms_logger",
     "communication_data_type",
-    "compile",
-    "csv_monitor",
-    "data_efficiency",
-    "data_types",
-    "dataloader_drop_last",
-    "datastates_ckpt",
-    "disable_allgather",
-    "disable_python_gc",
+    "comms_logger",
     "dump_state",
-    "expert_parallel",
-    "flops_profiler",
-    "gradient_allreduce_op",
     "gradient_predivide_factor",
-    "hybrid_engine",
     "log_level",
-    "managed_gradient_accumulation",
     "memory_breakdown",
-    "pipeline",
     "prescale_gradients",
-    "seq_parallel_communication_data_type",
     "steps_per_print",
-    "tensor_parallel",
     "timers",
-    "torch_autocast",
-    "use_data_before_expert_parallelism",
     "wall_clock_breakdown",
-    "wandb",
-    "weight_quantization",
-    "zero_allow_untested_optimizer",
-    "zero_force_ds_cpu_optimizer",
 ]
-"""Further names at the top, which DeepSpeed passes over where they are wrong: what `_initialize_params` of its
-runtime/config.py (0.19) reads. It has no list of its own."""
+"""Further names at the top that DeepSpeed reads (`_initialize_params` of its runtime/config.py, 0.19) and that change nothing
+the trainer relies on. DeepSpeed itself passes over a name that it does not know."""
 
 
 def read_deepspeed_config(path: Path) -> dict[str, Any]:
     """Return the settings as written, but for an "auto" inside `zero_optimization`, which means the default.
 
-    Raises UserError: not there, not JSON, settings that are the recipe's, or that DeepSpeed does not know.
+    Raises UserError: not there, not JSON, settings that are the recipe's, that DeepSpeed does not know, or that the trainer
+    does not support.
     """
     if not path.is_file():
         raise UserError(f"--deepspeed_config {path} does not exist; ds_configs/ has one for each ZeRO stage")
@@ -89,7 +66,7 @@ def read_deepspeed_config(path: Path) -> dict[str, Any]:
     twice = [f"{name} (set {field} in the recipe)" for name, field in RECIPES_OWN.items() if name in config]
     if twice:
         raise UserError(f"{path} sets what is the recipe's: {'; '.join(twice)}. Take it out of the file")
-    mistakes = list(_mistakes(config)) or list(_deepspeeds_mistakes(config))
+    mistakes = list(_mistakes(config)) or [*sorted(unsupported(config)), *_deepspeeds_mistakes(config)]
     if mistakes:
         raise UserError("\n  - ".join([f"{path} has {len(mistakes)} mistake(s):", *mistakes]))
     if "zero_optimization" in config:
@@ -109,7 +86,7 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _mistakes(config: dict[str, Any]) -> Iterator[str]:
     """Yield what is wrong with names at the top, sections, and the values that are read here."""
     known = [*(name for name in SECTIONS if "." not in name), *OTHERS]
-    for name in (name for name in config if name not in known):
+    for name in (name for name in config if name not in known and name not in unsupported_settings.SECTIONS):
         yield f"{name}: DeepSpeed has no such setting; {_near(name, known)}"
     for name, example in SECTIONS.items():
         *above, last = name.split(".")
@@ -148,7 +125,8 @@ def _deepspeeds_mistakes(config: dict[str, Any]) -> Iterator[str]:
                     known = [of.alias or place for place, of in fields.items()]
                     yield f"{field}: DeepSpeed has no such setting; {_near(str(entry['loc'][-1]), known)}"
                 else:
-                    yield f"{field} = {json.dumps(entry['input'])}: {entry['msg'][0].lower()}{entry['msg'][1:]}"
+                    value = f" = {json.dumps(entry['input'])}" if entry["loc"] else ""  # else it is the whole section
+                    yield f"{field}{value}: {entry['msg'][0].lower()}{entry['msg'][1:]}"
 
 
 def _near(name: str, known: list[str]) -> str:
