@@ -1,11 +1,9 @@
 """Index a whole folder of tars, in parallel and, after an interruption, from where it stopped; and write its manifest."""
 
-import fcntl
 import json
 import multiprocessing
 import os
 import re
-import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -21,6 +19,7 @@ from m3p.data.shards.index import TarIndex, index_tar
 from m3p.data.shards.manifest import LANGUAGE_TAG, Kind, Manifest, write_manifest
 from m3p.data.shards.shard_table import Shard, ShardTable
 from m3p.errors import UserError
+from m3p.locks import hold
 
 PROGRESS = ".index.progress"
 """One JSON line for each tar that is done, locked by who is at work; deleted with the manifest written."""
@@ -95,24 +94,11 @@ def _undot(name: str) -> str:
 @contextmanager
 def _alone(folder: Path) -> Iterator[TextIO]:
     """Give the progress file to go on with, locked: two that index one folder would write the same files."""
-    last = time.monotonic() + PATIENCE
-    while True:
-        with (folder / PROGRESS).open("a+", encoding="utf-8", errors="replace") as progress:
-            if _lock(progress):
-                yield progress
-                return
-        if time.monotonic() > last:
+    with hold(folder / PROGRESS, PATIENCE) as mine:
+        if not mine:
             raise UserError(f"another `m3p index` is at work on {folder}: wait until it is done.")
-        time.sleep(0.05)
-
-
-def _lock(file: TextIO) -> bool:
-    """Say whether it could be locked, and has not been deleted meanwhile by who is done."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return os.fstat(file.fileno()).st_nlink > 0
+        with (folder / PROGRESS).open("a+", encoding="utf-8", errors="replace") as progress:
+            yield progress
 
 
 def _index_tars(paths: list[Path], kind: Kind, language: str, progress: TextIO) -> list[TarIndex]:

@@ -1,19 +1,19 @@
 """A cache of remote files on the node's own disk, bounded in bytes and shared by all processes of the node.
 
-Locks are `flock`s: the system lets go of them when a process is killed. A file is downloaded aside and renamed when it is
+Locks are those of `m3p.locks`: a killed process leaves none behind. A file is downloaded aside and renamed when it is
 whole, so that a kill leaves nothing that looks like one. What was used longest ago makes room; whoever has it open reads
 on, since an open file outlives its name.
 """
 
 import errno
-import fcntl
+import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from m3p.data.storage.remote import ATTEMPTS, download, pause, reason
 from m3p.errors import OneRankError
+from m3p.locks import hold
 from m3p.paths import masked
 
 FOLDER = "m3p-cache"
@@ -35,7 +35,7 @@ class Cache:
         """Make the folder if it is not there. Raises OneRankError unless files can be kept there."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with _lock(self._room, wait=False):  # another user's cannot be opened
+            with hold(self._room, 0):  # another user's cannot be opened
                 pass
         except OSError as error:
             raise OneRankError(
@@ -58,7 +58,7 @@ class Cache:
         path.parent.mkdir(parents=True, exist_ok=True)
         if _is_there(path, size):
             return path
-        with _lock(path.with_name(f".{path.name}.lock"), wait) as mine:
+        with hold(path.with_name(f".{path.name}.lock"), math.inf if wait else 0) as mine:
             if not mine:
                 return None
             if not _is_there(path, size):
@@ -104,7 +104,7 @@ class Cache:
 
     def _make_room(self, size: int, most: int) -> None:
         """Delete what was used longest ago until `size` more bytes are within `most`."""
-        with _lock(self._room, wait=True):
+        with hold(self._room):
             files = []
             for path in self.folder.rglob("*"):
                 with suppress(FileNotFoundError):  # another process has just renamed it
@@ -142,20 +142,5 @@ def _write_out(path: Path) -> None:
 
 def _abandoned(partial: Path) -> bool:
     """Say whether nobody is downloading it any more."""
-    with _lock(partial.with_name(partial.name.removesuffix(".partial") + ".lock"), wait=False) as mine:
+    with hold(partial.with_name(partial.name.removesuffix(".partial") + ".lock"), 0) as mine:
         return mine
-
-
-@contextmanager
-def _lock(path: Path, wait: bool) -> Iterator[bool]:
-    """Hold a lock between processes; gives whether it could be had."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-    finally:
-        os.close(descriptor)
