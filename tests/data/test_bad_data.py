@@ -1,6 +1,5 @@
 """Every kind of bad data: what happens, with the whole way from tar to sample in use."""
 
-import contextlib
 import os
 import pickle
 import re
@@ -170,19 +169,27 @@ def test_a_duplicate_key_is_refused(tmp_path: Path) -> None:
         index_folder(folder, "captions")
 
 
-def test_a_shard_packed_again_with_the_same_size_gives_named_bad_samples_or_good_ones(tmp_path: Path) -> None:
+def test_a_shard_packed_again_with_the_same_size_is_refused_by_name(tmp_path: Path) -> None:
     folder = pairs(tmp_path / "shards", GOOD)
     other = tmp_path / "other"
     other.mkdir()
     write(other / "a.tar", [(str(number), pair(5 - number)) for number in range(6)])
     content = (other / "a.tar").read_bytes()[: (folder / "a.tar").stat().st_size]
     (folder / "a.tar").write_bytes(content.ljust((folder / "a.tar").stat().st_size, b"\0"))
-    bad = BadSamples([])
+    with pytest.raises(UserError, match=r"a\.tar holds other samples than those that were indexed"):
+        source(folder).read(0, BadSamples([]))
+
+
+def test_one_damaged_sample_of_a_shard_is_no_other_shard(tmp_path: Path) -> None:
+    folder, bad = pairs(tmp_path / "shards", GOOD), BadSamples([])
+    content = bytearray((folder / "a.tar").read_bytes())
+    first = int(np.load(folder / "a.idx")[2])
+    content[first : first + 600] = bytes(600)
+    (folder / "a.tar").write_bytes(content)
     made = source(folder)
-    with contextlib.suppress(UserError):  # where every sample of it is bad
-        for index in range(6):
-            made.read(index, bad)
-    assert bad.seen
+    found = {made.read(index, bad).id for index in range(6)}
+    assert "2" not in found
+    assert len(bad.seen) == 1
 
 
 def test_text_that_is_empty_or_no_text_is_bad(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from m3p.batch import Picture
 from m3p.data.loader.picture_buffer import PictureSlot
 from m3p.data.order.shuffle import Place
-from m3p.data.sample import BadSamples, Members, Sample
+from m3p.data.records import Members
+from m3p.data.sample import BadSamples, Sample
 from m3p.data.source import Source, SourceConfig
 from m3p.errors import BadSample, UserError
 from m3p.keys import key

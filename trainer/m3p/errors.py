@@ -5,6 +5,7 @@ import errno
 from m3p.terminal import one_line
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+OUT_OF_FILES = {errno.EMFILE, errno.ENFILE}
 
 
 class UserError(Exception):

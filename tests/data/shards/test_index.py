@@ -350,7 +350,7 @@ def test_progress_that_is_none_starts_afresh(tmp_path: Path, content: bytes) -> 
 @pytest.mark.parametrize("last", [[], [("README", b"x" * 700)], [("folder/", b"")]])
 def test_says_what_stands_behind_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str], last: Files) -> None:
     for name in ("0.tar", "1.tar"):
-        write_tar(tmp_path / name, [*pair("a"), *last])
+        write_tar(tmp_path / name, [("a.jpg", name.encode()), ("a.txt", b"a dog"), *last])
     index_folder(tmp_path, "captions")
     assert not capsys.readouterr().out
     (tmp_path / "0.tar").write_bytes((tmp_path / "0.tar").read_bytes() + bytes(40_000))

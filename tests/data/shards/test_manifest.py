@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from m3p.data.shards.manifest import LANGUAGE_TAG, Manifest, check_shards, write_manifest
+from m3p.data.languages import LANGUAGE_TAG
+from m3p.data.shards.manifest import Manifest, check_shards, write_manifest
 from m3p.errors import UserError
 from m3p.prepare.shards import ShardWriter
 

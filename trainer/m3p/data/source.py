@@ -14,7 +14,8 @@ from m3p.batch import Picture
 from m3p.data.loader.picture_buffer import PictureSlot
 from m3p.data.loader.threads import share
 from m3p.data.order.shuffle import Place, Places, SourceOrder
-from m3p.data.sample import BadSamples, Members, Sample, Texts, choose_captions, named, passage, read_record
+from m3p.data.records import Members, choose_captions, passage, read_record
+from m3p.data.sample import BadSamples, Sample, Texts
 from m3p.data.shards.manifest import Manifest
 from m3p.data.storage.folders import Folder, LocalFolder, RemoteFolder, is_url
 from m3p.data.storage.reader import ShardReader
@@ -275,10 +276,11 @@ class Source:
         if self._load_picture is None:
             return Sample(name, owner, self._language, passage(members.get("txt")), {}, "")
         record = read_record(members, self.manifest.language)
-        captions = choose_captions(record, self._config.languages)
-        own = named(record, "id")
-        name += f"/{own}" if own else f"#{number}"
-        return Sample(name, owner, "", "", captions, named(record, "concept") or name, own)
+        captions = choose_captions(record.captions, self._config.languages)
+        name += f"/{record.id}" if record.id else f"#{number}"
+        return Sample(
+            name, owner, "", "", captions, record.concept or self._reader.picture(shard, number) or name, record.id
+        )
 
     def _decode(self, sample: Sample, members: Members, augment: bool, slot: PictureSlot | None) -> None:
         """Decode the picture of a sample, into `slot` if it fits there. Raises BadSample."""

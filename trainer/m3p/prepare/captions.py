@@ -10,7 +10,8 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from m3p.data.shards.manifest import LANGUAGE_TAG, Manifest
+from m3p.data.languages import LANGUAGE_TAG
+from m3p.data.shards.manifest import Manifest
 from m3p.errors import BadSample, UserError
 from m3p.prepare.regions import load_regions, pack_regions
 from m3p.prepare.shards import ShardWriter

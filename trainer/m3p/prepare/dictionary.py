@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from m3p.data.shards.manifest import LANGUAGE_TAG
+from m3p.data.languages import LANGUAGE_TAG
 from m3p.errors import UserError
 from m3p.prepare.staging import staged_folder
 

@@ -1,36 +1,33 @@
 """One walk over a tar finds where each sample lies inside it, so that any sample is one seek and one read."""
 
-import hashlib
-import io
-import json
-import mmap
 import os
-import re
-import zipfile
 from array import array
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from m3p.data.records import FROM_FILES, Record, choose_captions, read_record, text_files
+from m3p.data.records import LARGEST_FILE as LARGEST_TEXT
+from m3p.data.shards.file_bytes import FileBytes
+from m3p.data.shards.fingerprint import Fingerprint, probe
 from m3p.data.shards.index_file import LONGEST_EXTENSION, MOST_MEMBERS, OTHER, IndexFile, name_bytes, write_index
 from m3p.data.shards.manifest import Kind
 from m3p.data.shards.shard_table import index_name
 from m3p.data.shards.tar import BLOCK, Member, TarError, head_sum, is_followed, walk
 from m3p.errors import BadSample, UserError
 from m3p.visual.decode import IMAGE_KINDS, picture_kind
+from m3p.visual.npz import LARGEST_NPZ, read_shapes
 
 LARGEST_SIZE = 2**32 - 1
-DIGEST = 20
-"""Bytes of a fingerprint. (16 once, when it saw names and sizes alone.)"""
-END = 512
-"""Bytes at each end of a file that a fingerprint sees: those beside the headers, which are read anyway. A regions.npz ends with
-the checksums of its arrays, and pictures hardly differ in the middle alone; to read all of 100,000 shards would take hours."""
-_HALF = re.compile(r"[\ud800-\udfff]")
+MOST_NAMES = 100
+"""Different names of files and fields that are kept to be named; of more, the first ones."""
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+READ = {"captions": {"json", "regions.npz", *IMAGE_KINDS}, "text": {"txt"}}
+"""Extensions that are read, by what a sample is; of pairs also the text files of records.py."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +38,21 @@ class TarIndex:
     bytes: int
     """Size of the tar."""
     fingerprint: str
-    """blake2b over name, size, offset and both ends of every member."""
+    """As `Fingerprint` gives it."""
     captions: Counter[str] = field(default_factory=Counter)
     """Samples that have a caption, by language."""
     region_features: int | None = None
     """Width of the region features, if any sample has them."""
-    plain_captions: int = 0
-    """Samples whose caption is a KEY.txt."""
+    unnamed: int = 0
+    """Samples whose captions name no language, such as those of a KEY.txt."""
     unusable: int = 0
     """Samples without a picture and a caption, with unreadable regions, or without text; training skips them."""
+    layouts: Counter[str] = field(default_factory=Counter)
+    """Samples by where their captions were found, in the words of records.py."""
+    unread: Counter[str] = field(default_factory=Counter)
+    """Samples that have a file, or a field of their JSON, of which nothing is read: by "KEY.cls", "the field url"."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Samples whose captions cannot be used, by the reason."""
     dotted: str = ""
     """The first file whose name has a dot before its ending, if there is one: all from there on counts as the ending."""
     followed: bool = False
@@ -116,89 +119,92 @@ def scan_tar(path: Path, kind: Kind, language: str = "en") -> tuple[TarIndex, In
         size = os.fstat(file.fileno()).st_size
         if not size:
             raise UserError(f"{path} is empty (0 bytes), not a tar: copy it again or remove it.")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            scan = _Scan(path, kind, language, content)
-            try:
-                found = scan.run(size)
-                found = replace(found, dotted=scan.dotted, followed=is_followed(content, scan.offsets[-1]))
-            except TarError as error:
-                raise UserError(f"{path} is no whole tar: {error}. Copy it or make it again.") from None
-    return found, scan.index()
+        scan = _Scan(path, kind, language, FileBytes(file.fileno(), size))
+        try:
+            found = scan.run(size)
+            found = replace(found, dotted=scan.dotted, followed=is_followed(scan.content, scan.offsets[-1]))
+        except TarError as error:
+            raise UserError(f"{path} is no whole tar: {error}. Copy it or make it again.") from None
+        return found, scan.index(found.fingerprint)
 
 
 class _Scan:
     """State of one walk over one tar."""
 
-    def __init__(self, path: Path, kind: Kind, language: str, content: mmap.mmap) -> None:
+    def __init__(self, path: Path, kind: Kind, language: str, content: FileBytes) -> None:
         self.path, self.kind, self.language, self.content = path, kind, language, content
         self.offsets: list[int] = []
-        """Of each sample, and the last one's end."""
+        """Where each sample begins, and where the last one ends."""
         self.sizes: list[int] = []
         """Bytes of each sample's text or region features."""
+        self.contents: list[int] = []
+        """Of each sample, as in an `IndexFile`."""
         self.members: list[str] = []
         """Extensions of the files of the sample under way."""
         self.kinds: list[tuple[str, ...]] = []
-        """Those of each sample."""
+        """The extensions of the files of each sample."""
         self.lengths, self.sums = array("I"), array("H")
-        """Of all files, as in an `IndexFile`."""
-        self.captions: Counter[str] = Counter()
+        """Bytes and header sum of each file of the tar, as in an `IndexFile`."""
+        self.captions, self.layouts = Counter[str](), Counter[str]()
+        self.unread, self.reasons = Counter[str](), Counter[str]()
         self.width: int | None = None
-        self.plain = self.unusable = 0
+        self.unnamed = self.unusable = 0
         self.dotted = ""
 
     def run(self, size: int) -> TarIndex:
-        digest = hashlib.blake2b(digest_size=DIGEST)
+        """Walk the tar, whose size is given. Raises UserError and TarError."""
+        fingerprint = Fingerprint(self.content)
         seen: set[str] = set()
-        sample, extents, end = "", dict[str, tuple[int, int]](), 0
+        sample, extents, hashes, end = "", dict[str, tuple[int, int]](), dict[str, bytes](), 0
         for member in walk(self.content, whole=True):
-            digest.update(f"{member.name}\0{member.size}\0{member.data}\n".encode("utf-8", "surrogateescape"))
-            digest.update(self.ends(member))
+            digest = fingerprint.add(member)
             parts = split_name(member.name)
             if parts is None:
                 continue
             key, extension = parts
             if key != sample or not self.offsets:
-                self.finish(sample, extents)
+                self.finish(sample, extents, hashes)
                 if key in seen:
                     raise UserError(
                         f"{self.path}: the members of sample {key!r} are not side by side, or the key comes twice: "
                         "pack the tar again with its files sorted by name (tar --sort=name)."
                     )
                 seen.add(key)
-                sample, extents = key, {}
+                sample, extents, hashes = key, {}, {}
                 self.offsets.append(member.start)
             self.note(member, extension)
-            extents[extension] = (member.data, member.size)
+            extents[extension], hashes[extension] = (member.data, member.size), digest
             end = member.end
-        self.finish(sample, extents)
+        self.finish(sample, extents, hashes)
         self.offsets.append(end)
         return TarIndex(
             samples=len(self.kinds),
             bytes=size,
-            fingerprint=digest.hexdigest(),
+            fingerprint=fingerprint.hex(),
             captions=self.captions,
             region_features=self.width,
-            plain_captions=self.plain,
+            unnamed=self.unnamed,
             unusable=self.unusable,
+            layouts=self.layouts,
+            unread=self.unread,
+            reasons=self.reasons,
         )
-
-    def ends(self, member: Member) -> bytes:
-        """Return what the fingerprint sees of a file: all of a short one, as most texts are, both ends of a longer one."""
-        first, last = member.data, member.data + member.size
-        if member.size <= 2 * END:
-            return self.content[first:last]
-        return self.content[first : first + END] + self.content[last - END : last]
 
     def note(self, member: Member, extension: str) -> None:
         """Note a file's length, and its header's sum; OTHER where there is more before its content than one header."""
         plain = member.data == member.start + BLOCK and member.size <= LARGEST_SIZE
         self.members.append(extension)
-        if not self.dotted and "." in extension and extension.rpartition(".")[2] in (*IMAGE_KINDS, "json", "txt"):
+        if self.is_dotted(extension):
             self.dotted = member.name
         self.lengths.append(min(member.size, LARGEST_SIZE))
         self.sums.append(head_sum(self.content[member.start : member.data]) if plain else OTHER)
 
-    def index(self) -> IndexFile:
+    def is_dotted(self, extension: str) -> bool:
+        """Tell whether this is the first file whose ending has a dot that no layout knows: "v2.jpg"."""
+        known = extension.rpartition(".")[2] in (*IMAGE_KINDS, "json", "txt") and not text_files([extension])
+        return known and "." in extension and not self.dotted
+
+    def index(self, fingerprint: str) -> IndexFile:
         """Return what the index file holds, once `run` is through."""
         extensions = _usual(self.kinds)
         usual = np.array([kind == extensions for kind in self.kinds], bool)
@@ -208,9 +214,11 @@ class _Scan:
         sums = np.full(lengths.shape, OTHER, np.uint16)
         lengths[usual], sums[usual] = np.array(self.lengths, np.uint32)[rows], np.array(self.sums, np.uint16)[rows]
         sizes, offsets = np.array(self.sizes, np.uint32), np.array(self.offsets, np.uint64).data
-        return IndexFile(offsets, sizes, extensions, lengths, sums)
+        probed = probe(lambda first, size: self.content[first : first + size], self.offsets)
+        contents = np.array(self.contents, np.uint64).data
+        return IndexFile(offsets, sizes, extensions, lengths, sums, contents, fingerprint, probed)
 
-    def finish(self, key: str, extents: dict[str, tuple[int, int]]) -> None:
+    def finish(self, key: str, extents: dict[str, tuple[int, int]], hashes: dict[str, bytes]) -> None:
         """Count what the sample `key` offers."""
         if not extents:
             return
@@ -218,37 +226,59 @@ class _Scan:
         self.members = []
         _, size = extents.get("txt" if self.kind == "text" else "regions.npz", (0, 0))
         self.sizes.append(min(size, LARGEST_SIZE))
+        main = "txt" if self.kind == "text" else picture_kind(extents) or "regions.npz"
+        self.contents.append(_number(hashes[main]) if main in hashes and extents[main][1] else 0)
+        read = READ[self.kind].union(text_files(extents)) if self.kind == "captions" else READ[self.kind]
+        self.count_unread(f"KEY.{extension}" for extension in extents if extension not in read)
         if self.kind == "text":
             self.unusable += "txt" not in extents
             return
-        languages = self.languages(extents)
-        self.captions.update(languages)
-        usable = bool(languages) and picture_kind(extents) is not None
+        usable = self.has_captions(extents) and picture_kind(extents) is not None
         if "regions.npz" in extents:
-            width = feature_width(self.read(extents, "regions.npz"))
+            width = feature_width(self.read(extents, "regions.npz", LARGEST_NPZ))
             usable = usable and width is not None
             self.check_width(key, width)
         self.unusable += not usable
 
-    def languages(self, extents: dict[str, tuple[int, int]]) -> list[str]:
-        """Return the languages in which the sample has a caption; none where its JSON is broken."""
-        record: Any = {}
-        if "json" in extents:
-            try:
-                record = json.loads(self.read(extents, "json"))
-            except (ValueError, RecursionError):
-                return []
-        captions = record.get("captions") if isinstance(record, dict) else None
-        if isinstance(captions, dict):
-            # Half a character ("\ud800") may be spelled there: training skips such a sample, and no manifest can hold it.
-            whole = not _HALF.search("".join(captions))
-            return [language for language, texts in captions.items() if texts and whole]
-        if "txt" in extents:
-            self.plain += 1
-            return [self.language]
-        return []
+    def has_captions(self, extents: dict[str, tuple[int, int]]) -> bool:
+        """Count the languages and the layout of the sample's captions; say whether all of them can be used."""
+        texts = ["json"] if "json" in extents else []
+        files = {name: self.read(extents, name, LARGEST_TEXT) for name in (*texts, *text_files(extents))}
+        try:
+            record = read_record(files, self.language)
+            self.unnamed += record.unnamed
+            self.count_layout(record, files)
+            good = [language for language in record.captions if self.is_good(record, language)]
+            self.captions.update(good)
+            choose_captions(record.captions, None)
+        except BadSample as reason:
+            if len(self.reasons) < MOST_NAMES or str(reason) in self.reasons:
+                self.reasons[str(reason)] += 1
+            return False
+        return True
+
+    def is_good(self, record: Record, language: str) -> bool:
+        """Tell whether the captions in a language can be used."""
+        try:
+            return bool(choose_captions(record.captions, [language]))
+        except BadSample:
+            return False
+
+    def count_layout(self, record: Record, files: Iterable[str]) -> None:
+        """Count where the captions were found, and what of the JSON and the text files is not read."""
+        self.layouts[record.layout] += 1
+        self.count_unread(f"the field {name}" for name in record.unread)
+        if record.layout not in FROM_FILES and "caption" not in record.used:
+            self.count_unread(f"KEY.{name} beside captions in KEY.json" for name in text_files(list(files)))
+
+    def count_unread(self, names: Iterable[str]) -> None:
+        """Count what is not read, up to so many different names."""
+        for name in names:
+            if len(self.unread) < MOST_NAMES or name in self.unread:
+                self.unread[name] += 1
 
     def check_width(self, key: str, width: int | None) -> None:
+        """Note the width of region features. Raises UserError where others had another."""
         self.width = self.width or width
         if width not in (None, self.width):
             raise UserError(
@@ -256,9 +286,15 @@ class _Scan:
                 "make the regions with one detector."
             )
 
-    def read(self, extents: dict[str, tuple[int, int]], extension: str) -> bytes:
+    def read(self, extents: dict[str, tuple[int, int]], extension: str, most: int) -> bytes:
+        """Return a file of the sample; of one of more than `most` bytes the first `most` + 1, which its readers refuse."""
         start, size = extents[extension]
-        return self.content[start : start + size]
+        return self.content[start : start + min(size, most + 1)]
+
+
+def _number(digest: bytes) -> int:
+    """Return the hash of a file as a number that is not 0."""
+    return int.from_bytes(digest[:8], "little") or 1
 
 
 @cache
@@ -277,10 +313,7 @@ def _usual(kinds: list[tuple[str, ...]]) -> tuple[str, ...]:
 def feature_width(archive: bytes) -> int | None:
     """Return the width D of "features" [R, D] in the bytes of a regions.npz from its header alone; None if unusable."""
     try:
-        with zipfile.ZipFile(io.BytesIO(archive)) as content, content.open("features.npy") as file:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape: tuple[int, ...] = read(file)[0]
+        shape = read_shapes(archive)["features"]
     except Exception:  # on broken bytes these parsers raise nearly anything, from KeyError to TokenError
         return None
     return int(shape[1]) if len(shape) == 2 and shape[1] >= 1 else None

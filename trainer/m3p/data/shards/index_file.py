@@ -1,26 +1,32 @@
 """The index file of a shard: where each sample lies in the tar, what is in it, and how long what makes it long is.
 
-The index of shard-000000.tar is shard-000000.idx, five arrays in numpy's .npy format, one behind the other:
+The index of shard-000000.tar is shard-000000.idx, seven arrays in numpy's .npy format, one behind the other:
 
     offsets     uint64 [samples + 1]  sample i is the bytes offsets[i]..offsets[i + 1] of the tar, headers included
     sizes       uint32 [samples]      bytes of its text or region features
     extensions  S32 [members]         the files that most samples of the shard consist of, in their order
     lengths     uint32 [samples, members]  bytes of each of them
     sums        uint16 [samples, members]  of its header
+    contents    uint64 [samples]      a hash of its picture; of its region features without one; of its text
+    seal        uint8 [61]            the shard's fingerprint, its probe (fingerprint.py), a version, and the CRC-32 of all before
 
-`np.load(path, mmap_mode="r", allow_pickle=False)` reads the first without a copy. The idea is webdataset's wids and NVIDIA
-DALI's wds2idx, which store one text line a member instead. Headers are parsed once, when a tar is indexed; whoever reads a
-sample only looks whether they are still the same.
+Files of earlier versions have the first five alone, and are read too. `np.load(path, mmap_mode="r", allow_pickle=False)`
+reads the first without a copy. The idea is webdataset's wids and NVIDIA DALI's wds2idx, which store one text line a member
+instead. Headers are parsed once, when a tar is indexed; whoever reads a sample only looks whether they are still the same.
 """
 
 import mmap
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from m3p.data.shards.fingerprint import DIGEST, PROBE, is_whole
+from m3p.errors import OUT_OF_FILES, OneRankError
 
 Count = TypeVar("Count", int, NDArray[np.int64])
 
@@ -34,6 +40,13 @@ NAME = f"S{LONGEST_EXTENSION}"
 """numpy's type of an extension."""
 OTHER = 2**16 - 1
 """In place of a header's sum where a sample is not laid out like the others, or not plainly: no header has this sum."""
+MOVED = "was prepared or indexed again since its manifest was read, or copied in part"
+"""What the index of another state of the shard tells. To go on would train on other samples than the manifest says."""
+VERSION = b"\1"
+CHECKSUM = 4
+"""Bytes of a CRC-32."""
+SEAL = DIGEST + PROBE + len(VERSION) + CHECKSUM
+"""Bytes of the seal: odd, so that the size of no file with one is that of a file without."""
 
 
 class IndexFile(NamedTuple):
@@ -49,6 +62,12 @@ class IndexFile(NamedTuple):
     """[samples, members] bytes of the files' contents."""
     sums: NDArray[np.uint16]
     """[samples, members] `m3p.data.shards.tar.head_sum` of the files' headers, or OTHER."""
+    contents: memoryview
+    """[samples] a hash of the picture, the region features or the text; 0 for none or an empty one. Empty in older files."""
+    fingerprint: str
+    """The shard's, as in the manifest; "" in older files."""
+    probe: bytes
+    """The shard's; empty in older files."""
 
 
 def name_bytes(extension: str) -> bytes:
@@ -56,24 +75,39 @@ def name_bytes(extension: str) -> bytes:
     return extension.encode("utf-8", "surrogateescape")
 
 
+def _unsealed_bytes(samples: Count, members: int) -> Count:
+    """Return the size of the first five arrays."""
+    return 5 * HEADER + 8 * (samples + 1) + 4 * samples + members * (LONGEST_EXTENSION + 6 * samples)
+
+
 def index_bytes(samples: Count, members: int) -> Count:
     """Return the size of the index file of a shard of so many samples, most of them of so many files."""
-    return 5 * HEADER + 8 * (samples + 1) + 4 * samples + members * (LONGEST_EXTENSION + 6 * samples)
+    return _unsealed_bytes(samples, members) + HEADER + 8 * samples + HEADER + SEAL
 
 
 def is_index_size(size: Count, samples: Count) -> "bool | NDArray[np.bool_]":
     """Tell whether an index file of so many bytes can be one of so many samples."""
-    rest, column = size - index_bytes(samples, 0), index_bytes(samples, 1) - index_bytes(samples, 0)
-    return (rest % column == 0) & (rest >= column) & (rest <= MOST_MEMBERS * column)
+    column = index_bytes(samples, 1) - index_bytes(samples, 0)
+    found: bool | NDArray[np.bool_] = False
+    for least in (index_bytes(samples, 0), _unsealed_bytes(samples, 0)):
+        rest = size - least
+        found = found | ((rest % column == 0) & (rest >= column) & (rest <= MOST_MEMBERS * column))
+    return found
 
 
 def write_index(path: Path, index: IndexFile) -> None:
     """Write the file, aside first: a reader never sees a part."""
     partial = path.with_name(f".{path.name}.partial")
     extensions = np.array([name_bytes(name) for name in index.extensions], NAME)
-    with partial.open("wb") as file:
-        for array in (np.frombuffer(index.offsets, np.uint64), index.sizes, extensions, index.lengths, index.sums):
+    offsets = np.frombuffer(index.offsets, np.uint64)
+    with partial.open("w+b") as file:
+        contents = np.frombuffer(index.contents, np.uint64)
+        for array in (offsets, index.sizes, extensions, index.lengths, index.sums, contents):
             np.save(file, array, allow_pickle=False)
+        file.seek(0)
+        body = bytes.fromhex(index.fingerprint) + index.probe + VERSION
+        checksum = zlib.crc32(body, zlib.crc32(file.read())).to_bytes(CHECKSUM, "little")
+        np.save(file, np.frombuffer(body + checksum, np.uint8), allow_pickle=False)
     os.replace(partial, path)
 
 
@@ -81,7 +115,9 @@ def open_index(path: Path, samples: int) -> IndexFile:
     """Map the file of a shard of so many samples into memory. Look for `index_faults` first."""
     with path.open("rb") as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # closed when the arrays are gone
-    members = (len(content) - index_bytes(samples, 0)) // (index_bytes(samples, 1) - index_bytes(samples, 0))
+    column = index_bytes(samples, 1) - index_bytes(samples, 0)
+    sealed = _is_sealed(len(content))
+    members = (len(content) - (index_bytes if sealed else _unsealed_bytes)(samples, 0)) // column
     end = 0
 
     def take(items: int, kind: str) -> memoryview:
@@ -96,19 +132,31 @@ def open_index(path: Path, samples: int) -> IndexFile:
     lengths = np.frombuffer(take(samples * members, "u4"), np.uint32).reshape(samples, members)
     sums = np.frombuffer(take(samples * members, "u2"), np.uint16).reshape(samples, members)
     names = tuple(name.decode("utf-8", "surrogateescape") for name in extensions.tolist())
-    return IndexFile(offsets, sizes, names, lengths, sums)
+    contents = take(samples, "u8").cast("Q") if sealed else memoryview(b"")
+    seal = bytes(take(SEAL, "u1")) if sealed else b""
+    fingerprint, probe = seal[:DIGEST].hex(), seal[DIGEST : DIGEST + PROBE]
+    return IndexFile(offsets, sizes, names, lengths, sums, contents, fingerprint, probe)
 
 
-def index_faults(path: Path, samples: int, tar_bytes: int | None = None) -> Iterator[str]:
-    """Yield what is wrong with the index at `path` of a shard of so many samples. Raises FileNotFoundError.
+def _is_sealed(size: int) -> bool:
+    """Tell files with a seal from those of earlier versions, by their size."""
+    return size % 2 == 1
 
-    With the bytes of its tar, the offsets are looked at too, all of them.
+
+def index_faults(path: Path, samples: int, tar_bytes: int | None = None, fingerprint: str = "") -> Iterator[str]:
+    """Yield what is wrong with the index at `path` of a shard of so many samples.
+
+    With the bytes of its tar, all of the file is looked at; with the `fingerprint` that the manifest has, the index must be
+    of the same state of the shard. Raises FileNotFoundError; OneRankError where too many files are open.
     """
     try:
         offsets = np.lib.format.open_memmap(path, mode="r")
+        size = path.stat().st_size
     except FileNotFoundError:
         raise
     except OSError as error:
+        if error.errno in OUT_OF_FILES:
+            raise OneRankError(f"{path}: {error.strerror}: allow more (`ulimit -n 4096`)") from None
         yield f"has an index that cannot be read ({path.name}: {error.strerror})"
         return
     except Exception:  # on broken bytes numpy's parser raises nearly anything, from MemoryError to TokenError
@@ -116,8 +164,22 @@ def index_faults(path: Path, samples: int, tar_bytes: int | None = None) -> Iter
         return
     if offsets.dtype != np.uint64 or offsets.shape != (samples + 1,):
         yield f"has an index of another tar ({path.name})"
-    elif not is_index_size(path.stat().st_size, samples):
+    elif not is_index_size(size, samples) or (is_whole(fingerprint) and not _is_sealed(size)):
         yield f"has an index of another version of this program, or a part of one ({path.name})"
+    elif tar_bytes is not None and _is_sealed(size) and not _is_intact(path):
+        yield f"has a damaged index ({path.name}: its checksum is another)"
     # The first need not be 0: a tar may begin with what belongs to no sample.
+    elif fingerprint and _is_sealed(size) and (other := open_index(path, samples).fingerprint) != fingerprint:
+        yield f"{MOVED} ({path.name} is of a shard {other[:12]}, the manifest's is {fingerprint[:12]})"
     elif tar_bytes is not None and (offsets[-1] > tar_bytes or (offsets[1:] <= offsets[:-1]).any()):
         yield f"has a damaged index ({path.name}: its offsets do not rise, or end after the tar)"
+
+
+def _is_intact(path: Path) -> bool:
+    """Tell whether a sealed file has the checksum of what it holds."""
+    content = path.read_bytes()
+    start = len(content) - SEAL
+    # numpy's header of the seal lies between: it is the same in every file.
+    body, seal = memoryview(content)[: start - HEADER], memoryview(content)[start:]
+    checksum = zlib.crc32(seal[:-CHECKSUM], zlib.crc32(body))
+    return seal[:-CHECKSUM][-1:] == VERSION and checksum.to_bytes(CHECKSUM, "little") == seal[-CHECKSUM:]

@@ -14,12 +14,15 @@ from typing import TextIO
 from pydantic import TypeAdapter
 from tqdm import tqdm
 
+from m3p.data.languages import LANGUAGE_TAG
 from m3p.data.loader.die_with_parent import end_with
 from m3p.data.shards.index import TarIndex, index_tar
-from m3p.data.shards.manifest import LANGUAGE_TAG, Kind, Manifest, write_manifest
+from m3p.data.shards.manifest import Kind, Manifest, write_manifest
+from m3p.data.shards.notes import equal_pictures, notes
 from m3p.data.shards.shard_table import Shard, ShardTable
 from m3p.errors import UserError
 from m3p.locks import hold
+from m3p.terminal import say
 
 PROGRESS = ".index.progress"
 """One JSON line for each tar that is done, locked by who is at work; deleted with the manifest written."""
@@ -28,6 +31,8 @@ FEW = 4
 """Tars a process below which starting it is not worth while."""
 PATIENCE = 3.0
 """Seconds for which a lock may be held: the processes of a call that was killed end with it, but not at once."""
+PACKED = re.compile(r"^[^.].*\.(tar\.(gz|bz2|xz|zst|lz4|Z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
+"""Names of compressed tars, which would be left out beside plain ones."""
 UNFIT = re.compile(r"[\\\ud800-\udfff]")
 """In the name of a tar: what is a separator on some systems, or bytes that are not UTF-8."""
 
@@ -41,7 +46,13 @@ def index_folder(folder: Path, kind: Kind, language: str | None = None) -> Manif
     paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
     _check_arguments(folder, paths, kind, language)
     with _alone(folder) as progress:
-        manifest = _manifest(folder, paths, _index_tars(paths, kind, language or "en", progress), kind, language)
+        found = _index_tars(paths, kind, language or "en", progress)
+        manifest = _manifest(folder, paths, found, kind, language)
+        for note in notes(str(folder), dict(zip((path.name for path in paths), found, strict=True))):
+            say(note)
+        if kind == "captions":
+            for note in equal_pictures(folder, manifest.shards):
+                say(note)
         write_manifest(folder, manifest)
         (folder / PROGRESS).unlink(missing_ok=True)
     return manifest
@@ -60,16 +71,11 @@ def _manifest(folder: Path, paths: list[Path], indexes: list[TarIndex], kind: Ki
         pair = "a picture (jpg, png, webp), a caption, and regions that can be read if it has any"
         needs = pair if kind == "captions" else "text (KEY.txt)"
         dotted = next((_undot(index.dotted) for index in indexes if index.dotted), "")
-        raise UserError(f"{folder}: none of its {samples} samples has {needs}. Is --kind {kind} right?{dotted}")
-    if unusable:
-        tqdm.write(f"{folder}: {unusable} of {samples} samples lack a picture, a caption, text or readable regions.")
-    if followed := [path.name for path, index in zip(paths, indexes, strict=True) if index.followed]:
-        tqdm.write(
-            f"{folder}: behind the end of {', '.join(followed[:5])}{' and others' if len(followed) > 5 else ''} stands more, "
-            "which is not read (tars put together with cat?): pack each as a tar of its own."
-        )
+        reasons = sum((index.reasons for index in indexes), Counter[str]()).most_common(3)
+        why = f" ({'; '.join(reason for reason, _ in reasons)})" if reasons else ""
+        raise UserError(f"{folder}: none of its {samples} samples has {needs}{why}. Is --kind {kind} right?{dotted}")
     captions = sum((index.captions for index in indexes), Counter[str]())
-    plain = any(index.plain_captions for index in indexes)
+    plain = any(index.unnamed for index in indexes)
     return Manifest(
         kind=kind,
         language=language or "en" if kind == "text" or plain else None,
@@ -153,6 +159,12 @@ def _read_progress(progress: TextIO, kind: Kind, language: str) -> dict[str, Tar
 def _check_arguments(folder: Path, paths: list[Path], kind: Kind, language: str | None) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the folder that holds the .tar files.")
+    if packed := sorted(path.name for path in folder.iterdir() if PACKED.search(path.name)):
+        more = f" and {len(packed) - 5} more" if len(packed) > 5 else ""
+        raise UserError(
+            f"{folder} holds tars that are compressed: {', '.join(packed[:5])}{more}. Samples are read by offset: decompress "
+            "them (gunzip FILE.tar.gz, xz -d FILE.tar.xz, unzstd FILE.tar.zst, gunzip FILE.tgz), or move them to another folder."
+        )
     if not paths:
         raise UserError(f"{folder} holds no .tar file: give the folder that holds the shards.")
     for path in paths:

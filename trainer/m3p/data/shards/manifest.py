@@ -1,7 +1,6 @@
 """The manifest of a source: which shards it has, how many samples each holds, and what is in them."""
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -17,9 +16,6 @@ from m3p.errors import UserError
 FORMAT_VERSION: Literal[1] = 1
 MANIFEST_FILE = "manifest.json"
 Kind = Literal["captions", "text"]
-
-LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
-"""What a BCP-47 language tag looks like: "de", "zh-Hant", "ca-valencia"."""
 
 
 def _is_table(shards: Any) -> Any:

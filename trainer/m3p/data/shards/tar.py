@@ -1,17 +1,18 @@
 """Walk the headers of an uncompressed tar: ustar, GNU and pax long names and sizes.
 
 `tarfile` needs a file object and builds a TarInfo of twenty fields a member, about 40 microseconds each; reading one
-sample by offset needs names and extents only. The same walk serves whole archives (a memory map) and the bytes of one
+sample by offset needs names and extents only. The same walk serves whole archives (an open file) and the bytes of one
 sample. Nothing is extracted: names are used as keys, never as paths.
 """
 
-import mmap
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from m3p.data.shards.file_bytes import FileBytes
 
 BLOCK = 512
 ZERO_BLOCK = bytes(BLOCK)
@@ -41,7 +42,7 @@ class Member(NamedTuple):
     """Where the next header begins: content rounded up to whole blocks."""
 
 
-def walk(buffer: "bytes | mmap.mmap", whole: bool, position: int = 0) -> Iterator[Member]:
+def walk(buffer: bytes | FileBytes, whole: bool, position: int = 0) -> Iterator[Member]:
     """Yield the regular files of `buffer`, in order, from a member's start on; folders, links and devices are passed over.
 
     `whole` says that the buffer is a whole archive, which must close with a block of zeros (one that lacks it was cut
@@ -80,7 +81,7 @@ def walk(buffer: "bytes | mmap.mmap", whole: bool, position: int = 0) -> Iterato
         raise TarError(f"the data ends at byte {length} without an end-of-archive block")
 
 
-def is_followed(archive: mmap.mmap, position: int) -> bool:
+def is_followed(archive: FileBytes, position: int) -> bool:
     """Say whether another tar stands behind the end of a whole `archive`, as `cat` puts one there: no walk comes so far.
 
     `position` is where any of its members ends. Only what follows its end for `PADDING` bytes is looked at.
@@ -88,7 +89,7 @@ def is_followed(archive: mmap.mmap, position: int) -> bool:
     for member in walk(archive, whole=True, position=position):
         position = member.end
     # Behind the last file there are folders and links alone, whose headers are never all zeros.
-    while archive[position : position + BLOCK] != ZERO_BLOCK:
+    while position < len(archive) and archive[position : position + BLOCK] != ZERO_BLOCK:
         position += BLOCK
     return any(archive[position : position + PADDING])
 

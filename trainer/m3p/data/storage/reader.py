@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3p.data.order.shuffle import groups
-from m3p.data.sample import Members
+from m3p.data.records import Members
+from m3p.data.shards.fingerprint import has_moved
 from m3p.data.shards.index import members
 from m3p.data.shards.index_file import IndexFile, index_faults, open_index
 from m3p.data.shards.shard_table import Shard
@@ -81,8 +82,8 @@ class _Opened:
         return found if end == len(span) else members(span)
 
 
-class _DamagedIndex(OneRankError):
-    """The index of a shard cannot be used."""
+class _DamagedShardError(OneRankError):
+    """A shard or its index is damaged, or is not what the manifest says."""
 
 
 _open: "OrderedDict[tuple[ShardReader, int], _Opened]" = OrderedDict()
@@ -145,6 +146,11 @@ class ShardReader:
         """Return the bytes of the texts or region features of `samples` [N] of a shard, without reading them: [N]."""
         return self._shard(shard).index.sizes[samples]
 
+    def picture(self, shard: int, sample: int) -> str:
+        """Return the name that a sample's picture has in all sources, by its content; "" where the index does not know it."""
+        contents = self._shard(shard).index.contents
+        return f"picture {contents[sample]:016x}" if contents and contents[sample] else ""
+
     def _shard(self, shard: int) -> _Opened:
         if (self, shard) not in _open:
             if len(_open) >= MOST_OPEN:
@@ -164,9 +170,10 @@ class ShardReader:
         entry = self._shards[shard]
         try:
             return self._open_files(entry)
-        except _DamagedIndex:
-            # Perhaps only the copy in the cache: what a server cuts short shows in an index no sooner than here.
-            if not self._folder.forget(entry.index_name):
+        except _DamagedShardError:
+            # Perhaps only the copy in the cache: what a server damaged shows no sooner than here.
+            forgotten = [self._folder.forget(name) for name in (entry.name, entry.index_name)]
+            if not all(forgotten):
                 raise
         return self._open_files(entry)
 
@@ -177,9 +184,13 @@ class ShardReader:
             with suppress(
                 FileNotFoundError
             ):  # the cache has deleted it again: its bound is too small for the processes
-                for fault in index_faults(index, entry.samples, entry.bytes):
-                    raise _DamagedIndex(f"{self._folder}/{entry.name} {fault}: run `m3p index` again")
-                return _Opened(os.open(path, os.O_RDONLY | os.O_CLOEXEC), open_index(index, entry.samples))
+                for fault in index_faults(index, entry.samples, entry.bytes, entry.fingerprint):
+                    raise _DamagedShardError(f"{self._folder}/{entry.name} {fault}: run `m3p index` again")
+                opened = _Opened(os.open(path, os.O_RDONLY | os.O_CLOEXEC), open_index(index, entry.samples))
+                if moved := has_moved(opened.descriptor, entry.bytes, opened.index.offsets, opened.index.probe):
+                    os.close(opened.descriptor)
+                    raise _DamagedShardError(f"{self._folder}/{entry.name} {moved}: run `m3p index` again")
+                return opened
         raise OneRankError(
             f"{self._folder}/{entry.name} or its index was deleted while in use. Copy it there again; if it is remote, "
             "data.cache_bytes is too small for the windows that the processes of this node read: raise it"

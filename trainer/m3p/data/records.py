@@ -1,0 +1,243 @@
+"""The one reader of records: which captions a sample has, in the layouts in which people keep them.
+
+Index, preparation, lint, training and evaluation all ask here, so that they judge a record alike. Layouts, first match first:
+
+    KEY.json {"captions": {"en": ["a dog", ...], "de": "ein Hund"}}    the project's own
+    KEY.json {"captions": [...]} or "...", ["a dog", ...] as a whole   in the language of the source
+    KEY.json {"caption_en": ..., "caption_de": ...}                    `caption` beside them is in the language of the source
+    KEY.json {"en": [...], "de": [...]}                                lists of texts under codes of languages
+    KEY.json {"caption": ["a dog", ...]}                               in the language of the source
+    KEY.txt, KEY.0.txt, KEY.1.txt, ..., KEY.de.txt                     each line a caption
+    KEY.json {"caption": "a dog"}                                      in the language of the source (img2dataset, with KEY.txt)
+
+Anything else has no captions, and is a bad sample.
+"""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import orjson
+
+from m3p.data.languages import is_language
+from m3p.errors import BadSample
+
+Members = Mapping[str, bytes | memoryview]
+"""Contents of a sample's files by extension: "json", "jpg", "regions.npz"."""
+
+LARGEST_FILE = 16 * 2**20
+"""Bytes of a text or JSON file of a sample. A larger one is a bad sample: it is no caption, and would fill the memory."""
+OWN_FIELDS = ("id", "concept", "category", "captions")
+"""Fields of a record that mean something to this program, whatever the layout."""
+OBJECT = "captions in KEY.json by language"
+LIST = "captions in KEY.json without a language"
+FIELDS = "a field of KEY.json for each language (caption_de)"
+ROOT = "KEY.json that is an object of language and captions"
+ONE_LINE = "KEY.txt of one caption"
+LINES = "KEY.txt of several lines, each taken as a caption"
+FILES = "several text files for a picture (KEY.0.txt, KEY.de.txt), each line taken as a caption"
+CAPTION = "the field caption of KEY.json"
+FROM_FILES = (ONE_LINE, LINES, FILES)
+_FIELD = re.compile(r"captions?[_-](.+)")
+_NUMBERED = re.compile(r"\d{1,4}\.txt")
+
+
+class Record(NamedTuple):
+    """What the text files of a pair say."""
+
+    id: str
+    """Its name; "" where it has none."""
+    concept: str
+    """Pictures of one concept share their captions; "" where it has none."""
+    captions: Mapping[str, object]
+    """Language -> a text or a list of texts, as stored: `choose_captions` checks them."""
+    layout: str
+    """Where the captions were found: one of the constants above, in words."""
+    unnamed: bool
+    """Whether captions name no language, so that they are in that of the source."""
+    fields: Mapping[str, object]
+    """The JSON."""
+    used: Collection[str]
+    """Fields of the JSON that captions were read from, but for `captions`; `caption` also where KEY.txt repeats it."""
+
+    @property
+    def unread(self) -> list[str]:
+        """Fields of the JSON that nothing is read from."""
+        return [name for name in self.fields if name not in OWN_FIELDS and name not in self.used]
+
+
+def passage(content: bytes | memoryview | None) -> str:
+    """Return the passage that the bytes of a KEY.txt hold (None: there is none). Raises BadSample."""
+    if content is None:
+        raise BadSample("no member txt")
+    text = _text(content, "txt").strip()
+    if not text:
+        raise BadSample("an empty text")
+    return text
+
+
+def read_record(members: Members, language: str | None) -> Record:
+    """Read the JSON and text files of a pair. `language` is that of captions that name none. Raises BadSample."""
+    content = _json(members["json"]) if "json" in members else {}
+    fields: dict[str, object] = {"captions": content} if _is_list_of_texts(content) else content  # type: ignore[assignment]
+    if not isinstance(fields, dict):
+        raise BadSample("json is not an object")
+    captions, layout, used, unnamed = _find_captions(fields, members, language)
+    return Record(_name(fields, "id"), _name(fields, "concept"), captions, layout, unnamed, fields, used)
+
+
+_Found = tuple[Mapping[str, object], str, Collection[str], bool]
+"""Captions by language, the layout, the fields that they were read from, and whether they name no language."""
+
+
+def _find_captions(fields: dict[str, object], members: Members, language: str | None) -> _Found:
+    """Return the captions of a record. Raises BadSample where it has none in any layout."""
+    stored = fields.get("captions")
+    if isinstance(stored, dict):
+        return stored, OBJECT, (), False
+    if "captions" in fields:
+        if not (stored and isinstance(stored, str | list)):
+            raise BadSample("captions is not an object of language -> texts, nor a list of texts")
+        return {_known(language, "captions"): stored}, LIST, (), True
+    by_field = {name: code for name in fields if (code := _language_of(name, fields[name]))}
+    if by_field:
+        captions = {code: fields[name] for name, code in by_field.items()}
+        plain = "caption" in fields and _known(language, "caption") not in captions
+        if plain:
+            captions[_known(language, "caption")] = fields["caption"]
+        return captions, FIELDS, (*by_field, "caption"), plain
+    root = {name: value for name, value in fields.items() if is_language(name) and _is_list_of_texts(value)}
+    if root:
+        return root, ROOT, root, False
+    caption = fields.get("caption")
+    if isinstance(caption, list):
+        return {_known(language, "caption"): caption}, CAPTION, ("caption",), True
+    texts = _text_files(members, language)
+    if texts:
+        # `caption` beside KEY.txt is the same caption once more, as img2dataset writes it.
+        return *texts, ("caption",), any(name == "txt" or _NUMBERED.fullmatch(name) for name in members)
+    if isinstance(caption, str):
+        return {_known(language, "caption"): caption}, CAPTION, ("caption",), True
+    others = ", ".join(map(repr, list(fields)[:8]))
+    raise BadSample(
+        "json has no captions (captions, caption_LANG), and there is no KEY.txt"
+        + (f"; its fields are {others}" if others else "")
+    )
+
+
+def _text_files(members: Members, language: str | None) -> tuple[dict[str, list[str]], str] | None:
+    """Return the captions of KEY.txt, KEY.0.txt, KEY.de.txt, ..., and the layout; None without any. Raises BadSample."""
+    found: dict[str, list[str]] = {}
+    names = text_files(members)
+    for name in names:
+        stem = name.removesuffix(".txt")
+        code = stem if stem != name and not stem.isdigit() else _known(language, name)
+        lines = [line.strip() for line in _text(members[name], name).splitlines() if line.strip()]
+        if not lines:
+            raise BadSample("an empty text" if name == "txt" else f"{name} is empty")
+        found.setdefault(code, []).extend(lines)
+    if not names:
+        return None
+    if len(names) > 1 or names[0] != "txt":
+        return found, FILES
+    return found, LINES if len(found[_known(language, "txt")]) > 1 else ONE_LINE
+
+
+def text_files(extensions: Collection[str]) -> list[str]:
+    """Return which of a sample's extensions are text files with captions: "txt", "0.txt", "de.txt"; numbered ones in order."""
+    found = [name for name in extensions if name == "txt" or (name.endswith(".txt") and _is_caption_file(name))]
+    return sorted(found, key=lambda name: (name != "txt", len(name), name)) if len(found) > 1 else found
+
+
+def _is_caption_file(name: str) -> bool:
+    return bool(_NUMBERED.fullmatch(name)) or is_language(name.removesuffix(".txt"))
+
+
+def _language_of(name: str, value: object) -> str | None:
+    """Return the language of the field `caption_de`; None for other fields."""
+    match = _FIELD.fullmatch(name)
+    if not match or not isinstance(value, str | list) or not value:
+        return None
+    code = match[1].replace("_", "-")
+    # "caption_id": "123" numbers a caption, and is none in Indonesian.
+    is_number = code == "id" and isinstance(value, str) and " " not in value
+    return code if is_language(code) and not is_number else None
+
+
+def _known(language: str | None, where: str) -> str:
+    if language is None:
+        raise BadSample(
+            f"json has no captions by language, and the manifest names no language for {where} (`m3p index --language`)"
+        )
+    return language
+
+
+def _json(content: bytes | memoryview) -> object:
+    """Parse a KEY.json. Raises BadSample."""
+    if len(content) > LARGEST_FILE:
+        raise BadSample(f"json has {len(content):,} bytes, more than {LARGEST_FILE:,}")
+    try:
+        return orjson.loads(content)
+    except ValueError:
+        pass
+    try:
+        # What is no JSON by the book, and what Python's own parser takes all the same: pandas writes NaN.
+        record = json.loads(bytes(content))
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, or a number of thousands of digits
+        raise BadSample(f"json cannot be read ({error})") from error
+    _check_unicode(record)
+    return record
+
+
+def _check_unicode(record: object) -> None:
+    """Raise BadSample if halves of characters ("\\ud800") are spelled where text is read: nothing else can write them.
+
+    orjson refuses them, so that only what Python's own parser has taken need be looked through.
+    """
+    fields = record if isinstance(record, dict) else {"json": record}
+    for name, value in fields.items():
+        try:
+            json.dumps([name, value], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            field = name.encode(errors="backslashreplace").decode()
+            raise BadSample(f"{field} is not Unicode text ({error.reason})") from error
+
+
+def _text(content: bytes | memoryview, name: str) -> str:
+    """Decode a text file. Raises BadSample."""
+    if len(content) > LARGEST_FILE:
+        raise BadSample(f"{name} has {len(content):,} bytes, more than {LARGEST_FILE:,}")
+    try:
+        return str(content, "utf-8")
+    except UnicodeDecodeError as error:
+        raise BadSample(f"{name} is not UTF-8 ({error.reason})") from error
+
+
+def _name(fields: dict[str, object], field: str) -> str:
+    """Return the `id` or `concept` of a record; "" where it has none, or one that says nothing: null, "" or pandas' NaN."""
+    value = fields.get(field)
+    return "" if value is None or value != value else str(value)
+
+
+def choose_captions(stored: Mapping[str, object], languages: Collection[str] | None) -> dict[str, list[str]]:
+    """Return the captions in `languages` (None: all) as lists. Raises BadSample."""
+    chosen: dict[str, list[str]] = {}
+    for language, texts in stored.items():
+        if languages is not None and language not in languages:
+            continue
+        listed = [texts] if isinstance(texts, str) else texts
+        if not isinstance(listed, list) or not listed or not all(map(_is_text, listed)):
+            raise BadSample(f"captions.{language} is not a list of texts, or one of them is empty")
+        chosen[language] = listed
+    if not chosen:
+        raise BadSample(f"no caption in {', '.join(languages or [])}" if languages else "no caption")
+    return chosen
+
+
+def _is_text(text: object) -> bool:
+    return isinstance(text, str) and bool(text.strip())
+
+
+def _is_list_of_texts(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)

@@ -1,0 +1,69 @@
+"""What is worth saying of the tars of a folder: how captions were found, what is not read, pictures that come twice.
+
+`m3p index` and `m3p prepare` say it when they have written an index, `m3p data lint` when it has walked the tars again.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from m3p.data.records import OBJECT, ONE_LINE
+from m3p.data.shards.index import TarIndex
+from m3p.data.shards.index_file import open_index
+from m3p.data.shards.shard_table import Shard
+
+NAMED = 8
+"""Names of files and fields in one message."""
+MOST_COMPARED = 50_000_000
+"""Samples of a folder up to which equal pictures are looked for: 400 MB of memory."""
+
+
+def notes(folder: str, tars: Mapping[str, TarIndex]) -> Iterator[str]:
+    """Yield what is worth saying of the tars that were walked, by their names; one line each."""
+    found = tars.values()
+    samples = sum(index.samples for index in found)
+    layouts, unread, reasons = (
+        sum(counters, Counter[str]())
+        for counters in zip(*((index.layouts, index.unread, index.reasons) for index in found), strict=True)
+    )
+    for layout, number in layouts.items():
+        if layout not in (OBJECT, ONE_LINE):
+            yield f"{folder}: the captions of {number:,} of {samples:,} samples come from {layout}."
+    if len(layouts) > 1:
+        yield f"{folder}: its samples have captions in {len(layouts)} layouts: {_listed(layouts)}."
+    if unread:
+        yield f"{folder}: nothing is read from {_listed(unread)} (samples that have it)."
+    if unusable := sum(index.unusable for index in found):
+        why = f"; of captions: {_listed(reasons)}" if reasons else ""
+        yield f"{folder}: {unusable:,} of {samples:,} samples lack a picture, a caption, text or readable regions{why}."
+    if followed := [name for name, index in tars.items() if index.followed]:
+        yield (
+            f"{folder}: behind the end of {', '.join(followed[:5])}{' and others' if len(followed) > 5 else ''} stands more, "
+            "which is not read (tars put together with cat?): pack each as a tar of its own."
+        )
+
+
+def equal_pictures(folder: Path, shards: Iterable[Shard]) -> Iterator[str]:
+    """Yield a line if some samples of an indexed folder have the same picture, as in a table of a row a caption."""
+    shards = list(shards)
+    if sum(shard.samples for shard in shards) > MOST_COMPARED:
+        yield f"{folder}: more than {MOST_COMPARED:,} samples: equal pictures were not looked for."
+        return
+    found = [open_index(folder / shard.index_name, shard.samples).contents for shard in shards if shard.samples]
+    contents = np.concatenate([np.frombuffer(part, np.uint64) for part in found])
+    contents = contents[contents != 0]
+    distinct = len(np.unique(contents))
+    if distinct < len(contents):
+        yield (
+            f"{folder}: {len(contents):,} samples have only {distinct:,} different pictures (a row for each caption?). Samples "
+            "of one picture count as one picture with all their captions in evaluation, and are no negatives of each other."
+        )
+
+
+def _listed(counts: Counter[str]) -> str:
+    """Return names with their numbers, the commonest first."""
+    common = counts.most_common(NAMED)
+    more = f" and {len(counts) - len(common)} more" if len(counts) > len(common) else ""
+    return ", ".join(f"{name} ({number:,})" for name, number in common) + more
