@@ -11,6 +11,7 @@ from PIL import Image
 
 from m3p.data.loader.picture_buffer import PictureSlot
 from m3p.data.sample import BadSamples, Sample
+from m3p.data.shards.index_file import HEADER, SEAL
 from m3p.data.shards.index_folder import index_folder
 from m3p.data.source import Source, SourceConfig
 from m3p.visual.patches import Patches
@@ -62,6 +63,19 @@ def pairs(folder: Path, bad: Members, key: str = "3") -> Path:
     write(folder / "a.tar", samples)
     index_folder(folder, "captions")
     return folder
+
+
+def as_before(folder: Path) -> None:
+    """Make a folder one that an earlier version indexed: fingerprints of 20 bytes, indexes without contents and seal."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest.pop("checksum", None)
+    for shard in manifest["shards"]:
+        shard["fingerprint"] = shard["fingerprint"][:40]
+        index = folder / shard["name"].replace(".tar", ".idx")
+        content = index.read_bytes()
+        index.write_bytes(content[: len(content) - (2 * HEADER + 8 * shard["samples"] + SEAL)])
+    path.write_text(json.dumps(manifest))
 
 
 def source(folder: Path, visual: Regions | Patches | None = PATCHES) -> Source:

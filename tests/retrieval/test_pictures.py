@@ -1,5 +1,6 @@
 """Of trainer/m3p/retrieval/pictures.py: the gallery holds every picture once, under a name of its own."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from m3p.recipe.evaluation import EvaluationConfig
 from m3p.recipe.load import load_recipe
 from m3p.recipe.recipe import Recipe
 from m3p.retrieval.pictures import Pictures, check_evaluations, load_pictures, picture_bytes
-from tests.data.broken import REGIONS, pair, picture, write
+from tests.data.broken import REGIONS, as_before, pair, picture, write
 
 
 @pytest.fixture
@@ -22,10 +23,14 @@ def recipe(tiny: Path) -> Recipe:
 
 
 def gallery(recipe: Recipe, folder: Path, *shards: list[dict[str, Any]]) -> Pictures:
-    """Write a record a picture, and load them."""
+    """Write a record a picture, no two pictures alike unless the record says `size`, and load them."""
     folder.mkdir()
+    sizes = itertools.count(20)
     for name, records in zip("abc", shards, strict=False):
-        content = [{**pair(0), "json": json.dumps(record).encode()} for record in records]
+        content = [
+            {**pair(0), "jpg": picture(size=record.pop("size", next(sizes))), "json": json.dumps(record).encode()}
+            for record in map(dict, records)
+        ]
         write(folder / f"{name}.tar", [(str(number), members) for number, members in enumerate(content)])
     index_folder(folder, "captions")
     return load_pictures(recipe, "dev", EvaluationConfig(path=str(folder)))
@@ -55,6 +60,30 @@ def test_an_id_that_comes_twice_is_an_error(recipe: Recipe, tmp_path: Path) -> N
     record = {"captions": {"en": "a dog"}, "id": "7"}
     with pytest.raises(UserError, match=r"two pictures with the id '7': a\.tar, sample 0, and b\.tar, sample 1\. Give"):
         gallery(recipe, tmp_path / "shards", [record], [{**record, "id": "8"}, record])
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["index", "index of an earlier version"])
+@pytest.mark.parametrize("ids", [True, False])
+def test_a_row_a_caption_counts_as_one_picture_with_all_its_captions(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], before: bool, ids: bool
+) -> None:
+    records = [
+        {
+            "captions": {"en": f"picture {number}, {caption}"},
+            "size": 30 + number,
+            **({"id": f"{number}"} if ids else {}),
+        }
+        for number in range(3)
+        for caption in range(5)
+    ]
+    found = gallery(recipe, tmp_path / "shards", records[:7], records[7:])
+    if before:
+        as_before(tmp_path / "shards")
+        found = load_pictures(recipe, "dev", EvaluationConfig(path=str(tmp_path / "shards")))
+    assert found.pool.images == (["0", "1", "2"] if ids else ["a.tar#0", "a.tar#5", "b.tar#3"])
+    assert len(found.places) == len(found.visuals) == 3
+    np.testing.assert_array_equal(found.pool.right("en"), np.eye(3, dtype=bool).repeat(5, axis=1))
+    assert "its 15 samples count as 3 pictures" in capsys.readouterr().err
 
 
 def test_a_stored_picture_that_cannot_be_read_is_not_shown(recipe: Recipe, tmp_path: Path) -> None:

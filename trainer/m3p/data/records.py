@@ -176,7 +176,7 @@ def _known(language: str | None, where: str) -> str:
 def _json(content: bytes | memoryview) -> object:
     """Parse a KEY.json. Raises BadSample."""
     if len(content) > LARGEST_FILE:
-        raise BadSample(f"json has {len(content):,} bytes, more than {LARGEST_FILE:,}")
+        raise BadSample(f"json has more than {LARGEST_FILE:,} bytes")
     try:
         return orjson.loads(content)
     except ValueError:
@@ -207,7 +207,7 @@ def _check_unicode(record: object) -> None:
 def _text(content: bytes | memoryview, name: str) -> str:
     """Decode a text file. Raises BadSample."""
     if len(content) > LARGEST_FILE:
-        raise BadSample(f"{name} has {len(content):,} bytes, more than {LARGEST_FILE:,}")
+        raise BadSample(f"{name} has more than {LARGEST_FILE:,} bytes")
     try:
         return str(content, "utf-8")
     except UnicodeDecodeError as error:

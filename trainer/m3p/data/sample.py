@@ -24,9 +24,11 @@ class Sample:
     """The passage of a text source; "" for pictures."""
     captions: dict[str, list[str]]
     concept: str
-    """Pictures of one concept share their captions; the sample's own name where there is none."""
+    """Pictures of one concept share their captions; without one the name of the picture's content, or of the sample."""
     id: str = ""
     """Of the record; "" where it has none."""
+    content: str = ""
+    """Of a pair: a name of its picture's content, the same for equal pictures in all sources; "" where the index has none."""
     visual: Picture | None = None
 
     @property

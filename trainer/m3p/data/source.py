@@ -278,9 +278,8 @@ class Source:
         record = read_record(members, self.manifest.language)
         captions = choose_captions(record.captions, self._config.languages)
         name += f"/{record.id}" if record.id else f"#{number}"
-        return Sample(
-            name, owner, "", "", captions, record.concept or self._reader.picture(shard, number) or name, record.id
-        )
+        content = self._reader.picture(shard, number)
+        return Sample(name, owner, "", "", captions, record.concept or content or name, record.id, content)
 
     def _decode(self, sample: Sample, members: Members, augment: bool, slot: PictureSlot | None) -> None:
         """Decode the picture of a sample, into `slot` if it fits there. Raises BadSample."""

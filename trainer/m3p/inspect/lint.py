@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from m3p.data.shards.index import scan_tar
-from m3p.data.shards.index_file import open_index
+from m3p.data.shards.fingerprint import is_whole
+from m3p.data.shards.index import TarIndex, scan_tar
+from m3p.data.shards.index_file import FORMER, index_faults, open_index
+from m3p.data.shards.notes import notes
 from m3p.data.source import Source, find_folders
 from m3p.data.storage.cache import Cache
 from m3p.data.storage.folders import LocalFolder, open_folder
@@ -20,9 +22,12 @@ from m3p.recipe.load import load_recipe
 from m3p.recipe.recipe import Recipe
 from m3p.retrieval.pictures import open_source
 
+NOTE = "note: "
+"""Begins what is worth knowing, and no problem."""
+
 
 def lint(path: Path, overrides: Sequence[str], samples: int) -> Iterator[str]:
-    """Yield the problems of a recipe and its shards; `samples` of each shard are read (0: all)."""
+    """Yield the problems of a recipe and its shards, and notes; `samples` of each shard are read (0: all)."""
     try:
         recipe = load_recipe(path, overrides)
     except UserError as error:
@@ -97,8 +102,9 @@ def _open(recipe: Recipe, name: str, config: ObjectiveConfig, number: int, path:
 def _source(source: Source, recipe: Recipe, samples: int) -> Iterator[str]:
     """Check every shard: unchanged since it was indexed, and its samples usable."""
     read = bad = 0
+    walked: dict[str, TarIndex] = {}
     for number, shard in enumerate(source.manifest.shards):
-        if isinstance(source.folder, LocalFolder) and (problem := _changed(source, number)):
+        if isinstance(source.folder, LocalFolder) and (problem := _changed(source, number, walked)):
             yield problem
             continue
         chosen = np.arange(shard.samples)
@@ -112,6 +118,13 @@ def _source(source: Source, recipe: Recipe, samples: int) -> Iterator[str]:
         read, bad = read + len(chosen), bad + len(reasons)
         for sample, reason in reasons:
             yield f"{source.folder}/{shard.name}, sample {sample}: {reason}; training skips it: mend it or leave it out"
+    if walked:
+        yield from (f"{NOTE}{note}" for note in notes(str(source.folder), walked))
+    if not all(is_whole(shard.fingerprint) for shard in source.manifest.shards):
+        yield (
+            f"{NOTE}{source.folder}: was indexed by an earlier version, which saw less of the files: changes of their content, "
+            f"damage and equal pictures may go unseen; run `m3p index {source.folder} --kind {source.manifest.kind}` again"
+        )
     if bad > recipe.data.max_bad_share * read:
         yield (
             f"data.max_bad_share = {recipe.data.max_bad_share:g}: {bad} of {read} samples read of {source.folder} are bad, so "
@@ -127,8 +140,8 @@ def _bad(source: Source, shard: int, sample: int) -> str | None:
     return None
 
 
-def _changed(source: Source, number: int) -> str | None:
-    """Walk the tar once more, and compare with what was indexed: its size alone does not tell."""
+def _changed(source: Source, number: int, walked: dict[str, TarIndex]) -> str | None:
+    """Walk the tar once more, note in `walked` what is in it, and compare with what was indexed: its size alone does not tell."""
     folder, shard, manifest = source.folder, source.manifest.shards[number], source.manifest
     assert isinstance(folder, LocalFolder)
     path = folder.path / shard.name
@@ -137,11 +150,14 @@ def _changed(source: Source, number: int) -> str | None:
         found, index = scan_tar(path, manifest.kind, manifest.language or "en")
     except UserError as error:
         return _line(error)
-    if len(found.fingerprint) != len(shard.fingerprint):
-        return f"{path}: was indexed by an earlier version, which saw names and sizes alone; {again}"
-    if found.fingerprint != shard.fingerprint:
+    if is_whole(shard.fingerprint) and found.fingerprint != shard.fingerprint:
         return f"{path}: its members are not those that were indexed (changed since); {again}"
-    stored = open_index(folder.path / shard.index_name, shard.samples)
-    if not all(np.array_equal(np.asarray(ours), np.asarray(its)) for ours, its in zip(index, stored, strict=True)):
-        return f"{folder.path / shard.index_name}: is not the index of this tar; {again}"
+    walked[shard.name] = found
+    index_path = folder.path / shard.index_name
+    for fault in index_faults(index_path, shard.samples, shard.bytes, shard.fingerprint):
+        return f"{path} {fault}; {again}"
+    stored = open_index(index_path, shard.samples)
+    same = zip(index[:FORMER], stored[:FORMER], strict=True)
+    if not all(np.array_equal(np.asarray(ours), np.asarray(its)) for ours, its in same):
+        return f"{index_path}: is not the index of this tar; {again}"
     return None

@@ -2,17 +2,21 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from m3p.batch import Picture
 from m3p.data.order.shuffle import Place
-from m3p.data.sample import BadSamples
+from m3p.data.records import Members
+from m3p.data.sample import BadSamples, Sample
+from m3p.data.shards.fingerprint import name_of
 from m3p.data.source import Source, SourceConfig
 from m3p.errors import BadSample, UserError
 from m3p.recipe.evaluation import EvaluationConfig
 from m3p.recipe.recipe import Recipe
 from m3p.retrieval.metrics import Pool
+from m3p.terminal import warn
 from m3p.visual.decode import decode, picture_kind
 
 SHOWN = 96
@@ -52,13 +56,14 @@ def check_evaluations(recipe: Recipe) -> None:
 
 
 def load_pictures(recipe: Recipe, name: str, config: EvaluationConfig) -> Pictures:
-    """Read the whole gallery of an evaluation, not augmented.
+    """Read the whole gallery of an evaluation, not augmented. Samples of equal pictures are one picture with all their captions.
 
-    Raises UserError where a sample cannot be read, or two have one id: each would count as right for the other's captions.
+    Raises UserError where a sample cannot be read, or two pictures have one id: each would count as right for the other's
+    captions.
     """
     source = open_source(recipe, name, config)
-    places, visuals, records = [], [], []
-    bad, seen = BadSamples([]), dict[str, str]()
+    gallery = _Gallery(name, config.path)
+    bad = BadSamples([])
     for shard, entry in enumerate(source.manifest.shards):
         for number in tqdm(
             range(entry.samples), desc=f"{name}: {entry.name}", unit="picture", leave=False, disable=None
@@ -67,20 +72,58 @@ def load_pictures(recipe: Recipe, name: str, config: EvaluationConfig) -> Pictur
             sample = source.read_place(place, bad, augment=False)
             if bad.seen:
                 raise UserError(f"evaluation.{name}: every picture counts, and this one cannot be read: {bad.seen[0]}")
-            here = f"{entry.name}, sample {number}"
-            own = sample.id or f"{entry.name}#{number}"
-            if own in seen:
-                raise UserError(
-                    f"evaluation.{name}: {config.path} has two pictures with the id {own!r}: {seen[own]}, and {here}. "
-                    "Give each its own, or none of them any"
-                )
-            seen[own] = here
-            places.append(place)
-            visuals.append(sample.picture)
-            concept = None if sample.concept == sample.name else sample.concept
-            records.append({"id": own, "concept": concept, "captions": sample.captions})
+            content = sample.content or _content(source.members(shard, number))
+            gallery.add(place, sample, content, f"{entry.name}, sample {number}", f"{entry.name}#{number}")
+    if gallery.repeated:
+        warn(
+            f"evaluation.{name}: {gallery.repeated:,} samples of {config.path} have a picture that another has too: its "
+            f"{source.manifest.samples:,} samples count as {len(gallery.places):,} pictures with all their captions"
+        )
     languages = config.languages or sorted(source.manifest.captions)
-    return Pictures(source, places, visuals, Pool.of(records, languages))
+    return Pictures(source, gallery.places, gallery.visuals, Pool.of(gallery.records, languages))
+
+
+class _Gallery:
+    """The pictures of an evaluation that have been read so far."""
+
+    def __init__(self, name: str, path: str) -> None:
+        self._name, self._path = name, path
+        self.places: list[Place] = []
+        self.visuals: list[Picture] = []
+        self.records: list[dict[str, Any]] = []
+        """Of each picture its id, concept and captions."""
+        self.repeated = 0
+        """Samples whose picture was there already."""
+        self._by_content: dict[tuple[str, str | None], dict[str, Any]] = {}
+        self._seen: dict[str, str] = {}
+
+    def add(self, place: Place, sample: Sample, content: str, here: str, otherwise: str) -> None:
+        """Take a sample in, which is `here` and has the id `otherwise` if none of its own. Raises UserError for an id twice."""
+        concept = None if sample.concept in (sample.name, sample.content) else sample.concept
+        if content and (content, concept) in self._by_content:
+            self.repeated += 1
+            captions = self._by_content[content, concept]["captions"]
+            for language, texts in sample.captions.items():
+                captions[language] = list(dict.fromkeys([*captions.get(language, []), *texts]))
+            return
+        own = sample.id or otherwise
+        if own in self._seen:
+            raise UserError(
+                f"evaluation.{self._name}: {self._path} has two pictures with the id {own!r}: {self._seen[own]}, and {here}. "
+                "Give each its own, or none of them any"
+            )
+        self._seen[own] = here
+        record = {"id": own, "concept": concept, "captions": dict(sample.captions)}
+        self._by_content[content, concept] = record
+        self.places.append(place)
+        self.visuals.append(sample.picture)
+        self.records.append(record)
+
+
+def _content(members: Members) -> str:
+    """Return the name of a stored picture, or of its region features; "" for an empty file."""
+    stored = members.get(picture_kind(members) or "regions.npz", b"")
+    return name_of(stored) if stored else ""
 
 
 def picture_bytes(pictures: Pictures, number: int) -> bytes:

@@ -48,6 +48,21 @@ class Fingerprint:
         return self._digest.hexdigest()
 
 
+def content_number(digest: bytes) -> int:
+    """Return the hash of a file, as `Fingerprint.add` gives it, as the number that indexes hold; never 0."""
+    return int.from_bytes(digest[:8], "little") or 1
+
+
+def content_name(number: int) -> str:
+    """Return the name of a picture by the number of its content."""
+    return f"picture {number:016x}"
+
+
+def name_of(content: bytes | memoryview) -> str:
+    """Return the name of a picture by its bytes: what an index without contents does not know."""
+    return content_name(content_number(hashlib.blake2b(content, digest_size=CONTENT).digest()))
+
+
 def tar_fingerprint(path: Path) -> str:
     """Walk a whole tar and return its fingerprint. Raises TarError, OSError."""
     with path.open("rb") as file:

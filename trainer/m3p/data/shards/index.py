@@ -13,7 +13,7 @@ import numpy as np
 from m3p.data.records import FROM_FILES, Record, choose_captions, read_record, text_files
 from m3p.data.records import LARGEST_FILE as LARGEST_TEXT
 from m3p.data.shards.file_bytes import FileBytes
-from m3p.data.shards.fingerprint import Fingerprint, probe
+from m3p.data.shards.fingerprint import Fingerprint, content_number, probe
 from m3p.data.shards.index_file import LONGEST_EXTENSION, MOST_MEMBERS, OTHER, IndexFile, name_bytes, write_index
 from m3p.data.shards.manifest import Kind
 from m3p.data.shards.shard_table import index_name
@@ -227,7 +227,7 @@ class _Scan:
         _, size = extents.get("txt" if self.kind == "text" else "regions.npz", (0, 0))
         self.sizes.append(min(size, LARGEST_SIZE))
         main = "txt" if self.kind == "text" else picture_kind(extents) or "regions.npz"
-        self.contents.append(_number(hashes[main]) if main in hashes and extents[main][1] else 0)
+        self.contents.append(content_number(hashes[main]) if main in hashes and extents[main][1] else 0)
         read = READ[self.kind].union(text_files(extents)) if self.kind == "captions" else READ[self.kind]
         self.count_unread(f"KEY.{extension}" for extension in extents if extension not in read)
         if self.kind == "text":
@@ -290,11 +290,6 @@ class _Scan:
         """Return a file of the sample; of one of more than `most` bytes the first `most` + 1, which its readers refuse."""
         start, size = extents[extension]
         return self.content[start : start + min(size, most + 1)]
-
-
-def _number(digest: bytes) -> int:
-    """Return the hash of a file as a number that is not 0."""
-    return int.from_bytes(digest[:8], "little") or 1
 
 
 @cache

@@ -42,6 +42,8 @@ OTHER = 2**16 - 1
 """In place of a header's sum where a sample is not laid out like the others, or not plainly: no header has this sum."""
 MOVED = "was prepared or indexed again since its manifest was read, or copied in part"
 """What the index of another state of the shard tells. To go on would train on other samples than the manifest says."""
+FORMER = 5
+"""Arrays of a file of an earlier version: the first fields of an `IndexFile`."""
 VERSION = b"\1"
 CHECKSUM = 4
 """Bytes of a CRC-32."""

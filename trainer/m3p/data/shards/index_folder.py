@@ -18,7 +18,7 @@ from m3p.data.languages import LANGUAGE_TAG
 from m3p.data.loader.die_with_parent import end_with
 from m3p.data.shards.index import TarIndex, index_tar
 from m3p.data.shards.manifest import Kind, Manifest, write_manifest
-from m3p.data.shards.notes import equal_pictures, notes
+from m3p.data.shards.notes import equal_pictures, notes, unusable_samples
 from m3p.data.shards.shard_table import Shard, ShardTable
 from m3p.errors import UserError
 from m3p.locks import hold
@@ -48,14 +48,18 @@ def index_folder(folder: Path, kind: Kind, language: str | None = None) -> Manif
     with _alone(folder) as progress:
         found = _index_tars(paths, kind, language or "en", progress)
         manifest = _manifest(folder, paths, found, kind, language)
-        for note in notes(str(folder), dict(zip((path.name for path in paths), found, strict=True))):
-            say(note)
-        if kind == "captions":
-            for note in equal_pictures(folder, manifest.shards):
-                say(note)
+        _say_notes(folder, dict(zip((path.name for path in paths), found, strict=True)), manifest)
         write_manifest(folder, manifest)
         (folder / PROGRESS).unlink(missing_ok=True)
     return manifest
+
+
+def _say_notes(folder: Path, tars: dict[str, TarIndex], manifest: Manifest) -> None:
+    """Say what a user should know of the tars that were indexed."""
+    for note in (*notes(str(folder), tars), *unusable_samples(str(folder), tars.values())):
+        say(note)
+    for note in equal_pictures(folder, manifest.shards) if manifest.kind == "captions" else ():
+        say(note)
 
 
 def _manifest(folder: Path, paths: list[Path], indexes: list[TarIndex], kind: Kind, language: str | None) -> Manifest:

@@ -4,7 +4,7 @@
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +24,9 @@ def notes(folder: str, tars: Mapping[str, TarIndex]) -> Iterator[str]:
     """Yield what is worth saying of the tars that were walked, by their names; one line each."""
     found = tars.values()
     samples = sum(index.samples for index in found)
-    layouts, unread, reasons = (
+    layouts, unread = (
         sum(counters, Counter[str]())
-        for counters in zip(*((index.layouts, index.unread, index.reasons) for index in found), strict=True)
+        for counters in zip(*((index.layouts, index.unread) for index in found), strict=True)
     )
     for layout, number in layouts.items():
         if layout not in (OBJECT, ONE_LINE):
@@ -35,14 +35,22 @@ def notes(folder: str, tars: Mapping[str, TarIndex]) -> Iterator[str]:
         yield f"{folder}: its samples have captions in {len(layouts)} layouts: {_listed(layouts)}."
     if unread:
         yield f"{folder}: nothing is read from {_listed(unread)} (samples that have it)."
-    if unusable := sum(index.unusable for index in found):
-        why = f"; of captions: {_listed(reasons)}" if reasons else ""
-        yield f"{folder}: {unusable:,} of {samples:,} samples lack a picture, a caption, text or readable regions{why}."
     if followed := [name for name, index in tars.items() if index.followed]:
         yield (
             f"{folder}: behind the end of {', '.join(followed[:5])}{' and others' if len(followed) > 5 else ''} stands more, "
             "which is not read (tars put together with cat?): pack each as a tar of its own."
         )
+
+
+def unusable_samples(folder: str, tars: Collection[TarIndex]) -> Iterator[str]:
+    """Yield a line if training will skip some of the samples."""
+    samples, unusable = (
+        sum(counts) for counts in zip(*((index.samples, index.unusable) for index in tars), strict=True)
+    )
+    if unusable:
+        reasons = sum((index.reasons for index in tars), Counter[str]())
+        why = f"; of captions: {_listed(reasons)}" if reasons else ""
+        yield f"{folder}: {unusable:,} of {samples:,} samples lack a picture, a caption, text or readable regions{why}."
 
 
 def equal_pictures(folder: Path, shards: Iterable[Shard]) -> Iterator[str]:

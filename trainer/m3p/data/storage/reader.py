@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from m3p.data.order.shuffle import groups
 from m3p.data.records import Members
-from m3p.data.shards.fingerprint import has_moved
+from m3p.data.shards.fingerprint import content_name, has_moved
 from m3p.data.shards.index import members
 from m3p.data.shards.index_file import IndexFile, index_faults, open_index
 from m3p.data.shards.shard_table import Shard
@@ -149,7 +149,7 @@ class ShardReader:
     def picture(self, shard: int, sample: int) -> str:
         """Return the name that a sample's picture has in all sources, by its content; "" where the index does not know it."""
         contents = self._shard(shard).index.contents
-        return f"picture {contents[sample]:016x}" if contents and contents[sample] else ""
+        return content_name(contents[sample]) if contents and contents[sample] else ""
 
     def _shard(self, shard: int) -> _Opened:
         if (self, shard) not in _open:
