@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from m3p.data.languages import LANGUAGE_TAG
 from m3p.data.loader.die_with_parent import end_with
+from m3p.data.shards.fingerprint import is_whole
 from m3p.data.shards.index import TarIndex, index_tar
 from m3p.data.shards.manifest import Kind, Manifest, write_manifest
 from m3p.data.shards.notes import equal_pictures, notes, unusable_samples
@@ -155,7 +156,7 @@ def _read_progress(progress: TextIO, kind: Kind, language: str) -> dict[str, Tar
     for line in progress:
         with suppress(ValueError):
             name, of_kind, of_language, index = _LINE.validate_json(line)
-            if (of_kind, of_language) == (kind, language):
+            if (of_kind, of_language) == (kind, language) and is_whole(index.fingerprint):
                 done[name] = index
     return done
 
