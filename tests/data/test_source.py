@@ -111,3 +111,11 @@ def test_a_workers_user_error_arrives_as_its_message_alone(tiny: Path) -> None:
     batches = load(MicroBatches(plan, objectives), 0, 2, DataConfig(workers=1), False, ignore_in_worker)  # type: ignore[arg-type]
     with pytest.raises(OneRankError, match=r"^process \d+ says so$"):
         next(batches)
+
+
+def test_hidden_folders_are_no_sources_of_a_pattern(train: Path, tmp_path: Path) -> None:
+    for name in ("a", ".b.partial", ".c.old", ".hidden/d"):
+        shutil.copytree(train, tmp_path / "data" / name)
+    assert find_folders(f"{tmp_path}/data/*", "path") == [f"{tmp_path}/data/a"]
+    assert find_folders(f"{tmp_path}/data/**", "path") == [f"{tmp_path}/data/a"]
+    assert find_folders(f"{tmp_path}/data/.hidden/*", "path") == [f"{tmp_path}/data/.hidden/d"]

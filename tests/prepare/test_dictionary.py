@@ -1,4 +1,6 @@
+import gzip
 import json
+import lzma
 from pathlib import Path
 
 import pytest
@@ -112,3 +114,61 @@ def test_names_the_broken_line(tmp_path: Path, content: bytes, reason: str) -> N
     (tmp_path / "en-de.txt").write_bytes(content)
     with pytest.raises(UserError, match=reason):
         list(read_pairs(tmp_path / "en-de.txt"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "translations", "columns"),
+    [
+        (["dog\tHund\t0.83", "cat\tKatze\t1"], ["Hund", "Katze"], 2),
+        (["dog\tpes\tnoun\tx", "cat\tkočka"], ["pes", "kočka"], 1),
+        (["dog chien 0.9000000", "cat chat 8e-1 0,25"], ["chien", "chat"], 2),
+        (["dog chien noun", "cat chat n.", "run courir (v)"], ["chien", "chat", "courir"], 3),
+        (["hot dog\tein Hund", "cat\teine Katze"], ["ein Hund", "eine Katze"], 0),
+        (["cat gato a", "tree arbol n", "dog perro del barrio", "sun sol", "sea mar"], ["gato a", "arbol n"], 0),
+        (["seven 7", "dog\tHund\t"], ["7", "Hund"], 0),
+    ],
+    ids=[
+        "scores",
+        "parts of speech",
+        "scores after spaces",
+        "parts of speech after spaces",
+        "words",
+        "a few",
+        "two columns",
+    ],
+)
+def test_a_third_column_is_no_part_of_the_translation(
+    tmp_path: Path, lines: list[str], translations: list[str], columns: int
+) -> None:
+    (tmp_path / "en-xx.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found = [translation for _, translation in read_pairs(tmp_path / "en-xx.txt")]
+    assert found[: len(translations)] == translations
+    if translations != ["7", "Hund"]:
+        assert prepare_dictionary(tmp_path, tmp_path / "out")["xx"].columns == columns
+
+
+def test_the_folder_that_muse_fills(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for code in ("de", "fr"):
+        (tmp_path / f"en-{code}.txt").write_text("dog Hund\ncat Katze\n")
+        for part in ("0-5000", "5000-6500"):
+            (tmp_path / f"en-{code}.{part}.txt").write_text("dog falsch\n")
+        (tmp_path / f"{code}-en.txt").write_text("Hund dog\n")
+    (tmp_path / "en-cs.txt.gz").write_bytes(gzip.compress(b"dog pes\n"))
+    found = prepare_dictionary(tmp_path, tmp_path / "out")
+    assert {language: words.translations["dog"] for language, words in found.items()} == {
+        "cs": ["pes"], "de": ["Hund"], "fr": ["Hund"]
+    }  # fmt: skip
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2
+    assert "passed over en-de.0-5000.txt, en-de.5000-6500.txt, en-fr.0-5000.txt" in said[0]
+    assert "not read: de-en.txt, fr-en.txt" in said[1]
+
+
+def test_parts_alone_and_one_list_twice_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "en-de.0-5000.txt").write_text("dog Hund\n")
+    with pytest.raises(UserError, match=r"holds only parts of lists, such as en-de\.0-5000\.txt: rename"):
+        prepare_dictionary(tmp_path, tmp_path / "out")
+    (tmp_path / "en-de.txt").write_text("dog Hund\n")
+    (tmp_path / "en-de.txt.xz").write_bytes(lzma.compress(b"dog Hund\n"))
+    with pytest.raises(UserError, match=r"holds en-de\.txt and en-de\.txt\.xz: they are one list; keep one"):
+        prepare_dictionary(tmp_path, tmp_path / "out")

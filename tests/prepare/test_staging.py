@@ -1,8 +1,11 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from m3p.errors import UserError
+from m3p.locks import hold
 from m3p.prepare.staging import staged_folder
 
 
@@ -65,3 +68,43 @@ def test_replaces_only_on_request_and_only_its_own(tmp_path: Path) -> None:
         write(output / "precious", "four")
     with pytest.raises(UserError, match=r"precious is a file; give a folder"):
         write(output / "precious" / "inside" / "deeper", "five")
+
+
+def test_two_commands_with_one_output_do_not_mix(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    with staged_folder(output, "marker", False) as first:
+        (first / "marker").write_text("first")
+        with pytest.raises(
+            UserError, match=r"another `m3p prepare` is writing it: wait until it is done, or choose another"
+        ):
+            write(output, "second")
+        assert (first / "marker").read_text() == "first"
+    assert (output / "marker").read_text() == "first"
+    assert list(tmp_path.iterdir()) == [output]
+    write(output, "third", overwrite=True)
+    assert (output / "marker").read_text() == "third"
+
+
+def test_what_another_command_wrote_meanwhile_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "output"
+    real = hold
+
+    @contextmanager
+    def late(path: Path, patience: float) -> Iterator[bool]:
+        output.mkdir()
+        (output / "marker").write_text("first")  # written between the look at the output and the lock
+        with real(path, patience) as mine:
+            yield mine
+
+    monkeypatch.setattr("m3p.prepare.staging.hold", late)
+    with pytest.raises(UserError, match=r"not empty.*--overwrite"):
+        write(output, "second")
+    assert (output / "marker").read_text() == "first"
+
+
+def test_what_was_there_comes_back_if_a_command_was_killed_while_it_replaced_it(tmp_path: Path) -> None:
+    write(tmp_path / "output", "old")
+    (tmp_path / "output").rename(tmp_path / ".output.old")
+    with pytest.raises(UserError, match="not empty"):
+        write(tmp_path / "output", "new")
+    assert (tmp_path / "output" / "marker").read_text() == "old"

@@ -68,7 +68,10 @@ def dictionary_command(
     """Clean bilingual word lists for code-switching; dictionary.json says what was dropped."""
     for language, words in prepare_dictionary(folder, output, keep_function_words, overwrite).items():
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in words.dropped.most_common())
-        say(f"{language}: {len(words.translations):,} words, {words.pairs:,} pairs; dropped: {dropped or 'none'}")
+        say(
+            f"{language}: {len(words.translations):,} words, {words.pairs:,} pairs; dropped: {dropped or 'none'}"
+            + (f"; columns after the second were left out of {words.columns:,} lines" if words.columns else "")
+        )
 
 
 @prepare_app.command("tokenizer")

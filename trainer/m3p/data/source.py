@@ -299,12 +299,23 @@ def find_folders(pattern: str, field: str) -> list[str]:
     anchor = Path(pattern).anchor
     base, rest = (Path(anchor), pattern[len(anchor) :]) if anchor else (Path(), pattern)
     try:
-        found = sorted(folder for folder in base.glob(rest) if (folder / "manifest.json").is_file())
+        found = sorted(folder for folder in base.glob(rest) if _is_source(folder.relative_to(base), rest, folder))
     except ValueError as error:
         raise UserError(f"{field} = {pattern}: {error}; write ** between slashes, or * alone") from None
     if not found:
         raise UserError(f"{field} = {pattern}: no folder with a manifest.json matches; make one with `m3p prepare`")
     return [str(folder) for folder in found]
+
+
+def _is_source(matched: Path, pattern: str, folder: Path) -> bool:
+    """Tell whether a folder that a pattern matches has a manifest, and is hidden only where the pattern names hidden ones.
+
+    `m3p prepare` writes into hidden folders, and keeps there what it is about to delete.
+    """
+    hidden, asked = (
+        any(part.startswith(".") and part != ".." for part in parts) for parts in (matched.parts, Path(pattern).parts)
+    )
+    return (asked or not hidden) and (folder / "manifest.json").is_file()
 
 
 def _check_kind(folder: Folder, manifest: Manifest, config: SourceConfig, load_picture: LoadPicture | None) -> None:

@@ -1,14 +1,15 @@
 """Bilingual word lists in MUSE's layout, cleaned for code-switching.
 
-Raw: en-LANG.tsv or en-LANG.txt, an English word and one translation a line, several lines a word. Lists made from
-dictionaries for readers hold much that would spoil a caption; what is dropped here, and why, was seen in FreeDict.
+Raw: en-LANG.tsv or en-LANG.txt, compressed with gzip or xz if need be, an English word and one translation a line, several
+lines a word. A third column, such as a probability or a part of speech, is left out. Lists made from dictionaries for readers
+hold much that would harm a caption; what is dropped here, and why, was seen in FreeDict.
 """
 
 import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from tqdm import tqdm
 
 from m3p.data.languages import LANGUAGE_TAG
 from m3p.errors import UserError
+from m3p.prepare.lines import check_once, files_of, listed, numbered_lines, plain_name
 from m3p.prepare.staging import staged_folder
+from m3p.terminal import say
 
 MARKER = "dictionary.json"
 SOURCE = "en"
@@ -44,6 +47,18 @@ ENUMERATION = re.compile(r"^(?:(?:[IVX]+|[a-z]|[0-9]+)\.\s+)+")
 """A numbered sense left over before the translation: "a. wielki", "II.    lewy"."""
 
 
+SPLIT = re.compile(r"\.\d+-\d+$")
+"""What MUSE puts behind the name of a list for a part of it: en-de.0-5000.txt."""
+NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?([eE][-+]?\d+)?%?")
+PARTS_OF_SPEECH = frozenset(
+    """
+    noun verb adj adjective adv adverb prep preposition pron pronoun conj conjunction det num intj propn n v a r nn nns vb
+    """.split()  # noqa: SIM905 (a list would take a line a word)
+)
+MOSTLY = 0.8
+"""Share of a list's lines that end with a part of speech where these are a column."""
+
+
 @dataclass
 class WordList:
     """The cleaned list of one language."""
@@ -52,6 +67,8 @@ class WordList:
     """Casefolded English word to its translations, in the order of the file."""
     dropped: Counter[str] = field(default_factory=Counter)
     """How many pairs were dropped, by reason."""
+    columns: int = 0
+    """Lines whose columns after the second were left out."""
 
     @property
     def pairs(self) -> int:
@@ -116,23 +133,56 @@ def _mostly_latin(translations: Iterable[str]) -> bool:
     return counts[True] >= counts[False]
 
 
-def read_pairs(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield the pairs of a raw list: parted by a tab, or by the first space. Raises UserError naming a broken line."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                text = line.decode("utf-8-sig").strip()
-            except UnicodeDecodeError as error:
-                raise UserError(f"{path}, line {number}: not valid UTF-8 ({error.reason}). Convert the file.") from None
-            if not text:
-                continue
-            word, _, translation = text.partition("\t") if "\t" in text else text.partition(" ")
-            if not translation.strip():
-                raise UserError(
-                    f"{path}, line {number}: {text[:60]!r} is one word; the rule is an English word, a tab or a space, "
-                    "and its translation."
-                )
-            yield word, translation
+def read_pairs(path: Path) -> list[tuple[str, str]]:
+    """Return the pairs of a raw list, without further columns. Raises UserError naming a broken line."""
+    return [(word, translation) for word, translation, _ in _read_rows(path)]
+
+
+def _read_rows(path: Path) -> list[tuple[str, str, bool]]:
+    """Return word, translation and whether more columns were left out, for each line.
+
+    Columns are parted by tabs; in lines without any by spaces. There, numbers at the end are columns; so are parts of speech,
+    if nearly all lines of the list end with one.
+    """
+    rows = []
+    for number, line in numbered_lines(path):
+        try:
+            text = line.decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}, line {number}: not valid UTF-8 ({error.reason}). Convert the file.") from None
+        if not text:
+            continue
+        word, translation, more = _split(text)
+        if not translation:
+            raise UserError(
+                f"{path}, line {number}: {text[:60]!r} is one word; the rule is an English word, a tab or a space, "
+                "and its translation."
+            )
+        rows.append((word, translation, more, "\t" not in text))
+    tagged = [spaced and _has_part_of_speech(translation) for _, translation, _, spaced in rows]
+    if sum(tagged) < MOSTLY * len(rows):
+        tagged = [False] * len(rows)
+    return [
+        (word, translation.rpartition(" ")[0] if tag else translation, more or tag)
+        for (word, translation, more, _), tag in zip(rows, tagged, strict=True)
+    ]
+
+
+def _split(text: str) -> tuple[str, str, bool]:
+    """Return word and translation ("" without one) of a line, and whether there were more columns."""
+    if "\t" in text:
+        word, translation, *more = (column.strip() for column in text.split("\t"))
+        return word, translation, bool(more)
+    word, *rest = text.split()
+    kept = list(rest)
+    while len(kept) > 1 and NUMBER.fullmatch(kept[-1]):
+        kept.pop()
+    return word, " ".join(kept), len(kept) < len(rest)
+
+
+def _has_part_of_speech(translation: str) -> bool:
+    words = translation.split()
+    return len(words) > 1 and words[-1].strip(".()[]").casefold() in PARTS_OF_SPEECH
 
 
 def write_lists(folder: Path, lists: dict[str, WordList]) -> None:
@@ -146,13 +196,15 @@ def write_lists(folder: Path, lists: dict[str, WordList]) -> None:
     for language, words in lists.items():
         lines = [f"{word}\t{target}\n" for word, targets in words.translations.items() for target in targets]
         (folder / f"{SOURCE}-{language}.tsv").write_text("".join(lines), encoding="utf-8")
-    summary = {
+    summary: dict[str, object] = {
         "source": SOURCE,
         "languages": {
             language: {"words": len(words.translations), "pairs": words.pairs} for language, words in lists.items()
         },
         "dropped": {language: dict(sorted(words.dropped.items())) for language, words in lists.items()},
     }
+    if any(words.columns for words in lists.values()):
+        summary["lines_with_more_columns"] = {language: words.columns for language, words in lists.items()}
     (folder / MARKER).write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -161,18 +213,48 @@ def prepare_dictionary(
 ) -> dict[str, WordList]:
     """Clean FOLDER/en-LANG.tsv (or .txt) into OUTPUT/en-LANG.tsv; return the lists by language. Raises UserError."""
     lists: dict[str, WordList] = {}
-    paths = sorted(path for path in folder.glob(f"{SOURCE}-*") if path.suffix in (".tsv", ".txt"))
-    if not paths:
-        raise UserError(f"{folder} holds no en-LANG.tsv or en-LANG.txt: give a folder with one word list a language.")
-    for path in tqdm(paths, desc="dictionary", unit="list", disable=None):
-        language = path.stem.removeprefix(f"{SOURCE}-")
+    for path in tqdm(_find_lists(folder), desc="dictionary", unit="list", disable=None):
+        language = _stem(path).removeprefix(f"{SOURCE}-")
         if not LANGUAGE_TAG.fullmatch(language):
             raise UserError(f"{path}: {language!r} is no language tag; the rule is en-LANG.tsv, such as en-de.tsv.")
         if not path.is_file():
             raise UserError(f"{path} is no file; the rule is a word list: take it away, or put the list there.")
         if language in lists:
-            raise UserError(f"{folder} holds {path.stem} as .tsv and as .txt: keep one of them.")
-        lists[language] = clean(read_pairs(path), keep_function_words)
+            raise UserError(f"{folder} holds {_stem(path)} as .tsv and as .txt: keep one of them.")
+        rows = _read_rows(path)
+        lists[language] = clean([(word, translation) for word, translation, _ in rows], keep_function_words)
+        lists[language].columns = sum(more for _, _, more in rows)
     with staged_folder(output, MARKER, overwrite) as staged:
         write_lists(staged, lists)
     return lists
+
+
+def _find_lists(folder: Path) -> list[Path]:
+    """Return the word lists of a folder, and say what else it holds. Raises UserError for none."""
+    found, splits, others = [], [], []
+    for path in files_of(folder):
+        if not path.name.startswith(f"{SOURCE}-") or Path(plain_name(path)).suffix not in (".tsv", ".txt"):
+            others.append(path)
+        elif SPLIT.search(_stem(path)):
+            splits.append(path)
+        else:
+            found.append(path)
+    if splits and not found:
+        raise UserError(
+            f"{folder} holds only parts of lists, such as {splits[0].name}: rename those to use, as en-LANG.txt."
+        )
+    if not found:
+        raise UserError(f"{folder} holds no en-LANG.tsv or en-LANG.txt: give a folder with one word list a language.")
+    check_once(found, "they are one list")
+    if splits:
+        say(
+            f"{folder}: passed over {listed(splits)}: parts of the lists beside them, which MUSE keeps for training and test."
+        )
+    if others:
+        say(f"{folder}: not read: {listed(others)}; read are en-LANG.tsv and en-LANG.txt, also as .gz or .xz.")
+    return found
+
+
+def _stem(path: Path) -> str:
+    """Return the name of a list without its endings: en-de.txt.gz -> en-de."""
+    return Path(plain_name(path)).stem

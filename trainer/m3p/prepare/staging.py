@@ -7,6 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from m3p.errors import UserError
+from m3p.locks import hold
+
+PATIENCE = 1.0
+"""Seconds for which another command may hold the output: one that was killed lets go of it, but not at once."""
 
 
 @contextmanager
@@ -14,21 +18,39 @@ def staged_folder(output: Path, marker: str, overwrite: bool) -> Iterator[Path]:
     """Yield an empty folder beside `output` that becomes `output` when the block ends well.
 
     A folder that holds anything is refused, unless `overwrite` is set and it holds a file that matches the glob
-    `marker`: what the same command wrote before. Raises UserError.
+    `marker`: what the same command wrote before. So is one that another command is writing. Raises UserError.
     """
     check_output(output, marker, overwrite)
+    given = output
     # A link stays a link, and "." gets a name.
     output = output.resolve()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lock, old = (output.with_name(f".{output.name}.{ending}") for ending in ("lock", "old"))
+    with hold(lock, PATIENCE) as mine:
+        if not mine:
+            raise UserError(
+                f"--output {given}: another `m3p prepare` is writing it: wait until it is done, or choose another folder."
+            )
+        try:
+            if old.is_dir() and not output.exists():
+                os.rename(old, output)  # the last command was killed between its two renames
+            check_output(given, marker, overwrite)  # again: another command may have ended meanwhile
+            yield from _write_aside(output, old)
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _write_aside(output: Path, old: Path) -> Iterator[Path]:
+    """Yield an empty folder; put it in the place of `output`, which becomes `old` and is deleted."""
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial.mkdir()
     try:
         yield partial
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     if output.is_dir():
-        old = output.with_name(f".{output.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         os.rename(output, old)
         os.rename(partial, output)

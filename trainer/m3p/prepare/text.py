@@ -1,21 +1,26 @@
 """Plain text in many languages to one source of passages a language."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 from m3p.data.languages import LANGUAGE_TAG
 from m3p.data.shards.manifest import Manifest
 from m3p.errors import UserError
+from m3p.prepare.lines import OTHERS, check_once, files_of, listed, numbered_lines, plain_name
 from m3p.prepare.shards import ShardWriter
 from m3p.prepare.staging import staged_folder
+from m3p.terminal import say
 
 MARKER = "*/manifest.json"
 
 SENTENCE_END = re.compile(r"""[.!?։؟।॥۔။።]+["'»”’)\]]*\s+|[。！？｡]+[」』”’）]*\s*""")
 """Full stops of the scripts of the world: those that a space follows, and those of Chinese and Japanese."""
+
+
+DOCUMENT = re.compile(r"<doc( [^>]*)?>|</doc>")
+"""A line that WikiExtractor writes before or after an article."""
 
 
 def passages(paragraph: str, limit: int) -> Iterator[str]:
@@ -33,21 +38,71 @@ def passages(paragraph: str, limit: int) -> Iterator[str]:
     yield paragraph[start:].strip()
 
 
-def read_paragraphs(path: Path) -> Iterator[str]:
-    """Yield the paragraphs of a text file, one a line, blank ones dropped. Raises UserError for invalid UTF-8."""
-    bar = tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, leave=False, disable=None)
-    with path.open("rb") as file, bar:
-        for number, line in enumerate(file, start=1):
+class Paragraphs:
+    """The paragraphs of a text file, one a line; blank lines are dropped.
+
+    Lines that WikiExtractor writes around articles are left out, and of lines that are JSON objects the field `text` is read;
+    what was met is counted.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.docs = self.objects = 0
+        """Lines left out, and lines of JSON."""
+        self.unread: set[str] = set()
+        """Fields of the JSON that nothing is read from."""
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the paragraphs. Raises UserError for invalid UTF-8, and JSON without a text."""
+        for number, line in numbered_lines(self.path):
             try:
                 paragraph = " ".join(line.decode("utf-8-sig" if number == 1 else "utf-8").split())
             except UnicodeDecodeError as error:
                 raise UserError(
-                    f"{path}, line {number}: byte {error.start + 1} is not valid UTF-8 ({error.reason}). Convert the "
+                    f"{self.path}, line {number}: byte {error.start + 1} is not valid UTF-8 ({error.reason}). Convert the "
                     "file, for instance with iconv."
                 ) from None
-            if paragraph:
+            if DOCUMENT.fullmatch(paragraph):
+                self.docs += 1
+            elif paragraph.startswith("{") and paragraph.endswith("}") and (fields := _object(line)) is not None:
+                yield from self._texts(fields, number)
+            elif paragraph:
                 yield paragraph
-            bar.update(len(line))
+
+    def _texts(self, fields: dict[str, object], number: int) -> Iterator[str]:
+        """Yield the paragraphs of a JSON object."""
+        text = fields.get("text")
+        if not isinstance(text, str):
+            names = ", ".join(map(repr, list(fields)[:8]))
+            raise UserError(
+                f"{self.path}, line {number}: a JSON object with the fields {names}; the rule is "
+                "plain text, one paragraph a line, or objects with a field `text`."
+            )
+        self.objects += 1
+        self.unread.update(name for name in fields if name != "text")
+        yield from filter(None, (" ".join(line.split()) for line in text.splitlines()))
+
+    def notes(self) -> Iterator[str]:
+        """Yield what is worth saying of the file once it is read."""
+        if self.docs:
+            yield f"{self.path}: {self.docs:,} lines <doc ...> and </doc> (WikiExtractor's) were left out."
+        if self.objects:
+            fields = f"; not read: {', '.join(sorted(self.unread)[:8])}" if self.unread else ""
+            yield f"{self.path}: {self.objects:,} lines are JSON objects, of which the field text was read{fields}."
+
+
+def read_paragraphs(path: Path) -> Iterator[str]:
+    """Yield the paragraphs of a text file. Raises UserError as `Paragraphs` does."""
+    yield from Paragraphs(path)
+
+
+def _object(line: bytes) -> dict[str, object] | None:
+    """Return the JSON object that a line is, or None where it is none."""
+    try:
+        found = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and found else None
 
 
 def prepare_text(
@@ -57,27 +112,51 @@ def prepare_text(
     samples_per_shard: int = 10_000,
     overwrite: bool = False,
 ) -> dict[str, Manifest]:
-    """Write FOLDER/LANG.txt as the source OUTPUT/LANG, for each language; return the manifests by language.
+    """Write FOLDER/LANG.txt (or .txt.gz, .txt.xz) as the source OUTPUT/LANG, for each language; return the manifests.
 
     Raises UserError for no files, names that are no language tag, invalid UTF-8, or a file without text.
     """
-    paths = sorted(folder.glob("*.txt"))
-    if not paths:
-        raise UserError(f"{folder} holds no LANG.txt: give a folder with one text file a language, such as de.txt.")
-    wrong = [path.name for path in paths if not LANGUAGE_TAG.fullmatch(path.stem)]
-    if wrong:
-        raise UserError(f"{folder}: {', '.join(wrong)}: the rule is LANG.txt with a language tag, such as de.txt.")
-    no_files = [path.name for path in paths if not path.is_file()]
-    if no_files:
-        raise UserError(f"{folder}: {', '.join(no_files)}: the rule is a text file; take away what is none.")
     manifests = {}
+    paths = _find_texts(folder)
     with staged_folder(output, MARKER, overwrite) as staged:
         for path in paths:
-            with ShardWriter(staged / path.stem, "text", samples_per_shard, language=path.stem) as writer:
-                for paragraph in read_paragraphs(path):
+            language = _language(path)
+            paragraphs = Paragraphs(path)
+            with ShardWriter(staged / language, "text", samples_per_shard, language=language) as writer:
+                for paragraph in paragraphs:
                     for passage in passages(paragraph, max_characters):
                         writer.write({"txt": passage.encode()})
                 if not writer.samples:
                     raise UserError(f"{path} holds no text: remove it, or put one paragraph on a line.")
-            manifests[path.stem] = writer.manifest
+            manifests[language] = writer.manifest
+            for note in paragraphs.notes():
+                say(note)
     return manifests
+
+
+def _find_texts(folder: Path) -> list[Path]:
+    """Return the text files of a folder, and say what else it holds. Raises UserError for none, or wrong names."""
+    found, others = list[Path](), list[Path]()
+    for path in files_of(folder):
+        (found if plain_name(path).endswith(".txt") else others).append(path)
+    if not found:
+        holds = f" (it holds {listed(others)})" if others else ""
+        raise UserError(
+            f"{folder} holds no LANG.txt{holds}: give a folder with one text file a language, such as de.txt or de.txt.gz."
+        )
+    if wrong := [path for path in found if not LANGUAGE_TAG.fullmatch(_language(path))]:
+        raise UserError(f"{folder}: {listed(wrong)}: the rule is LANG.txt with a language tag, such as de.txt.")
+    if no_files := [path for path in found if not path.is_file()]:
+        raise UserError(f"{folder}: {listed(no_files)}: the rule is a text file; take away what is none.")
+    if packed := [path for path in found if path.suffix in OTHERS]:
+        raise UserError(
+            f"{folder}: {listed(packed)}: this compression is not read: unpack, or compress with gzip or xz."
+        )
+    check_once(found, "they are one language")
+    if others:
+        say(f"{folder}: not read: {listed(others)}; read are LANG.txt, LANG.txt.gz, LANG.txt.xz and LANG.txt.bz2.")
+    return found
+
+
+def _language(path: Path) -> str:
+    return plain_name(path).removesuffix(".txt")

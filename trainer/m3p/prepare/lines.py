@@ -1,0 +1,75 @@
+"""Lines of raw text files, compressed or not, and names of what a folder holds beside them."""
+
+import bz2
+import gzip
+import lzma
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+from tqdm import tqdm
+
+from m3p.errors import UserError
+
+Open = Callable[[IO[bytes]], IO[bytes]]
+OPENERS: dict[str, Open] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}  # type: ignore[dict-item]
+"""How to read what is compressed, by the ending of its name."""
+OTHERS = (".zst", ".zip", ".7z", ".lz4", ".Z", ".br")
+"""Endings of what is compressed in ways that are not read."""
+LONGEST_LINE = 64 * 2**20
+"""Bytes. A longer line is no line of text, and would fill the memory."""
+NAMED = 8
+"""Files that a message names."""
+
+
+def plain_name(path: Path) -> str:
+    """Return a file's name without the ending that says how it is compressed: de.txt.gz -> de.txt."""
+    return path.name.removesuffix(path.suffix) if path.suffix in OPENERS or path.suffix in OTHERS else path.name
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield (number from 1, line) of a file, with a bar of bytes.
+
+    Raises UserError where the file is compressed in a way that is not read, is broken or has a line without an end.
+    """
+    if path.suffix in OTHERS:
+        raise UserError(f"{path}: this compression is not read: unpack it, or compress it with gzip or xz.")
+    bar = tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, leave=False, disable=None)
+    number = 0
+    with path.open("rb") as raw, bar:
+        file = OPENERS[path.suffix](raw) if path.suffix in OPENERS else raw
+        try:
+            while line := file.readline(LONGEST_LINE + 1):
+                number += 1
+                if len(line) > LONGEST_LINE:
+                    raise UserError(
+                        f"{path}, line {number}: has more than {LONGEST_LINE:,} bytes; the rule is lines of text."
+                    )
+                yield number, line
+                bar.update(raw.tell() - bar.n)
+        except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(f"{path}, after line {number}: cannot be unpacked ({error}): copy it again.") from None
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Return what a folder holds, in order, but for hidden things. Raises UserError if it is none."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give the folder that holds the files.")
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def listed(paths: Iterable[Path]) -> str:
+    """Return names of files, the first ones of many."""
+    names = [path.name for path in paths]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def check_once(paths: Collection[Path], rule: str) -> None:
+    """Raise UserError if two files are the same one, compressed and not."""
+    seen: dict[str, Path] = {}
+    for path in paths:
+        other = seen.setdefault(plain_name(path), path)
+        if other != path:
+            raise UserError(f"{path.parent} holds {other.name} and {path.name}: {rule}; keep one of them.")
