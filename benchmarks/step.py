@@ -36,7 +36,7 @@ from m3p.model.build import build_model
 from m3p.model.config import ModelConfig
 from m3p.model.encoder import EncoderShape
 from m3p.model.m3p import M3P
-from m3p.objectives.tasks import TASKS
+from m3p.objectives.tasks import TASKS, choose_tasks
 from m3p.visual.regions import Regions
 
 FEATURES, CLASSES = 2048, 1600
@@ -78,7 +78,9 @@ def build(arguments: argparse.Namespace) -> tuple[M3P, list[Peer]]:
     )
     visual = Regions(kind="regions", feature_size=FEATURES, classes=CLASSES)
     config = ModelConfig(shape=shape, tokenizer=Path("unused"), dropout=0.1)
-    ours = build_model(config, arguments.words, visual, ["masked_words", "masked_regions", "matching"], seed=0)
+    ours = build_model(
+        config, arguments.words, visual, choose_tasks(["masked_words", "masked_regions", "matching"]), seed=0
+    )
     kinds = [] if arguments.ours else [False, True]
     peers = [Peer(ours, shape, arguments.attention, masked_only) for masked_only in kinds]
     device, kind = torch.device(arguments.device), getattr(torch, arguments.precision)

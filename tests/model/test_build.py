@@ -9,7 +9,8 @@ from m3p.errors import UserError
 from m3p.model.build import build_model
 from m3p.model.config import ModelConfig
 from m3p.model.huggingface import write_folder
-from m3p.model.m3p import HEADS, M3P
+from m3p.model.m3p import M3P
+from m3p.objectives.tasks import TASKS, choose_tasks
 from m3p.visual.regions import Regions
 
 VOCABULARY = 20
@@ -20,7 +21,7 @@ REGIONS = Regions(kind="regions", feature_size=5, classes=3)
 def build(seed: int = 0, load: bool = True, **settings: Any) -> M3P:
     fields = {"shape": SHAPE, "tokenizer": "t"} if "initialise" not in settings else {}
     config = ModelConfig.model_validate({**fields, **settings})
-    return build_model(config, VOCABULARY, REGIONS, HEADS, seed, load)
+    return build_model(config, VOCABULARY, REGIONS, TASKS.values(), seed, load)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def test_a_kept_temperature_is_not_trained() -> None:
 
 def test_heads_exist_for_the_tasks_in_use_and_in_one_order() -> None:
     config = ModelConfig.model_validate({"shape": SHAPE, "tokenizer": "t"})
-    assert list(build_model(config, VOCABULARY, None, {"contrastive", "masked_words"}, 0).heads) == [
+    assert list(build_model(config, VOCABULARY, None, choose_tasks({"contrastive", "masked_words"}), 0).heads) == [
         "masked_words",
         "contrastive",
     ]

@@ -8,7 +8,7 @@ from m3p.batch import Picture, Sequence
 from m3p.model.build import build_model, network_sizes
 from m3p.model.config import ModelConfig
 from m3p.model.flops import Work, peak_flops
-from m3p.model.m3p import HEADS
+from m3p.objectives.tasks import TASKS
 from m3p.objectives.tasks.contrastive import ask_contrast
 from m3p.objectives.tasks.masked_regions import ask_regions
 from m3p.objectives.tasks.masked_words import ask_words
@@ -55,7 +55,7 @@ def test_the_formula_agrees_with_a_counted_run(visual: VisualConfig, recompute: 
         ask_regions(packer, first + length + places, [(seen, places)])
     batch = packer.finish(3)
     config = ModelConfig.model_validate({"shape": SHAPE, "tokenizer": "t", "projection": 100, "recompute": recompute})
-    model = build_model(config, 3000, visual, HEADS, seed=0)
+    model = build_model(config, 3000, visual, TASKS.values(), seed=0)
     # torch's counter does not know the CPU's flash attention, so plain multiplications stand in for it.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         outputs = model(batch)
@@ -63,7 +63,7 @@ def test_the_formula_agrees_with_a_counted_run(visual: VisualConfig, recompute: 
         loss = torch.stack([output.float().sum() for output in outputs.tasks.values()]).sum()
         torch.autograd.backward(loss + outputs.touch)
     counted = counter.get_total_flops()
-    found = network_sizes(config, 3000, visual).training_flops(Work.of(batch))
+    found = network_sizes(config, 3000, visual, TASKS.values()).training_flops(Work.of(batch))
     if recompute:
         assert counted > 1.15 * found  # the formula leaves the second forward of the layers out
         assert forward < found
@@ -72,8 +72,9 @@ def test_the_formula_agrees_with_a_counted_run(visual: VisualConfig, recompute: 
 
 
 def test_work_adds_and_scales() -> None:
-    assert Work(slots=2, matched=1) + Work(slots=3) == Work(slots=5, matched=1)
-    assert Work(slots=2, masked_words=4) * 0.5 == Work(slots=1, masked_words=2)
+    assert Work(slots=2, terms={"a": 1}) + Work(slots=3) == Work(slots=5, terms={"a": 1})
+    assert Work(terms={"a": 1}) + Work(terms={"a": 2, "b": 3}) == Work(terms={"a": 3, "b": 3})
+    assert Work(slots=2, terms={"a": 4}) * 0.5 == Work(slots=1, terms={"a": 2})
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from m3p.model.attention import Layout
-from m3p.model.heads import ContrastiveHead, MatchingHead, RegionHead, WordHead, mean_of_sequences
+from m3p.model.heads import mean_of_sequences
+from m3p.objectives.tasks.contrastive import ContrastiveHead
+from m3p.objectives.tasks.masked_regions import RegionHead
+from m3p.objectives.tasks.masked_words import WordHead
+from m3p.objectives.tasks.matching import MatchingHead
 
 WIDTH = 6
 

@@ -17,6 +17,7 @@ from m3p.model.config import ModelConfig
 from m3p.model.encoder import EncoderShape
 from m3p.model.huggingface import read_shape, read_weights, write_folder
 from m3p.model.m3p import M3P
+from m3p.objectives.tasks import TASKS
 from m3p.packing import Packer
 
 VOCABULARY, LAYERS = 50, 3
@@ -56,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ours(folder: Path, **settings: object) -> M3P:
     config = ModelConfig.model_validate({"initialise": folder, **settings})
     _, vocabulary = read_shape(folder)
-    return build_model(config, vocabulary, None, ["masked_words"], seed=1).eval()
+    return build_model(config, vocabulary, None, [TASKS["masked_words"]], seed=1).eval()
 
 
 def sentences(vocabulary: int) -> list[Tensor]:
@@ -145,7 +146,7 @@ def test_more_layers_than_there_are_is_an_error(folder: Path) -> None:
 
 def test_another_vocabulary_than_the_tokenizers_is_an_error(folder: Path) -> None:
     with pytest.raises(UserError, match=r"its 50 words are not the tokenizer's 51; leave model.tokenizer out"):
-        build_model(ModelConfig(initialise=folder), 51, None, ["masked_words"], seed=1)
+        build_model(ModelConfig(initialise=folder), 51, None, [TASKS["masked_words"]], seed=1)
 
 
 @pytest.mark.parametrize("with_head", [True, False])

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from m3p.batch import Batch, Picture, Sequence
 from m3p.model.build import build_model
 from m3p.model.config import ModelConfig
-from m3p.model.m3p import HEADS, M3P, Outputs
+from m3p.model.m3p import M3P, Outputs
+from m3p.objectives.tasks import TASKS
 from m3p.objectives.tasks.contrastive import ask_contrast
 from m3p.objectives.tasks.masked_regions import ask_regions
 from m3p.objectives.tasks.masked_words import ask_words
@@ -26,7 +27,7 @@ SOURCES: dict[str, VisualConfig] = {
 
 def build(visual: VisualConfig | None, **settings: object) -> M3P:
     config = ModelConfig.model_validate({"shape": SHAPE, "tokenizer": "t", "dropout": 0.0, **settings})
-    return build_model(config, 30, visual, HEADS if visual else ["masked_words"], seed=0)
+    return build_model(config, 30, visual, TASKS.values() if visual else [TASKS["masked_words"]], seed=0)
 
 
 def picture(visual: VisualConfig, seed: int = 0) -> Picture:

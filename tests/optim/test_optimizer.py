@@ -6,7 +6,8 @@ from torch import nn
 
 from m3p.model.build import build_model
 from m3p.model.config import ModelConfig
-from m3p.model.m3p import HEADS, M3P
+from m3p.model.m3p import M3P
+from m3p.objectives.tasks import TASKS
 from m3p.optim.optimizer import OptimizerConfig, make_optimizer, parameter_groups, set_rate
 from m3p.visual import VisualConfig
 from m3p.visual.patches import Patches
@@ -22,7 +23,7 @@ SOURCES: list[VisualConfig] = [
 
 def build(visual: VisualConfig = SOURCES[0], **settings: object) -> M3P:
     config = ModelConfig.model_validate({"shape": SHAPE, "tokenizer": "t", **settings})
-    return build_model(config, 20, visual, HEADS, 0)
+    return build_model(config, 20, visual, TASKS.values(), 0)
 
 
 def named(model: nn.Module, config: OptimizerConfig = CONFIG) -> dict[str, tuple[float, float]]:

@@ -29,8 +29,8 @@ def test_patches_are_numbered_row_by_row() -> None:
     for number, (top, left) in enumerate([(0, 0), (0, 8), (8, 0), (8, 8)]):
         wanted = gradient()[top : top + 8, left : left + 8].reshape(-1)
         np.testing.assert_array_equal(found.targets_at(np.array([number]))[0], wanted)
-        grey, numbers = found.blank(np.array([number]))
-        assert numbers.tolist() == [number], "at the place of the one that it hides"
+        grey, hidden, numbers = found.blank(np.array([number]))
+        assert hidden.tolist() == numbers.tolist() == [number], "at the place of the one that it hides"
         assert (grey.features == MID_GREY).all()
         assert grey is found.blank(np.array([0]))[0], "held once, whatever it hides"
     np.testing.assert_array_equal(found.features[0], gradient(), "the picture itself is not touched")

@@ -44,11 +44,33 @@ class Picture(Protocol):
     def tokens(self) -> int:
         """R."""
 
-    def targets_at(self, places: NDArray[np.int64]) -> NDArray[np.float32] | NDArray[np.uint8]:
-        """Return the tokens at `places` [K] as numbers to be predicted, [K, F]; uint8 are pixels, which the task scales."""
+    def targets_at(self, places: NDArray[np.int64]) -> NDArray[np.float32] | NDArray[np.uint8] | None:
+        """Return the tokens at `places` [K] as numbers to be predicted, [K, F]; uint8 are pixels, which the loss scales.
 
-    def blank(self, places: NDArray[np.int64]) -> "tuple[Picture, NDArray[np.int64]]":
-        """Return what is seen where the tokens at `places` [K] are hidden: a picture of nothing, and the token of it for each."""
+        None where the numbers to be predicted are made by the visual embedder.
+        """
+
+    @property
+    def least_length(self) -> float:
+        """Least squared length of such numbers by which the error is divided; some have next to none."""
+
+    def blank(self, places: NDArray[np.int64]) -> "Blank":
+        """Return what is seen where the tokens at `places` [K] are hidden.
+
+        If the embedder mixes tokens, every token of a picture tells of every other. Then it is not enough to show others in
+        the place of the hidden ones: all tokens must be those of a copy in which what is hidden is painted over.
+        """
+
+
+class Blank(NamedTuple):
+    """What is seen of a picture some tokens of which are hidden."""
+
+    picture: Picture
+    """Another picture: of nothing, or a copy in which what is hidden is painted over."""
+    places: NDArray[np.int64]
+    """[P] tokens of the picture that show it: the hidden ones, or all."""
+    tokens: NDArray[np.int64]
+    """[P] the token of the other picture that each shows."""
 
 
 class Sequence(NamedTuple):
@@ -63,8 +85,8 @@ class Sequence(NamedTuple):
 class Batch:
     """A packed micro-batch. T slots, W words, V visual tokens, S sequences.
 
-    A picture that several sequences show is held, and embedded, once: R rows, of which each visual token shows one. Where
-    tokens of it are hidden in a sequence, they show blank rows instead: no copy of the picture is needed.
+    A picture that several sequences show is packed, and embedded, once: R rows, of which each visual token shows one. Where
+    tokens of it are hidden in a sequence, tokens show other rows instead (`Blank`).
     What has a number for each word or visual token follows from what has one for each sequence, and is computed where it is
     used: less to pack, and to move to the device. Plain numbers are there to be read without waiting for the device.
     """
@@ -82,9 +104,9 @@ class Batch:
     visual_boxes: Tensor
     """[R, 4] float32; [0, 4] where the visual source needs none."""
     hidden: Tensor
-    """[H] int64: which of the visual tokens are hidden from the network."""
+    """[H] int64: which of the visual tokens show another row, since they or others of their picture are hidden."""
     hidden_rows: Tensor
-    """[H] int64: the rows, blank ones, that they show instead."""
+    """[H] int64: the rows that they show instead."""
     targets: dict[str, dict[str, Tensor]]
     """Task name -> its tensors; `slots` [M] or `sequences` [N] says where the task's head reads."""
     tokens: int

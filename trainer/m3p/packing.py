@@ -34,7 +34,7 @@ class Packer:
         self._first_rows: list[NDArray[np.int64]] = []
         """First row of that picture among the rows of all pictures (0 where there is none), in pieces."""
         self._hidden: list[tuple[int, NDArray[np.int64], NDArray[np.int64]]] = []
-        """Number of a sequence, the tokens of its picture that are hidden, and the blank rows that they show instead."""
+        """Number of a sequence, tokens of its picture that show something else, and the rows that they show instead."""
         self._sequences = 0
         self._slots = 0
         self._pictures: list[Picture] = []
@@ -74,11 +74,14 @@ class Packer:
         return numbers, first_slots
 
     def hide(self, sequence: int, places: NDArray[np.int64], picture: Picture) -> None:
-        """Hide the tokens at `places` of `picture`, which `sequence` shows: there it shows blank rows."""
+        """Hide the tokens at `places` of `picture`, which `sequence` shows: it shows what `Picture.blank` says instead."""
         if len(places):
-            blank, numbers = picture.blank(places)
-            first_row = self._keep([blank])[1, 0]
-            self._hidden.append((sequence, places, first_row + numbers))
+            blank = picture.blank(places)
+            self._hidden.append((sequence, blank.places, self.row_of(blank.picture) + blank.tokens))
+
+    def row_of(self, picture: Picture) -> int:
+        """Return the first row of a picture among the rows of all pictures; it is packed if it was not yet."""
+        return int(self._keep([picture])[1, 0])
 
     def _keep(self, pictures: Sequences[Picture]) -> NDArray[np.int64]:
         """Keep the pictures that the batch has not yet; return tokens and first row of each, [2, N]."""

@@ -10,6 +10,7 @@ from m3p.keys import keys_of
 from m3p.objectives.tasks.masked_regions import MaskedRegions, ask_regions, mask_regions
 from m3p.objectives.tasks.matching import Matching
 from m3p.packing import Packer
+from m3p.visual.patches import PatchTokens
 from m3p.visual.pixels import scaled
 from m3p.visual.regions import RegionTokens
 
@@ -88,6 +89,7 @@ def test_what_is_asked_is_the_true_picture_at_the_right_slots() -> None:
 
 def test_the_loss_is_the_relative_error_of_the_feature_and_the_entropy_of_the_class() -> None:
     targets = {"features": torch.tensor([[0.0, 2.0], [1.0, 0.0]]), "classes": torch.tensor([1, 0])}
+    targets["least"] = torch.full((2,), 0.5)
     feature = torch.tensor([[1.0, 2.0], [1.0, 3.0]])
     assert float(MaskedRegions().loss(feature, targets)) == pytest.approx(1 / 4 + 9 / 1)
     logits = torch.tensor([[0.0, 0.0, 0.0], [2.0, 1.0, 0.0]])
@@ -98,17 +100,23 @@ def test_the_loss_is_the_relative_error_of_the_feature_and_the_entropy_of_the_cl
 
 def test_pixels_are_foretold_as_the_network_sees_them() -> None:
     pixels = torch.tensor([[0, 255, 51]], dtype=torch.uint8)
-    seen = {"features": scaled(pixels), "classes": torch.tensor([-1])}
+    seen = {"features": scaled(pixels), "classes": torch.tensor([-1]), "least": torch.tensor([0.5])}
     found = torch.tensor([[0.5, 0.0, -1.0]])
     assert MaskedRegions().loss(found, {**seen, "features": pixels}) == MaskedRegions().loss(found, seen) > 0
 
 
 def test_what_has_no_length_weighs_no_more_than_others() -> None:
     """A detector's padding, and patches of flat mid grey."""
-    none = {"features": torch.zeros(1, 4), "classes": torch.tensor([-1])}
+    least = torch.tensor([picture(1).least_length])
+    none = {"features": torch.zeros(1, 4), "classes": torch.tensor([-1]), "least": least}
     assert float(MaskedRegions().loss(torch.full((1, 4), 0.5), none)) <= 2
     for grey in (127, 128, 120):
-        flat = {"features": torch.full((1, 48), grey, dtype=torch.uint8), "classes": torch.tensor([-1])}
+        patch = PatchTokens(np.full((1, 4, 4, 3), grey, np.uint8), 4)
+        flat = {
+            "features": torch.from_numpy(patch.targets_at(np.array([0]))),
+            "classes": torch.tensor([-1]),
+            "least": torch.tensor([patch.least_length]),
+        }
         assert float(MaskedRegions().loss(torch.full((1, 48), 0.1), flat)) < 1
 
 

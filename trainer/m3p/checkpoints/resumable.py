@@ -1,30 +1,20 @@
 """Whether a run may go on from a checkpoint: what may differ from the run that wrote it, and what may not."""
 
-import hashlib
-import re
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from m3p.checkpoints.files import State
+from m3p.content_hash import hash_bytes
 from m3p.data.tokenizer import SENTENCEPIECE_FILE
 from m3p.errors import UserError
 from m3p.objectives.objective import Objective
+from m3p.recipe.load import take_new_names
 from m3p.recipe.recipe import Recipe
+from m3p.recipe.schema import may_change
 
 _TOKENIZER = "model.tokenizer"
-
-# What may change from one start to the next: it changes nothing that is learnt, or its content is compared instead.
-_FREE = re.compile(
-    r"run\.(?!steps|seed|turns_per_step).*"
-    r"|evaluation\..*"
-    r"|data\.(?!window).*"
-    r"|kernels\..*"
-    r"|objectives\.\w+\.micro_batch"
-    r"|objectives\.\w+\.sources\.\d+\.path"
-    r"|objectives\.\w+\.switching\.dictionary"
-    r"|model\.tokenizer"
-)
 
 
 def check_resumable(path: Path, found: State, now: State, accept: bool) -> list[str]:
@@ -50,15 +40,8 @@ def check_resumable(path: Path, found: State, now: State, accept: bool) -> list[
 
 
 def fingerprints(recipe: Recipe, objectives: Mapping[str, Objective]) -> dict[str, str]:
-    """Return a hash of the content of every source, word list and tokenizer of a run, by recipe field."""
-    found = {}
-    for name, objective in objectives.items():
-        for number, source in enumerate(objective.mix.sources):
-            shards = [(shard.samples, shard.fingerprint) for shard in source.manifest.shards]
-            found[f"objectives.{name}.sources, folder {number}"] = _hash(repr(shards).encode())
-        switching = getattr(objective.config, "switching", None)
-        if switching is not None:
-            found[f"objectives.{name}.switching.dictionary"] = _hash_folder(Path(switching.dictionary))
+    """Return what, beside the recipe, must be as it was: hashes of sources, word lists and tokenizer, by recipe field."""
+    found = {place: value for objective in objectives.values() for place, value in objective.fingerprints().items()}
     found[_TOKENIZER] = vocabulary_hash(recipe.tokenizer_folder)
     return found
 
@@ -68,7 +51,7 @@ def vocabulary_hash(tokenizer: Path) -> str:
     path = tokenizer / SENTENCEPIECE_FILE
     if not path.is_file():
         raise UserError(f"{path} is missing: model.tokenizer wants a folder with a {SENTENCEPIECE_FILE}")
-    return _hash(path.read_bytes())
+    return hash_bytes(path.read_bytes())
 
 
 def check_vocabulary(path: Path, found: State, tokenizer: Path) -> None:
@@ -85,17 +68,11 @@ def check_vocabulary(path: Path, found: State, tokenizer: Path) -> None:
         )
 
 
-def _hash_folder(folder: Path) -> str:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return _hash(b"".join(path.name.encode() + path.read_bytes() for path in files))
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
 def _that_matters(recipe: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in _flatten(recipe).items() if not _FREE.fullmatch(name)}
+    """Return the fields that must stay as they are, by their names of today; the fields themselves say which these are."""
+    recipe = copy.deepcopy(recipe)
+    take_new_names(recipe)
+    return {name: value for name, value in _flatten(recipe).items() if not may_change(Recipe, name.split("."))}
 
 
 def _flatten(node: Any, name: str = "") -> dict[str, Any]:

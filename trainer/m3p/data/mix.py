@@ -40,6 +40,10 @@ class Mix:
         source, index = self._shares.place(position)
         return self.sources[source].read(index, bad)
 
+    def source_numbers(self, positions: Sequence[int]) -> NDArray[np.int64]:
+        """Return the number, in `sources`, of the source that each of `positions` [N] comes from: [N]."""
+        return self._shares.locate(np.array(positions, np.int64))[0]
+
     def source(self, position: int) -> Source:
         """Return the source that the sample at `position` comes from."""
         return self.sources[self._shares.place(position).source]

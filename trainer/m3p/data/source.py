@@ -20,6 +20,7 @@ from m3p.data.shards.manifest import Manifest
 from m3p.data.storage.folders import Folder, LocalFolder, RemoteFolder, is_url
 from m3p.data.storage.reader import ShardReader
 from m3p.errors import BadSample, UserError
+from m3p.fields import MAY_CHANGE
 from m3p.keys import key
 from m3p.paths import AddressField
 from m3p.terminal import one_line
@@ -42,8 +43,9 @@ class SourceConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: AddressField = Field(
+        json_schema_extra=MAY_CHANGE,
         description="A folder of shards, any fsspec URL of one (https://..., s3://...), or a pattern such as "
-        "data_shards/text/* for one source a folder."
+        "data_shards/text/* for one source a folder.",
     )
     weight: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="Share among the sources; all or none. Without: by temperature."

@@ -180,8 +180,8 @@ class Planner:
         if recipe.model.initialise is not None and not (folder / "config.json").is_file():
             self.assumptions.append(f"{folder} is not here: the sizes of XLM-R base are assumed")
             config = recipe.model.model_copy(update={"initialise": None, "shape": EncoderShape()})
-            return network_sizes(config, 250_002, recipe.visual)
-        return network_sizes(recipe.model, Tokenizer(folder).size, recipe.visual)
+            return network_sizes(config, 250_002, recipe.visual, recipe.tasks)
+        return network_sizes(recipe.model, Tokenizer(folder).size, recipe.visual, recipe.tasks)
 
     def _sample(self, name: str, config: ObjectiveConfig) -> Work:
         """Return the mean work of a sample: of real ones, or of the longest where the data is not here."""
@@ -189,7 +189,7 @@ class Planner:
 
         if not (self._recipe.tokenizer_folder / "sentencepiece.bpe.model").is_file() or not _here(config):
             self.assumptions.append(f"objectives.{name}: its data is not here; the longest samples are assumed")
-            return _longest(self._recipe, config)
+            return config.longest_sample(self._recipe.visual)
         objective = build_objectives(self._recipe)[name]
         positions = range(min(TRIED, config.batch_size))
         return Work.of(objective.batch(range(config.batch_size), positions)) * (1 / len(positions))
@@ -251,27 +251,3 @@ def _say(setting: Setting, changed: Setting, smaller: int) -> str:
 
 def _here(config: ObjectiveConfig) -> bool:
     return all(glob(source.path) for source in config.sources)
-
-
-def _longest(recipe: Recipe, config: ObjectiveConfig) -> Work:
-    """One sample of full length with every task that its objective may train."""
-    words, visual, tasks = config.max_tokens, recipe.visual, config.active_tasks
-    masked = 0.15 * words if "masked_words" in tasks else 0
-    if "matching" not in config.possible_tasks or visual is None:
-        return Work(slots=words, squared_lengths=words**2, masked_words=masked)
-    seen = visual.max_regions if visual.kind == "regions" else (visual.size // visual.patch) ** 2
-    # Contrastive: text and picture alone; then the pair, and with matching a mismatched pair.
-    lengths = [words, 1 + seen] if "contrastive" in tasks else []
-    pairs = 2 if "matching" in tasks else 1
-    masked_regions = 0.15 * seen / 2 if "masked_regions" in tasks else 0
-    lengths += [words + seen] * pairs
-    return Work(
-        slots=sum(lengths),
-        squared_lengths=sum(n**2 for n in lengths),
-        # The picture once, and a blank for each region that is hidden; patches share one blank picture.
-        visual_rows=seen + (0.9 * masked_regions * pairs if visual.kind == "regions" else 0),
-        masked_words=masked / 2,
-        masked_regions=masked_regions,
-        matched=pairs if "matching" in tasks else 0,
-        contrasted=1 if "contrastive" in tasks else 0,
-    )

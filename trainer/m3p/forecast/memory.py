@@ -8,8 +8,8 @@ follow from the tensors that autograd keeps for a layer, counted in `model/encod
 from dataclasses import dataclass
 from typing import Any
 
-from m3p.kernels.cross_entropy import CHUNK_BYTES
 from m3p.model.flops import NetworkSizes, Work
+from m3p.objectives.tasks import TASKS
 
 FULL = 4
 """Bytes of a float32 number."""
@@ -104,7 +104,7 @@ def _buffers(parameters: int, setting: Setting) -> float:
 
 
 def activation_memory(sizes: NetworkSizes, work: Work, setting: Setting) -> dict[str, float]:
-    """Return bytes that forward and backward over one micro-batch keep: of the encoder, and of the word head."""
+    """Return bytes that forward and backward over one micro-batch keep: of the encoder, and of the heads."""
     shape, width = sizes.shape, sizes.shape.width
     # qkv 3, attended 1, both sums before and both outputs of the layer norms 4; up and its GELU; on a CPU the
     # attended sequences are joined by one more copy.
@@ -113,13 +113,5 @@ def activation_memory(sizes: NetworkSizes, work: Work, setting: Setting) -> dict
     layer = numbers * setting.element + masks
     layers = shape.layers * width * setting.element + layer if setting.recompute else shape.layers * layer
     embedding = 3 * width * setting.element + 8 * sizes.feature_size * work.visual_rows / max(work.slots, 1)
-    return {"activations": work.slots * (layers + embedding), "head": _head(sizes, work, setting)}
-
-
-def _head(sizes: NetworkSizes, work: Work, setting: Setting) -> float:
-    """Bytes of a chunk of logits, and of the word weight's gradient in float32 and in its own type."""
-    if not work.masked_words:
-        return 0.0
-    chunk = min(CHUNK_BYTES[setting.device], FULL * work.masked_words * sizes.vocabulary)
-    wide = FULL + (setting.element if setting.element < FULL else 0)
-    return chunk + wide * sizes.vocabulary * sizes.shape.width
+    head = sum(TASKS[name].memory(terms, sizes, setting.element, setting.device) for name, terms in work.terms.items())
+    return {"activations": work.slots * (layers + embedding), "head": head}

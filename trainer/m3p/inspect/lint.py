@@ -15,9 +15,7 @@ from m3p.data.storage.cache import Cache
 from m3p.data.storage.folders import LocalFolder, open_folder
 from m3p.data.tokenizer import Tokenizer
 from m3p.errors import BadSample, UserError
-from m3p.objectives.code_switched import CodeSwitchedConfig, check_language
 from m3p.objectives.objective import ObjectiveConfig
-from m3p.objectives.switching import CodeSwitcher
 from m3p.recipe.load import load_recipe
 from m3p.recipe.recipe import Recipe
 from m3p.retrieval.pictures import open_source
@@ -39,7 +37,7 @@ def lint(path: Path, overrides: Sequence[str], samples: int) -> Iterator[str]:
         if problem := _fails(make):
             yield problem
     for name, config in recipe.active_objectives.items():
-        if isinstance(config, CodeSwitchedConfig) and (problem := _fails(partial(CodeSwitcher, config.switching))):
+        if problem := _fails(config.check_files):
             yield f"objectives.{name}.{problem}"
         yield from _objective(recipe, name, config, samples)
     for name, evaluation in recipe.evaluation.items():
@@ -89,13 +87,12 @@ def _open(recipe: Recipe, name: str, config: ObjectiveConfig, number: int, path:
     data, visual = recipe.data, recipe.visual
     cache = Cache(data.cache_folder, data.cache_bytes) if data.cache_folder else None
     folder = open_folder(path, cache, f"objectives.{name}.sources.{number}.path")
-    pictures = visual if "contrastive" in config.possible_tasks else None
+    pictures = visual if config.needs_pictures else None
     load = pictures.load if pictures else None
     source = Source(folder, config.sources[number], (recipe.run.seed, name, number), data.window, load)
     if pictures:
         pictures.check(str(folder), source.manifest.region_features)
-    if isinstance(config, CodeSwitchedConfig):
-        check_language(source, config.switching.source_language)
+    config.check_source(source)
     return source
 
 

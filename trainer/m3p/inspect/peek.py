@@ -14,12 +14,11 @@ from PIL import Image
 from m3p.batch import Batch
 from m3p.data.sample import BadSamples, Sample
 from m3p.errors import BadSample, UserError
-from m3p.objectives.image_caption import ImageCaption
 from m3p.objectives.objective import Objective
+from m3p.objectives.tasks import TASKS
 from m3p.recipe.recipe import Recipe
-from m3p.visual import VisualConfig
 from m3p.visual.decode import MAX_PIXELS, decode, picture_kind
-from m3p.visual.patches import Patches
+from m3p.visual.source import VisualSource
 
 SIDE = 192
 """Pixels of a picture as it is shown."""
@@ -95,43 +94,34 @@ def _sample(objective: Objective, turn: range, position: int, bad: list[str]) ->
     batch = objective.batch(turn, range(position, position + 1))
     bad += batch.bad
     sample = objective.mix.read(position, BadSamples([]))
-    captions, switched = sample.captions, list[Word]()
-    if isinstance(objective, ImageCaption):
-        switched = _changes(objective.choose(sample), objective.text(sample).text)
-    else:
-        captions = {sample.language: [sample.text]}
-    return Shown(
-        sample.name, captions, switched, _stored_picture(objective, sample, position), _lines(objective, batch)
-    )
+    text = objective.show(sample)
+    switched = _changes(text.chosen, text.seen) if text.chosen else []
+    picture = _stored_picture(objective, sample, position)
+    return Shown(sample.name, text.captions, switched, picture, _lines(objective, batch))
 
 
 def _lines(objective: Objective, batch: Batch) -> list[Line]:
     """Tell the sequences of a micro-batch apart again."""
     tokens, ends = objective.context.tokenizer, np.cumsum(batch.lengths.numpy())
-    labels = dict(_pairs(batch, "masked_words", "slots", "labels"))
-    hidden = {slot for slot, _ in _pairs(batch, "masked_regions", "slots", "slots")}
-    matches = dict(_pairs(batch, "matching", "sequences", "labels"))
+    marks = [TASKS[task].show(targets) for task, targets in batch.targets.items()]
+    labels = {slot: token for mark in marks for slot, token in mark.words.items()}
+    predicted = {slot for mark in marks for slot in mark.regions}
     lines = []
     for number, end in enumerate(ends.tolist()):
         first = end - int(batch.lengths[number])
         words = [
-            Word(tokens.piece(int(token)), tokens.piece(int(labels[slot])) if slot in labels else "")
+            Word(tokens.piece(int(token)), tokens.piece(labels[slot]) if slot in labels else "")
             for token, slot in zip(batch.token_ids.tolist(), batch.token_slots.tolist(), strict=True)
             if first <= slot < end
         ]
         rows = [row for row, slot in enumerate(batch.visual_slots.tolist()) if first <= slot < end]
         kind = ("text and picture" if len(words) > 1 else "picture") if rows else "text"
-        if number in matches:
-            kind += ", match" if matches[number] else ", no match: the other half is another sample's"
-        masked = sum(first <= slot < end for slot in hidden)
+        remarks = [mark.sequences[number] for mark in marks if number in mark.sequences]
+        kind = ", ".join([kind, *remarks])
+        masked = sum(first <= slot < end for slot in predicted)
         picture = _seen(objective.context.visual, batch, batch.visual_rows[rows].numpy()) if rows else ""
         lines.append(Line(kind, words, len(rows), masked, picture))
     return lines
-
-
-def _pairs(batch: Batch, task: str, left: str, right: str) -> list[tuple[int, float]]:
-    of = batch.targets.get(task)
-    return [] if of is None else list(zip(of[left].tolist(), of[right].tolist(), strict=True))
 
 
 def _changes(before: str, after: str) -> list[Word]:
@@ -144,14 +134,10 @@ def _changes(before: str, after: str) -> list[Word]:
     return words
 
 
-def _seen(visual: VisualConfig | None, batch: Batch, rows: NDArray[np.int64]) -> str:
-    """Show the picture whose patches are the rows `rows`."""
-    if not isinstance(visual, Patches):
-        return ""
-    side, patch = visual.size // visual.patch, visual.patch
-    cells = batch.visual_features.numpy().reshape(-1, side, patch, side, patch, 3).swapaxes(2, 3)
-    shown = cells.reshape(-1, patch, patch, 3)[rows].reshape(side, side, patch, patch, 3)
-    return _uri(Image.fromarray(shown.swapaxes(1, 2).reshape(visual.size, visual.size, 3)))
+def _seen(visual: VisualSource | None, batch: Batch, rows: NDArray[np.int64]) -> str:
+    """Show the picture whose tokens are the rows `rows`."""
+    picture = visual.show(batch.visual_features, rows) if visual else None
+    return "" if picture is None else _uri(picture)
 
 
 def _stored_picture(objective: Objective, sample: Sample, position: int) -> str:
@@ -163,7 +149,7 @@ def _stored_picture(objective: Objective, sample: Sample, position: int) -> str:
     members = source.members(shard, number)
     kind = picture_kind(members)
     visual = objective.context.visual
-    largest = visual.max_pixels if isinstance(visual, Patches) else MAX_PIXELS
+    largest = visual.shown_pixels if visual else MAX_PIXELS
     try:
         return _uri(Image.fromarray(decode(members[kind], SIDE, largest))) if kind else ""
     except BadSample:

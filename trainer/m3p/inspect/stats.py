@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from m3p.data.sample import BadSamples, Sample
 from m3p.data.source import Source
 from m3p.errors import UserError
-from m3p.objectives.code_switched import CodeSwitched
 from m3p.objectives.objective import Objective
 from m3p.training.watch.bad_report import kind
 
@@ -35,7 +34,9 @@ class SourceStats(BaseModel):
     regions: dict[str, int] = Field(
         description="Visual tokens of a picture: percentiles as for tokens; empty for text."
     )
-    coverage: dict[str, float] = Field(description="code_switched: percent of the captions' words in each word list.")
+    coverage: dict[str, float] = Field(
+        description="Percent of the captions' words in each word list; empty without word lists."
+    )
     bad: int = Field(description="Bad samples among those read.")
     reasons: dict[str, int] = Field(description="Why, and how many.")
 
@@ -83,7 +84,6 @@ def _source(name: str, objective: Objective, number: int, most: int) -> SourceSt
     pieces = np.concatenate([ids[1:-1] for ids in lengths]) if lengths else np.zeros(0, np.int64)
     sizes = [len(ids) for ids in lengths]
     counts = Counter(kind(line)[1] for line in bad)
-    switcher = objective.switcher if isinstance(objective, CodeSwitched) else None
     return SourceStats(
         objective=name,
         folder=str(source.folder),
@@ -97,7 +97,7 @@ def _source(name: str, objective: Objective, number: int, most: int) -> SourceSt
         cut=round(100 * float(np.mean(np.array(sizes) > objective.config.max_tokens)), 2) if sizes else 0.0,
         unknown=round(100 * float(np.mean(pieces == tokenizer.unknown)), 2) if len(pieces) else 0.0,
         regions=_percentiles([sample.visual.tokens for sample in read if sample.visual]),
-        coverage={c: round(100 * share, 1) for c, share in switcher.coverage(texts).items()} if switcher else {},
+        coverage={language: round(100 * share, 1) for language, share in objective.coverage(texts).items()},
         bad=len(bad),
         reasons=dict(counts.most_common()),
     )

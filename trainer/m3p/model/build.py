@@ -8,23 +8,25 @@ import torch
 from m3p.errors import UserError
 from m3p.model.config import ModelConfig
 from m3p.model.encoder import EncoderShape
-from m3p.model.flops import NetworkSizes
+from m3p.model.flops import NetworkSizes, measure_network
+from m3p.model.heads import HeadOwner
 from m3p.model.huggingface import VOCABULARY, check_weights, read_shape, read_weights, same_vocabulary
 from m3p.model.m3p import M3P
-from m3p.visual import VisualConfig
+from m3p.visual.source import VisualSource
 
 
 def build_model(
     config: ModelConfig,
     vocabulary: int,
-    visual: VisualConfig | None,
-    tasks: Iterable[str],
+    visual: VisualSource | None,
+    tasks: Iterable[HeadOwner],
     seed: int,
     load: bool = True,
 ) -> M3P:
     """Return the network, float32 on the CPU, the same for the same `seed`.
 
-    `vocabulary` is the tokenizer's; `load=False` leaves the weights of `initialise` out (a checkpoint replaces them).
+    `vocabulary` is the tokenizer's; the heads are those of `tasks`, in that order, which must be the same on every rank;
+    `load=False` leaves the weights of `initialise` out (a checkpoint replaces them).
     Raises UserError where tokenizer and starting weights do not fit.
     """
     shape = read_encoder_shape(config, vocabulary)
@@ -41,17 +43,11 @@ def build_model(
     return model
 
 
-def network_sizes(config: ModelConfig, vocabulary: int, visual: VisualConfig | None) -> NetworkSizes:
+def network_sizes(
+    config: ModelConfig, vocabulary: int, visual: VisualSource | None, tasks: Iterable[HeadOwner]
+) -> NetworkSizes:
     """Return the sizes that work and memory follow from. Raises UserError as `build_model`."""
-    shape = read_encoder_shape(config, vocabulary)
-    return NetworkSizes(
-        shape,
-        vocabulary,
-        feature_size=visual.feature_size if visual else 0,
-        box_size=5 if visual and visual.kind == "regions" else 0,
-        classes=visual.classes if visual else 0,
-        projection=config.projection or shape.width,
-    )
+    return measure_network(config, read_encoder_shape(config, vocabulary), vocabulary, visual, tasks)
 
 
 def read_encoder_shape(config: ModelConfig, vocabulary: int) -> EncoderShape:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from m3p.fields import MAY_CHANGE
 from m3p.model.encoder import EncoderShape
 from m3p.paths import PathField
 
@@ -14,7 +15,9 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     tokenizer: PathField | None = Field(
-        None, description="Folder with sentencepiece.bpe.model; the folder of `initialise` if left out."
+        None,
+        json_schema_extra=MAY_CHANGE,
+        description="Folder with sentencepiece.bpe.model; the folder of `initialise` if left out.",
     )
     initialise: PathField | None = Field(
         None, description="A local `transformers` XLM-RoBERTa folder to start from; its sizes then replace `shape`."

@@ -1,27 +1,28 @@
 """Floating-point operations of training, from what a batch really holds: the formula behind MFU (arXiv 2204.02311, appendix B).
 
 A multiplication of [n, a] by [a, b] costs 2nab; the backward costs twice the forward, but where nothing before it is
-trained (the region embedder), once. With w the width, f the feed-forward, n a sequence's length, the forward costs
+trained (the visual embedder), once. With w the width, f the feed-forward, n a sequence's length, the forward costs
 
     a slot:                layers * (8 w^2 + 4 w f)
     a sequence:            layers * 4 w n^2                 (attention: scores, and weights times values)
-    a picture's token:     2 w (F + 5), or 2 w F of patches
-    a masked word:         2 w^2 + 2 w vocabulary
-    a masked region:       2 w F + 2 w^2 + 2 w classes
-    a matched pair:        2 w^2 + 2 w
-    a contrasted pair:     4 w projection
+    a picture's token:     what its visual source says (`embedder_flops`, with the backward)
+    a term of a task:      what the task says (`flops`)
 
 Not counted: element-wise work, padding (there is none), layers computed again (`model.recompute`), the second forward
 of a contrastive turn with several micro-batches, and that loss itself. So MFU is a lower bound of what the GPU does.
 """
 
 import re
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from m3p.batch import Batch
+from m3p.model.config import ModelConfig
 from m3p.model.encoder import EncoderShape
+from m3p.model.heads import HeadOwner
+from m3p.visual.source import VisualSource
 
 
 @dataclass(frozen=True)
@@ -33,60 +34,68 @@ class Work:
     """Sum of n^2 over sequences."""
     visual_rows: float = 0
     """Rows that the visual embedder takes: tokens of a picture that several sequences show count once."""
-    masked_words: float = 0
-    masked_regions: float = 0
-    matched: float = 0
-    contrasted: float = 0
+    terms: Mapping[str, float] = field(default_factory=dict)
+    """Task -> terms of its loss."""
 
     @staticmethod
     def of(batch: Batch) -> "Work":
         """Read it from a batch on the CPU."""
-        counts = {name: len(next(iter(of.values()))) for name, of in batch.targets.items()}
         return Work(
             slots=batch.tokens,
             squared_lengths=int(batch.lengths.square().sum()),
             visual_rows=batch.embedded_rows,
-            masked_words=counts.get("masked_words", 0),
-            masked_regions=counts.get("masked_regions", 0),
-            matched=counts.get("matching", 0),
-            contrasted=counts.get("contrastive", 0),
+            terms={name: len(next(iter(of.values()))) for name, of in batch.targets.items()},
         )
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(Work)})
+        names = {**self.terms, **other.terms}
+        return Work(
+            self.slots + other.slots,
+            self.squared_lengths + other.squared_lengths,
+            self.visual_rows + other.visual_rows,
+            {name: self.terms.get(name, 0) + other.terms.get(name, 0) for name in names},
+        )
 
     def __mul__(self, factor: float) -> "Work":
-        return Work(**{f.name: getattr(self, f.name) * factor for f in fields(Work)})
+        terms = {name: number * factor for name, number in self.terms.items()}
+        return Work(self.slots * factor, self.squared_lengths * factor, self.visual_rows * factor, terms)
 
 
 @dataclass(frozen=True)
 class NetworkSizes:
-    """The sizes that work and memory follow from."""
+    """The sizes that heads, work and memory follow from."""
 
     shape: EncoderShape
     vocabulary: int
     feature_size: int = 0
-    """Of a picture's token; 0 without pictures."""
-    box_size: int = 0
-    """Inputs that a region embedder takes besides: 5, or 0 of patches."""
+    """Numbers that are predicted of a masked picture token; 0 without pictures."""
     classes: int = 0
+    """Object classes of a picture token; 0 where there are none."""
     projection: int = 0
+    """Size of the contrastive space."""
+    embedder_flops: float = 0
+    """Operations of forward and backward through the visual embedder, for a picture token."""
+    term_flops: Mapping[str, float] = field(default_factory=dict)
+    """Task -> operations of the forward through its head, for a term."""
 
     def training_flops(self, work: Work) -> float:
-        """Return the operations of forward and backward over `work`."""
+        """Return the operations of forward and backward over `work`. Raises KeyError for a task that the network has not."""
         shape, width = self.shape, self.shape.width
-        embedder = 2 * width * (self.feature_size + self.box_size) * work.visual_rows
         slot = shape.layers * (8 * width**2 + 4 * width * shape.feed_forward)
-        classes = 2 * width**2 + 2 * width * self.classes if self.classes else 0
-        forward = (
-            slot * work.slots
-            + shape.layers * 4 * width * work.squared_lengths
-            + (2 * width**2 + 2 * width * self.vocabulary) * work.masked_words
-            + (2 * width * self.feature_size + classes) * work.masked_regions
-            + (2 * width**2 + 2 * width) * work.matched
-            + 4 * width * self.projection * work.contrasted
-        )
-        return 3 * forward + 2 * embedder
+        forward = slot * work.slots + shape.layers * 4 * width * work.squared_lengths
+        forward += sum(self.term_flops[name] * number for name, number in work.terms.items())
+        return 3 * forward + self.embedder_flops * work.visual_rows
+
+
+def measure_network(
+    config: ModelConfig, shape: EncoderShape, vocabulary: int, visual: VisualSource | None, tasks: Iterable[HeadOwner]
+) -> NetworkSizes:
+    """Return the sizes of the network with these parts."""
+    sizes = NetworkSizes(shape, vocabulary, projection=config.projection or shape.width)
+    if visual is not None:
+        embedder = visual.embedder_flops(shape.width)
+        sizes = replace(sizes, feature_size=visual.target_size, classes=visual.target_classes, embedder_flops=embedder)
+    return replace(sizes, term_flops={task.name: task.flops(sizes) for task in tasks})
 
 
 def peak_flops(name: str, precision: torch.dtype) -> float | None:

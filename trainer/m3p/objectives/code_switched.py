@@ -1,7 +1,10 @@
 """`code_switched`: pairs whose caption has words swapped for translations (M3P's MCT); tasks as in `image_caption`."""
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
+from m3p.content_hash import hash_folder
 from m3p.data.sample import BadSamples, Sample
 from m3p.data.source import Source
 from m3p.errors import UserError
@@ -22,17 +25,21 @@ class CodeSwitchedConfig(ImageCaptionConfig):
         """Return the objective."""
         return CodeSwitched(self, context)
 
+    def check_files(self) -> None:
+        """Raise UserError where a word list cannot be used."""
+        CodeSwitcher(self.switching)
 
-def check_language(source: Source, language: str) -> None:
-    """Raise UserError for a source that gives captions in another language than that of the word lists.
+    def check_source(self, source: Source) -> None:
+        """Raise UserError for a source that gives captions in another language than that of the word lists.
 
-    "die" is an article in one language and a verb in the other.
-    """
-    if others := sorted(set(source.languages) - {language}):
-        raise UserError(
-            f"{source.folder}: has captions in {', '.join(others)}, and words are switched from {language} alone "
-            f"(switching.source_language): set languages: [{language}] for this source"
-        )
+        "die" is an article in one language and a verb in the other.
+        """
+        language = self.switching.source_language
+        if others := sorted(set(source.languages) - {language}):
+            raise UserError(
+                f"{source.folder}: has captions in {', '.join(others)}, and words are switched from {language} alone "
+                f"(switching.source_language): set languages: [{language}] for this source"
+            )
 
 
 class CodeSwitched(ImageCaption):
@@ -43,7 +50,7 @@ class CodeSwitched(ImageCaption):
     def __init__(self, config: CodeSwitchedConfig, context: Context) -> None:
         super().__init__(config, context)
         for source in self.mix.sources:
-            check_language(source, config.switching.source_language)
+            config.check_source(source)
         self.switcher = CodeSwitcher(config.switching)
 
     def notes(self) -> list[str]:
@@ -53,6 +60,15 @@ class CodeSwitched(ImageCaption):
         captions = [text for sample in samples for texts in sample.captions.values() for text in texts]
         found = ", ".join(f"{code} {100 * share:.0f}" for code, share in self.switcher.coverage(captions).items())
         return [f"switches {lemma} lemmas; percent of words found: {found}"]
+
+    def fingerprints(self) -> dict[str, str]:
+        """Add the content of the word lists."""
+        place = f"objectives.{self.context.name}.switching.dictionary"
+        return {**super().fingerprints(), place: hash_folder(self.config.switching.dictionary)}
+
+    def coverage(self, texts: Sequence[str]) -> dict[str, float]:
+        """Return the share of the words of `texts` in each word list."""
+        return self.switcher.coverage(texts)
 
     def text(self, sample: Sample) -> Text:
         """Switch the caption chosen."""

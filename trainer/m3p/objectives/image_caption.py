@@ -10,21 +10,29 @@ from m3p.batch import Picture
 from m3p.data.sample import Sample
 from m3p.data.tokenizer import BOS
 from m3p.keys import keys_of, pick, splitmix64, uniform
-from m3p.objectives.objective import Context, Ids, Objective, ObjectiveConfig, Part, Read, Text
-from m3p.objectives.tasks.contrastive import ask_contrast
-from m3p.objectives.tasks.masked_regions import RegionMask, ask_regions, mask_regions
-from m3p.objectives.tasks.masked_words import ask_words, mask_words
-from m3p.objectives.tasks.matching import ask_match
+from m3p.model.flops import Work
+from m3p.objectives.objective import Context, Ids, Objective, ObjectiveConfig, Part, Read, ShownText, Text
+from m3p.objectives.tasks import TASKS
+from m3p.objectives.tasks.contrastive import Contrastive
+from m3p.objectives.tasks.forms import Alone, Form, Joint, PackedPairs
+from m3p.objectives.tasks.masked_regions import MaskedRegions, RegionMask, mask_regions
+from m3p.objectives.tasks.masked_words import MaskedWords, mask_words
+from m3p.objectives.tasks.matching import Matching
 from m3p.packing import Packer
+from m3p.visual.source import VisualSource
+
+MAX_TRIED = 8
+"""Other pairs of a turn that are looked at to find a mismatched partner."""
 
 
 class ImageCaptionConfig(ObjectiveConfig):
     """Fields of `objectives.image_caption`."""
 
-    possible_tasks: ClassVar[tuple[str, ...]] = ("masked_words", "masked_regions", "matching", "contrastive")
+    possible_tasks: ClassVar[tuple[str, ...]] = tuple(name for name, task in TASKS.items() if task.forms)
+    needs_pictures = True
 
     tasks: dict[str, float] = Field(
-        {"masked_words": 1.0, "masked_regions": 1.0, "matching": 1.0, "contrastive": 1.0},
+        dict.fromkeys((MaskedWords.name, MaskedRegions.name, Matching.name, Contrastive.name), 1.0),
         description="Weight of each task in the loss; 0 leaves it out.",
     )
     mask_rate: float = Field(0.15, gt=0, lt=1, description="Chance of a piece or region to be masked.")
@@ -32,6 +40,28 @@ class ImageCaptionConfig(ObjectiveConfig):
     def build(self, context: Context) -> "ImageCaption":
         """Return the objective."""
         return ImageCaption(self, context)
+
+    @property
+    def forms(self) -> frozenset[Form]:
+        """The forms in which pairs are packed: those that the active tasks ask about."""
+        return frozenset().union(*(TASKS[name].forms for name in self.active_tasks))
+
+    def longest_sample(self, visual: VisualSource | None) -> Work:
+        """Return the work of a caption of `max_tokens` and a picture of all its tokens, for every active task."""
+        assert visual is not None, "the recipe wants a visual source for pairs"
+        words, tokens = self.max_tokens, visual.tokens_per_picture
+        tasks = [TASKS[name] for name in self.active_tasks]
+        joint = [words + tokens for form in (Form.JOINT, Form.MISMATCHED) if form in self.forms]
+        lengths = ([words, 1 + tokens] if Form.ALONE in self.forms else []) + joint
+        # Of each pair words or regions are masked, at a coin's toss.
+        masked_words = self.mask_rate * words / 2 if any(task.masks_words for task in tasks) else 0.0
+        masked_regions = self.mask_rate * tokens / 2 if any(task.masks_regions for task in tasks) else 0.0
+        return Work(
+            slots=sum(lengths),
+            squared_lengths=sum(length**2 for length in lengths),
+            visual_rows=tokens + len(joint) * visual.rows_to_hide(0.9 * masked_regions),
+            terms={task.name: task.terms(masked_words, masked_regions) for task in tasks},
+        )
 
 
 class Pairs(NamedTuple):
@@ -67,25 +97,34 @@ class ImageCaption(Objective):
     needs_pictures = True
 
     def add(self, packer: Packer, part: Part, read: Read) -> None:
-        """Pack pairs: all texts, all pictures, all joint forms, and all mismatches.
+        """Pack pairs in each form that a task asks about: all texts, all pictures, all joint pairs, all mismatched pairs.
 
-        The mismatched partner of a pair is the next one of the turn, whatever rank that one is on.
+        The mismatched partner of a pair is the next one of its own source in the turn, whatever rank that one is on. (The
+        next one of the turn would be of another source nearly always, where there are several: they take turns. Then a
+        text and a picture of different sources could be told apart from true pairs without looking at either.)
         """
         owners = np.array([sample.owner for sample in part.samples], np.uint64)
         pictures = [sample.picture for sample in part.samples]
         pairs = Pairs(part.samples, owners, part.tokens, part.lengths, pictures)
-        if "contrastive" in self.tasks:
-            self._ask_contrast(packer, np.array(part.positions) - part.turn.start, pairs)
-        if self.tasks.keys() & {"masked_words", "masked_regions", "matching"}:
-            self._add_joint(packer, pairs)
-        if "matching" in self.tasks:
+        packed, forms = PackedPairs(), self.config.forms
+        if Form.ALONE in forms:
+            packed.alone = self._add_alone(packer, np.array(part.positions) - part.turn.start, pairs)
+        if Form.JOINT in forms:
+            packed.joint = self._add_joint(packer, pairs, self.mask(pairs, "mask"))
+        if Form.MISMATCHED in forms:
             others = self._mismatches(part, pairs, read)
             if others.samples:
-                ask_match(packer, self._add_masked(packer, others, self.mask(others, "mismatch"))[0], False)
+                packed.mismatched = self._add_joint(packer, others, self.mask(others, "mismatch"))
+        for name in self.tasks:
+            TASKS[name].ask(packer, packed)
 
     def text(self, sample: Sample) -> Text:
         """The caption chosen."""
         return Text(self.choose(sample))
+
+    def show(self, sample: Sample) -> ShownText:
+        """Return all captions, the one that is chosen, and how the network sees it."""
+        return ShownText(sample.captions, self.choose(sample), self.text(sample).text)
 
     def choose(self, sample: Sample) -> str:
         """Choose the caption: language and text each equally likely. The same whoever asks for it."""
@@ -100,62 +139,54 @@ class ImageCaption(Objective):
         """Mask words or regions of each pair, never both, at a coin's toss; only words where no task asks for regions (and
         vice versa). Choices are keyed by the pair's sample and `purpose`.
         """
-        words = self.tasks.get("masked_words", 0) > 0
-        regions = self.tasks.get("masked_regions", 0) > 0
+        words = any(TASKS[name].masks_words for name in self.tasks)
+        regions = any(TASKS[name].masks_regions for name in self.tasks)
         if not pairs.samples or not (words or regions):
             return Masked(pairs.tokens, _NONE, _NO_REGIONS)
         keys = keys_of(pairs.owners, purpose)
-        heads = uniform(splitmix64(keys)) < 0.5 if words and regions else np.full(len(keys), words)
-        tokens, places = self._mask_words(pairs, keys, heads) if words else (pairs.tokens, _NONE)
-        tails = (~heads).nonzero()[0]
-        background = getattr(self.context.visual, "background", None)
-        masked = mask_regions(
-            [pairs.pictures[n] for n in tails.tolist()], keys[tails], self.config.mask_rate, background
-        )
-        return Masked(tokens, places, masked._replace(pictures=tails[masked.pictures]))
+        masks_words = uniform(splitmix64(keys)) < 0.5 if words and regions else np.full(len(keys), words)
+        tokens, places = self._mask_words(pairs, keys, masks_words) if words else (pairs.tokens, _NONE)
+        masks_regions = (~masks_words).nonzero()[0]
+        pictures = [pairs.pictures[number] for number in masks_regions.tolist()]
+        background = self.context.visual.background_class if self.context.visual else None
+        masked = mask_regions(pictures, keys[masks_regions], self.config.mask_rate, background)
+        return Masked(tokens, places, masked._replace(pictures=masks_regions[masked.pictures]))
 
-    def _mask_words(self, pairs: Pairs, keys: NDArray[np.uint64], heads: NDArray[np.bool_]) -> tuple[Ids, Ids]:
-        """Return the words of all pairs with some hidden of those that have `heads` [N], and the places of the hidden."""
+    def _mask_words(self, pairs: Pairs, keys: NDArray[np.uint64], chosen: NDArray[np.bool_]) -> tuple[Ids, Ids]:
+        """Return the words of all pairs, some hidden in those that are `chosen` [N], and the places of the hidden ones."""
         tokens, places = mask_words(pairs.tokens, pairs.lengths, keys, self.config.mask_rate, self.context.tokenizer)
-        of_heads = np.repeat(heads, pairs.lengths)
-        return np.where(of_heads, tokens, pairs.tokens), places[of_heads[places]]
+        of_chosen = np.repeat(chosen, pairs.lengths)
+        return np.where(of_chosen, tokens, pairs.tokens), places[of_chosen[places]]
 
-    def _ask_contrast(self, packer: Packer, rows: Ids, pairs: Pairs) -> None:
+    def _add_alone(self, packer: Packer, rows: Ids, pairs: Pairs) -> Alone:
+        """Pack all texts, then all pictures, each alone; `rows` [N] are the places of the pairs in the turn."""
         texts, _ = packer.add_many(pairs.tokens, pairs.lengths)
         count = len(pairs.samples)
         images, _ = packer.add_many(np.full(count, BOS), np.ones(count, np.int64), pairs.pictures)
         # By the caption as it was written: two that were switched apart still say the same.
         captions = [self.choose(sample).casefold() for sample in pairs.samples]
-        ask_contrast(packer, texts, images, rows, captions, [sample.concept for sample in pairs.samples])
+        return Alone(texts, images, rows, captions, [sample.concept for sample in pairs.samples])
 
-    def _add_joint(self, packer: Packer, pairs: Pairs) -> None:
-        """Pack the masked pairs, and ask for what they hide, and whether they match."""
-        masked = self.mask(pairs, "mask")
-        sequences, firsts = self._add_masked(packer, pairs, masked)
-        if len(masked.words):
-            starts: Ids = pairs.lengths.cumsum() - pairs.lengths
-            slots = np.arange(len(pairs.tokens)) + np.repeat(firsts - starts, pairs.lengths)
-            ask_words(packer, slots[masked.words], pairs.tokens[masked.words])
-        slots = (firsts + pairs.lengths)[masked.regions.pictures] + masked.regions.places
-        wanted = [(pairs.pictures[number], part.places) for number, part in masked.regions.by_picture()]
-        ask_regions(packer, slots, wanted)
-        if "matching" in self.tasks:
-            ask_match(packer, sequences, True)
-
-    def _add_masked(self, packer: Packer, pairs: Pairs, masked: Masked) -> tuple[range, Ids]:
-        """Pack pairs as they are seen masked; return their sequences and the first slot of each [N]."""
+    def _add_joint(self, packer: Packer, pairs: Pairs, masked: Masked) -> Joint:
+        """Pack pairs, text and picture in one sequence, as they are seen masked."""
         sequences, firsts = packer.add_many(masked.tokens, pairs.lengths, pairs.pictures)
+        wanted = []
         for number, (_, places, hidden) in masked.regions.by_picture():
             packer.hide(sequences[number], places[hidden], pairs.pictures[number])
-        return sequences, firsts
+            wanted.append((pairs.pictures[number], places))
+        starts: Ids = pairs.lengths.cumsum() - pairs.lengths
+        words = masked.words + np.repeat(firsts - starts, pairs.lengths)[masked.words]
+        regions = (firsts + pairs.lengths)[masked.regions.pictures] + masked.regions.places
+        return Joint(sequences, words, pairs.tokens[masked.words], regions, wanted)
 
     def _mismatches(self, part: Part, pairs: Pairs, read: Read) -> Pairs:
         """Return pairs with another's picture or another's caption; those that find no other are left out."""
         kept, texts, pictures = list[int](), list[Ids](), list[Picture]()
         others_picture = (uniform(keys_of(pairs.owners, "partner")) < 0.5).tolist()
         own = dict(zip(part.positions, np.split(pairs.tokens, pairs.lengths.cumsum()[:-1]), strict=True))
+        candidates = Candidates(self.mix.source_numbers(part.turn), part.turn.start)
         for number, position in enumerate(part.positions):
-            partner = _partner(part.turn, position, read)
+            partner = _partner(candidates, position, read)
             if partner is None:
                 continue
             kept.append(number)
@@ -174,14 +205,41 @@ _NONE = np.zeros(0, np.int64)
 _NO_REGIONS = RegionMask(_NONE, _NONE, np.zeros(0, np.bool_))
 
 
-def _partner(turn: range, position: int, read: Read) -> int | None:
-    """Return the next position of the turn (cyclically) with another concept and no caption in common; None if none of 8."""
+class Candidates:
+    """The positions of a turn that may be the mismatched partner of each of them.
+
+    They are those of its own source, from the next one on, cyclically. Only where its source has no other position in the turn
+    are they those of other sources.
+
+    Args:
+        sources: number of the source at each position of the turn.
+        start: the first position of the turn.
+    """
+
+    def __init__(self, sources: Ids, start: int) -> None:
+        self._sources, self._start = sources, start
+        order = np.argsort(sources, kind="stable")
+        groups = np.split(order, np.flatnonzero(np.diff(sources[order])) + 1)
+        self._own = {int(sources[group[0]]): group for group in groups if len(group)}
+
+    def of(self, position: int) -> Ids:
+        """Return up to `MAX_TRIED` candidates for the sample at `position`, in the order in which they are tried."""
+        place = position - self._start
+        every = self._own[int(self._sources[place])]
+        if len(every) == 1:
+            every = np.arange(len(self._sources))
+        after = int(np.searchsorted(every, place)) + 1
+        count = min(len(every) - 1, MAX_TRIED)
+        return self._start + every[(after + np.arange(count)) % len(every)]
+
+
+def _partner(candidates: Candidates, position: int, read: Read) -> int | None:
+    """Return the first candidate with another concept and no caption in common; None if there is none."""
     mine = read(position)
-    for step in range(1, min(len(turn), 9)):
-        partner = turn[(position - turn.start + step) % len(turn)]
+    for partner in candidates.of(position).tolist():
         other = read(partner)
         if other.concept != mine.concept and _texts(other).isdisjoint(_texts(mine)):
-            return partner
+            return int(partner)
     return None
 
 

@@ -16,9 +16,11 @@ from m3p.data.source import Source
 from m3p.data.storage.folders import LocalFolder
 from m3p.data.tokenizer import Tokenizer
 from m3p.keys import keys_of
+from m3p.model.flops import Work
 from m3p.objectives.objective import Context, Ids, Objective, ObjectiveConfig
-from m3p.objectives.tasks.masked_words import ask_words, mask_words
+from m3p.objectives.tasks.masked_words import MaskedWords, ask_words, mask_words
 from m3p.packing import Packer
+from m3p.visual.source import VisualSource
 
 MEASURED = 32
 """Passages of a source by which the length of its tokens is known."""
@@ -29,15 +31,20 @@ LONGEST = 1 << 20
 class MultilingualTextConfig(ObjectiveConfig):
     """Fields of `objectives.multilingual_text`. One source a language; they share by temperature."""
 
-    possible_tasks: ClassVar[tuple[str, ...]] = ("masked_words",)
+    possible_tasks: ClassVar[tuple[str, ...]] = (MaskedWords.name,)
 
-    tasks: dict[str, float] = Field({"masked_words": 1.0}, description="Weight of each task in the loss.")
+    tasks: dict[str, float] = Field({MaskedWords.name: 1.0}, description="Weight of each task in the loss.")
     max_tokens: int = Field(128, ge=4, description="Passages are cut to this many tokens.")
     mask_rate: float = Field(0.15, gt=0, lt=1, description="Chance of a piece to be masked.")
 
     def build(self, context: Context) -> "MultilingualText":
         """Return the objective."""
         return MultilingualText(self, context)
+
+    def longest_sample(self, visual: VisualSource | None) -> Work:
+        """Return the work of a passage of `max_tokens`."""
+        length = self.max_tokens
+        return Work(slots=length, squared_lengths=length**2, terms={MaskedWords.name: self.mask_rate * length})
 
 
 class MultilingualText(Objective):

@@ -4,13 +4,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from m3p.batch import Allocate, Batch, allocate_nothing
+from m3p.content_hash import hash_bytes
 from m3p.data.loader.picture_buffer import PictureBuffer
 from m3p.data.mix import Draw, Mix
 from m3p.data.order.plan import MicroBatch, Turn
@@ -20,8 +21,11 @@ from m3p.data.storage.cache import Cache
 from m3p.data.storage.folders import open_folder
 from m3p.data.tokenizer import Tokenizer
 from m3p.errors import BadSample
+from m3p.fields import MAY_CHANGE
+from m3p.model.flops import Work
+from m3p.objectives.tasks import TASKS
 from m3p.packing import Packer
-from m3p.visual import VisualConfig
+from m3p.visual.source import VisualSource
 
 Ids = NDArray[np.int64]
 Read = Callable[[int], Sample]
@@ -34,7 +38,7 @@ class Context:
     name: str
     seed: int
     tokenizer: Tokenizer
-    visual: VisualConfig | None
+    visual: VisualSource | None
     window: int
     """Shards whose samples are shuffled together."""
     cache: Cache | None = None
@@ -47,6 +51,17 @@ class Text(NamedTuple):
     text: str
     counts: Mapping[str, int] = MappingProxyType({})
     """What the monitor adds up."""
+
+
+class ShownText(NamedTuple):
+    """The texts of a sample, as `m3p data peek` shows them."""
+
+    captions: dict[str, list[str]]
+    """Language -> its captions as stored; a passage under the language of its source."""
+    chosen: str = ""
+    """The caption that the network gets, as stored; "" where there is no choice."""
+    seen: str = ""
+    """The same as the network gets it: words may be switched."""
 
 
 class Part(NamedTuple):
@@ -73,6 +88,9 @@ class ObjectiveConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     possible_tasks: ClassVar[tuple[str, ...]] = ()
+    """Names of the tasks that it offers."""
+    needs_pictures: ClassVar[bool] = False
+    """Whether its samples have pictures."""
 
     weight: float = Field(
         1,
@@ -81,7 +99,9 @@ class ObjectiveConfig(BaseModel):
         description="Turns of this objective in the round-robin, relative; 0 leaves it out.",
     )
     batch_size: int = Field(ge=1, description="Samples of one turn, over all ranks.")
-    micro_batch: int = Field(64, ge=1, description="Most samples that a rank forwards at once.")
+    micro_batch: int = Field(
+        64, ge=1, json_schema_extra=MAY_CHANGE, description="Most samples that a rank forwards at once."
+    )
     sources: list[SourceConfig] = Field(min_length=1, description="Folders of shards.")
     temperature: float = Field(0.3, ge=0, le=1, description="Sources without weights share by size to this power.")
     tasks: dict[str, float] = Field(description="Weight of each task in the loss; 0 leaves it out.")
@@ -107,9 +127,23 @@ class ObjectiveConfig(BaseModel):
         """Tasks with a weight above 0."""
         return {task: weight for task, weight in self.tasks.items() if weight > 0}
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **named: Any) -> None:
+        assert cls.needs_pictures or not any(TASKS[name].needs_pictures for name in cls.possible_tasks), cls
+
     def build(self, context: Context) -> "Objective":
         """Return the objective that these fields describe."""
         raise NotImplementedError
+
+    def longest_sample(self, visual: VisualSource | None) -> Work:
+        """Return the work of the longest sample there may be; `m3p plan` assumes it where the data is not here."""
+        raise NotImplementedError
+
+    def check_files(self) -> None:
+        """Raise UserError where a file or folder that the fields name, beside the sources, cannot be used."""
+
+    def check_source(self, source: Source) -> None:
+        """Raise UserError where a source cannot be used with these fields."""
 
 
 class Objective:
@@ -206,6 +240,25 @@ class Objective:
     def notes(self) -> list[str]:
         """Lines for the table printed at start."""
         return []
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return what a run must find as it was to go on from a checkpoint: recipe field, or what it is, -> hash or value."""
+        found, place = dict[str, str](), f"objectives.{self.context.name}"
+        for number, source in enumerate(self.mix.sources):
+            shards = [(shard.samples, shard.fingerprint) for shard in source.manifest.shards]
+            found[f"{place}.sources, folder {number}"] = hash_bytes(repr(shards).encode())
+        for task in self.tasks:
+            told = TASKS[task].fingerprints(len(self.mix.sources))
+            found |= {f"{place}.tasks.{task}, {name}": value for name, value in told.items()}
+        return found
+
+    def show(self, sample: Sample) -> ShownText:
+        """Return the texts of a sample to be shown."""
+        return ShownText({sample.language: [sample.text]})
+
+    def coverage(self, texts: Sequence[str]) -> dict[str, float]:
+        """Return for each word list the share (0..1) of the words of `texts` that it holds; empty without word lists."""
+        return {}
 
     def text(self, sample: Sample) -> Text:
         """Return the text of a sample as the network sees it. The same whoever asks for it."""

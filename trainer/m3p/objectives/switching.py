@@ -18,6 +18,7 @@ import simplemma
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from m3p.errors import UserError
+from m3p.fields import MAY_CHANGE
 from m3p.keys import pick
 from m3p.paths import PathField
 
@@ -36,18 +37,27 @@ class SwitchingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    dictionary: PathField
-    """Folder of word lists, SOURCE-LANG.tsv each, as `m3p prepare dictionary` writes it."""
-    languages: list[str] | None = Field(default=None, min_length=1)
-    """Languages to switch to; null: every word list of the folder."""
-    mode: Literal["per_word", "one_word"] = "per_word"
-    """per_word: each word found is switched by its own coin. one_word: exactly one of the words found is."""
-    sentence_rate: float = Field(default=1.0, ge=0, le=1)
-    """Chance that a caption is switched at all."""
-    word_rate: float = Field(default=0.5, ge=0, le=1)
-    """Chance that a word found is switched, in a caption that is (the paper's beta); mode per_word only."""
-    source_language: str = "en"
-    """Language of the captions; a source that has others too says `languages`."""
+    dictionary: PathField = Field(
+        json_schema_extra=MAY_CHANGE,
+        description="Folder of word lists, SOURCE-LANG.tsv each, as `m3p prepare dictionary` writes it.",
+    )
+    languages: list[str] | None = Field(
+        None, min_length=1, description="Languages to switch to; every word list of the folder if left out."
+    )
+    mode: Literal["per_word", "one_word"] = Field(
+        "per_word",
+        description="per_word: each word found is switched by its own coin. one_word: exactly one of the words found is.",
+    )
+    sentence_rate: float = Field(1.0, ge=0, le=1, description="Chance that a caption is switched at all.")
+    word_rate: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Chance that a word found is switched, in a caption that is (the paper's beta); mode per_word only.",
+    )
+    source_language: str = Field(
+        "en", description="Language of the captions; a source that has others too says `languages`."
+    )
 
     @field_validator("source_language")
     @classmethod

@@ -33,7 +33,7 @@ def parse_recipe(raw: dict[str, Any], name: str, overrides: Sequence[str] = ()) 
     """Validate `raw`, the content of the file `name`, with overrides. Raises UserError."""
     for override in overrides:
         _override(raw, override)
-    for line in _take_new_names(raw):
+    for line in take_new_names(raw):
         warn(f"{name}: {line}")
     try:
         return Recipe.model_validate(raw)
@@ -43,7 +43,7 @@ def parse_recipe(raw: dict[str, Any], name: str, overrides: Sequence[str] = ()) 
         raise UserError(f"{name} has {len(mistakes)} mistake(s):\n{lines}") from error
 
 
-def _take_new_names(raw: dict[str, Any]) -> list[str]:
+def take_new_names(raw: dict[str, Any]) -> list[str]:
     """Give fields of `raw` that were renamed their names of today; return a line for each."""
     lines = []
     for pattern, new in RENAMED.items():

@@ -3,11 +3,12 @@
 import difflib
 import re
 import reprlib
-import types
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
+from m3p.recipe.schema import models_in
 
 Place = tuple[int | str, ...]
 """Where a value stands in a recipe: names of sections and fields, numbers in lists, and tags that pydantic adds."""
@@ -138,16 +139,5 @@ def _known_fields(model: type[BaseModel], place: Place) -> list[str]:
 
 def _inside(models: list[type[BaseModel]], name: int | str) -> list[type[BaseModel]]:
     """Return the models that the field `name` of `models` may hold; the same ones where it is no field (a tag, a number)."""
-    inner = [_models(one.model_fields[str(name)].annotation) for one in models if str(name) in one.model_fields]
+    inner = [models_in(one.model_fields[str(name)].annotation) for one in models if str(name) in one.model_fields]
     return [one for found in inner for one in found] or models
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """Return the models inside an annotation such as `A | None` or `list[B]`."""
-    if (
-        isinstance(annotation, type)
-        and not isinstance(annotation, types.GenericAlias)
-        and issubclass(annotation, BaseModel)
-    ):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in _models(argument)]

@@ -13,10 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from m3p.data.loader.loader import DataConfig
 from m3p.data.order.plan import Plan, Stream
+from m3p.fields import MAY_CHANGE, MUST_STAY
 from m3p.kernels.choice import KernelsConfig
 from m3p.model.config import ModelConfig
 from m3p.objectives import OBJECTIVES
 from m3p.objectives.objective import ObjectiveConfig
+from m3p.objectives.tasks import TASKS, Task, choose_tasks
 from m3p.optim.optimizer import OptimizerConfig
 from m3p.optim.schedules import ScheduleConfig, decay_begins
 from m3p.paths import FileName, PathField
@@ -33,11 +35,22 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     folder: PathField = Field(description="Where everything that the run writes goes: runs/NAME.")
-    steps: int = Field(ge=1, le=10**9, description="Optimizer steps of the whole run: the length of the schedule.")
+    steps: int = Field(
+        ge=1,
+        le=10**9,
+        json_schema_extra=MUST_STAY,
+        description="Optimizer steps of the whole run: the length of the schedule.",
+    )
     stop_after: int | None = Field(
         None, ge=1, description="Stop after this step, with a checkpoint; starting again goes on."
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Of the order, every random choice, and the starting weights.")
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**63,
+        json_schema_extra=MUST_STAY,
+        description="Of the order, every random choice, and the starting weights.",
+    )
     checkpoint_every: int = Field(1000, ge=1, description="Steps from one checkpoint to the next.")
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
     keep_every: int | None = Field(None, ge=1, description="Checkpoints at multiples of this many steps stay for good.")
@@ -48,7 +61,10 @@ class RunConfig(BaseModel):
     spike: float | None = Field(3.0, gt=1, description="A loss of this many times the median of 64 steps is a spike.")
     skip_spikes: bool = Field(False, description="Make no update in the step of a spike; else it is only said.")
     turns_per_step: int | None = Field(
-        None, ge=1, description="Turns of a step; one whole cycle of the round-robin if left out."
+        None,
+        ge=1,
+        json_schema_extra=MUST_STAY,
+        description="Turns of a step; one whole cycle of the round-robin if left out.",
     )
     timeout_seconds: float = Field(
         600, gt=0, le=LONGEST_WAIT, description="Longest wait for another rank until the first step is done."
@@ -79,15 +95,15 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    run: RunConfig
+    run: RunConfig = Field(json_schema_extra=MAY_CHANGE)
     model: ModelConfig
     visual: VisualConfig | None = None
     objectives: ObjectivesConfig
-    data: DataConfig = DataConfig()
+    data: DataConfig = Field(DataConfig(), json_schema_extra=MAY_CHANGE)
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
-    kernels: KernelsConfig = KernelsConfig()
-    evaluation: dict[FileName, EvaluationConfig] = {}
+    kernels: KernelsConfig = Field(KernelsConfig(), json_schema_extra=MAY_CHANGE)
+    evaluation: dict[FileName, EvaluationConfig] = Field({}, json_schema_extra=MAY_CHANGE)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
@@ -103,9 +119,9 @@ class Recipe(BaseModel):
         return {name: config for name, config in every.items() if config is not None and config.weight > 0}
 
     @property
-    def tasks(self) -> set[str]:
-        """Tasks of the active objectives."""
-        return {task for objective in self.active_objectives.values() for task in objective.active_tasks}
+    def tasks(self) -> list[Task]:
+        """Tasks of the active objectives, in the order of their heads in the network."""
+        return choose_tasks(task for objective in self.active_objectives.values() for task in objective.active_tasks)
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -126,13 +142,16 @@ def _combinations(recipe: Recipe) -> Iterator[str]:
     active = recipe.active_objectives
     if not active:
         yield "objectives: none has a weight above 0; give one a weight"
-    pairs = [name for name, config in active.items() if "contrastive" in config.possible_tasks]
+    pairs = [name for name, config in active.items() if config.needs_pictures]
     if pairs and recipe.visual is None:
         yield f"visual: missing, but objectives.{pairs[0]} trains on pictures; add a section with kind: regions or patches"
     for name, config in active.items():
-        for task in {"matching", "contrastive"} & config.active_tasks.keys():
-            if config.batch_size < 2:
-                yield f"objectives.{name}.batch_size = 1: {task} compares pairs of a turn; set 2 or more, or tasks.{task} = 0"
+        for task in map(TASKS.__getitem__, config.active_tasks):
+            if config.batch_size < task.least_samples:
+                yield (
+                    f"objectives.{name}.batch_size = {config.batch_size}: {task.name} compares pairs of a turn; set "
+                    f"{task.least_samples} or more, or tasks.{task.name} = 0"
+                )
         longest = recipe.model.shape.positions - 2 if recipe.model.shape else None
         if longest is not None and config.max_tokens > longest:
             yield (
@@ -140,10 +159,14 @@ def _combinations(recipe: Recipe) -> Iterator[str]:
                 f"{longest} tokens; lower the one or raise the other"
             )
     yield from _lengths(recipe)
+    embeds = [task.name for task in TASKS.values() if task.embeds]
+    scores = [task.name for task in TASKS.values() if task.scores_pairs]
+    trained = {task.name for task in recipe.tasks}
     for name, evaluation in recipe.evaluation.items():
-        needed = "matching" if evaluation.rerank else "contrastive"
-        for task in {needed, "contrastive"} - recipe.tasks:
-            yield f"evaluation.{name}: scores by {task}, but no active objective trains it; give tasks.{task} a weight"
+        for able in (scores, embeds) if evaluation.rerank else (embeds,):
+            if trained.isdisjoint(able):
+                names = " or ".join(able)
+                yield f"evaluation.{name}: scores by {names}, but no active objective trains it; give tasks.{names} a weight"
 
 
 def _lengths(recipe: Recipe) -> Iterator[str]:

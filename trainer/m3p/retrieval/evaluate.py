@@ -17,6 +17,7 @@ from m3p.data.tokenizer import Tokenizer
 from m3p.errors import UserError
 from m3p.model.build import build_model
 from m3p.model.m3p import M3P
+from m3p.objectives.tasks import TASKS
 from m3p.recipe.evaluation import EvaluationConfig
 from m3p.recipe.load import load_recipe
 from m3p.recipe.recipe import Recipe
@@ -40,10 +41,11 @@ def evaluate_run(run: Path, names: Sequence[str] = (), rerank: int | None = None
     if unknown or not recipe.evaluation:
         known = ", ".join(recipe.evaluation) or "none"
         raise UserError(f"{run}: no evaluation {unknown[0] if unknown else ''} in its recipe; it has {known}")
-    if rerank and "matching" not in recipe.tasks:
+    if rerank and not any(task.scores_pairs for task in recipe.tasks):
+        able = " or ".join(task.name for task in TASKS.values() if task.scores_pairs)
         raise UserError(
-            f"--rerank {rerank}: scores by matching, but no active objective of {run} trains it; leave it out, or train a "
-            "run whose tasks.matching has a weight"
+            f"--rerank {rerank}: scores by {able}, but no active objective of {run} trains it; leave it out, or train a "
+            f"run whose tasks.{able} has a weight"
         )
     done = []
     with SummaryWriter(str(run / "tensorboard")) as writer:
@@ -81,7 +83,7 @@ def load_run(run: Path) -> tuple[Recipe, M3P, int]:
 
 def max_tokens(recipe: Recipe) -> int:
     """Return where texts are cut: as in training, at the longest of the objectives on pairs."""
-    return max(c.max_tokens for c in recipe.active_objectives.values() if "contrastive" in c.possible_tasks)
+    return max(c.max_tokens for c in recipe.active_objectives.values() if c.needs_pictures)
 
 
 def _evaluate(

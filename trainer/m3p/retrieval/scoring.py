@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,12 +14,13 @@ from m3p.batch import Picture
 from m3p.batch import Sequence as Packed
 from m3p.data.tokenizer import BOS, Tokenizer
 from m3p.model.attention import Layout
-from m3p.model.heads import ContrastiveHead, MatchingHead
+from m3p.model.heads import EmbeddingHead, Head, PairHead
 from m3p.model.m3p import M3P
 from m3p.packing import Packer
 
 Floats = NDArray[np.float32]
 Read = Callable[[Tensor, Layout, Tensor], Tensor]
+Wanted = TypeVar("Wanted", bound=Head)
 
 
 class Scorer:
@@ -38,26 +40,27 @@ class Scorer:
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
         """Return [C, projection] of unit length."""
-        head = self._model.heads["contrastive"]
-        assert isinstance(head, ContrastiveHead)
+        head = self._head(EmbeddingHead)
         sequences = [Packed(self._tokenizer.encode(text, self._most_tokens)) for text in texts]
         return self._run(sequences, lambda hidden, layout, every: head.embed_text(head.pool(hidden, layout, every, 0)))
 
     def embed_pictures(self, pictures: Sequence[Picture]) -> Floats:
         """Return [N, projection] of unit length."""
-        head = self._model.heads["contrastive"]
-        assert isinstance(head, ContrastiveHead)
+        head = self._head(EmbeddingHead)
         sequences = [Packed(np.array([BOS], np.int64), picture) for picture in pictures]
         return self._run(sequences, lambda hidden, layout, every: head.embed_image(head.pool(hidden, layout, every, 1)))
 
     def match(self, texts: Sequence[str], pictures: Sequence[Picture], pairs: NDArray[np.int64]) -> Floats:
         """Return the matching logit [P] of each (caption, picture) of `pairs` [P, 2]."""
-        head = self._model.heads["matching"]
-        assert isinstance(head, MatchingHead)
+        head = self._head(PairHead)
         tokens = [self._tokenizer.encode(text, self._most_tokens) for text in texts]
         sequences = (Packed(tokens[caption], pictures[picture]) for caption, picture in pairs.tolist())
         shown = tqdm(sequences, total=len(pairs), desc="cross-encoder", unit="pair", leave=False, disable=None)
-        return self._run(shown, lambda hidden, layout, every: head(hidden[layout.starts[every]]))
+        return self._run(shown, head.score_pairs)
+
+    def _head(self, kind: type[Wanted]) -> Wanted:
+        """Return the first head of this kind; the recipe's evaluations are checked for a task that has one."""
+        return next(head for head in self._model.heads.values() if isinstance(head, kind))
 
     def _run(self, sequences: Iterable[Packed], read: Read) -> Floats:
         """Forward `sequences` in batches and return what `read` takes from each, in order."""

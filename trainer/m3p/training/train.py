@@ -106,7 +106,7 @@ def _run(
 
 
 def _throughput(recipe: Recipe, engine: Engine, ranks: Ranks) -> Throughput:
-    sizes = network_sizes(recipe.model, Tokenizer(recipe.tokenizer_folder).size, recipe.visual)
+    sizes = network_sizes(recipe.model, Tokenizer(recipe.tokenizer_folder).size, recipe.visual, recipe.tasks)
     return Throughput(sizes, ranks.device, engine.precision, ranks.world_size, bool(recipe.model.freeze))
 
 

@@ -11,14 +11,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from m3p.batch import Blank
 from m3p.errors import BadSample
 from m3p.visual.decode import IMAGE_KINDS, MAX_PIXELS, Pixels, decode, picture_kind
 from m3p.visual.pixels import scaled
+from m3p.visual.source import VisualSource
 
 MID_GREY = 128
+LEAST_OF_PIXEL = 0.1
+"""Square of a pixel in -1..1, its mean over a patch: a third in noise, 1 in white and black."""
 
 
 @dataclass(slots=True)
@@ -49,9 +53,14 @@ class PatchTokens:
         cells = self._cells()
         return cells[np.divmod(places, len(cells))].reshape(len(places), 3 * self.patch**2)
 
-    def blank(self, places: NDArray[np.int64]) -> "tuple[PatchTokens, NDArray[np.int64]]":
-        """Return a mid grey picture, one and the same for all of this size: each patch stands for the one at its place."""
-        return _grey(self.features.shape[1], self.patch), places
+    @property
+    def least_length(self) -> float:
+        """Of a patch whose pixels are next to mid grey."""
+        return LEAST_OF_PIXEL * 3 * self.patch**2
+
+    def blank(self, places: NDArray[np.int64]) -> Blank:
+        """Show a mid grey picture, one and the same for all of this size: each patch stands for the one at its place."""
+        return Blank(_grey(self.features.shape[1], self.patch), places, places)
 
     def _cells(self) -> Pixels:
         """The same memory as [side, side, patch, 3 patch]."""
@@ -64,10 +73,8 @@ def _grey(size: int, patch: int) -> PatchTokens:
     return PatchTokens(np.full((1, size, size, 3), MID_GREY, np.uint8), patch)
 
 
-class Patches(BaseModel):
+class Patches(VisualSource):
     """Square pictures of `size` pixels, which the network cuts into patches of `patch` pixels."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["patches"]
     size: int = Field(224, ge=8, description="Side of the picture as the network sees it, in pixels.")
@@ -89,22 +96,24 @@ class Patches(BaseModel):
         return self
 
     @property
-    def feature_size(self) -> int:
+    def target_size(self) -> int:
         """Numbers of a patch: its pixels in three colours."""
         return 3 * self.patch * self.patch
 
     @property
-    def classes(self) -> int:
-        """Pixels have no object classes."""
-        return 0
+    def tokens_per_picture(self) -> int:
+        """Patches."""
+        return (self.size // self.patch) ** 2
+
+    @property
+    def shown_pixels(self) -> int:
+        """As many as a picture may have."""
+        return self.max_pixels
 
     @property
     def augments(self) -> bool:
         """Whether training pictures are changed at random."""
         return self.flip or self.crop < 1
-
-    def check(self, folder: str, width: int | None) -> None:
-        """Pixels are there in every source of pairs."""
 
     @property
     def features(self) -> tuple[int, ...]:
@@ -146,6 +155,21 @@ class Patches(BaseModel):
     def embedder(self, width: int, eps: float) -> nn.Module:
         """Return the module that turns pictures into vectors."""
         return PatchEmbedder(self.size // self.patch, self.patch, width, eps)
+
+    def embedder_flops(self, width: int) -> float:
+        """Linear of the pixels, forward and gradient of its weight: nothing before it is trained."""
+        return 2 * 2 * width * self.target_size
+
+    def rows_to_hide(self, tokens: float) -> float:
+        """None: all pictures share one that is grey."""
+        return 0.0
+
+    def show(self, features: Tensor, rows: NDArray[np.int64]) -> Image.Image:
+        """Return the picture whose patches are `rows`."""
+        side, patch = self.size // self.patch, self.patch
+        cells = features.numpy().reshape(-1, side, patch, side, patch, 3).swapaxes(2, 3)
+        shown = cells.reshape(-1, patch, patch, 3)[rows].reshape(side, side, patch, patch, 3)
+        return Image.fromarray(shown.swapaxes(1, 2).reshape(self.size, self.size, 3))
 
 
 class PatchEmbedder(nn.Module):

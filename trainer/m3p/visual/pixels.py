@@ -11,3 +11,8 @@ def scaled(pixels: Tensor) -> Tensor:
     subtraction. In place, since fresh memory costs more than the arithmetic.
     """
     return pixels.to(torch.float32, copy=True).div_(127.5).sub_(1)
+
+
+def as_numbers(targets: Tensor) -> Tensor:
+    """Return targets as float32: bytes are how pixels are carried (`scaled`), all else is numbers already."""
+    return scaled(targets) if targets.dtype == torch.uint8 else targets.float()

@@ -6,14 +6,20 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from m3p.batch import Blank
 from m3p.errors import BadSample, UserError
 from m3p.visual.npz import read_npz
+from m3p.visual.source import VisualSource
 
+LEAST_OF_FEATURE = 0.5
+"""Least squared length of a feature by which its error is divided."""
 BOX_SLACK = 0.01
 """Detectors round: a box may stick out of its picture by so much of a side."""
+BOX_INPUTS = 5
+"""Numbers of a box as the embedder takes it: its corners and its area."""
 
 
 class RegionTokens(NamedTuple):
@@ -33,16 +39,19 @@ class RegionTokens(NamedTuple):
         """Return the features at `places` [K]: [K, F]."""
         return self.features[places]
 
-    def blank(self, places: NDArray[np.int64]) -> "tuple[RegionTokens, NDArray[np.int64]]":
-        """Return regions without a feature (zeros) in the boxes of those at `places` [K], and their numbers."""
+    @property
+    def least_length(self) -> float:
+        """Of a feature: its squared length is 1, or 0 where there is none."""
+        return LEAST_OF_FEATURE
+
+    def blank(self, places: NDArray[np.int64]) -> Blank:
+        """Show regions without a feature (zeros) in the boxes of those at `places` [K]."""
         nothing = np.zeros((len(places), self.features.shape[1]), self.features.dtype)
-        return RegionTokens(nothing, self.boxes[places]), np.arange(len(places))
+        return Blank(RegionTokens(nothing, self.boxes[places]), places, np.arange(len(places)))
 
 
-class Regions(BaseModel):
+class Regions(VisualSource):
     """Region features, L2-normalised, with their boxes and object classes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["regions"]
     feature_size: int = Field(2048, ge=1, description="Width of a region's feature, as stored in the shards.")
@@ -53,9 +62,24 @@ class Regions(BaseModel):
     )
 
     @property
-    def augments(self) -> bool:
-        """Stored features are taken as they are."""
-        return False
+    def target_size(self) -> int:
+        """Numbers of a region's feature."""
+        return self.feature_size
+
+    @property
+    def target_classes(self) -> int:
+        """Object classes of the detector."""
+        return self.classes
+
+    @property
+    def background_class(self) -> int | None:
+        """The class that is never a masking target."""
+        return self.background
+
+    @property
+    def tokens_per_picture(self) -> int:
+        """Regions that are used, at most."""
+        return self.max_regions
 
     def check(self, folder: str, width: int | None) -> None:
         """Raise UserError unless the source in `folder` stores features of our width."""
@@ -75,11 +99,6 @@ class Regions(BaseModel):
     def least(self) -> tuple[int, ...]:
         """Shape of the least that the embedder takes: one region."""
         return 1, self.feature_size
-
-    @property
-    def room(self) -> None:
-        """Pictures have different numbers of regions, and bring their own memory."""
-        return
 
     def load(
         self,
@@ -112,6 +131,14 @@ class Regions(BaseModel):
         """Return the module that turns features and boxes into vectors."""
         return RegionEmbedder(self.feature_size, width, eps)
 
+    def embedder_flops(self, width: int) -> float:
+        """Linear of feature, box and area, forward and gradient of its weight: nothing before it is trained."""
+        return 2 * 2 * width * (self.feature_size + BOX_INPUTS)
+
+    def rows_to_hide(self, tokens: float) -> float:
+        """A region without a feature for each."""
+        return tokens
+
 
 class RegionEmbedder(nn.Module):
     """Linear of the feature + Linear of the box and its area, layer norm.
@@ -122,7 +149,7 @@ class RegionEmbedder(nn.Module):
     def __init__(self, feature_size: int, width: int, eps: float) -> None:
         super().__init__()
         self.feature = nn.Linear(feature_size, width)
-        self.box = nn.Linear(5, width)
+        self.box = nn.Linear(BOX_INPUTS, width)
         self.norm = nn.LayerNorm(width, eps=eps)
 
     def forward(self, features: Tensor, boxes: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from m3p.data.loader.threads import ahead, set_threads
 from m3p.data.loader.workers import Workers
 from m3p.data.order.plan import MicroBatch, MicroBatchPlan
 from m3p.errors import OneRankError, UserError
+from m3p.fields import MUST_STAY
 from m3p.paths import PathField
 
 SLOTS_IN_USE = 4
@@ -38,7 +39,9 @@ class DataConfig(BaseModel):
     prefetch: int = Field(
         4, ge=1, description=f"Micro-batches of each worker that lie ready; of text alone, whole blocks of {BLOCK}."
     )
-    window: int = Field(4, ge=1, le=1_000_000, description="Shards whose samples are shuffled together.")
+    window: int = Field(
+        4, ge=1, le=1_000_000, json_schema_extra=MUST_STAY, description="Shards whose samples are shuffled together."
+    )
     cache_folder: PathField | None = Field(
         None, description="Where shards behind URLs are kept, on a disk of the node; shared by its ranks."
     )

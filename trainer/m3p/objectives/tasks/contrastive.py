@@ -3,26 +3,46 @@
 The features of a whole turn are collected by gradient caching (training/gradient_cache.py), which takes this loss of them.
 """
 
+import math
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from m3p.keys import key
-from m3p.objectives.tasks.task import Targets
+from m3p.model.attention import Layout
+from m3p.model.config import ModelConfig
+from m3p.model.flops import NetworkSizes
+from m3p.model.heads import EmbeddingHead, mean_of_sequences
+from m3p.objectives.tasks.forms import Form, PackedPairs
+from m3p.objectives.tasks.task import Targets, TurnTask
 from m3p.packing import Packer
 
+MAX_SCALE = 100.0
+"""Largest inverse of the temperature (CLIP's)."""
 
-class Contrastive:
+
+class Contrastive(TurnTask):
     """Symmetric cross-entropy between texts and pictures; identical captions and pictures of one concept count as right."""
 
     name = "contrastive"
-    over_turn = True
+    needs_pictures = True
+    forms = frozenset({Form.ALONE})
+    embeds = True
+    least_samples = 2
 
-    def count(self, targets: Targets) -> int:
-        """Pairs."""
-        return len(targets["rows"])
+    def head(self, config: ModelConfig, sizes: NetworkSizes, words: nn.Embedding) -> "ContrastiveHead":
+        """Return projections of text and picture, and the temperature."""
+        width = sizes.shape.width
+        return ContrastiveHead(width, sizes.projection, config.pooling, config.temperature, config.learn_temperature)
+
+    def ask(self, packer: Packer, pairs: PackedPairs) -> None:
+        """Contrast texts and pictures that stand alone."""
+        assert pairs.alone is not None
+        ask_contrast(packer, *pairs.alone)
 
     def loss(self, output: Tensor, targets: Targets) -> Tensor:
         """Sum over pairs. `output` [2B, projection]: the texts of the turn (scaled by 1/temperature), then its pictures.
@@ -32,7 +52,7 @@ class Contrastive:
         text, image = output.float().chunk(2)
         right = targets["captions"][:, None] == targets["captions"]
         right |= targets["pictures"][:, None] == targets["pictures"]
-        logits = text @ image.T
+        logits = _hold_scale(text) @ image.T
         return (_soft_cross_entropy(logits, right) + _soft_cross_entropy(logits.T, right.T)) / 2
 
     def turn_targets(self, terms: int, parts: list[Targets]) -> Targets:
@@ -42,6 +62,95 @@ class Contrastive:
             for name, rows in whole.items():
                 rows[part["rows"]] = part[name]
         return whole
+
+    def flops(self, sizes: NetworkSizes) -> float:
+        """A pair: both projections, 4 w projection."""
+        return 4 * sizes.shape.width * sizes.projection
+
+
+class ContrastiveHead(EmbeddingHead):
+    """Projects text and picture into one space: [2n, width] (texts, then pictures) -> [2n, projection] of unit length.
+
+    The texts' rows carry the inverse temperature as a factor, so that their dot products with the pictures' rows are the
+    logits, and the temperature gets its gradient through the features like every other parameter.
+    """
+
+    def __init__(self, width: int, projection: int, pooling: str, temperature: float, learn_temperature: bool) -> None:
+        super().__init__()
+        self.pooling = pooling
+        self.views, self.size = 2, projection  # features of a pair: its text's and its picture's
+        self.text = nn.Linear(width, projection, bias=False)
+        self.image = nn.Linear(width, projection, bias=False)
+        # Of one dimension, as ZeRO wants its parameters.
+        self.log_scale = nn.Parameter(torch.full((1,), -math.log(temperature)), requires_grad=learn_temperature)
+
+    def initialise(self) -> None:
+        """Where the spaces are of one size, start where the encoder already puts sentences: that keeps what it knows."""
+        for linear in (self.text, self.image):
+            if linear.in_features == linear.out_features:
+                nn.init.eye_(linear.weight)
+
+    def rows(self, hidden: Tensor, layout: Layout, targets: Targets) -> Tensor:
+        """Pool the texts, then the pictures, that the targets name."""
+        return torch.cat(
+            [
+                self.pool(hidden, layout, targets["text_sequences"], 0),
+                self.pool(hidden, layout, targets["image_sequences"], 1),
+            ]
+        )
+
+    def pool(self, hidden: Tensor, layout: Layout, sequences: Tensor, skip: int) -> Tensor:
+        """Pool `sequences` [N]: their `<s>`, or the mean of their slots without the first `skip`. -> [N, width]."""
+        if self.pooling == "first":
+            return hidden[layout.starts[sequences]]
+        return mean_of_sequences(hidden, layout, sequences, skip)
+
+    def embed_text(self, pooled: Tensor) -> Tensor:
+        """[N, width] -> [N, projection] of unit length."""
+        return F.normalize(self.text(pooled).float(), dim=-1, eps=1e-6)
+
+    def embed_image(self, pooled: Tensor) -> Tensor:
+        """[N, width] -> [N, projection] of unit length."""
+        return F.normalize(self.image(pooled).float(), dim=-1, eps=1e-6)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Of an even number of rows; a single one (the dummy) counts as a text and as a picture.
+
+        The scale is at most `MAX_SCALE`. Behind that ceiling the gradient passes as if there were none; the loss lets
+        through only what points down (`_hold_scale`).
+        """
+        texts, images = rows.tensor_split([len(rows) // 2]) if len(rows) > 1 else (rows, rows)
+        log_scale = self.log_scale.float()  # in 16 bits, neighbours near the ceiling would be 1.6 % apart
+        held = log_scale.detach().clamp(max=math.log(MAX_SCALE)) - log_scale.detach()
+        return torch.cat([self.embed_text(texts) * (log_scale + held).exp(), self.embed_image(images)])
+
+
+def _hold_scale(text: Tensor) -> Tensor:
+    """Return `text` [B, projection], whose gradient cannot push the scale above its ceiling.
+
+    The scale's gradient is the sum over texts of the part of their gradient that points along them, which nothing else in
+    the head reads: `F.normalize` drops it. At the ceiling that part is taken away where its sum would raise the scale. Left
+    alone, the parameter would go on rising unseen and need thousands of steps to come back. It is decided here, from
+    the features of the whole turn, so that it is one decision for all ranks and micro-batches.
+    """
+    held: Tensor = _HoldScale.apply(text)  # type: ignore[no-untyped-call]
+    return held
+
+
+class _HoldScale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, text: Tensor) -> Tensor:
+        ctx.save_for_backward(text)
+        return text.view_as(text)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (text,) = ctx.saved_tensors
+        squares, along = text.square().sum(1), (text * gradient).sum(1)
+        at_ceiling = squares.max() >= (MAX_SCALE * (1 - 1e-4)) ** 2
+        rises = along.sum() < 0
+        removed = torch.where(at_ceiling & rises, along / squares.clamp(min=1e-12), 0.0)
+        return gradient - removed[:, None] * text
 
 
 def _soft_cross_entropy(logits: Tensor, right: Tensor) -> Tensor:

@@ -8,48 +8,91 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from m3p.batch import Picture
 from m3p.keys import choose, hashes, splitmix64, uniform
-from m3p.objectives.tasks.task import Targets
+from m3p.model.config import ModelConfig
+from m3p.model.flops import NetworkSizes
+from m3p.model.heads import Head
+from m3p.objectives.tasks.forms import Form, PackedPairs
+from m3p.objectives.tasks.task import Marks, Targets, Task
 from m3p.packing import Packer
-from m3p.visual.pixels import scaled
+from m3p.visual.pixels import as_numbers
 
 Ids = NDArray[np.int64]
 
-LEAST_OF_FEATURE = 0.5
-"""Squared length of a feature: 1, or 0 where there is none."""
-LEAST_OF_PIXEL = 0.1
-"""Square of a pixel in -1..1, its mean over a patch: a third in noise, 1 in white and black."""
 
-
-class MaskedRegions:
+class MaskedRegions(Task):
     """Squared error of the feature relative to its squared length, plus cross-entropy of the class."""
 
     name = "masked_regions"
-    over_turn = False
+    needs_pictures = True
+    forms = frozenset({Form.JOINT})
+    masks_regions = True
 
-    def count(self, targets: Targets) -> int:
-        """Masked regions."""
-        return len(targets["slots"])
+    def head(self, config: ModelConfig, sizes: NetworkSizes, words: nn.Embedding) -> "RegionHead":
+        """Return linear layers to the feature and the classes of the visual source."""
+        return RegionHead(sizes.shape.width, sizes.feature_size, sizes.classes, sizes.shape.layer_norm_eps)
+
+    def ask(self, packer: Packer, pairs: PackedPairs) -> None:
+        """Ask for the masked regions of joint pairs."""
+        assert pairs.joint is not None
+        ask_regions(packer, pairs.joint.regions, pairs.joint.pictures)
 
     def loss(self, output: Tensor, targets: Targets) -> Tensor:
         """`output` [K, F + C]: feature, then class logits.
 
         Dividing by the target's squared length gives detector features (unit length) and pixels one scale; M3P's mean over
         the 2,048 numbers of a unit vector would weigh next to nothing. What has next to no length, a detector's padding or
-        a patch of flat mid grey, is divided by a least length: otherwise it would outweigh all the others a million times.
+        a patch of flat mid grey, is divided by the source's least length: otherwise it would outweigh all the others a
+        million times.
         """
-        wanted, least = targets["features"], LEAST_OF_FEATURE
-        if wanted.dtype == torch.uint8:
-            wanted, least = scaled(wanted), LEAST_OF_PIXEL * wanted.shape[1]
+        wanted = as_numbers(targets["features"])
         feature, classes = output.float().tensor_split([wanted.shape[1]], 1)
-        error = (feature - wanted).square().sum(1) / wanted.square().sum(1).clamp(min=least)
+        error = (feature - wanted).square().sum(1) / wanted.square().sum(1).clamp(min=targets["least"])
         total = error.sum()
         if classes.shape[1]:
             total = total + F.cross_entropy(classes, targets["classes"], reduction="sum")
         return total
+
+    def flops(self, sizes: NetworkSizes) -> float:
+        """A masked region: 2 w F, and where there are classes 2 w^2 + 2 w classes."""
+        width = sizes.shape.width
+        classes = 2 * width**2 + 2 * width * sizes.classes if sizes.classes else 0
+        return 2 * width * sizes.feature_size + classes
+
+    def terms(self, masked_words: float, masked_regions: float) -> float:
+        """The masked regions."""
+        return masked_regions
+
+    def show(self, targets: Targets) -> Marks:
+        """Mark the masked regions."""
+        return Marks(regions=frozenset(targets["slots"].tolist()))
+
+
+class RegionHead(Head):
+    """Masked regions: [K, width] -> feature [K, F] and class logits [K, C] (C = 0 where there are none)."""
+
+    def __init__(self, width: int, feature_size: int, classes: int, eps: float) -> None:
+        super().__init__()
+        self.feature = nn.Linear(width, feature_size)
+        self.classes = None if classes == 0 else _classifier(width, classes, eps)
+
+    def complete(self, targets: Targets, seen: Tensor | None) -> Targets:
+        """Add the features that the visual embedder sees in the whole picture, where the source predicts these."""
+        if seen is None:
+            return targets
+        return {**targets, "features": seen.detach().float()[targets["embedded_rows"]]}
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return [K, F + C]: feature and class logits side by side."""
+        feature = self.feature(rows)
+        return feature if self.classes is None else torch.cat([feature, self.classes(rows)], -1)
+
+
+def _classifier(width: int, classes: int, eps: float) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=eps), nn.Linear(width, classes))
 
 
 class RegionMask(NamedTuple):
@@ -95,8 +138,16 @@ def ask_regions(packer: Packer, slots: Ids, wanted: Sequence[tuple[Picture, Ids]
     first = 0
     for picture, places in wanted:
         end = first + len(places)
-        classes, features = _classes(picture)[places], picture.targets_at(places)
-        packer.target(MaskedRegions.name, slots=slots[first:end], features=features, classes=classes)
+        features = picture.targets_at(places)
+        # Where the visual embedder makes the targets, they are those of the rows of the whole, unhidden picture.
+        made = {"embedded_rows": packer.row_of(picture) + places} if features is None else {"features": features}
+        packer.target(
+            MaskedRegions.name,
+            slots=slots[first:end],
+            classes=_classes(picture)[places],
+            least=np.full(len(places), picture.least_length, np.float32),
+            **made,
+        )
         first = end
 
 

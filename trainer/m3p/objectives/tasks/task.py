@@ -1,33 +1,93 @@
-"""What every task offers."""
+"""What a task is: one class that holds all that the program knows of it."""
 
-from typing import Protocol, runtime_checkable
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-Targets = dict[str, Tensor]
+from m3p.model.flops import NetworkSizes
+from m3p.model.heads import HeadOwner, Targets
+from m3p.objectives.tasks.forms import Form, PackedPairs
+from m3p.packing import Packer
+
+__all__ = ["Marks", "Targets", "Task", "TurnTask"]
 
 
-class Task(Protocol):
-    """A loss that is a sum over terms."""
+class Marks(NamedTuple):
+    """What a task asks of a micro-batch, as `m3p data peek` marks it."""
 
-    name: str
-    over_turn: bool
+    words: Mapping[int, int] = {}
+    """Slot of a word that is to be named -> its true token."""
+    regions: frozenset[int] = frozenset()
+    """Slots of the picture tokens that are to be predicted."""
+    sequences: Mapping[int, str] = {}
+    """Number of a sequence -> a remark on what is asked of it."""
+
+
+class Task(HeadOwner):
+    """A loss that is a sum over terms, the head that it reads, and what else the program asks of it."""
+
+    over_turn: ClassVar[bool] = False
     """True where the loss compares samples of the whole turn (contrastive); such a task is a `TurnTask`."""
+    needs_pictures: ClassVar[bool] = False
+    """Whether only an objective with pictures can offer it."""
+    forms: ClassVar[frozenset[Form]] = frozenset()
+    """Forms of a pair that it asks about. Every objective on pairs offers each task that has any."""
+    masks_words: ClassVar[bool] = False
+    """Whether words of joint pairs are masked for it."""
+    masks_regions: ClassVar[bool] = False
+    """Whether tokens of the pictures of joint pairs are masked for it."""
+    embeds: ClassVar[bool] = False
+    """Whether evaluation ranks by its head, which is an `EmbeddingHead`."""
+    scores_pairs: ClassVar[bool] = False
+    """Whether evaluation re-ranks by its head, which is a `PairHead`."""
+    least_samples: ClassVar[int] = 1
+    """Samples that a turn must have for it."""
+
+    def ask(self, packer: Packer, pairs: PackedPairs) -> None:
+        """Add targets that ask about the packed `pairs` of a micro-batch; a task without `forms` is never called."""
 
     def count(self, targets: Targets) -> int:
-        """Return the number of terms in a micro-batch."""
+        """Return the number of terms in a micro-batch: by default the rows of its targets."""
+        return len(next(iter(targets.values())))
 
+    @abstractmethod
     def loss(self, output: Tensor, targets: Targets) -> Tensor:
         """Return the sum of the terms, float32; `output` is what the task's head gave."""
 
+    def terms(self, masked_words: float, masked_regions: float) -> float:
+        """Return how many terms a pair brings of which so many words and regions are masked; for the forecast."""
+        return 1.0
 
-@runtime_checkable
-class TurnTask(Task, Protocol):
+    def memory(self, terms: float, sizes: NetworkSizes, element: int, device: str) -> float:
+        """Return the bytes that the head needs for so many terms of a micro-batch, where they matter; for the forecast.
+
+        `element`: bytes of a weight. `device`: "cuda" or "cpu".
+        """
+        return 0.0
+
+    def fingerprints(self, sources: int) -> dict[str, str]:
+        """Return what, beside recipe and data, decides what it asks of an objective of so many sources: name -> value.
+
+        A run goes on from a checkpoint only if these are as they were.
+        """
+        return {}
+
+    def show(self, targets: Targets) -> Marks:
+        """Return what it asks of a micro-batch, to be shown."""
+        return Marks()
+
+
+class TurnTask(Task):
     """A task whose loss compares samples of the whole turn, whatever the ranks and micro-batches (gradient_cache.py).
 
     Its head gives `views` features of each term, [views * terms, size]. In a micro-batch, `targets["rows"]` [terms] are the
     places of its terms in the turn.
     """
 
+    over_turn = True
+
+    @abstractmethod
     def turn_targets(self, terms: int, parts: list[Targets]) -> Targets:
         """Lay the targets of this rank's micro-batches in the rows of the turn, [terms]; other ranks' rows are zero."""

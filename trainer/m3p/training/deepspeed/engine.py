@@ -202,7 +202,7 @@ class DeepSpeedEngine:
                 assert cached is not None
                 loss = loss + scale * cached.part(task, output, batch.targets[task])
             else:
-                total = TASKS[task].loss(output, batch.targets[task])
+                total = TASKS[task].loss(output, outputs.targets[task])
                 loss = loss + scale * total
                 losses.add(task, total.detach())
         return loss, finite

@@ -1,0 +1,102 @@
+"""What a visual source is: one class that holds all that the program knows of it."""
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from m3p.batch import Picture
+from m3p.visual.decode import MAX_PIXELS
+
+Members = Mapping[str, bytes | memoryview]
+"""Contents of a sample's files by extension: "json", "jpg", "regions.npz"."""
+
+
+class VisualSource(BaseModel):
+    """Recipe fields of a visual source, how its pictures are loaded, and the module that embeds them.
+
+    A subclass has a field `kind: Literal["its name"]`, and a line in visual/__init__.py.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    predicts_embedder: ClassVar[bool] = False
+    """Whether masked tokens are predicted as the embedder sees them in the whole picture.
+
+    The embedder then returns (vectors [R, width], numbers to be predicted [R, target_size]), and `Picture.targets_at` None."""
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """Shape of a picture's features behind their first axis."""
+        raise NotImplementedError
+
+    @property
+    def least(self) -> tuple[int, ...]:
+        """Shape of the least features that the embedder takes, first axis included."""
+        raise NotImplementedError
+
+    @property
+    def target_size(self) -> int:
+        """Numbers that are predicted of a masked token."""
+        raise NotImplementedError
+
+    @property
+    def tokens_per_picture(self) -> int:
+        """Tokens of a picture, at most."""
+        raise NotImplementedError
+
+    @property
+    def target_classes(self) -> int:
+        """Object classes that are predicted of a masked token; 0: none."""
+        return 0
+
+    @property
+    def background_class(self) -> int | None:
+        """A class of tokens that are never masked."""
+        return None
+
+    @property
+    def augments(self) -> bool:
+        """Whether training pictures are changed at random."""
+        return False
+
+    @property
+    def room(self) -> tuple[int, ...] | None:
+        """Shape of the memory that a picture is decoded into; None where pictures differ in size and bring their own."""
+        return None
+
+    @property
+    def shown_pixels(self) -> int:
+        """Pixels of the largest stored picture that `m3p data peek` decodes."""
+        return MAX_PIXELS
+
+    def check(self, folder: str, width: int | None) -> None:
+        """Raise UserError where the source in `folder`, whose stored region features have `width` numbers, does not fit."""
+
+    def load(self, members: Members, draw: Iterator[float] | None, room: NDArray[np.uint8] | None = None) -> Picture:
+        """Return the picture of a sample, decoded into `room` where it fits; `draw` augments it. Raises BadSample."""
+        raise NotImplementedError
+
+    def embedder(self, width: int, eps: float) -> nn.Module:
+        """Return the module that turns features [N, ...] and boxes [R, 4] into vectors [R, width]; `eps`: of layer norms.
+
+        What it loads stands in a module marked by `keep_weights`, else the network draws the weights anew. What is not to be
+        trained is in a `Frozen`. Both are in visual/pretrained.py.
+        """
+        raise NotImplementedError
+
+    def embedder_flops(self, width: int) -> float:
+        """Return the operations of forward and backward through the embedder, for a token."""
+        raise NotImplementedError
+
+    def rows_to_hide(self, tokens: float) -> float:
+        """Return how many rows a batch has besides, where so many tokens of a picture are hidden; for the forecast."""
+        raise NotImplementedError
+
+    def show(self, features: Tensor, rows: NDArray[np.int64]) -> Image.Image | None:
+        """Return what the network sees of the picture whose tokens are `rows` of the batch's `features`; None: no image."""
+        return None
