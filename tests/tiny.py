@@ -10,6 +10,8 @@ from PIL import Image
 
 from m3p.prepare.captions import prepare_captions
 from m3p.prepare.dictionary import prepare_dictionary
+from m3p.prepare.pairs import Options
+from m3p.prepare.pictures import PictureFolder
 from m3p.prepare.text import prepare_text
 from m3p.prepare.tokenizer import prepare_tokenizer
 
@@ -40,7 +42,8 @@ def make_tiny(folder: Path, visual: str = "regions", samples: int = 30) -> Path:
             entries = [f"{en}\t{word}" for en, word in zip(WORDS["en"], words, strict=True)]
             (raw / "dictionary" / f"en-{language}.tsv").write_text("\n".join(entries) + "\n")
     shards = folder / "shards"
-    prepare_captions(raw / "train.jsonl", shards / "train", raw / "regions", samples_per_shard=8)
+    options = Options(PictureFolder(raw), regions=raw / "regions", samples_per_shard=8)
+    prepare_captions(raw / "train.jsonl", shards / "train", options)
     prepare_text(raw / "text", shards / "text", samples_per_shard=16)
     prepare_dictionary(raw / "dictionary", shards / "dictionary")
     prepare_tokenizer(sorted((raw / "text").glob("*.txt")), shards / "tokenizer", vocabulary=64, split_cjk=True)

@@ -1,6 +1,7 @@
 import io
 import itertools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from PIL import Image
 
 from m3p.data.shards.index import members
 from m3p.errors import UserError
-from m3p.prepare.captions import caption_mistakes, prepare_captions
+from m3p.prepare.captions import prepare_captions
+from m3p.prepare.pairs import Options, caption_mistakes
+from m3p.prepare.pictures import PictureFolder
 
 Record = dict[str, Any]
 
@@ -44,7 +47,7 @@ class Corpus:
         lines = [record if isinstance(record, str) else json.dumps(record) for record in self.records]
         source.write_text("\n".join(lines) + "\n")
         output = self.folder / "output"
-        prepare_captions(source, output, **options)
+        prepare_captions(source, output, Options(PictureFolder(self.folder), **options))
         offsets = np.load(output / "shard-000000.idx")
         content = (output / "shard-000000.tar").read_bytes()
         return [members(content[start:end]) for start, end in itertools.pairwise(offsets)]
@@ -93,7 +96,7 @@ SPOILED: list[tuple[str, Callable[[Record], Any]]] = [
     ("line 2: caption en is 3", lambda r: r.update(captions={"en": 3})),
     ("line 2: caption language 'English text' is no", lambda r: r.update(captions={"English text": "x"})),
     ("line 2: id 'p0' is that of line 1 again", lambda r: r.update(id="p0")),
-    ("line 2: id is 7; the rule is text", lambda r: r.update(id=7)),
+    ("line 2: id is 7.5; the rule is text or a number", lambda r: r.update(id=7.5)),
     ("line 2: concept is 7; the rule is text", lambda r: r.update(concept=7)),
     ("line 2: concept is ''; the rule is text that", lambda r: r.update(concept="")),
     (r"line 2: captions is \{'en': 'a \\ud800'\}, with half", lambda r: r.update(captions={"en": "a \ud800"})),
@@ -191,9 +194,82 @@ def test_missing_inputs(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         prepare_captions(tmp_path / "none.jsonl", tmp_path / "output")
     (tmp_path / "a.jsonl").touch()
+    options = Options(PictureFolder(tmp_path), regions=tmp_path / "none")
     with pytest.raises(UserError, match="--regions"):
-        prepare_captions(tmp_path / "a.jsonl", tmp_path / "output", regions=tmp_path / "none")
+        prepare_captions(tmp_path / "a.jsonl", tmp_path / "output", options)
 
 
 def test_right_captions_have_no_mistakes() -> None:
     assert caption_mistakes({"en": "a dog", "zh-Hant": ["狗", "一隻狗"]}) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "captions"),
+    [
+        ({"captions": ["a dog", "the dog"]}, {"en": ["a dog", "the dog"]}),
+        ({"captions": "a dog"}, {"en": ["a dog"]}),
+        ({"caption": "a dog", "caption_de": "ein Hund"}, {"de": ["ein Hund"], "en": ["a dog"]}),
+        ({"de": ["ein Hund"], "fr": ["un chien"]}, {"de": ["ein Hund"], "fr": ["un chien"]}),
+    ],
+)
+def test_captions_in_the_layouts_that_shards_have(
+    corpus: Corpus, fields: Record, captions: Record, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus.records = [{"id": 17, "image": "0.jpeg", "source": "x", **fields}]
+    (sample,) = corpus.prepare(language="en")
+    assert json.loads(sample["json"]) == {"id": "17", "captions": captions}
+    assert "fields that are not kept: source (1)" in capsys.readouterr().out
+
+
+def test_captions_without_a_language_are_a_mistake_unless_it_is_given(corpus: Corpus) -> None:
+    corpus.records = [{"id": "a", "image": "0.jpeg", "captions": ["a dog"]}]
+    with pytest.raises(UserError, match=r"captions are \['a dog'\]; the rule is .* --language"):
+        corpus.prepare()
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        ("/dev/zero", r"it is outside of .*give the folder of the pictures with --images"),
+        ("../outside.png", r"it is outside of .*--images"),
+        ("inside/../../outside.png", r"it is outside of"),
+        ("link.png", r"it is a link that leads out of .*outside\.png: allow that with --follow-links"),
+        ("linked/outside.png", "it is a link that leads out of"),
+        ("pipe", "it is no regular file"),
+        ("inside", "it is no regular file"),
+        ("loop", "cannot be used"),
+        ("large.png", "it has more than 536,870,912 bytes"),
+    ],
+)
+def test_pictures_are_regular_files_of_their_folder(corpus: Corpus, image: str, reason: str) -> None:
+    outside = corpus.folder.parent / "outside.png"
+    Image.new("RGB", (8, 8)).save(outside)
+    (corpus.folder / "inside").mkdir()
+    (corpus.folder / "link.png").symlink_to(outside)
+    (corpus.folder / "linked").symlink_to(corpus.folder.parent)
+    (corpus.folder / "loop").symlink_to(corpus.folder / "loop")
+    os.mkfifo(corpus.folder / "pipe")
+    with (corpus.folder / "large.png").open("wb") as file:
+        file.truncate(512 * 2**20 + 1)
+    corpus.records = [{"id": "a", "image": image, "captions": {"en": "a dog"}}]
+    with pytest.raises(UserError, match=f"(?s)line 1: image .* cannot be used: .*{reason}|{reason}"):
+        corpus.prepare()
+
+
+def test_the_ways_out_work(corpus: Corpus) -> None:
+    elsewhere = corpus.folder.parent / f"{corpus.folder.name}-pictures"
+    elsewhere.mkdir()
+    Image.new("RGB", (8, 8)).save(elsewhere / "a.png")
+    (corpus.folder / "link.png").symlink_to(elsewhere / "a.png")
+    source = corpus.folder / "some.jsonl"
+    for image, pictures in (
+        (str(elsewhere / "a.png"), PictureFolder(elsewhere)),
+        ("a.png", PictureFolder(elsewhere)),
+        ("link.png", PictureFolder(corpus.folder, follow_links=True)),
+    ):
+        source.write_text(json.dumps({"id": "a", "image": image, "captions": {"en": "a dog"}}) + "\n")
+        manifest, bad = prepare_captions(source, corpus.folder / "out", Options(pictures, overwrite=True))
+        assert (manifest.samples, bad) == (1, {})
+    source.write_text(json.dumps({"id": "a", "image": "../some.jsonl", "captions": {"en": "a dog"}}) + "\n")
+    with pytest.raises(UserError, match="it is outside of"):
+        prepare_captions(source, corpus.folder / "out", Options(PictureFolder(corpus.folder, True), overwrite=True))

@@ -7,8 +7,10 @@ import typer
 
 from m3p.data.shards.index_folder import index_folder
 from m3p.data.shards.manifest import Kind, Manifest
-from m3p.prepare.captions import caption_counts, prepare_captions, report
+from m3p.prepare.captions import prepare_captions
 from m3p.prepare.dictionary import prepare_dictionary
+from m3p.prepare.pairs import Options, caption_counts, report
+from m3p.prepare.pictures import PictureFolder
 from m3p.prepare.scenes.build import prepare_scenes
 from m3p.prepare.text import prepare_text
 from m3p.prepare.tokenizer import SENTENCEPIECE_FILE, Algorithm, prepare_tokenizer
@@ -21,22 +23,39 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what this 
 SamplesPerShard = Annotated[int, typer.Option(min=1, help="Samples in one tar.")]
 
 
+Regions = Annotated[Path | None, typer.Option(help="Folder of ID.npz with stored region features.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave wrong records out instead of stopping.")]
+FollowLinks = Annotated[bool, typer.Option("--follow-links", help="Read pictures through links out of their folder.")]
+
+
 @prepare_app.command("captions")
 def captions_command(
-    source: Annotated[Path, typer.Argument(metavar="INPUT.jsonl", help="One record a line.")],
+    source: Annotated[Path, typer.Argument(metavar="INPUT.jsonl", help="One record a line; .gz and .xz are read too.")],
     output: Output,
-    regions: Annotated[Path | None, typer.Option(help="Folder of ID.npz with stored region features.")] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave wrong records out instead of stopping.")] = False,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the pictures; the folder of the file if left out.")
+    ] = None,
+    follow_links: FollowLinks = False,
+    language: Annotated[str | None, typer.Option(help="Language of captions that name none.")] = None,
+    regions: Regions = None,
+    skip_bad: SkipBad = False,
     samples_per_shard: SamplesPerShard = 1000,
     overwrite: Overwrite = False,
 ) -> None:
     """Captioned pictures to shards.
 
     A record is {"id": ..., "image": PATH, "captions": {"en": TEXT or [TEXTS], ...}}, with "concept" (pictures of one
-    concept share their captions) and "category" if there are any. Image paths are relative to the file. Every record
-    is checked first; all mistakes are reported at once and nothing is written.
+    concept share their captions) and "category" if there are any. Image paths are relative to the folder of the pictures,
+    and stay inside it. Every record is checked; all mistakes are reported at once and nothing is written.
     """
-    manifest, bad = prepare_captions(source, output, regions, skip_bad, samples_per_shard, overwrite)
+    pictures = PictureFolder(images or source.parent, follow_links)
+    options = Options(pictures, language, regions, skip_bad, samples_per_shard, overwrite)
+    _say_pairs(str(source), output, prepare_captions(source, output, options))
+
+
+def _say_pairs(source: str, output: Path, made: tuple[Manifest, dict[str, list[str]]]) -> None:
+    """Say what was written, and what was skipped."""
+    manifest, bad = made
     if bad:
         say(f"skipped: {report(source, bad)}")
     say(f"{output}: {describe(manifest)}")

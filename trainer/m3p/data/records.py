@@ -83,7 +83,7 @@ def read_record(members: Members, language: str | None) -> Record:
     fields: dict[str, object] = {"captions": content} if _is_list_of_texts(content) else content  # type: ignore[assignment]
     if not isinstance(fields, dict):
         raise BadSample("json is not an object")
-    captions, layout, used, unnamed = _find_captions(fields, members, language)
+    captions, layout, used, unnamed = find_captions(fields, members, language)
     return Record(_name(fields, "id"), _name(fields, "concept"), captions, layout, unnamed, fields, used)
 
 
@@ -91,8 +91,8 @@ _Found = tuple[Mapping[str, object], str, Collection[str], bool]
 """Captions by language, the layout, the fields that they were read from, and whether they name no language."""
 
 
-def _find_captions(fields: dict[str, object], members: Members, language: str | None) -> _Found:
-    """Return the captions of a record. Raises BadSample where it has none in any layout."""
+def find_captions(fields: dict[str, object], members: Members, language: str | None) -> _Found:
+    """Return the captions of the JSON `fields` and of the text files of a sample. Raises BadSample where no layout fits."""
     stored = fields.get("captions")
     if isinstance(stored, dict):
         return stored, OBJECT, (), False

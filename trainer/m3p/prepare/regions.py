@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m3p.visual.npz import LARGEST_NPZ, read_npz
 from m3p.visual.regions import BOX_SLACK
 
 Arrays = dict[str, NDArray[Any]]
@@ -20,8 +21,11 @@ def load_regions(path: Path) -> Arrays:
     Returned in the types of shards. Raises ValueError with the reason.
     """
     try:
-        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as content:
-            arrays: Arrays = {name: content[name] for name in TYPES if name in content}
+        if not path.is_file() and path.exists():
+            raise ValueError("it is no regular file")
+        with path.open("rb") as file:
+            content = read_npz(file.read(LARGEST_NPZ + 1))
+        arrays: Arrays = {name: content[name] for name in TYPES if name in content}
     except FileNotFoundError:
         raise ValueError("it does not exist") from None
     except Exception as error:  # on broken bytes its parsers raise nearly anything, from KeyError to TokenError

@@ -1,0 +1,230 @@
+"""Captioned pictures to shards: what all importers of captions share. Records come one by one; every one is checked.
+
+An importer is a file that turns what a set publishes into `Entry`s, and calls `write_pairs`. If any record is wrong, nothing
+is left behind, and all mistakes are reported at once.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from m3p.data.languages import LANGUAGE_TAG
+from m3p.data.records import OWN_FIELDS, find_captions
+from m3p.data.shards.manifest import Manifest
+from m3p.errors import BadSample, UserError
+from m3p.prepare.pictures import PictureFolder
+from m3p.prepare.regions import load_regions, pack_regions
+from m3p.prepare.shards import ShardWriter
+from m3p.prepare.staging import check_output, staged_folder
+from m3p.terminal import say
+
+LISTED = 20
+MARKER = "manifest.json"
+Fields = dict[str, Any]
+
+
+class Entry(NamedTuple):
+    """A record as an importer found it."""
+
+    where: str
+    """Where it stands, for messages: "line 3"."""
+    record: Fields | str
+    """{"id", "image", "captions", "concept"?, "category"?}; or why it cannot be read."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every importer of captions is told."""
+
+    pictures: PictureFolder
+    language: str | None = None
+    """Of captions that name none; without it they are mistakes."""
+    regions: Path | None = None
+    """Folder of ID.npz with stored region features."""
+    skip_bad: bool = False
+    """Leave wrong records out instead of refusing all."""
+    samples_per_shard: int = 1000
+    overwrite: bool = False
+
+
+@dataclass
+class _Checker:
+    """Checks records one by one; remembers, of the good ones, the ids and the width of the first region features."""
+
+    options: Options
+    first: dict[str, str] = field(default_factory=dict)
+    """Where each id stands."""
+    width: tuple[int, str] | None = None
+    unread: Counter[str] = field(default_factory=Counter)
+    """Records by fields that are not kept."""
+
+    def members(self, entry: Entry) -> tuple[dict[str, bytes], list[str]]:
+        """Return the members of a sample, and what is wrong with the record: nothing, one or several sentences."""
+        if not isinstance(entry.record, dict):
+            return {}, [entry.record]
+        record, width = dict(entry.record), self.width
+        if isinstance(record.get("id"), int) and not isinstance(record["id"], bool):
+            record["id"] = str(record["id"])
+        captions, used = self._captions(record)
+        mistakes = self._id_mistakes(record.get("id")) + caption_mistakes(captions)
+        members, wrong = self._picture(record.get("image"))
+        mistakes += wrong + name_mistakes(record) + unicode_mistakes({**record, "captions": captions})
+        if self.options.regions is not None and isinstance(record.get("id"), str):
+            members |= self._regions(record["id"], mistakes)
+        if mistakes:
+            self.width = width
+            return {}, mistakes
+        self.first[record["id"]] = entry.where
+        self.unread.update(name for name in record if name not in (*OWN_FIELDS, "image", *used))
+        return members | {"json": _json({**record, "captions": captions})}, []
+
+    def _captions(self, record: Fields) -> tuple[object, tuple[str, ...]]:
+        """Return the captions by language, in whatever layout, and the fields they were read from."""
+        if isinstance(record.get("captions"), dict):
+            return record["captions"], ()
+        try:
+            captions, _, used, _ = find_captions(record, {}, self.options.language)
+        except BadSample:
+            return record.get("captions"), ()
+        return dict(captions), tuple(used)
+
+    def _id_mistakes(self, identity: object) -> list[str]:
+        if not isinstance(identity, str) or not identity:
+            return [f"id is {identity!r}; the rule is text or a number that names the record"]
+        first = self.first.get(identity)
+        return [f"id {identity!r} is that of {first} again; ids name one record each"] if first else []
+
+    def _picture(self, image: object) -> tuple[dict[str, bytes], list[str]]:
+        if not isinstance(image, str) or not image:
+            return {}, [f"image is {image!r}; the rule is a path in {self.options.pictures.folder}"]
+        try:
+            extension, content = self.options.pictures.read(image)
+        except ValueError as error:
+            return {}, [str(error)]
+        return {extension: content}, []
+
+    def _regions(self, identity: str, mistakes: list[str]) -> dict[str, bytes]:
+        """Return the region features of a record; note in `mistakes` what is wrong with them."""
+        assert self.options.regions is not None
+        if "/" in identity or "\\" in identity:
+            mistakes.append(f"id {identity!r} names no file; with --regions the rule is an id without slashes")
+            return {}
+        name = f"{identity}.npz"
+        try:
+            arrays = load_regions(self.options.regions / name)
+        except ValueError as error:
+            mistakes.append(f"regions {name!r}: {error}")
+            return {}
+        width = arrays["features"].shape[1]
+        self.width = self.width or (width, name)
+        if width != self.width[0]:
+            mistakes.append(f"regions {name!r}: features are {width} wide, those of {self.width[1]!r} {self.width[0]}")
+        return {"regions.npz": pack_regions(arrays)}
+
+
+def name_mistakes(record: Fields) -> list[str]:
+    """Return what is wrong with the concept and category of a record."""
+    found = []
+    for name in ("concept", "category"):
+        if not isinstance(record.get(name, ""), str):
+            found.append(f"{name} is {record[name]!r}; the rule is text")
+    if record.get("concept") == "":
+        found.append("concept is ''; the rule is text that names it: leave it out where there is none")
+    return found
+
+
+def caption_mistakes(captions: object) -> list[str]:
+    """Return what is wrong with {"en": text or [texts], ...}."""
+    if not isinstance(captions, dict) or not captions:
+        return [
+            f"captions are {captions!r}; the rule is an object of language and text, with at least one (or text and --language)"
+        ]
+    found = []
+    for language, texts in captions.items():
+        if not LANGUAGE_TAG.fullmatch(language):
+            found.append(f"caption language {language!r} is no language tag; write it like de, zh-Hant or ca-valencia")
+        listed = texts if isinstance(texts, list) else [texts]
+        if not listed or not all(isinstance(text, str) and text.strip() for text in listed):
+            found.append(f"caption {language} is {texts!r}; the rule is text, or a list of texts, none empty")
+    return found
+
+
+def unicode_mistakes(record: Fields) -> list[str]:
+    """Return which texts hold half a character ("\\ud800"), which JSON can spell and no file can hold."""
+    found = []
+    for name in OWN_FIELDS:
+        try:
+            json.dumps(record.get(name), ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            found.append(
+                f"{name} is {record[name]!r}, with half a character (\\ud800 to \\udfff); the rule is Unicode text"
+            )
+    return found
+
+
+def _json(record: Fields) -> bytes:
+    """Return what the shard keeps of a record that has passed the checks."""
+    kept = {name: record[name] for name in OWN_FIELDS if name in record}
+    kept["captions"] = {
+        language: [" ".join(text.split()) for text in (texts if isinstance(texts, list) else [texts])]
+        for language, texts in record["captions"].items()
+    }
+    return json.dumps(kept, ensure_ascii=False).encode()
+
+
+def write_pairs(
+    name: str, entries: Iterable[Entry], output: Path, options: Options
+) -> tuple[Manifest, dict[str, list[str]]]:
+    """Write the records as shards into the folder `output`; `name` is what messages call their source.
+
+    Returns the manifest, and what was wrong with each record that was skipped, by where it stands. Raises UserError that
+    lists every mistake, having left nothing behind, unless `skip_bad` is set.
+    """
+    check_output(output, MARKER, options.overwrite)
+    if options.regions is not None and not options.regions.is_dir():
+        raise UserError(f"--regions {options.regions} is not a folder: give the folder that holds ID.npz files.")
+    if options.language is not None and not LANGUAGE_TAG.fullmatch(options.language):
+        raise UserError(f"--language {options.language} is no language tag; write it like de, zh-Hant or ca-valencia.")
+    checker, bad = _Checker(options), dict[str, list[str]]()
+    with (
+        staged_folder(output, MARKER, options.overwrite) as folder,
+        ShardWriter(folder, "captions", options.samples_per_shard) as writer,
+    ):
+        for entry in entries:
+            members, mistakes = checker.members(entry)
+            if mistakes:
+                bad[entry.where] = mistakes
+            elif not bad or options.skip_bad:  # else nothing will be kept
+                writer.write(members)
+        if bad and not options.skip_bad:
+            raise UserError(f"{report(name, bad)}\nNothing was written. Mend them, or leave them out with --skip-bad.")
+        if not writer.samples:
+            raise UserError(f"{name} holds no usable record.\n{report(name, bad)}")
+    for note in _unread(name, checker.unread):
+        say(note)
+    return writer.manifest, bad
+
+
+def _unread(name: str, unread: Counter[str]) -> Iterator[str]:
+    """Yield a line that names the fields that were not kept, if there are any."""
+    if unread:
+        listed = ", ".join(f"{field} ({number:,})" for field, number in unread.most_common(8))
+        yield f"{name}: fields that are not kept: {listed}."
+
+
+def report(name: str, bad: dict[str, list[str]]) -> str:
+    """Return the mistakes as text: the first twenty with their places, and how many there are."""
+    flat = [f"  {where}: {mistake}" for where, mistakes in bad.items() for mistake in mistakes]
+    more = [f"  ... and {len(flat) - LISTED} more"] if len(flat) > LISTED else []
+    lines = [f"{name}: {len(flat)} mistakes in {len(bad)} records:", *flat[:LISTED], *more]
+    return "\n".join(lines).encode(errors="backslashreplace").decode()  # half a character, which cannot be printed
+
+
+def caption_counts(manifest: Manifest) -> str:
+    """Return the languages with most captions first: "en 698, cs 698, ... (78 languages)"."""
+    common = Counter(manifest.captions).most_common(8)
+    more = f", ... ({len(manifest.captions)} languages)" if len(manifest.captions) > len(common) else ""
+    return ", ".join(f"{language} {count:,}" for language, count in common) + more
