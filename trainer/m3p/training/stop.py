@@ -18,6 +18,7 @@ from types import FrameType, TracebackType
 from typing import Literal
 
 from m3p import distributed
+from m3p.atomic import write_text
 from m3p.errors import UserError
 
 # USR1 comes from the batch script before the time limit, TERM from scancel and preemption, USR2 from submitit.
@@ -106,14 +107,8 @@ def write_stopped(folder: Path, why: str, step: int) -> None:
 
 def _write(path: Path, text: str) -> None:
     """Write one line so that a reader, after a crash at any instant, finds all of it or the old content. Rank 0 only."""
-    if not distributed.is_main():
-        return
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    if distributed.is_main():
+        write_text(path, text + "\n")
 
 
 class RunOwner:

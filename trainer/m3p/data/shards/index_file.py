@@ -16,7 +16,6 @@ instead. Headers are parsed once, when a tar is indexed; whoever reads a sample 
 """
 
 import mmap
-import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from m3p.atomic import replacing
 from m3p.data.shards.fingerprint import DIGEST, PROBE, is_whole
 from m3p.errors import OUT_OF_FILES, OneRankError
 
@@ -98,11 +98,10 @@ def is_index_size(size: Count, samples: Count) -> "bool | NDArray[np.bool_]":
 
 
 def write_index(path: Path, index: IndexFile) -> None:
-    """Write the file, aside first: a reader never sees a part."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Write the file; a reader never sees a part. Its checksum tells one that a crash of the machine has cut."""
     extensions = np.array([name_bytes(name) for name in index.extensions], NAME)
     offsets = np.frombuffer(index.offsets, np.uint64)
-    with partial.open("w+b") as file:
+    with replacing(path, durable=False) as aside, aside.open("w+b") as file:
         contents = np.frombuffer(index.contents, np.uint64)
         for array in (offsets, index.sizes, extensions, index.lengths, index.sums, contents):
             np.save(file, array, allow_pickle=False)
@@ -110,7 +109,6 @@ def write_index(path: Path, index: IndexFile) -> None:
         body = bytes.fromhex(index.fingerprint) + index.probe + VERSION
         checksum = zlib.crc32(body, zlib.crc32(file.read())).to_bytes(CHECKSUM, "little")
         np.save(file, np.frombuffer(body + checksum, np.uint8), allow_pickle=False)
-    os.replace(partial, path)
 
 
 def open_index(path: Path, samples: int) -> IndexFile:

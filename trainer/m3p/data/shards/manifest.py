@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_serializer, model_validator
 
+from m3p.atomic import write_text
 from m3p.data.shards.index_file import index_faults, is_index_size
 from m3p.data.shards.shard_table import Shard, ShardTable, read_json
 from m3p.errors import UserError
@@ -102,12 +103,7 @@ class Manifest(BaseModel):
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest` into `folder`; a reader sees the old file or the new one, never a part."""
-    partial = folder / f".{MANIFEST_FILE}.partial"
-    try:
-        partial.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, folder / MANIFEST_FILE)
-    finally:
-        partial.unlink(missing_ok=True)  # where the disk is full
+    write_text(folder / MANIFEST_FILE, manifest.model_dump_json(indent=1) + "\n")
 
 
 def check_shards(folder: Path, manifest: Manifest) -> None:

@@ -11,6 +11,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from m3p.atomic import publish
 from m3p.data.storage.remote import ATTEMPTS, download, pause, reason
 from m3p.errors import OneRankError
 from m3p.locks import hold
@@ -79,8 +80,7 @@ class Cache:
                 found = download(url, partial)
                 if size is not None and found != size:
                     raise _WrongSizeError(f"it has {found:,} bytes, the manifest says {size:,}")
-                _write_out(partial)
-                os.replace(partial, path)
+                publish(partial, path)
                 return
             except FileNotFoundError as error:
                 raise OneRankError(
@@ -132,12 +132,6 @@ def _is_there(path: Path, size: int | None) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def _write_out(path: Path) -> None:
-    """Have the system put a file on its disk: a name may outlive a crash of the node that its content does not."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _abandoned(partial: Path) -> bool:

@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from m3p.atomic import write_text
+
 _LINE = re.compile(r"step (\d+): (.*)\n?")
 
 
@@ -54,9 +56,7 @@ class BadReport:
             "reasons": dict(self.reasons.most_common()),
             "shards": {shard: dict(counts.most_common()) for shard, counts in worst},
         }
-        partial = self._table.with_suffix(".partial")
-        partial.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n")
-        partial.replace(self._table)
+        write_text(self._table, json.dumps(table, indent=1, ensure_ascii=False) + "\n", durable=False)
 
 
 def kind(sample: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
+from m3p.atomic import replacing
 from m3p.batch import Batch
 from m3p.errors import UserError
 from m3p.terminal import printable
@@ -198,6 +199,5 @@ def _forget_after(path: Path, step: int) -> None:
             continue
         if isinstance(figures, dict) and isinstance(figures.get("step"), int) and figures["step"] <= step:
             kept.append(line)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(b"".join(line + b"\n" for line in kept))
-    partial.replace(path)
+    with replacing(path) as aside:
+        aside.write_bytes(b"".join(line + b"\n" for line in kept))
