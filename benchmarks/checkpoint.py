@@ -35,7 +35,7 @@ EVERY = 4
 
 def rank(way: str, times: Path) -> None:
     """Train as run.py does, with saves of one `way`, their seconds written to `times`."""
-    from m3p.checkpoints.checkpoint import Checkpoints
+    from m3p.checkpoints.save import Checkpoints
 
     real = Checkpoints.save
 

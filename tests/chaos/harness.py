@@ -14,8 +14,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from m3p.checkpoints.checkpoint import newest_whole
 from m3p.checkpoints.files import Reader, read_state
+from m3p.checkpoints.read import newest_whole
 from tests.launch import ROOT, free_port
 
 RUNNER = ROOT / "tests" / "chaos" / "runner.py"

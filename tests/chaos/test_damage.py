@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from m3p.checkpoints.checkpoint import newest_whole
 from m3p.checkpoints.files import STATE_FILE, prune, step_of
+from m3p.checkpoints.read import newest_whole
 from m3p.errors import UserError
 from tests.chaos.harness import newest_step, run, start
 from tests.launch import ROOT, launch

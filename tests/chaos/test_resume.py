@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from m3p.checkpoints.checkpoint import newest_whole
+from m3p.checkpoints.read import newest_whole
 from m3p.data.order.plan import MicroBatchPlan
 from m3p.recipe.load import load_recipe
 from m3p.recipe.recipe import Recipe

@@ -50,7 +50,7 @@ def test_another_size_is_refused(tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["nothing", "empty"])
 def test_a_folder_without_weights_is_refused(tiny: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"model\.weights = .*holds no weights; name a run folder"):
+    with pytest.raises(UserError, match=r"model\.weights = .*holds no checkpoint of a run; name a run folder"):
         start_from(fresh(tiny), tmp_path / name, None)
 
 
@@ -81,7 +81,8 @@ def test_a_checkpoint_that_is_not_whole_is_refused(tiny: Path, tmp_path: Path) -
     ):
         start_from(fresh(tiny), path, None)
     with pytest.raises(
-        UserError, match=r"run: no checkpoint is whole: .*rank-00000.* is not what was written; name a run"
+        UserError,
+        match=r"model\.weights = .*no checkpoint is whole:\n.*rank-00000.* is not what was written\nPut a copy",
     ):
         start_from(fresh(tiny), tmp_path / "run", None)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from m3p.checkpoints.checkpoint import newest_whole
+from m3p.checkpoints.read import newest_whole
 from m3p.errors import UserError
 from m3p.optim.optimizer import OptimizerConfig
 from m3p.training.deepspeed import config as deepspeed_config

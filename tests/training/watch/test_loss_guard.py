@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from m3p.checkpoints.checkpoint import newest_whole
 from m3p.checkpoints.files import read_state
+from m3p.checkpoints.read import newest_whole
 from m3p.prepare import captions
 from m3p.prepare.regions import pack_regions
 from m3p.training.losses import Figures

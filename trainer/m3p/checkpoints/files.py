@@ -24,6 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from m3p import atomic
+from m3p.atomic import sync_file, sync_folder
 from m3p.errors import UserError
 
 FORMAT_VERSION = 2
@@ -77,8 +79,7 @@ def write_share(
     `tensors`: "KIND/NAME" -> flat [n]. `pieces`: NAME -> (place of the first element, shape of the whole parameter).
     """
     save_file(dict(tensors), path, {"pieces": json.dumps(pieces)})
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    sync_file(path)
     return describe(path)
 
 
@@ -95,8 +96,7 @@ def write_state(folder: Path, state: State) -> None:
     raw = {**content, "sha256": _hash(content)}
     with (folder / STATE_FILE).open("w") as file:
         json.dump(raw, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    sync_file(folder / STATE_FILE)
     sync_folder(folder)
 
 
@@ -117,15 +117,6 @@ def read_state(folder: Path) -> State:
         raise UserError(f"{path}: cannot be read ({error})") from error
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush the names in `folder` to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def publish(aside: Path, name: str) -> None:
     """Give the finished folder `aside` its name beside it, then make `latest` name it. Each of the two is one rename."""
     parent = aside.parent
@@ -133,12 +124,8 @@ def publish(aside: Path, name: str) -> None:
     _take_name(aside, parent / name, damaged)
     sync_folder(parent)
     pointer = parent / f"{aside.stem}.latest.partial"
-    with pointer.open("w") as file:
-        file.write(name + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(pointer, parent / "latest")
-    sync_folder(parent)
+    pointer.write_text(name + "\n")
+    atomic.publish(pointer, parent / "latest")
     shutil.rmtree(damaged, ignore_errors=True)
 
 
@@ -159,10 +146,7 @@ def _take_name(aside: Path, final: Path, damaged: Path) -> None:
 def remove_partial(parent: Path) -> None:
     """Remove what killed saves left behind."""
     for path in parent.glob(".*.partial"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        _remove(path)
 
 
 def prune(parent: Path, step: int, keep: int, keep_every: int | None) -> None:
@@ -173,7 +157,15 @@ def prune(parent: Path, step: int, keep: int, keep_every: int | None) -> None:
             gone = path.with_name(f".{path.name}.old.partial")  # so that a half-removed one has no name
             with suppress(FileNotFoundError):  # a start that has lost its folder may be at it too
                 os.replace(path, gone)
-            shutil.rmtree(gone, ignore_errors=True)
+            _remove(gone)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder with all in it, a file, or a link without what it points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def step_of(folder: Path) -> int:
@@ -189,7 +181,10 @@ def checkpoints_in(parent: Path) -> list[Path]:
 
 
 class Reader:
-    """Reads parameters of a checkpoint whole or in part, from however many shares. Raises UserError where one is damaged."""
+    """Reads parameters of a checkpoint whole or in part, from the shares that its state.json names, however many.
+
+    Raises UserError where one is damaged.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -197,7 +192,7 @@ class Reader:
         self._pieces: list[dict[str, tuple[int, list[int]]]] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
         """Parameter name -> shape."""
-        for path in sorted(folder.glob("rank-*.safetensors")):
+        for path in [folder / name for name in sorted(read_state(folder).files)]:
             try:
                 share: Any = safe_open(path, framework="pt")
                 share.__enter__()
@@ -209,7 +204,7 @@ class Reader:
             self._shares.append(share)
             self.shapes |= {name: tuple(shape) for name, (_, shape) in self._pieces[-1].items()}
         if not self._shares:
-            raise UserError(f"{folder}: holds no share of a checkpoint (rank-*.safetensors)")
+            raise UserError(f"{folder}: its {STATE_FILE} names no share of a checkpoint")
 
     def __enter__(self) -> "Reader":
         return self

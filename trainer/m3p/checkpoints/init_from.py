@@ -7,8 +7,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from m3p.checkpoints.checkpoint import newest_whole, read_state, read_weights, say_passed_over, why_not_whole
-from m3p.checkpoints.files import STATE_FILE
+from m3p.checkpoints.files import STATE_FILE, read_state
+from m3p.checkpoints.read import read_newest, read_weights, why_not_whole
 from m3p.checkpoints.resumable import check_vocabulary, vocabulary_hash
 from m3p.data.tokenizer import SENTENCEPIECE_FILE
 from m3p.distributed import Ranks
@@ -45,12 +45,17 @@ def _read(path: Path, ranks: Ranks | None, tokenizer: Path | None) -> dict[str, 
         problem = why_not_whole(path, ranks)
         if problem is not None:
             raise UserError(f"model.weights = {path} is not whole: {problem}; name another one, or put a copy back")
-        checkpoint = path
-    else:
-        checkpoint = _newest(path, ranks)
+        return _read_checkpoint(path, tokenizer)
+    try:
+        return read_newest(path, lambda newest: _read_checkpoint(newest, tokenizer), ranks)[1]
+    except UserError as error:
+        raise UserError(f"model.weights = {path}: {error}") from error
+
+
+def _read_checkpoint(path: Path, tokenizer: Path | None) -> dict[str, Tensor]:
     if tokenizer is not None:
-        check_vocabulary(checkpoint, read_state(checkpoint), tokenizer)
-    return read_weights(checkpoint)
+        check_vocabulary(path, read_state(path), tokenizer)
+    return read_weights(path)
 
 
 def _read_exported(path: Path, tokenizer: Path | None) -> dict[str, Tensor]:
@@ -64,16 +69,3 @@ def _read_exported(path: Path, tokenizer: Path | None) -> dict[str, Tensor]:
         return load_file(path / EXPORTED)
     except SafetensorError as error:
         raise UserError(f"model.weights = {path}: {EXPORTED} cannot be read ({error}); export it again") from error
-
-
-def _newest(run: Path, ranks: Ranks | None) -> Path:
-    newest, problems = newest_whole(run, ranks)
-    if newest is None:
-        why = "no checkpoint is whole: " + "; ".join(problems) if problems else "holds no weights"
-        raise UserError(
-            f"model.weights = {run}: {why}; name a run folder with a whole "
-            "checkpoint, one of its checkpoints (RUN/checkpoints/step-...), or a folder that `m3p export` wrote"
-        )
-    if ranks is None or ranks.rank == 0:
-        say_passed_over(newest, problems)
-    return newest

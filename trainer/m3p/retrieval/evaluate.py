@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from m3p.checkpoints.checkpoint import load_weights, newest_whole, read_state, say_passed_over
+from m3p.checkpoints.files import read_state
+from m3p.checkpoints.read import load_weights, newest_whole, say_passed_over
 from m3p.checkpoints.resumable import check_vocabulary
 from m3p.data.tokenizer import Tokenizer
 from m3p.errors import UserError

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from m3p.batch import Batch
-from m3p.checkpoints.checkpoint import Checkpoints
 from m3p.checkpoints.files import State
+from m3p.checkpoints.save import Checkpoints
 from m3p.data.order.plan import Plan, Turn
 from m3p.optim.schedules import share_of_peak
 from m3p.recipe.recipe import Recipe

@@ -7,10 +7,11 @@ import torch
 
 from m3p import distributed
 from m3p.batch import Batch
-from m3p.checkpoints.checkpoint import Checkpoints, load_weights, newest_whole, restore
 from m3p.checkpoints.files import FORMAT_VERSION, State, read_state
 from m3p.checkpoints.init_from import start_from
+from m3p.checkpoints.read import load_weights, newest_whole, none_whole, restore
 from m3p.checkpoints.resumable import check_resumable, fingerprints
+from m3p.checkpoints.save import Checkpoints
 from m3p.data.loader.loader import MicroBatches, load
 from m3p.data.order.plan import MicroBatchPlan, Plan
 from m3p.data.order.shuffle import ORDER_VERSION
@@ -154,11 +155,7 @@ def _find(recipe: Recipe, ranks: Ranks, now: State) -> tuple[Path | None, State 
     newest, problems = newest_whole(recipe.run.folder, ranks)
     if newest is None:
         if problems:
-            lines = "\n".join(f"  - {problem}" for problem in problems)
-            raise UserError(
-                f"{recipe.run.folder / 'checkpoints'}: no checkpoint is whole:\n{lines}\nPut a copy back to go on, or remove "
-                "them to start anew"
-            )
+            raise none_whole(recipe.run.folder, problems)
         return None, None
     found = read_state(newest)
     changes = check_resumable(newest, found, now, recipe.run.accept_changes)

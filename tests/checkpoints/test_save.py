@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from m3p.checkpoints import files
-from m3p.checkpoints.checkpoint import Checkpoints, load_weights, newest_whole, read_weights, restore
 from m3p.checkpoints.files import FORMAT_VERSION, STATE_FILE, Reader, State, read_state
 from m3p.checkpoints.fragment import Fragment, Progress
+from m3p.checkpoints.read import load_weights, newest_whole, read_newest, read_weights, restore
+from m3p.checkpoints.save import Checkpoints
 from m3p.distributed import Ranks
 from m3p.errors import UserError
 from m3p.training.deepspeed import fragments
@@ -235,14 +236,22 @@ def test_another_network_is_refused(engine: FakeEngine, tmp_path: Path) -> None:
 
 def test_shares_of_other_ranks_make_one_whole(tmp_path: Path) -> None:
     whole = torch.arange(12.0).view(3, 4)
+    entries: dict[str, files.FileEntry] = {}
     for rank, (first, last) in enumerate([(0, 5), (5, 5), (5, 12)]):
         part = {"weight/w": whole.view(-1)[first:last].clone()} if last > first else {}
-        files.write_share(tmp_path / files.share_name(rank), part, {"w": (first, (3, 4))} if part else {})
+        name = files.share_name(rank)
+        entries[name] = files.write_share(tmp_path / name, part, {"w": (first, (3, 4))} if part else {})
+    nothing = State(format_version=FORMAT_VERSION, step=1, ranks=3, order_version=1, recipe={}, data={}, files=entries)
+    files.write_state(tmp_path, nothing)
+    files.write_share(
+        tmp_path / files.share_name(9), {"weight/w": -whole.view(-1)}, {"w": (0, (3, 4))}
+    )  # of no state.json
     assert torch.equal(read_weights(tmp_path)["w"], whole)
     with Reader(tmp_path) as reader:
         for first, last in itertools.combinations(range(13), 2):
             assert torch.equal(reader.part("weight", "w", range(first, last)), whole.view(-1)[first:last])
-    (tmp_path / files.share_name(2)).unlink()
+    fewer = {name: entry for name, entry in entries.items() if name != files.share_name(2)}
+    files.write_state(tmp_path, nothing.model_copy(update={"files": fewer}))
     with pytest.raises(UserError, match="weight of w is not complete"):
         read_weights(tmp_path)
 
@@ -268,3 +277,63 @@ def test_the_newest_are_those_of_the_highest_steps(tmp_path: Path) -> None:
         (tmp_path / f"step-{step:08d}").mkdir()
     files.prune(tmp_path, 100_000_000, keep=2, keep_every=None)
     assert [path.name for path in files.checkpoints_in(tmp_path)] == ["step-99999999", "step-100000000"]
+
+
+def test_a_renamed_copy_is_not_the_newest(engine: FakeEngine, tmp_path: Path) -> None:
+    checkpoints = make(tmp_path)
+    save(checkpoints, engine, 4)
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "step-00000004", folder / "step-00000099")
+    save(checkpoints, engine, 8)
+    found, problems = newest_whole(tmp_path)
+    assert found == folder / "step-00000008"
+    assert problems == [
+        f"{folder / 'step-00000099'} holds step 4, so it was renamed; "
+        "name it step-00000004 to go on from it, or otherwise to keep it"
+    ]
+
+
+def test_a_checkpoint_that_is_pruned_while_it_is_read_gives_way_to_the_next(engine: FakeEngine, tmp_path: Path) -> None:
+    checkpoints = make(tmp_path, keep=1)
+    save(checkpoints, engine, 1)
+    seen = []
+
+    def read(path: Path) -> list[str]:
+        seen.append(path.name)
+        if len(seen) < 3:
+            save(checkpoints, engine, len(seen) + 1)
+        return sorted(read_weights(path))
+
+    newest, weights = read_newest(tmp_path, read)
+    assert (newest.name, weights) == ("step-00000003", ["bias", "weight"])
+    assert seen == ["step-00000001", "step-00000002", "step-00000003"]
+
+
+def test_a_checkpoint_that_is_pruned_while_it_is_hashed_is_no_damaged_one(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = make(tmp_path, keep=1)
+    save(checkpoints, engine, 1)
+    describe = files.describe
+
+    def slow(path: Path) -> files.FileEntry:
+        if path.parent.name == "step-00000001":
+            monkeypatch.setattr(files, "describe", describe)
+            save(checkpoints, engine, 2)
+        return describe(path)
+
+    monkeypatch.setattr(files, "describe", slow)
+    assert newest_whole(tmp_path) == (tmp_path / "checkpoints" / "step-00000002", [])
+
+
+def test_a_pruned_link_is_removed_and_what_it_points_to_stays(tmp_path: Path) -> None:
+    (real := tmp_path / "elsewhere" / "step-00000001").mkdir(parents=True)
+    (parent := tmp_path / "checkpoints").mkdir()
+    (parent / "step-00000001").symlink_to(real)
+    (parent / "step-00000002").mkdir()
+    files.prune(parent, 2, keep=1, keep_every=None)
+    assert [path.name for path in parent.iterdir()] == ["step-00000002"]
+    assert real.is_dir()
+    (parent / ".step-1.old.partial").symlink_to(real)
+    files.remove_partial(parent)
+    assert [path.name for path in parent.iterdir()] == ["step-00000002"]

@@ -1,9 +1,8 @@
-"""Checkpoints: whole or absent, one form for every ZeRO stage and number of ranks, written while training goes on.
+"""Writes checkpoints: whole or absent, one form for every ZeRO stage and number of ranks, while training goes on.
 
 Training stands still while each rank copies what it holds (nobody is sent anything) to its own memory. A thread then writes
 that rank's share and flushes it; when all ranks have, rank 0 writes state.json, gives the folder its name, and points
-`latest` at it. The newest whole checkpoint is the one that counts, whatever `latest` says: to go back, remove newer ones.
-DeepSpeed's own form is not used: it can be read only by as many ranks of the same stage, and is pickled.
+`latest` at it. DeepSpeed's own form is not used: it can be read only by as many ranks of the same stage, and is pickled.
 """
 
 import shutil
@@ -14,27 +13,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from m3p.checkpoints import files
-from m3p.checkpoints.files import FORMAT_VERSION, Reader, State, read_state
-from m3p.checkpoints.fragment import Checkpointed, Progress
+from m3p.checkpoints.files import State
+from m3p.checkpoints.fragment import Checkpointed
 from m3p.distributed import Ranks, all_reduce_max, broadcast_object
 from m3p.errors import UserError
-from m3p.keys import key
-from m3p.terminal import warn
-
-__all__ = [
-    "FORMAT_VERSION",
-    "Checkpoints",
-    "State",
-    "load_weights",
-    "newest_whole",
-    "read_state",
-    "read_weights",
-    "say_passed_over",
-    "why_not_whole",
-]
 
 BYTES_OF_PARAMETER = 12
 """Weight and two moments in float32."""
@@ -123,98 +108,6 @@ class Checkpoints:
         every: list[Any] = [None] * self._ranks.world_size
         dist.all_gather_object(every, value, group=self._group)
         return every
-
-
-def newest_whole(run: Path, ranks: Ranks | None = None) -> tuple[Path | None, list[str]]:
-    """Return the newest whole checkpoint of a run or None, and why newer ones are not whole.
-
-    Sizes and hashes are compared; the ranks share the hashing and agree. Every rank calls it, or one process alone.
-    Raises UserError for checkpoints of another format: they are whole, and going on without them would lose them.
-    """
-    folder = run / "checkpoints"
-    candidates = files.checkpoints_in(folder)[::-1]
-    reasons: list[str] = []
-    for path in broadcast_object(candidates) if ranks else candidates:
-        problem = why_not_whole(path, ranks)
-        if problem is None:
-            return path, reasons
-        reasons.append(problem)
-    return None, reasons
-
-
-def why_not_whole(path: Path, ranks: Ranks | None = None) -> str | None:
-    """Return why a checkpoint is not whole, or None; the same on all ranks. Called and raises as `newest_whole`."""
-    first = _first_problem(path, ranks.rank if ranks else 0, ranks.world_size if ranks else 1)
-    if ranks is None:
-        return first
-    every: list[str | None] = [None] * ranks.world_size
-    dist.all_gather_object(every, first)
-    return next((problem for problem in every if problem), None)
-
-
-def say_passed_over(newest: Path, problems: list[str]) -> None:
-    """Print why checkpoints newer than `newest` are not read: what follows is not of the last step that was saved."""
-    for problem in problems:
-        warn(f"{newest.name} is read, for a newer one is not whole: {problem}")
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the float32 weights of a checkpoint by our names; the tied word weight stands once. Raises UserError."""
-    with Reader(path) as reader:
-        return {name: reader.whole("weight", name) for name in reader.shapes}
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Put the weights of a checkpoint into a plain network. Raises UserError where the network is another one."""
-    weights = read_weights(path)
-    own = dict(model.named_parameters())
-    wrong = sorted(weights.keys() ^ own.keys())
-    wrong += sorted(name for name in weights.keys() & own.keys() if weights[name].shape != own[name].shape)
-    if wrong:
-        shown = ", ".join(wrong[:5]) + (", ..." if len(wrong) > 5 else "")
-        raise UserError(
-            f"{path} holds another network than the recipe describes; they differ in {shown}. Set another run.folder"
-        )
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(weights[name])
-
-
-def restore(path: Path, state: State, engine: Checkpointed, ranks: Ranks) -> None:
-    """Put moments, master weights and random state back; the network had its weights before the engine was made."""
-    with Reader(path) as reader, torch.no_grad():
-        for fragment in engine.fragments():
-            for kind, tensor in fragment.tensors.items():
-                if len(fragment.tensors) > 1:  # a frozen weight is there already, in the network's precision
-                    tensor.copy_(
-                        reader.part(kind, fragment.name, range(fragment.start, fragment.start + fragment.numel))
-                    )
-        engine.set_progress(Progress(state.updates, state.loss_scale))
-        random = reader.extra(ranks.rank, "random")
-    if state.ranks != ranks.world_size or ranks.device.type not in {"cpu", *random}:
-        # Dropout follows a generator a rank; other ranks than those that were saved start new ones.
-        torch.manual_seed(key("dropout", state.recipe["run"]["seed"], ranks.rank, state.step))
-        return
-    torch.set_rng_state(random["cpu"])
-    if ranks.device.type == "cuda":
-        torch.cuda.set_rng_state(random["cuda"], ranks.device)
-
-
-def _first_problem(path: Path, rank: int, ranks: int) -> str | None:
-    try:
-        state = read_state(path)
-    except UserError as error:
-        if ": format " in str(error):
-            raise
-        return str(error)
-    for number, (name, entry) in enumerate(sorted(state.files.items())):
-        file = path / name
-        size = file.stat().st_size if file.is_file() else None
-        if size != entry.bytes:
-            return f"{file}: {'missing' if size is None else f'{size:,} bytes'}, should have {entry.bytes:,}"
-        if number % ranks == rank and files.describe(file) != entry:
-            return f"{file}: its content is not what was written"
-    return None
 
 
 def _copy_share(engine: Checkpointed, ranks: Ranks) -> Share:
