@@ -46,6 +46,26 @@ def launch(
     return done
 
 
+def as_ranks(recipe: Path, ds_config: Path, *overrides: list[str]) -> list[tuple[int, str]]:
+    """Start one rank for each list of overrides, each by hand, as ranks of one node: -> (exit code, output) of each."""
+    port = str(free_port())
+    environment = {**os.environ, "WORLD_SIZE": str(len(overrides)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, str(ROOT / "trainer" / "run.py"), "--recipe", str(recipe)]
+    command += ["--deepspeed_config", str(ds_config)]
+    started = [
+        subprocess.Popen(
+            [*command, *mine],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank, mine in enumerate(overrides)
+    ]
+    return [(one.returncode, out) for one in started for out in [one.communicate(timeout=200)[0]]]
+
+
 def metrics(run: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -31,6 +31,12 @@ ALONE = LauncherInfo(0, 0, 1, "127.0.0.1", 0, "python")
         ({**SRUN, **MEET}, LauncherInfo(3, 1, 4, "node1", 29500, "srun")),
         # The world size that a batch script exports for all does not make its tasks a launcher's ranks.
         ({**SRUN, **MEET, "WORLD_SIZE": "4"}, LauncherInfo(3, 1, 4, "node1", 29500, "srun")),
+        # srun without a number of tasks, as in a batch job with --ntasks-per-node alone.
+        (
+            {name: value for name, value in {**SRUN, **MEET}.items() if name != "SLURM_NTASKS"}
+            | {"SLURM_STEP_NUM_TASKS": "4"},
+            LauncherInfo(3, 1, 4, "node1", 29500, "srun"),
+        ),
         # torchrun once a node under srun: Slurm's numbers are the agents', not the ranks'.
         ({**SRUN, "SLURM_NTASKS": "2", **LAUNCHED}, LauncherInfo(3, 1, 4, "node1", 29500, "deepspeed")),
         (
@@ -60,6 +66,8 @@ def test_a_rank_that_lacks_some_variables_is_refused_and_they_are_named(present:
         ({**SRUN, "MASTER_PORT": "", "MASTER_ADDR": "node1"}, "MASTER_PORT"),
         ({"SLURM_STEP_ID": "0", **MEET}, "SLURM_PROCID, SLURM_LOCALID, SLURM_NTASKS"),
         ({"WORLD_SIZE": "4"}, "WORLD_SIZE set, RANK not"),
+        # RANK and its kind left exported in the shell that submits: every task would be rank 0 of 1.
+        ({**SRUN, **LAUNCHED, "RANK": "0", "WORLD_SIZE": "1"}, "left in the shell that submitted the job. Unset RANK"),
         ({**LAUNCHED, "MASTER_PORT": "auto"}, "MASTER_PORT='auto'"),
         ({**LAUNCHED, "RANK": "-1"}, "RANK='-1'"),
         ({**LAUNCHED, "RANK": "4"}, "RANK=4 must be below WORLD_SIZE=4"),

@@ -1,5 +1,6 @@
 """`m3p plan` against what real runs took."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,25 @@ BIG = [f"model.shape.{field}" for field in ("layers=8", "width=768", "heads=8", 
 
 
 @pytest.mark.launcher
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize(
+    ("stage", "bf16"),
+    [
+        (1, False),
+        (3, False),
+        (2, True),
+        pytest.param(1, True, marks=pytest.mark.slow),
+        pytest.param(3, True, marks=pytest.mark.slow),
+    ],
+)
 def test_memory_is_within_a_tenth_of_what_a_real_run_takes(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, bf16: bool
 ) -> None:
     # Memory that a tensor frees goes back at once, so that the process' peak is that of what is in use.
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
-    ds_config = ROOT / "ds_configs" / f"zero{stage}.json"
+    settings = json.loads((ROOT / "ds_configs" / f"zero{stage}.json").read_text())
+    ds_config = tmp_path / "ds.json"
+    ds_config.write_text(json.dumps({**settings, "bf16": {"enabled": bf16}}))
     peaks = []
     for name, shape in (("interpreter", []), ("whole", BIG)):
         launch(tiny, ds_config, 2, "run.steps=20", "run.stop_after=3", f"run.folder={tmp_path / name}", *shape)

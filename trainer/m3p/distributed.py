@@ -85,21 +85,41 @@ def _from_launcher(environment: Mapping[str, str]) -> LauncherInfo:
             f"{', '.join(LAUNCHER_VARIABLES)}. Start with `deepspeed trainer/run.py ...`, torchrun or "
             "`sbatch slurm/pretrain.sh ...`, which set them; or unset RANK"
         )
+    _check_no_stray_rank(environment)
     launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in environment else "deepspeed"
     address, port = environment["MASTER_ADDR"], _number(environment, "MASTER_PORT")
     return _place(environment, ("RANK", "LOCAL_RANK", "WORLD_SIZE"), address, port, launcher)
 
 
+def _check_no_stray_rank(environment: Mapping[str, str]) -> None:
+    """Raise UserError where RANK comes from the shell that submitted: each task of srun would train alone, as the same rank."""
+    tasks = _tasks_variable(environment)
+    if tasks not in environment or not 0 <= _step(environment) < FIRST_RESERVED_STEP:
+        return
+    if _number(environment, "WORLD_SIZE") < _number(environment, tasks):
+        raise UserError(
+            f"srun started {environment[tasks]} tasks, but RANK={environment['RANK']} and WORLD_SIZE={environment['WORLD_SIZE']} are "
+            "set, for fewer ranks: they were left in the shell that submitted the job. Unset RANK, LOCAL_RANK and WORLD_SIZE there, "
+            "and submit again"
+        )
+
+
+def _tasks_variable(environment: Mapping[str, str]) -> str:
+    """Return the variable with the number of srun's tasks: SLURM_NTASKS is there only where a number was asked for."""
+    return "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS"
+
+
 def _from_srun(environment: Mapping[str, str]) -> LauncherInfo:
-    names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
+    tasks = _tasks_variable(environment)
+    names = ("SLURM_PROCID", "SLURM_LOCALID", tasks)
     missing = [name for name in names if name not in environment]
     if missing:
         raise UserError(f"SLURM_STEP_ID is set but not {', '.join(missing)}: start the ranks with srun, or unset it")
-    if _number(environment, "SLURM_NTASKS") == 1:  # also `srun --pty bash`: nobody else to meet
+    if _number(environment, tasks) == 1:  # also `srun --pty bash`: nobody else to meet
         return _place(environment, names, "127.0.0.1", 0, "srun")
     if not (environment.get("MASTER_ADDR") and environment.get("MASTER_PORT")):
         raise UserError(
-            f"srun started {environment['SLURM_NTASKS']} ranks but MASTER_ADDR and MASTER_PORT are not both set, so "
+            f"srun started {environment[tasks]} ranks but MASTER_ADDR and MASTER_PORT are not both set, so "
             "they cannot meet. Submit slurm/pretrain.sh, or export before srun: MASTER_PORT=29500 and "
             'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1)'
         )
@@ -252,6 +272,20 @@ def _host_group() -> "ProcessGroup | None":
     import torch.distributed as dist
 
     return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+
+
+def gather_objects(value: T) -> list[T]:
+    """Return every rank's `value` (any picklable object), by rank; [value] in a process that has joined no others.
+
+    It goes from CPU to CPU, so that it waits for no GPU.
+    """
+    if not _joined():
+        return [value]
+    import torch.distributed as dist
+
+    every: list[T] = [value] * dist.get_world_size()
+    dist.all_gather_object(every, value, group=_host_group())
+    return every
 
 
 def all_reduce_max(*values: int) -> list[int]:

@@ -72,17 +72,18 @@ def _that_matters(recipe: dict[str, Any]) -> dict[str, Any]:
     """Return the fields that must stay as they are, by their names of today; the fields themselves say which these are."""
     recipe = copy.deepcopy(recipe)
     take_new_names(recipe)
-    return {name: value for name, value in _flatten(recipe).items() if not may_change(Recipe, name.split("."))}
+    return {name: value for name, value in flatten(recipe).items() if not may_change(Recipe, name.split("."))}
 
 
-def _flatten(node: Any, name: str = "") -> dict[str, Any]:
+def flatten(node: Any, name: str = "") -> dict[str, Any]:
+    """Return the values inside nested dictionaries and lists, by dotted name."""
     if isinstance(node, dict):
         inner = {f"{name}.{key}" if name else key: value for key, value in node.items()}
     elif isinstance(node, list):
         inner = {f"{name}.{number}": value for number, value in enumerate(node)}
     else:
         return {name: node}
-    return {place: value for key, child in inner.items() for place, value in _flatten(child, key).items()}
+    return {place: value for key, child in inner.items() for place, value in flatten(child, key).items()}
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:

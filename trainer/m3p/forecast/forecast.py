@@ -168,11 +168,12 @@ class Planner:
         if setting.ranks == 1:
             return 0.0
         passes = self._passes(setting.ranks, smaller)
-        # Of 2 = one reduction and one gathering: stages 0 and 1 once a step, 2 reduces and 3 does all in every pass.
-        times = {0: 2.0, 1: 2.0, 2: 1.0 + passes, 3: 3.0 * passes}[setting.stage]
+        # A sum over ranks that all of them get costs two. Stages 0 and 1 reduce once a step, 2 and 3 in every pass.
+        reduced = {0: 2.0, 1: 1.0, 2: 1.0 * passes, 3: 1.0 * passes}[setting.stage]
+        gathered = {0: 0.0, 1: 1.0, 2: 1.0, 3: 2.0 * passes}[setting.stage]
         rate = (kind.interconnect if setting.ranks <= NODE else NETWORK) * 1e9
-        size = sum(self.parameters.values()) * setting.element * (1 - 1 / setting.ranks)
-        return times * size / rate
+        size = reduced * setting.sent + gathered * setting.element
+        return size * sum(self.parameters.values()) * (1 - 1 / setting.ranks) / rate
 
     def _sizes(self) -> NetworkSizes:
         recipe = self._recipe

@@ -26,6 +26,8 @@ class Setting:
     """Bytes of a weight: 2 or 4."""
     offloaded: bool
     """Whether master weights and optimizer state are kept in the CPU's memory."""
+    sent: int
+    """Bytes of a gradient's number on its way between ranks."""
     bucket: int
     """Numbers in DeepSpeed's reduce bucket."""
     overlap: bool
@@ -48,6 +50,7 @@ def setting_of(
         ranks=ranks,
         element=element,
         offloaded=zero.get("offload_optimizer", {}).get("device", "none") != "none",
+        sent={"bf16": 2, "fp16": 2}.get(config.get("communication_data_type", "fp32"), FULL),
         bucket=int(zero.get("reduce_bucket_size", 500_000_000)),
         overlap=bool(zero.get("overlap_comm", zero.get("stage", 0) == 3)),
         most_gathered=int(zero.get("stage3_max_live_parameters", 1_000_000_000)),
@@ -78,29 +81,32 @@ def model_memory(parameters: int, setting: Setting) -> dict[str, float]:
 
 
 def _gradients(parameters: int, setting: Setting) -> float:
-    """Bytes of gradients at the end of a backward, where they are the most."""
-    element, share = setting.element, parameters / setting.ranks
+    """Bytes of gradients at the end of a backward, where they are the most. Sums are float32 in every stage."""
+    share, sixteen = parameters / setting.ranks, setting.element < FULL
     if setting.stage == 0:
-        # 16-bit weights have float32 sums beside them.
-        return parameters * (element + (FULL if element < FULL else 0))
+        return parameters * (setting.element + (FULL if sixteen else 0))  # 16-bit gradients have their sums beside them
     if setting.stage == 1:
-        sums = parameters * FULL if element < FULL else share * element
-        return sums + share * FULL  # the flat copy that the optimizer's step reads
-    kept = share * (element if setting.stage == 2 else FULL)
-    return kept + (share * FULL if setting.stage == 2 else 0)
+        # Whole sums on every rank in 16 bits; and the part that the optimizer's step reads.
+        return (parameters * FULL if sixteen else share * FULL) + share * FULL
+    if setting.stage == 2 and not sixteen:
+        return 2 * share * FULL  # the optimizer's step reads a copy; in 16 bits the sums themselves lie in its order
+    return share * FULL
 
 
 def _buffers(parameters: int, setting: Setting) -> float:
     """Bytes of the reduce buckets, and of what ZeRO-3 gathers."""
     if setting.stage == 0:
         return 0.0
-    used = min(setting.bucket, parameters) * setting.element
+    # Stage 1 fills its buckets with the float32 sums, the others with gradients as they are.
+    element = FULL if setting.stage == 1 else setting.element
+    used = min(setting.bucket, parameters)
     # A CPU gives memory that is written to; a GPU gives all that is asked for.
-    bucket = used if setting.device == "cpu" else setting.bucket * setting.element
+    bucket = (used if setting.device == "cpu" else setting.bucket) * element
+    copy = used * setting.sent if element != setting.sent else 0  # to be sent in another format
     if setting.stage == 3:
         # A bucket is laid out anew to be scattered; and gathered weights stay for the backward.
-        return bucket + used + min(setting.most_gathered, parameters) * setting.element
-    return bucket * (2 if setting.overlap and setting.device != "cpu" else 1)
+        return bucket + used * element + copy + min(setting.most_gathered, parameters) * setting.element
+    return bucket * (2 if setting.overlap and setting.device != "cpu" else 1) + copy
 
 
 def activation_memory(sizes: NetworkSizes, work: Work, setting: Setting) -> dict[str, float]:

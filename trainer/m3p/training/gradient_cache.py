@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from m3p.batch import Batch
-from m3p.distributed import Ranks, all_reduce_sum
+from m3p.distributed import Ranks, all_reduce_sum, is_main
 from m3p.model.m3p import Outputs
 from m3p.objectives.tasks import TASKS
 from m3p.objectives.tasks.task import Targets, TurnTask
@@ -98,7 +98,7 @@ class GradientCache:
             on_device = {key: tensor.to(features.device, non_blocking=True) for key, tensor in targets.items()}
             loss = TASKS[name].loss(features.flatten(0, 1), on_device)
             (gradient,) = torch.autograd.grad(loss, features)
-        if self._ranks.rank == 0:  # every rank has the whole sum
+        if is_main():  # every rank has the whole sum
             losses.add(name, loss.detach())
         return gradient
 

@@ -23,6 +23,7 @@ from m3p.model.build import build_model, network_sizes
 from m3p.objectives.objective import Objective
 from m3p.recipe.recipe import Recipe
 from m3p.terminal import warn
+from m3p.training.agreement import check_agreement, facts_of_network, facts_of_run
 from m3p.training.build_objectives import build_objectives
 from m3p.training.deepspeed.engine import DeepSpeedEngine
 from m3p.training.engine import Engine
@@ -57,6 +58,7 @@ def train(recipe: Recipe, ds_config: Path, ranks: Ranks) -> bool:
         objectives = build_objectives(recipe)
         plan = recipe.plan()
         now = _state(recipe, ranks, objectives)
+        check_agreement(ranks, facts_of_run(now, ds_config))
         newest, found = _find(recipe, ranks, now)
         engine = _engine(recipe, ds_config, ranks, plan, newest)
         if newest is not None and found is not None:
@@ -88,7 +90,7 @@ def _run(
     watchdog = Watchdog(run.folder, ranks.rank, run.timeout_seconds, run.stall_seconds)
     forget_status(run.folder)
     throughput = _throughput(recipe, engine, ranks)
-    monitor = Monitor(run.folder, first, run.steps, recipe.data.max_bad_share, ranks.rank == 0, throughput)
+    monitor = Monitor(run.folder, first, run.steps, recipe.data.max_bad_share, distributed.is_main(), throughput)
     tasks = {name: objective.tasks for name, objective in objectives.items()}
     saver = Saver(engine, checkpoints, owner, state, guard)
     loop = Loop(recipe, engine, plan, tasks, micro_batches.parts, guard, monitor, watchdog, saver)
@@ -177,6 +179,7 @@ def _engine(recipe: Recipe, ds_config: Path, ranks: Ranks, plan: Plan, newest: P
         load_weights(model, newest)  # now, because DeepSpeed makes its copies of the weights when it starts
     elif recipe.model.weights is not None:
         start_from(model, recipe.model.weights, ranks, recipe.tokenizer_folder)
+    check_agreement(ranks, facts_of_network(model))
     torch.manual_seed(key("dropout", recipe.run.seed, ranks.rank))  # the one choice that belongs to a rank
     run = recipe.run
     return DeepSpeedEngine(

@@ -164,6 +164,11 @@ def resolve(config: dict[str, Any], optimizer: OptimizerConfig, device: torch.de
     if "offload_optimizer" in config.get("zero_optimization", {}):
         # torch's fused AdamW serves on the CPU too; DeepSpeed's own would have to be compiled at start-up.
         config["zero_force_ds_cpu_optimizer"] = False
+    if precision(config) != torch.float32:
+        # Over micro-batches (gradient_sums.py; stage 0 keeps them there) and over ranks.
+        if config.get("zero_optimization", {}).get("stage", 0) > 0:
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
+        config.setdefault("communication_data_type", "fp32")
     config.setdefault("steps_per_print", None)
     config.setdefault("wall_clock_breakdown", False)
     return config

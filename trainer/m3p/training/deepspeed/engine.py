@@ -26,6 +26,7 @@ from m3p.objectives.tasks import TASKS
 from m3p.optim.optimizer import OptimizerConfig, make_optimizer, set_rate
 from m3p.training.deepspeed import config as deepspeed_config
 from m3p.training.deepspeed import fragments
+from m3p.training.deepspeed.gradient_sums import GradientSums, zero_optimizer_in_stage_1
 from m3p.training.deepspeed.norms import take_norms_at_once
 from m3p.training.deepspeed.start import adopt_process_group
 from m3p.training.engine import Update
@@ -69,9 +70,12 @@ class DeepSpeedEngine:
         self._optimizer = _make_optimizer(model, config, self._kernels["optimizer"].name)
         set_rate(self._optimizer, 0.0)  # ZeRO 0 in half precision takes a step right away, which must not decay weights
         adopt_process_group(ranks, timeout_seconds)
-        self.deepspeed, _, _, _ = deepspeed.initialize(
-            model=model, optimizer=self._optimizer, config=settings, dist_init_required=False
-        )
+        in_16_bits = self.precision != torch.float32
+        self._sums = GradientSums(model) if in_16_bits and self._stage == 0 else None
+        with zero_optimizer_in_stage_1():
+            self.deepspeed, _, _, _ = deepspeed.initialize(
+                model=model, optimizer=self._optimizer, config=settings, dist_init_required=False
+            )
         fragments.make_moments(self.deepspeed)
         take_norms_at_once(self.deepspeed.optimizer)
         on_gpu = ranks.device.type == "cuda"
@@ -95,7 +99,7 @@ class DeepSpeedEngine:
         cached = self._cache.first_pass(self._forward_alone, batches, targets, of_turn) if targets else None
         for number, batch in enumerate(batches):
             ends_step = last and number == len(batches) - 1
-            self.deepspeed.set_gradient_accumulation_boundary(ends_step)
+            self._expect_backward(ends_step)
             outputs = self._cache.second_pass(self._forward, batch, number, cached) if cached else self._forward(batch)
             loss, part = self._loss(outputs, batch, of_turn, cached)
             losses.micro_batches.append(part)
@@ -185,8 +189,14 @@ class DeepSpeedEngine:
 
     def _forward_alone(self, batch: Batch) -> Outputs:
         """Run a forward whose backward may never come."""
-        self.deepspeed.set_gradient_accumulation_boundary(False)
+        self._expect_backward(False)
         return self._forward(batch)
+
+    def _expect_backward(self, ends_step: bool) -> None:
+        """Say whether the backward of the forward that comes next is the last one of its step."""
+        self.deepspeed.set_gradient_accumulation_boundary(ends_step)
+        if self._sums is not None:
+            self._sums.last = ends_step
 
     def _loss(
         self, outputs: Outputs, batch: Batch, losses: TurnLosses, cached: FirstPass | None

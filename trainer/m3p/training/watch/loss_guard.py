@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor
 
 from m3p.data.order.plan import Turn
+from m3p.distributed import gather_objects, is_main
 from m3p.errors import UserError
 from m3p.training.losses import Figures
 
@@ -104,7 +104,7 @@ class Guard:
             f"turn {one['turn']} ({one['objective']}): {', '.join(one['samples'][:8])}" for one in found[:4]
         )
         line = f"step {step} makes no update: {reason}. Samples: {where}{' ...' if len(found) > 4 else ''}"
-        if dist.get_rank() == 0:
+        if is_main():
             record = {"step": step, "reason": reason, "in_a_row": self._in_a_row, "micro_batches": found}
             with (self._folder / "skipped.jsonl").open("a") as file:
                 file.write(json.dumps(record) + "\n")
@@ -124,17 +124,15 @@ def _kind(figures: Figures) -> str:
 
 def _suspects(turns: Sequence[tuple[Turn, list[str]]], parts: Sequence[Tensor]) -> list[dict[str, Any]]:
     """Return the micro-batches of all ranks whose own loss is not finite; all of them, where none is."""
-    mine = [
+    mine: list[dict[str, Any]] = [
         {
             "turn": turn.number,
             "objective": turn.objective,
-            "rank": dist.get_rank(),
             "samples": names,
             "broken": not math.isfinite(float(part)),
         }
         for (turn, names), part in zip(turns, parts, strict=True)
     ]
-    every: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(every, mine)
-    found = [one for of_rank in every for one in of_rank if one["samples"]]
+    every = enumerate(gather_objects(mine))
+    found = [{**one, "rank": rank} for rank, of_rank in every for one in of_rank if one["samples"]]
     return [one for one in found if one["broken"]] or found

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
 from m3p.atomic import replacing
 from m3p.batch import Batch
+from m3p.distributed import gather_objects
 from m3p.errors import UserError
 from m3p.terminal import printable
 from m3p.training.watch.bad_report import BadReport
@@ -46,8 +46,6 @@ class Monitor:
         self._counts: Counter[str] = Counter()
         self._total: Counter[str] = Counter()
         self._bad: list[str] = []
-        # Counters are gathered through the CPU, so that they never wait for a GPU.
-        self._group = dist.new_group(backend="gloo")
         self._report = BadReport(folder, first_step) if main else None
         if main:
             for name in ("metrics.jsonl", "skipped.jsonl"):
@@ -111,8 +109,7 @@ class Monitor:
 
     def _gather(self) -> tuple[Counter[str], list[str]]:
         """Return the counts and bad samples of all ranks."""
-        every: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(every, (dict(self._counts), self._bad), group=self._group)
+        every = gather_objects((dict(self._counts), self._bad))
         counts: Counter[str] = Counter()
         for mine, _ in every:
             counts.update(mine)

@@ -1,0 +1,92 @@
+"""Gradients are summed in float32, however a batch is cut into micro-batches and over ranks, in every ZeRO stage."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from m3p.checkpoints.files import Reader
+from tests.launch import free_port
+
+PROGRAM = Path(__file__).parent / "sums.py"
+SAMPLES = list(range(64))
+SAME = [0] * 96
+"""One sample so often that its part is below the last of bf16's 8 bits of the sum, and is rounded the same way each time."""
+CUTS = {"1x64": (SAMPLES, 64), "16x4": (SAMPLES, 4), "once": ([0, 0], 1), "96x1": (SAME, 1)}
+
+
+def settings(stage: int, bf16: bool, offload: bool) -> dict[str, Any]:
+    """Return a file of DeepSpeed's settings; stage 3 with thresholds at 0, so that parameters are really scattered."""
+    zero: dict[str, Any] = {"stage": stage}
+    if stage == 3:
+        names = ("param_persistence_threshold", "max_live_parameters", "max_reuse_distance", "prefetch_bucket_size")
+        zero |= {f"stage3_{name}": 0 for name in names}
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    return {"bf16": {"enabled": bf16}, "zero_optimization": zero}
+
+
+CASES = [(0, False), (1, False), (2, False), (3, False), (1, True), (2, True), (3, True)]
+
+
+def take(folder: Path, ranks: int) -> None:
+    """Take the gradients of all cases with so many ranks, each cut in every way, and of float32 in one piece."""
+    cases = {
+        f"{stage}-{offload}-{cut}": {
+            "settings": settings(stage, True, offload),
+            "samples": samples,
+            "micro_batch": size,
+        }
+        for stage, offload in CASES
+        for cut, (samples, size) in CUTS.items()
+    }
+    for cut in ("1x64", "once"):
+        samples, size = CUTS[cut]
+        cases[f"float32-{cut}"] = {"settings": settings(0, False, False), "samples": samples, "micro_batch": size}
+    port = str(free_port())
+    environment = {**os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, str(PROGRAM), str(folder), json.dumps(cases)]
+    started = [
+        subprocess.Popen(
+            command,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    for process in started:
+        output, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, output[-5000:]
+
+
+def read(folder: Path) -> Tensor:
+    """Return the whole gradient of a case, end to end."""
+    with Reader(folder) as reader:
+        return torch.cat([reader.whole("gradient", name).flatten() for name in sorted(reader.shapes)])
+
+
+def error(found: Tensor, wanted: Tensor) -> float:
+    """Return the size of the difference as a share of the gradient."""
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.launcher
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_bf16_step_in_many_parts_gives_the_gradient_of_one_pass(tmp_path: Path, ranks: int) -> None:
+    take(tmp_path, ranks)
+    exact = {cut: read(tmp_path / f"float32-{cut}") for cut in ("1x64", "once")}
+    for stage, offload in CASES:
+        found = {cut: read(tmp_path / f"{stage}-{offload}-{cut}") for cut in CUTS}
+        one_pass = error(found["1x64"], exact["1x64"])
+        assert 0 < one_pass < 0.02, (stage, offload)  # bf16's own
+        assert error(found["16x4"], exact["1x64"]) < 1.1 * one_pass, (stage, offload)
+        assert error(found["96x1"], exact["once"]) < 1.1 * error(found["once"], exact["once"]), (stage, offload)
