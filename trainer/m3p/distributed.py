@@ -98,9 +98,9 @@ def _check_no_stray_rank(environment: Mapping[str, str]) -> None:
         return
     if _number(environment, "WORLD_SIZE") < _number(environment, tasks):
         raise UserError(
-            f"srun started {environment[tasks]} tasks, but RANK={environment['RANK']} and WORLD_SIZE={environment['WORLD_SIZE']} are "
-            "set, for fewer ranks: they were left in the shell that submitted the job. Unset RANK, LOCAL_RANK and WORLD_SIZE there, "
-            "and submit again"
+            f"srun started {environment[tasks]} tasks, but RANK={environment['RANK']} of "
+            f"WORLD_SIZE={environment['WORLD_SIZE']} is set, for fewer: they were left in the shell that submitted the job. "
+            "Unset RANK, LOCAL_RANK and WORLD_SIZE there, and submit again"
         )
 
 
