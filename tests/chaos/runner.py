@@ -141,7 +141,7 @@ def stall(fault: dict[str, Any]) -> None:
 
 def record(fault: dict[str, Any]) -> None:
     """Write what the oracle compares into `folder`: each micro-batch, and the state restored before the first step."""
-    from m3p.checkpoints import checkpoint, files
+    from m3p.checkpoints import files, save
     from m3p.training import train
     from m3p.training.deepspeed import engine as module
     from tests.batches import sequences
@@ -167,7 +167,7 @@ def record(fault: dict[str, Any]) -> None:
 
     def restore(path: Path, state: Any, engine: Any, ranks: Any) -> None:
         real_restore(path, state, engine, ranks)
-        files.write_share(folder / files.share_name(rank), *checkpoint._copy_share(engine, ranks))
+        files.write_share(folder / files.share_name(rank), *save._copy_share(engine, ranks))
 
     wrap(module.DeepSpeedEngine, "turn", turn)
     wrap(train, "restore", restore)

@@ -22,6 +22,7 @@ from m3p.distributed import Ranks  # noqa: E402
 from m3p.kernels.choice import KernelsConfig  # noqa: E402
 from m3p.model.build import build_model  # noqa: E402
 from m3p.model.config import ModelConfig  # noqa: E402
+from m3p.objectives.tasks import TASKS  # noqa: E402
 from m3p.objectives.tasks.masked_words import ask_words  # noqa: E402
 from m3p.optim.optimizer import OptimizerConfig  # noqa: E402
 from m3p.packing import Packer  # noqa: E402
@@ -49,7 +50,7 @@ def gradient(folder: Path, ranks: Ranks, settings: dict[str, Any], samples: list
     ds_config = folder / f"ds-{ranks.rank}.json"
     ds_config.write_text(json.dumps(settings))
     config = ModelConfig.model_validate({"shape": SHAPE, "tokenizer": "t", "dropout": 0.0})
-    model = build_model(config, WORDS, None, ["masked_words"], seed=0)
+    model = build_model(config, WORDS, None, [TASKS["masked_words"]], seed=0)
     engine = DeepSpeedEngine(model, OPTIMIZER, KernelsConfig(), ds_config, ranks, 1, 60)
     engine.train_mode()
     mine = samples[ranks.rank :: ranks.world_size]
