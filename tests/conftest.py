@@ -1,7 +1,10 @@
 """Fixtures that many tests share."""
 
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch.distributed as dist
@@ -11,12 +14,16 @@ from m3p.data.tokenizer import Tokenizer
 from m3p.recipe.load import load_recipe
 from m3p.recipe.recipe import Recipe
 from tests.tiny import make_tiny
+from tests.xlmr import make_xlmr_folder
 
 # A shared machine is sometimes slow; how long one example takes says nothing about the code.
 settings.register_profile("tests", deadline=None)
+# ./run_tests.sh --quick takes this one: a few examples of each property.
+settings.register_profile("quick", deadline=None, max_examples=10)
 settings.load_profile("tests")
 
-SHARED_ENCODER = Path(__file__).parents[1].parent / "shared" / "data" / "encoder"
+STARTS_PROGRAMS = {"program", "launcher", "slurm", "gpu", "slow"}
+"""The marks of tests that may start programs; `./run_tests.sh --quick` leaves them out."""
 
 
 @pytest.fixture(scope="session")
@@ -38,11 +45,26 @@ def tokenizer(tiny_recipe: Recipe) -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def shared_encoder() -> Path:
-    """A real encoder with its vocabulary, beside the repository on some machines."""
-    if not (SHARED_ENCODER / "config.json").is_file():
-        pytest.skip(f"no real encoder at {SHARED_ENCODER}")
-    return SHARED_ENCODER
+def xlmr_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An XLM-R folder as published ones are: vocabulary by sentencepiece, random weights by `transformers`, no word head."""
+    return make_xlmr_folder(tmp_path_factory.mktemp("xlmr"))
+
+
+@pytest.fixture(autouse=True)
+def _programs_are_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail a test that starts Python, a shell or a launcher without a mark that keeps it out of the quick tier."""
+    if STARTS_PROGRAMS & {mark.name for mark in request.node.iter_markers()}:
+        return
+    start = subprocess.Popen.__init__
+
+    def checked(self: Any, args: Any, *others: Any, **options: Any) -> None:
+        words = [args] if isinstance(args, str | os.PathLike) else list(args)
+        name = Path(str(words[0])).name
+        if name.startswith(("python", "bash", "deepspeed", "torchrun", "m3p")):
+            pytest.fail(f"the test starts {name}: mark it with @pytest.mark.program")
+        start(self, args, *others, **options)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", checked)
 
 
 @pytest.fixture

@@ -88,6 +88,7 @@ def test_helpers_of_a_process_that_joined_nobody() -> None:
     assert distributed.all_reduce_sum(torch.tensor(2.0)).item() == 2.0
 
 
+@pytest.mark.program
 def test_a_data_worker_does_not_pay_for_torch() -> None:
     program = "import sys, m3p.training.stop as s; assert s.distributed.is_main(); print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "False"

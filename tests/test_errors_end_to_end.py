@@ -12,6 +12,8 @@ import pytest
 
 from tests.launch import ROOT
 
+pytestmark = pytest.mark.program
+
 
 @pytest.fixture
 def copy(tiny: Path, tmp_path: Path) -> Path:

@@ -9,6 +9,8 @@ import pytest
 
 from tests.launch import ROOT
 
+pytestmark = pytest.mark.program
+
 RUN = ROOT / "trainer" / "run.py"
 ENVIRONMENT = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 # Stands in front of run.py: an evaluation that Slurm's warning meets, and that says what status it ran under.

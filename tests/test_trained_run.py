@@ -25,6 +25,8 @@ from m3p.retrieval.scoring import Scorer, shortlist
 from m3p.retrieval.search import search
 from tests.launch import ROOT
 
+pytestmark = pytest.mark.program
+
 ENVIRONMENT = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 

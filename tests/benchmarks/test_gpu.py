@@ -4,9 +4,12 @@ import sys
 import tarfile
 from pathlib import Path
 
+import pytest
+
 from tests.launch import ROOT
 
 
+@pytest.mark.program
 def test_every_part_runs_at_a_tiny_size_on_a_cpu(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHON": sys.executable}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"

@@ -26,16 +26,19 @@ def command(*words: str, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]"
     )
 
 
+@pytest.mark.program
 def test_the_version_is_said_without_loading_torch() -> None:
     done = command("--version")
     assert done.stdout == f"m3p {m3p.__version__}\n"
 
 
+@pytest.mark.program
 def test_recipes_are_listed_with_a_line_each() -> None:
     lines = command("recipes").stdout.splitlines()
     assert any(line.startswith("demo ") and "CPU" in line for line in lines)
 
 
+@pytest.mark.program
 def test_the_batch_scripts_are_written_once(tmp_path: Path) -> None:
     assert command("slurm", str(tmp_path)).returncode == 0
     assert (tmp_path / "slurm/pretrain.sh").read_bytes() == (ROOT / "slurm/pretrain.sh").read_bytes()
@@ -50,6 +53,7 @@ def test_ranks_are_started_on_ports_of_their_own() -> None:
     assert default_ranks() >= 1
 
 
+@pytest.mark.program
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -138,6 +138,7 @@ def read(paths: list[Path]) -> dict[int, tuple[int, list[str]]]:
     return found
 
 
+@pytest.mark.program
 def test_two_ranks_killed_in_mid_epoch_and_resumed_on_one_see_the_same_remaining_samples(
     tiny: Path, tmp_path: Path
 ) -> None:

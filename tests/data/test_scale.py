@@ -56,6 +56,7 @@ def large(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.program
 def test_a_loader_of_100_000_shards_and_1e9_samples_starts_fast_and_stays_small(large: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(large)], cwd=ROOT, capture_output=True, text=True, check=True
@@ -85,6 +86,7 @@ def test_many_tars_are_indexed_as_few_are(tmp_path: Path) -> None:
     assert not (tmp_path / PROGRESS).exists()
 
 
+@pytest.mark.program
 def test_an_interrupted_index_goes_on_where_it_was(tmp_path: Path) -> None:
     wanted = texts(tmp_path, 12)
     program = """

@@ -99,6 +99,7 @@ def train_on(tiny: Path, folder: Path, tars: Path) -> Path:
     return run
 
 
+@pytest.mark.program
 def test_tars_of_img2dataset_and_of_webdataset_train_unchanged(tiny: Path, tmp_path: Path) -> None:
     tars = tmp_path / "img2dataset"
     tars.mkdir()

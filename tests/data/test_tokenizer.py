@@ -44,8 +44,8 @@ def test_ids_are_those_of_transformers(tokenizer: Tokenizer) -> None:
     assert_as_transformers(tokenizer.path.parent)
 
 
-def test_ids_of_a_real_vocabulary_are_those_of_transformers(shared_encoder: Path) -> None:
-    assert_as_transformers(shared_encoder)
+def test_ids_of_a_real_vocabulary_are_those_of_transformers(xlmr_folder: Path) -> None:
+    assert_as_transformers(xlmr_folder)
 
 
 @given(st.text(), st.integers(4, 12))

@@ -130,6 +130,7 @@ for plain, fused in zip(*outcomes, strict=True):
 """
 
 
+@pytest.mark.program
 def test_a_whole_network_computes_the_same_with_the_fused_kernels() -> None:
     pytest.importorskip("triton")
     interpret(WHOLE)

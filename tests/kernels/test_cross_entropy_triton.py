@@ -21,6 +21,7 @@ for kind, tolerance in ((torch.float32, 2e-6), (torch.float16, 2e-3)):
 """
 
 
+@pytest.mark.program
 def test_the_kernel_equals_its_reference_in_the_interpreter() -> None:
     interpret(INTERPRETED)
 

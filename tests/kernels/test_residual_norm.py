@@ -1,11 +1,10 @@
-import types
+import inspect
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from m3p.kernels import residual_norm as residual_norm_module
+from m3p.kernels.choice import NO_APEX
 from m3p.kernels.residual_norm import residual_norm
 from tests.kernels.triton_run import CAPABILITIES, compile_kernel, interpret
 
@@ -55,6 +54,7 @@ def test_the_plain_form_is_layer_norm_of_the_sum() -> None:
     )
 
 
+@pytest.mark.program
 def test_the_kernel_equals_the_plain_form_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     interpret(INTERPRETED)
@@ -97,15 +97,23 @@ def test_on_a_gpu_the_kernel_equals_the_plain_form(kind: torch.dtype, tolerance:
         assert float((mine.float() - theirs.float()).norm()) < tolerance * float(theirs.float().norm())
 
 
-def test_apex_norms_what_dropout_and_residual_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a stand-in of the call that NVIDIA documents: apex needs a GPU."""
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_on_a_gpu_apex_equals_the_plain_form(dropout: float) -> None:
+    pytest.importorskip("fused_layer_norm_cuda", reason=NO_APEX)
+    x, added = (torch.randn(70, 768, device="cuda", requires_grad=True) for _ in range(2))
+    weight, bias = (torch.randn(768, device="cuda", requires_grad=True) for _ in range(2))
+    outcomes = []
+    for kernel in ("apex", "torch"):
+        torch.manual_seed(0)
+        out = residual_norm(x, added, weight, bias, 1e-5, dropout, kernel)
+        outcomes.append([out, *torch.autograd.grad(out.square().sum(), (x, added, weight, bias))])
+    for mine, theirs in zip(*outcomes, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3)
 
-    def fused_layer_norm_affine(x: Tensor, weight: Tensor, bias: Tensor, shape: torch.Size, eps: float) -> Tensor:
-        return F.layer_norm(x, shape, weight, bias, eps)
 
-    module = types.ModuleType("fused_layer_norm")
-    monkeypatch.setattr(module, "fused_layer_norm_affine", fused_layer_norm_affine, raising=False)
-    monkeypatch.setattr(residual_norm_module, "_apex", lambda: module)
-    x, added, weight, bias = torch.randn(5, 8), torch.randn(5, 8), torch.randn(8), torch.randn(8)
-    wanted = residual_norm(x, added, weight, bias, 1e-5, 0.0)
-    assert torch.equal(residual_norm(x, added, weight, bias, 1e-5, 0.0, "apex"), wanted)
+def test_apex_takes_the_call_that_is_made() -> None:
+    module = pytest.importorskip("apex.normalization.fused_layer_norm", reason=NO_APEX)
+    x, weight = torch.randn(5, 8), torch.randn(8)
+    inspect.signature(module.fused_layer_norm_affine).bind(x, weight, weight, weight.shape, 1e-5)

@@ -108,10 +108,10 @@ def test_what_differs_is_rounding(folder: Path) -> None:
     torch.testing.assert_close(logits, their_logits, atol=1e-12, rtol=0)
 
 
-def test_hidden_states_and_logits_of_a_real_encoder(shared_encoder: Path) -> None:
-    model, theirs = ours(shared_encoder), XLMRobertaForMaskedLM.from_pretrained(shared_encoder).float()
+def test_hidden_states_and_logits_of_a_real_encoder(xlmr_folder: Path) -> None:
+    model, theirs = ours(xlmr_folder), XLMRobertaForMaskedLM.from_pretrained(xlmr_folder).float()
     share_word_head(model, theirs)
-    tokenizer = Tokenizer(shared_encoder)
+    tokenizer = Tokenizer(xlmr_folder)
     texts = [torch.from_numpy(tokenizer.encode(text, 64)) for text in REAL_TEXTS]
     hidden, logits = forward_ours(model, texts)
     their_hidden, their_logits = forward_theirs(theirs, texts)

@@ -83,6 +83,7 @@ def test_a_stop_file_that_is_left_is_refused_by_name(tmp_path: Path) -> None:
         check_no_stop_file(tmp_path)
 
 
+@pytest.mark.program
 def test_a_worker_survives_the_signals_of_the_step(tmp_path: Path) -> None:
     program = f"""
 import os, signal

@@ -100,6 +100,7 @@ def limited(gibibytes: int, slots: int) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.program
 def test_short_address_space_makes_smaller_slots_and_says_so() -> None:
     done = limited(12, 15)
     assert int(done.stdout) in (2**28, 2**29)

@@ -42,6 +42,7 @@ def batches(recipe_path: Path, workers: int, first: int, last: int, **settings: 
     return load(MicroBatches(plan, build_objectives(recipe)), first, last, config, False, ignore_in_worker)
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("workers", [0, 1])
 def test_memory_stays_where_it_is(tiny: Path, workers: int) -> None:
     """9,000 samples of tiny data here; a million of real size: benchmarks/loader_memory.py."""

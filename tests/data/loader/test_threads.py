@@ -98,6 +98,7 @@ print(next(taken))
 """
 
 
+@pytest.mark.program
 def test_no_thread_runs_into_the_end_of_the_process() -> None:
     done = subprocess.run([sys.executable, "-c", ENDS], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0", "closed"]

@@ -81,6 +81,7 @@ print(next(found), next(found), flush=True)
 """
 
 
+@pytest.mark.program
 @pytest.mark.parametrize(
     "end", ["os.kill(os.getpid(), signal.SIGKILL)", "sys.exit(0)", "raise KeyError", "time.sleep(60)"]
 )

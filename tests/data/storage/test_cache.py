@@ -251,6 +251,7 @@ def wait_for(folder: Path, name: str) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.program
 def test_two_processes_fetch_a_file_once_and_a_killed_one_leaves_no_part_of_it(
     server: Server, url: str, shards: Path, tmp_path: Path
 ) -> None:

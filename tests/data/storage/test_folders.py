@@ -59,6 +59,7 @@ def test_shards_are_read_into_memory_a_window_ahead(tmp_path: Path, monkeypatch:
     wait_until_in_memory([shards[number] for number in last])
 
 
+@pytest.mark.program
 def test_what_is_still_to_be_fetched_does_not_keep_a_process_that_is_done() -> None:
     work = "_background(os.getpid()).put(lambda: time.sleep(600))"
     program = f"import os, time; from m3p.data.storage.folders import _background; {work}"

@@ -259,6 +259,7 @@ def test_a_shard_that_was_cut_since_is_a_bad_sample(shards: list[Path]) -> None:
         reading.read(1, 0)
 
 
+@pytest.mark.program
 def test_a_copy_in_another_process_opens_its_own_files(shards: list[Path]) -> None:
     reading = ShardReader(LocalFolder(shards[0].parent))
     reading.read(1, 0)

@@ -1,4 +1,3 @@
-import sys
 import types
 from typing import Any
 
@@ -6,23 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from m3p.checkpoints.fragment import MOMENTS
+from m3p.kernels.choice import NO_APEX
 from m3p.optim.optimizer import OptimizerConfig, make_optimizer
 from m3p.training.deepspeed.fragments import make_moments, set_updates, updates
 
 CONFIG = OptimizerConfig(learning_rate=0.01)
-
-
-class ApexAdam(torch.optim.Optimizer):
-    """Counts as apex's FusedAdam does: in the group, with moments made at the first step if there are none."""
-
-    def __init__(self, groups: Any, lr: float, betas: tuple[float, float], eps: float) -> None:
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps})
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            group["step"] = group["step"] + 1 if "step" in group else 1
-            assert all(set(self.state[p]) >= set(MOMENTS) for p in group["params"])
 
 
 def engine_of(optimizer: torch.optim.Optimizer) -> Any:
@@ -36,14 +23,8 @@ def model() -> nn.Module:
     return network
 
 
-@pytest.mark.parametrize("kernel", ["torch", "apex"])
-def test_updates_are_counted_and_put_back_wherever_the_optimizer_counts(
-    kernel: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake = types.ModuleType("apex.optimizers")
-    monkeypatch.setattr(fake, "FusedAdam", ApexAdam, raising=False)
-    monkeypatch.setitem(sys.modules, "apex.optimizers", fake)
-    optimizer = make_optimizer(model(), CONFIG, kernel)
+def count_on(optimizer: torch.optim.Optimizer) -> None:
+    """Make updates, put another count back, and go on from it."""
     engine = engine_of(optimizer)
     make_moments(engine)
     assert updates(engine) == 0
@@ -52,3 +33,17 @@ def test_updates_are_counted_and_put_back_wherever_the_optimizer_counts(
     set_updates(engine, 7)
     optimizer.step()
     assert updates(engine) == 8
+
+
+def test_updates_are_counted_and_put_back() -> None:
+    count_on(make_optimizer(model(), CONFIG, "torch"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_updates_are_counted_where_apex_counts_them() -> None:
+    pytest.importorskip("amp_C", reason=NO_APEX)
+    network = model().cuda()
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    count_on(make_optimizer(network, CONFIG, "apex"))
