@@ -6,11 +6,11 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 
 [ -e data_shards/scenes/dev/manifest.json ] || m3p prepare scenes --output data_shards/scenes
-recipe=trainer/m3p/recipes/demo.yaml
+recipe=demo
 run=$(m3p show "$recipe" "$@" --field run.folder)
 # One rank a core, as on a cluster one a GPU.
 ranks=$(python -c 'import torch, os; print(torch.cuda.device_count() or min(2, len(os.sched_getaffinity(0))))')
-deepspeed --num_gpus "$ranks" trainer/run.py --recipe "$recipe" --deepspeed_config ds_configs/zero1.json "$@"
+deepspeed --num_gpus "$ranks" trainer/run.py --recipe "$recipe" --deepspeed_config zero1 "$@"
 
 cat <<EOF
 

@@ -18,7 +18,7 @@
 [ ! -d "$M3P_HOME/trainer/m3p" ] || export PYTHONPATH=$M3P_HOME/trainer${PYTHONPATH:+:$PYTHONPATH}
 
 # A task of an array has a plain number too, but for one of them that number means the whole array.
-job=${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-}}_$SLURM_ARRAY_TASK_ID}
 job=${job:-${SLURM_JOB_ID:-}}
 restarts=${SLURM_RESTART_COUNT:-0}
 run='' srun_pid='' signalled=''

@@ -41,6 +41,7 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
     assert disagree.high - disagree.low > 2 * (agree.high - agree.low)
 
 
+@pytest.mark.long
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     """Runs that differ by chance alone, in queries and in seeds: zero is outside in few of 200 trials with ten seeds each."""
     rng, missed = np.random.default_rng(2), 0

@@ -249,5 +249,6 @@ def test_a_source_without_a_good_sample_is_given_up(tmp_path: Path) -> None:
         lone.read_place(Place(0, 0, 0), BadSamples([]), augment=True)
 
 
+@pytest.mark.long
 def test_300_mutated_shards_end_without_a_crash_or_a_hang(tmp_path: Path) -> None:
     assert fuzz(tmp_path, 300, seed=0) == 300

@@ -58,6 +58,7 @@ class Data:
 Sources = st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=6).filter(any), min_size=1, max_size=3)
 
 
+@pytest.mark.long
 @given(
     objectives=st.lists(Sources, min_size=1, max_size=3),
     window=st.integers(1, 4),

@@ -34,6 +34,7 @@ def picture(visual: VisualConfig, rng: np.random.Generator, regions: int) -> Pic
     return RegionTokens(features, boxes, rng.integers(visual.classes, size=regions))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("visual", SOURCES, ids=["regions", "patches"])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_the_formula_agrees_with_a_counted_run(visual: VisualConfig, recompute: bool) -> None:

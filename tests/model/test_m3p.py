@@ -136,6 +136,7 @@ def test_outputs_exist_for_what_is_asked_and_nothing_else() -> None:
     assert model(empty(visual)).tasks == {}
 
 
+@pytest.mark.long
 @settings(max_examples=20)
 @given(st.lists(st.tuples(st.integers(1, 9), st.none() | st.integers(1, 6)), min_size=1, max_size=5))
 def test_a_sequence_is_encoded_the_same_alone_and_among_others(shapes: list[tuple[int, int | None]]) -> None:

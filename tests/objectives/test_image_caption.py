@@ -65,6 +65,7 @@ def joined(batches: list[Batch], read: Callable[[Batch], list[Any]]) -> list[Any
     return sorted(item for batch in batches if batch.samples for item in read(batch))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["image_caption", "code_switched", "multilingual_text"])
 @settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ranks=st.integers(1, 9), micro_batch=st.integers(1, 8))

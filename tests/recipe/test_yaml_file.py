@@ -29,6 +29,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS.keys())
 def test_what_expands_without_end_is_refused_in_time(tmp_path: Path, text: str) -> None:
     path = tmp_path / "recipe.yaml"

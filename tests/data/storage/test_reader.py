@@ -59,6 +59,7 @@ RECORD = b'{"captions": {"en": ["a dog"]}}'
 FILES = [("a.jpg", b"p" * 700), ("a.json", RECORD), ("b.jpg", b""), ("b.json", RECORD.ljust(512))]
 
 
+@pytest.mark.long
 @given(changes=st.lists(st.tuples(st.integers(0, 5119), st.integers(0, 255)), max_size=3), right=st.booleans())
 @settings(max_examples=300, deadline=None)
 def test_changed_shards_are_read_as_indexed_or_parsed(
