@@ -79,6 +79,7 @@ def test_matching_is_the_logit_of_training(
     np.testing.assert_allclose(scorer(model, tokenizer, 4).match(*pairs, every), trained, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_nothing_depends_on_the_batch_size(
     model: M3P, tokenizer: Tokenizer, pairs: tuple[list[str], list[Picture]], size: int

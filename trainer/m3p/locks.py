@@ -10,7 +10,6 @@ import fcntl
 import math
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
+
+from m3p.terminal import warn
 
 NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 """What `flock` fails with on a file system that does not have it."""
@@ -159,17 +160,13 @@ def _machine() -> str:
 
 def _name_holder(file: Path) -> None:
     if holder := _holder(file):
-        print(
-            f"{file}: held by process {holder.pid} on {holder.machine.split()[0]}; if that has ended, delete the file",
-            file=sys.stderr,
-        )
+        warn(f"{file}: held by process {holder.pid} on {holder.machine.split()[0]}; if that has ended, delete the file")
 
 
 @lru_cache
 def _say_no_flock(folder: Path, why: str) -> None:
     """Say once a folder that its file system has no `flock`."""
-    print(
+    warn(
         f"{folder}: the file system has no flock ({why}); going on with a lock file, which a process killed on another "
-        "machine leaves behind",
-        file=sys.stderr,
+        "machine leaves behind"
     )
