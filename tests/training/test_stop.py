@@ -1,13 +1,15 @@
 import os
+import pty
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from m3p import distributed
+from m3p import distributed, locks
 from m3p.errors import UserError
 from m3p.training.stop import (
     GRACEFUL,
@@ -133,15 +135,77 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not list(tmp_path.iterdir())
 
 
+def elsewhere(machine: str = "another", pid: int = 1, started: str = "0") -> str:
+    """Return what owner.json says of a process."""
+    return locks.Holder(machine=machine, pid=pid, started=started).model_dump_json()
+
+
 def test_a_run_by_hand_owns_its_folder_until_another_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("M3P_INCARNATION", raising=False)
     first = RunOwner(tmp_path)
     first.check()
-    monkeypatch.setattr(os, "getpid", lambda: 1)
-    second = RunOwner(tmp_path)
-    second.check()
+    (tmp_path / "incarnation").write_text("another\n")
     with pytest.raises(UserError, match="another job has taken over"):
         first.check()
+
+
+def test_two_lone_runs_of_one_job_do_not_both_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("M3P_INCARNATION", "17.0")
+    (tmp_path / "incarnation").write_text("17.0\n")
+    (tmp_path / "owner.json").write_text(elsewhere())  # of another node: taken over, since nothing tells that it lives
+    first = RunOwner(tmp_path)
+    first.check()
+    (tmp_path / "owner.json").write_text(elsewhere())
+    with pytest.raises(UserError, match=r"names another start of this run.*unset RANK"):
+        first.check()
+
+
+def test_a_second_start_on_one_machine_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from m3p.training.stop import RunOwner; RunOwner(Path(sys.argv[1])); "
+        "print('owned', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "owned\n"
+    with pytest.raises(UserError, match=f"is trained by process {first.pid} of this machine now"):
+        RunOwner(tmp_path)
+    first.kill()
+    first.communicate()
+    RunOwner(tmp_path).check()
+
+
+def test_what_is_printed_after_a_hangup_goes_to_a_file(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys; from pathlib import Path; from m3p.training.stop import StopSignal\n"
+        "with StopSignal(Path(sys.argv[1])) as stop:\n"
+        "    Path(sys.argv[1], 'ready').touch()\n"
+        "    signal.pause()\n"
+        "    assert stop.signalled\n"
+        "    print('saved', flush=True)\n"
+        "    Path(sys.argv[1], 'ended').touch()\n"
+    )
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-c", program, str(tmp_path)])
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.05)
+    time.sleep(0.2)
+    os.close(terminal)  # the window is closed
+    os.waitpid(pid, 0)
+    assert (tmp_path / "ended").exists()
+    assert (tmp_path / "hangup.txt").read_text() == "saved\n"
+
+
+def test_under_nohup_a_hangup_changes_nothing(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal(tmp_path) as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.requested(1) is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_job_that_lost_the_folder_before_it_started_does_not_take_it_back(

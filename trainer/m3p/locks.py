@@ -97,9 +97,19 @@ def _attempt(path: Path, blocking: bool) -> Release | None:
     return release
 
 
+def this_process() -> Holder:
+    """Return what names this process."""
+    return Holder(machine=_machine(), pid=os.getpid(), started=_started(os.getpid()) or "")
+
+
+def runs_here(holder: Holder) -> bool:
+    """Whether `holder` is a process of this machine that has not ended; of another machine's nothing can be said: False."""
+    return holder.machine == _machine() and holder.started == _started(holder.pid)
+
+
 def _make_lock_file(file: Path) -> Release | None:
     """Make the lock file, or take over one that a killed process of this machine has left; None if it is held."""
-    me = Holder(machine=_machine(), pid=os.getpid(), started=_started(os.getpid()) or "").model_dump_json()
+    me = this_process().model_dump_json()
     if _create(file, me) or (_abandoned(file) and _take_over(file, me)):
         return lambda: file.unlink(missing_ok=True)
     return None

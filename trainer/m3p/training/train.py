@@ -42,7 +42,7 @@ from m3p.training.watch.startup import announce
 from m3p.training.watch.throughput import Throughput
 from m3p.training.watch.watchdog import Watchdog
 
-FILES = ("incarnation", "status", "metrics.jsonl", "skipped.jsonl", "recipe.yaml", "environment.json")
+FILES = ("incarnation", "owner.json", "status", "metrics.jsonl", "skipped.jsonl", "recipe.yaml", "environment.json")
 """What a run writes into its folder, beside folders."""
 
 
@@ -54,6 +54,7 @@ def train(recipe: Recipe, ds_config: Path, ranks: Ranks) -> bool:
     """
     folder = _make_folder(recipe.run.folder)
     check_no_stop_file(folder)
+    owner = RunOwner(folder)
     with StopSignal(folder) as stop:
         objectives = build_objectives(recipe)
         plan = recipe.plan()
@@ -65,7 +66,7 @@ def train(recipe: Recipe, ds_config: Path, ranks: Ranks) -> bool:
             restore(newest, found, engine, ranks)
         first = 0 if found is None else found.step
         announce(recipe, engine, ranks, plan, objectives, first)
-        return _run(recipe, engine, ranks, plan, objectives, now if found is None else _again(now, found), stop)
+        return _run(recipe, engine, ranks, plan, objectives, now if found is None else _again(now, found), owner, stop)
 
 
 def _run(
@@ -75,6 +76,7 @@ def _run(
     plan: Plan,
     objectives: dict[str, Objective],
     state: State,
+    owner: RunOwner,
     stop: StopSignal,
 ) -> bool:
     """Run the steps after `state`, and say how they ended; return whether the run is complete."""
@@ -83,7 +85,6 @@ def _run(
     micro_batch = {name: config.micro_batch for name, config in recipe.active_objectives.items()}
     costs = {name: objective.costs for name, objective in objectives.items()}
     micro_batches = MicroBatchPlan(plan, ranks.world_size, ranks.rank, micro_batch, costs)
-    owner = RunOwner(run.folder)
     checkpoints = Checkpoints(run.folder, owner.name, run.keep_checkpoints, run.keep_every, ranks)
     guard = Guard(run.folder, run.max_skipped, run.spike, run.skip_spikes)
     guard.restore(state.guard)
