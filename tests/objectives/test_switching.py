@@ -222,3 +222,16 @@ def test_a_source_language_without_lemmas_is_told_and_found_by_form_alone(tmp_pa
 def test_words_in_scripts_with_vowel_signs_are_whole(tmp_path: Path) -> None:
     (tmp_path / "hi-de.tsv").write_text("बिल्ली\tKatze\n", encoding="utf-8")
     assert switcher(tmp_path, source_language="hi").switch("(बिल्ली)।", draws(0)).text == "(Katze)।"
+
+
+@pytest.mark.parametrize("language", ["zh_TW", "ZH", "zho", "cmn", "yue", "wuu", "lzh", "nan", "jpn", "bo"])
+def test_a_language_without_spaces_is_known_by_any_of_its_tags(tmp_path: Path, language: str) -> None:
+    write(tmp_path, {language: "red\t红\ndog\t狗\n"})
+    assert switched(tmp_path, "a red dog", language) == "a 红狗"
+    with pytest.raises(ValidationError, match=f"captions in {language} are written without spaces"):
+        SwitchingConfig.model_validate({"dictionary": tmp_path, "source_language": language})
+
+
+def test_a_transcription_in_latin_letters_keeps_its_spaces(tmp_path: Path) -> None:
+    write(tmp_path, {"zh-Latn": "red\thóng\ndog\tgǒu\n"})
+    assert switched(tmp_path, "a red dog", "zh-Latn") == "a hóng gǒu"

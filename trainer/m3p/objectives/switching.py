@@ -17,13 +17,11 @@ from typing import Literal, NamedTuple
 import simplemma
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from m3p.data.spacing import base_language, writes_spaces
 from m3p.errors import UserError
 from m3p.fields import MAY_CHANGE
 from m3p.keys import pick
 from m3p.paths import PathField
-
-UNSPACED = frozenset({"ja", "km", "lo", "my", "th", "zh"})
-"""Languages written without spaces between words; `zh-TW` counts as `zh`."""
 
 TOKENS_KEPT = 200_000
 """Looked-up tokens that are remembered, some 300 bytes each; beyond, the memory starts anew."""
@@ -62,7 +60,7 @@ class SwitchingConfig(BaseModel):
     @field_validator("source_language")
     @classmethod
     def _spaced(cls, language: str) -> str:
-        if _base(language) in UNSPACED:
+        if not writes_spaces(language):
             raise ValueError(
                 f"captions in {language} are written without spaces, so no words can be told apart in them"
             )
@@ -133,7 +131,7 @@ class CodeSwitcher:
             texts[place] = text[: token.start] + word + text[token.end :]
             languages[place] = language
         for left in range(len(gaps)):
-            if left in languages and languages[left] == languages.get(left + 1) and _base(languages[left]) in UNSPACED:
+            if left in languages and languages[left] == languages.get(left + 1) and not writes_spaces(languages[left]):
                 gaps[left] = _joint(texts[left], gaps[left], texts[left + 1])
         return Switched(
             text="".join(text + gap for text, gap in zip(texts, [*gaps, ""], strict=True)),
@@ -186,10 +184,6 @@ def _fold(text: str) -> str:
     return unicodedata.normalize("NFC", text.casefold())
 
 
-def _base(language: str) -> str:
-    return language.partition("-")[0]
-
-
 def _is_wordlike(char: str) -> bool:
     """Tell letters, marks and digits from punctuation and symbols; `str.isalnum` would drop the vowels of Hindi."""
     return unicodedata.category(char)[0] in "LMN"
@@ -214,7 +208,7 @@ def _sentence_starts(texts: Sequence[str], tokens: Sequence[_Token]) -> set[int]
 
 def _capitalised(word: str, language: str) -> str:
     """Return `word` with a capital in front where its script has one (title case: Georgian sentences have none)."""
-    first = "İ" if word[0] == "i" and _base(language) in ("az", "tr") else word[0].title()
+    first = "İ" if word[0] == "i" and base_language(language) in ("az", "tr") else word[0].title()
     return first + word[1:]
 
 
