@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from m3p.batch import Batch
 from m3p.data.sample import BadSamples, Sample
 from m3p.data.tokenizer import Tokenizer
 from m3p.objectives import OBJECTIVES
-from m3p.objectives.image_caption import ImageCaption
+from m3p.objectives.image_caption import MAX_TRIED, Candidates, ImageCaption
 from m3p.objectives.objective import Context
 from m3p.prepare.shards import ShardWriter
 from m3p.recipe.recipe import Recipe
@@ -262,3 +264,60 @@ def test_what_replaces_a_bad_sample_comes_with_its_own_text(
 def test_an_empty_part_of_a_turn_asks_nothing(tmp_path: Path, tiny_recipe: Recipe) -> None:
     found = pairs(tmp_path, tiny_recipe, "image_caption", CAPTIONS).batch(range(4), range(0))
     assert (found.samples, found.targets, found.names, found.bad) == (0, {}, [], [])
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(0, 10**12))
+def test_a_partner_is_of_the_own_source_whenever_that_has_another_picture_in_the_turn(
+    sources: list[int], start: int
+) -> None:
+    candidates = Candidates(np.array(sources), start)
+    for place, source in enumerate(sources):
+        found = (candidates.of(start + place) - start).tolist()
+        assert place not in found
+        others = [other for other in range(len(sources)) if other != place]
+        own = [other for other in others if sources[other] == source]
+        wanted = sorted(own or others, key=lambda other: (other - place) % len(sources))
+        assert found == wanted[:MAX_TRIED], "the next ones, cyclically"
+
+
+def sources_of_mismatches(objective: ImageCaption, turn: range) -> list[tuple[str, str]]:
+    """Return, of each mismatched pair of a turn, the folders of its text and of its picture."""
+    found = objective.batch(turn, turn)
+    matching = found.targets["matching"]
+    false = matching["sequences"][matching["labels"] == 0].tolist()
+    samples = [read(objective, position) for position in turn]
+    folder = {position: str(objective.mix.source(position).folder) for position in turn}
+    encode = objective.context.tokenizer.encode
+    by_text = {
+        tuple(encode(objective.text(one).text, 32).tolist()): folder[p] for p, one in zip(turn, samples, strict=True)
+    }
+    by_picture = {str(one.picture.boxes): folder[p] for p, one in zip(turn, samples, strict=True)}
+    return [
+        (by_text[tuple(words_of(found, sequence))], by_picture[str(np.array(boxes_of(found, sequence), np.float32))])
+        for sequence in false
+    ]
+
+
+def test_text_and_picture_of_a_mismatch_come_from_one_source_though_sources_take_turns(
+    tmp_path: Path, tiny_recipe: Recipe
+) -> None:
+    """Else whether they match could be told from the sources alone, without looking at text or picture."""
+    words = ("dog", "cat", "moon", "tree", "house", "red", "blue", "green")
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for number, folder in enumerate(folders):
+        with ShardWriter(folder, "captions", 100) as writer:
+            for place in range(8):
+                caption = f"{words[place]} {words[(place + 1 + number) % 8]}"
+                content = json.dumps({"captions": {"en": [caption]}}).encode()
+                writer.write({"png": b"", "json": content, "regions.npz": regions(10 * number + place)})
+    fields = {"batch_size": 16, "sources": [{"path": str(folder)} for folder in folders], "tasks": {"matching": 1.0}}
+    visual = Regions(kind="regions", feature_size=FEATURE_SIZE, classes=CLASSES)
+    context = Context("image_caption", 0, Tokenizer(tiny_recipe.tokenizer_folder), visual, 1)
+    objective = OBJECTIVES["image_caption"].model_validate(fields).build(context)
+    assert isinstance(objective, ImageCaption)
+    found = sources_of_mismatches(objective, range(16))
+    assert len(found) == 16
+    assert {text for text, _ in found} == {str(folder) for folder in folders}
+    assert all(text == picture for text, picture in found)
+    told = objective.fingerprints()
+    assert told["objectives.image_caption.tasks.matching, mismatched partners"] == "of the own source"
