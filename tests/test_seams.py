@@ -34,7 +34,7 @@ def compared(source: str) -> Iterator[tuple[int, str]]:
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             asked = list(node.args) if name in LOOK_UPS else []
         for one in asked:
-            yield from ((node.lineno, value) for value in literals(one) if value in NAMES)
+            yield from ((getattr(one, "lineno", 0), value) for value in literals(one) if value in NAMES)
 
 
 def literals(node: ast.AST) -> Iterator[str]:
