@@ -14,6 +14,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from m3p.checkpoints import files
 from m3p.checkpoints.files import Reader, read_state
 from m3p.checkpoints.read import newest_whole
 from tests.launch import ROOT, free_port
@@ -125,9 +126,18 @@ def newest_step(run_folder: Path) -> int:
     return 0 if newest is None else read_state(newest).step
 
 
+def read_shares(folder: Path) -> Reader:
+    """Open a checkpoint, or a folder of shares alone: that one gets the state.json that names them."""
+    if not (folder / files.STATE_FILE).exists():
+        shares = {path.name: files.describe(path) for path in sorted(folder.glob("rank-*"))}
+        fields: dict[str, Any] = {"format_version": files.FORMAT_VERSION, "step": 0, "ranks": len(shares)}
+        files.write_state(folder, files.State(**fields, order_version=0, recipe={}, data={}, files=shares))
+    return Reader(folder)
+
+
 def tensors(folder: Path) -> dict[str, Tensor]:
     """Return weights and moments of a checkpoint, or of a folder of shares, by "KIND/NAME"."""
-    with Reader(folder) as reader:
+    with read_shares(folder) as reader:
         kinds = ("weight", "exp_avg", "exp_avg_sq")
         return {f"{kind}/{name}": reader.whole(kind, name) for name in reader.shapes for kind in kinds}
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from m3p.checkpoints.files import Reader
+from tests.chaos.harness import read_shares
 from tests.launch import free_port
 
 PROGRAM = Path(__file__).parent / "sums.py"
@@ -70,7 +70,7 @@ def take(folder: Path, ranks: int) -> None:
 
 def read(folder: Path) -> Tensor:
     """Return the whole gradient of a case, end to end."""
-    with Reader(folder) as reader:
+    with read_shares(folder) as reader:
         return torch.cat([reader.whole("gradient", name).flatten() for name in sorted(reader.shapes)])
 
 
