@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from m3p.objectives import OBJECTIVES
-from m3p.objectives.tasks import TASKS
+from m3p.objectives.tasks import TASKS, choose_tasks
 from m3p.recipe.recipe import Recipe
 from tests.launch import ROOT
 
@@ -109,3 +109,8 @@ def declares(path: Path, name: str) -> bool:
                 if text in {f"name = {name!r}", f"kind: Literal[{name!r}]"}:
                     return True
     return False
+
+
+def test_a_task_that_does_not_exist_is_an_error() -> None:
+    with pytest.raises(KeyError, match="nothing"):
+        choose_tasks(["matching", "nothing"])

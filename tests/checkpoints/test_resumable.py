@@ -2,10 +2,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, Field
 
 from m3p.checkpoints.files import FORMAT_VERSION, State
 from m3p.checkpoints.resumable import check_resumable
 from m3p.errors import UserError
+from m3p.fields import MAY_CHANGE
+from m3p.recipe.schema import may_change
 
 RECIPE: dict[str, Any] = {
     "run": {"steps": 10, "seed": 0, "folder": "a", "checkpoint_every": 5},
@@ -35,7 +38,7 @@ def changed(place: str, value: Any) -> dict[str, Any]:
             return value
         if isinstance(node, list):
             return [change(one, names[1:]) if number == int(names[0]) else one for number, one in enumerate(node)]
-        return {**node, names[0]: change(node.get(names[0]), names[1:])}
+        return {**(node or {}), names[0]: change((node or {}).get(names[0]), names[1:])}
 
     return change(RECIPE, place.split("."))
 
@@ -43,10 +46,12 @@ def changed(place: str, value: Any) -> dict[str, Any]:
 FREE = [
     "run.folder", "run.checkpoint_every", "run.keep_every", "run.stall_seconds", "data.workers", "evaluation.dev.path",
     "objectives.image_caption.micro_batch", "objectives.image_caption.sources.0.path", "model.tokenizer",
+    "kernels.attention", "objectives.code_switched.switching.dictionary",
 ]  # fmt: skip
 MATTERS = [
     "run.steps", "run.seed", "run.turns_per_step", "model.dropout", "data.window", "objectives.image_caption.batch_size",
-    "objectives.image_caption.sources.0.weight", "optimizer.beta1",
+    "objectives.image_caption.sources.0.weight", "optimizer.beta1", "objectives.code_switched.switching.word_rate",
+    "visual.size", "model.made_up",
 ]  # fmt: skip
 
 
@@ -69,3 +74,30 @@ def test_what_matters_is_refused_by_name_and_may_be_accepted(place: str) -> None
 def test_other_data_are_refused_wherever_they_lie() -> None:
     with pytest.raises(UserError, match="content of other: not set then, 2 now"):
         check_resumable(Path("c"), state(), state(other="2"), accept=False)
+
+
+def test_fields_of_earlier_versions_are_compared_under_their_names_of_today() -> None:
+    pairs = RECIPE["objectives"]["image_caption"]
+
+    def recipe(**fields: int) -> dict[str, Any]:
+        return {**RECIPE, "objectives": {"image_caption": {**pairs, **fields}}}
+
+    old, same, other = recipe(most_tokens=32), recipe(max_tokens=32), recipe(max_tokens=64)
+    assert check_resumable(Path("c"), state(old), state(same), accept=False) == []
+    with pytest.raises(UserError, match=r"objectives\.image_caption\.max_tokens: 32 then, 64 now"):
+        check_resumable(Path("c"), state(old), state(other), accept=False)
+    assert old == recipe(most_tokens=32), "what a checkpoint says is not changed by reading it"
+
+
+def test_a_field_that_says_nothing_must_stay() -> None:
+    """Whoever adds a field to a recipe and does not think of resuming is on the safe side."""
+
+    class Section(BaseModel):
+        new: int = 1
+
+    class Whole(BaseModel):
+        section: Section = Section()
+        free: Section = Field(Section(), json_schema_extra=MAY_CHANGE)
+
+    assert not may_change(Whole, ["section", "new"])
+    assert may_change(Whole, ["free", "new"])
