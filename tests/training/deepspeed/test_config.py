@@ -94,6 +94,7 @@ def test_all_of_them_are_named_at_once(tmp_path: Path) -> None:
             '{"zero_optimisation": {"stage": 1}}',
             "zero_optimisation: DeepSpeed has no such setting; did you mean zero_optimization[?]",
         ),
+        ('{"communication_data_type": "float32"}', 'communication_data_type = "float32": write "fp32", "bf16", "fp16"'),
         ('{"gibberish": 1}', "gibberish: DeepSpeed has no such setting; take it out of the file"),
         ('{"bf16": {"enabled": true}, "bf16": {"enabled": false}}', "bf16 stands twice in one section"),
     ],
@@ -125,6 +126,17 @@ def test_a_missing_file_names_the_folder_of_those_there_are(tmp_path: Path) -> N
 )
 def test_precision_is_what_the_file_asks_for(settings: dict[str, Any], expected: torch.dtype) -> None:
     assert precision(resolve(settings, OPTIMIZER, CPU)) == expected
+
+
+def test_gradients_of_16_bits_are_summed_in_float32_over_micro_batches_and_ranks() -> None:
+    for stage in range(4):
+        settings = resolve({"bf16": {"enabled": True}, "zero_optimization": {"stage": stage}}, OPTIMIZER, CPU)
+        assert settings["communication_data_type"] == "fp32"
+        # Stage 0 refuses the setting; gradient_sums.py does it there.
+        assert settings.get("data_types") == ({"grad_accum_dtype": "fp32"} if stage else None)
+    assert "data_types" not in resolve({"zero_optimization": {"stage": 2}}, OPTIMIZER, CPU)
+    chosen = resolve({"bf16": {"enabled": True}, "communication_data_type": "bf16"}, OPTIMIZER, CPU)
+    assert chosen["communication_data_type"] == "bf16"
 
 
 def test_fp16_on_a_cpu_is_refused() -> None:

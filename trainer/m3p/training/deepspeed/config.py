@@ -100,6 +100,8 @@ def _mistakes(config: dict[str, Any]) -> Iterator[str]:
             yield f"{name}.enabled = {json.dumps(value)}: write {', '.join(json.dumps(word) for word in words)}"
     if config.get("bf16", {}).get("enabled") is True and config.get("fp16", {}).get("enabled") is True:
         yield "bf16.enabled and fp16.enabled are both true; choose one"
+    if config.get("communication_data_type", "fp32") not in ("fp32", "bf16", "fp16"):
+        yield f'communication_data_type = {json.dumps(config["communication_data_type"])}: write "fp32", "bf16", "fp16"'
     stage = config.get("zero_optimization", {}).get("stage", 0)
     if type(stage) is not int or not 0 <= stage <= 3:  # true is an int to Python
         yield f"zero_optimization.stage = {json.dumps(stage)}: must be 0, 1, 2 or 3"

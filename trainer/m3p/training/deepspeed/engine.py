@@ -64,6 +64,7 @@ class DeepSpeedEngine:
         self.precision = deepspeed_config.precision(settings)
         zero = settings.get("zero_optimization", {})
         self._stage: int = zero.get("stage", 0)
+        self._sent = settings.get("communication_data_type", "fp32")
         offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
         self._kernels = choose(kernels, Situation(ranks.device.type, self.precision, self._stage, offloaded))
         model.use(self._kernels)
@@ -151,6 +152,7 @@ class DeepSpeedEngine:
         return {
             "ZeRO stage": str(self._stage),
             "precision": str(self.precision).removeprefix("torch."),
+            "gradient sums": f"float32 over micro-batches, {self._sent} over ranks",
             **{f"kernel of {field}": str(chosen) for field, chosen in self._kernels.items()},
             "trained parameters": f"{trained:,}",
         }

@@ -71,7 +71,11 @@ class Monitor:
                 self._counts[f"{objective}/{name}"] += number
 
     def step(self, step: int, losses: Mapping[str, float], loss: float, rate: float, norm: float) -> None:
-        """Write the figures after `step` steps. Every rank calls it. Raises UserError where too many samples are bad."""
+        """Write the figures after `step` steps. Every rank calls it. Raises UserError where too many samples are bad.
+
+        `losses`: mean of each task, by "OBJECTIVE/TASK". `loss`: what the step minimised, in which objectives count by their
+        turns, times the number of objectives (`StepLosses.figures`).
+        """
         self._counts.update({f"resident/{name}": size for name, size in resident().items()})
         counts, bad = self._gather()
         seconds = time.perf_counter() - self._began
