@@ -15,7 +15,7 @@ from m3p.checkpoints.files import FORMAT_VERSION, State, share_name, write_share
 from m3p.checkpoints.resumable import vocabulary_hash
 from m3p.data.tokenizer import Tokenizer
 from m3p.errors import UserError
-from m3p.export import export_run, load_exported
+from m3p.export import export_run
 from m3p.model.build import build_model
 from m3p.model.encoder import EncoderShape
 from m3p.model.huggingface import write_folder
@@ -23,8 +23,9 @@ from m3p.model.m3p import M3P
 from m3p.packing import Packer
 from m3p.prepare.tokenizer import prepare_tokenizer
 from m3p.recipe.load import dump_recipe, parse_recipe
-from m3p.retrieval.evaluate import evaluate_run, load_run
+from m3p.retrieval.evaluate import evaluate_run
 from m3p.retrieval.search import search
+from m3p.runs import load_exported, open_run
 from tests.tiny import tiny_recipe
 
 
@@ -84,7 +85,14 @@ def test_transformers_gives_the_same_hidden_states(tiny: Path, tmp_path: Path, w
     ]
     model = write_run(tiny, tmp_path / "run", *([] if with_head else only_contrast))
     export_run(tmp_path / "run", tmp_path / "out")
-    names = {"config.json", "model.safetensors", "sentencepiece.bpe.model", "m3p.safetensors", "recipe.yaml"}
+    names = {
+        "config.json",
+        "model.safetensors",
+        "sentencepiece.bpe.model",
+        "m3p.safetensors",
+        "recipe.yaml",
+        "m3p.json",
+    }
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     (architecture,) = json.loads((tmp_path / "out" / "config.json").read_text())["architectures"]
     assert architecture == ("XLMRobertaForMaskedLM" if with_head else "XLMRobertaModel")
@@ -99,8 +107,9 @@ def test_transformers_gives_the_same_hidden_states(tiny: Path, tmp_path: Path, w
 
 def test_the_weights_of_the_checkpoint_are_those_exported(tiny: Path, tmp_path: Path) -> None:
     model = write_run(tiny, tmp_path / "run")
-    _, loaded, step = load_run(tmp_path / "run")
-    assert step == 3
+    opened = open_run(tmp_path / "run")
+    loaded = opened.model
+    assert opened.step == 3
     assert not loaded.training
     export_run(tmp_path / "run", tmp_path / "out")
     theirs = XLMRobertaForMaskedLM.from_pretrained(tmp_path / "out")
@@ -157,13 +166,13 @@ def test_a_newer_checkpoint_that_is_not_whole_is_said(
     good = tmp_path / "run" / "checkpoints" / "step-00000003"
     shutil.copytree(good, damaged := good.with_name("step-00000009"))
     flip(damaged / share_name(0))
-    assert load_run(tmp_path / "run")[2] == 3
+    assert open_run(tmp_path / "run").step == 3
     said = capsys.readouterr().err
     assert said.startswith("step-00000003 is read, for a newer one is not whole: ")
     assert f"{damaged / share_name(0)}: its content is not what was written" in said
     flip(good / share_name(0))
     with pytest.raises(UserError, match=r"no checkpoint is whole:\n.*step-00000009.*\n.*step-00000003.*\nPut a copy"):
-        load_run(tmp_path / "run")
+        open_run(tmp_path / "run")
 
 
 def test_an_export_needs_nothing_of_what_the_run_started_from(tiny: Path, tmp_path: Path) -> None:

@@ -14,15 +14,14 @@ import pytest
 import torch
 
 from m3p.batch import Sequence
-from m3p.data.tokenizer import Tokenizer
 from m3p.errors import UserError
 from m3p.export import export_run
 from m3p.packing import Packer
 from m3p.recipe.load import load_recipe
-from m3p.retrieval.evaluate import evaluate_run, load_run
-from m3p.retrieval.pictures import load_pictures
+from m3p.retrieval.evaluate import evaluate_run
 from m3p.retrieval.scoring import Scorer, shortlist
 from m3p.retrieval.search import search
+from m3p.runs import open_run
 from tests.launch import ROOT
 
 pytestmark = pytest.mark.program
@@ -87,11 +86,10 @@ def test_reranking_by_the_cross_encoder_stands_beside_the_first_result(run: Path
 
 
 def test_embeddings_and_matching_do_not_depend_on_the_batch(run: Path) -> None:
-    recipe, model, _ = load_run(run)
-    pictures = load_pictures(recipe, "train", recipe.evaluation["train"])
+    opened = open_run(run)
+    model, tokenizer, pictures = opened.model, opened.tokenizer, opened.gallery("train")
     texts = ["dog cat", "moon", "stone bread river"]
     pairs = np.array([[c, n] for c in range(3) for n in range(5)])
-    tokenizer = Tokenizer(recipe.tokenizer_folder)
     one, many = (Scorer(model, tokenizer, 32, size) for size in (1, 50))
     np.testing.assert_allclose(one.embed_texts(texts), many.embed_texts(texts), atol=1e-6)
     np.testing.assert_allclose(one.embed_pictures(pictures.visuals), many.embed_pictures(pictures.visuals), atol=1e-6)
@@ -114,8 +112,9 @@ def test_the_exported_folder_gives_the_same_logits_to_transformers(run: Path, tm
 
     message = export_run(run, tmp_path / "export")
     assert "step 6" in message
-    recipe, model, _ = load_run(run)
-    tokens = Tokenizer(recipe.tokenizer_folder).encode("dog cat tree moon", 32)
+    opened = open_run(run)
+    model = opened.model
+    tokens = opened.tokenizer.encode("dog cat tree moon", 32)
     packer = Packer(*model.features)
     packer.add(Sequence(tokens))
     packer.target("masked_words", slots=np.arange(len(tokens)))  # without labels the head gives logits
@@ -165,9 +164,7 @@ def test_fine_tuning_starts_where_the_other_run_ended(tiny: Path, run: Path, tmp
     settings = ("run.steps=2", "schedule.warmup_steps=0", "run.evaluate=false", f"model.weights={run}")
     done = program(tiny, tmp_path / "tuned", *settings, "optimizer.learning_rate=1e-30", "run.seed=5")
     assert done.returncode == 0, done.stderr[-3000:]
-    (_, found, _), (_, wanted, _) = load_run(tmp_path / "tuned"), load_run(run)
-    other = dict(wanted.named_parameters())
-    assert all(torch.equal(parameter, other[name]) for name, parameter in found.named_parameters())
+    assert open_run(tmp_path / "tuned").record.weights == open_run(run).record.weights
 
 
 def test_texts_longer_than_the_start_has_positions_for_are_refused(tiny: Path, run: Path, tmp_path: Path) -> None:

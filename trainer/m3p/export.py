@@ -1,7 +1,7 @@
 """`m3p export`: a run as one folder, compared with the run before it says done.
 
 config.json, model.safetensors, sentencepiece.bpe.model: text encoder and word head, as `transformers` loads an XLM-RoBERTa.
-m3p.safetensors, recipe.yaml: the whole network, for `load_exported` and for the `model.weights` of a recipe.
+m3p.safetensors, recipe.yaml, m3p.json: the whole network and its record, for `open_run` and for the `model.weights` of a recipe.
 """
 
 import shutil
@@ -12,18 +12,16 @@ import torch
 from safetensors.torch import save_file
 
 from m3p.batch import Sequence
-from m3p.checkpoints.init_from import EXPORTED, start_from
+from m3p.checkpoints.init_from import EXPORTED, RECORD
 from m3p.data.tokenizer import SENTENCEPIECE_FILE, Tokenizer
 from m3p.errors import UserError
-from m3p.model.build import build_model, read_encoder_shape
+from m3p.model.build import read_encoder_shape
 from m3p.model.huggingface import write_folder
 from m3p.model.m3p import M3P
 from m3p.packing import Packer
-from m3p.recipe.load import dump_recipe, load_recipe
-from m3p.recipe.recipe import Recipe
-from m3p.retrieval.evaluate import load_run
+from m3p.recipe.load import dump_recipe
+from m3p.runs import RECIPE, load_exported, open_run
 
-RECIPE = "recipe.yaml"
 LARGEST_DIFFERENCE = 1e-4
 """Between our hidden states and those of the exported model, float32."""
 
@@ -32,33 +30,22 @@ def export_run(run: Path, output: Path) -> str:
     """Write `output` and compare; return a line that says what was found. Raises UserError."""
     if output.exists() and any(output.iterdir()):
         raise UserError(f"--output {output} is not empty; name a new folder")
-    recipe, model, step = load_run(run)
+    opened = open_run(run)
+    recipe, model, tokenizer = opened.recipe, opened.model, opened.tokenizer
     folder = recipe.tokenizer_folder
-    tokenizer = Tokenizer(folder)
     shape = read_encoder_shape(recipe.model, tokenizer.size)
     weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     write_folder(output, weights, shape)
     shutil.copyfile(folder / SENTENCEPIECE_FILE, output / SENTENCEPIECE_FILE)
     save_file({name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}, output / EXPORTED)
     (output / RECIPE).write_text(dump_recipe(recipe))
+    (output / RECORD).write_text(opened.record.model_dump_json(indent=1) + "\n")
     difference = _compare(model.cpu(), tokenizer, output)
     _compare_whole(model, output)
     if difference > LARGEST_DIFFERENCE:
         raise UserError(f"{output}: its hidden states differ from the run's by {difference:.1e}; do not use it")
-    return f"{output}: step {step}, {len(weights)} tensors; hidden states differ from the run's by at most {difference:.1e}"
-
-
-def load_exported(folder: Path) -> tuple[Recipe, M3P]:
-    """Return the recipe of an exported run and its whole network, float32, on the CPU, in evaluation mode. Raises UserError.
-
-    Its model section has the sizes and the vocabulary of `folder`: those that the run was made from may be elsewhere now.
-    """
-    recipe = load_recipe(folder / RECIPE)
-    inside = {"initialise": folder, "tokenizer": folder, "shape": None, "layers": None}
-    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=inside)})
-    model = build_model(recipe.model, Tokenizer(folder).size, recipe.visual, recipe.tasks, recipe.run.seed, load=False)
-    start_from(model, folder, None)
-    return recipe, model.eval()
+    done = f"{output}: step {opened.step}, {len(weights)} tensors"
+    return f"{done}; hidden states differ from the run's by at most {difference:.1e}"
 
 
 def _compare_whole(model: M3P, output: Path) -> None:

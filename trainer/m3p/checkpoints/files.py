@@ -63,6 +63,8 @@ class State(BaseModel):
     """What the guard against bad steps remembers."""
     loss_scale: dict[str, float] = {}
     """Of fp16; empty in other precisions."""
+    captioned: list[str] | None = None
+    """Languages whose captions training saw, in the runs that it started from too; None in older checkpoints."""
     files: dict[str, FileEntry] = Field({}, description="Every other file of the folder.")
 
 

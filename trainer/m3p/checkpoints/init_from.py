@@ -1,5 +1,6 @@
 """Fine-tuning: starting weights from another run, one of its checkpoints, or an exported folder (`model.weights`)."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -16,15 +17,22 @@ from m3p.errors import UserError
 
 EXPORTED = "m3p.safetensors"
 """All weights of a run by our names, in a folder that `m3p export` wrote."""
+RECORD = "m3p.json"
+"""What is known of these weights, beside them."""
+
+Found = tuple[dict[str, Tensor], list[str] | None]
+"""Weights by name, and the languages whose captions they were trained on; None where that was not recorded."""
 
 
-def start_from(model: nn.Module, path: Path, ranks: Ranks | None, tokenizer: Path | None = None) -> None:
+def start_from(model: nn.Module, path: Path, ranks: Ranks | None, tokenizer: Path | None = None) -> list[str] | None:
     """Put the weights that `path` has into a plain network; heads that they lack stay fresh. Every rank calls it.
+
+    Returns the languages whose captions the weights were trained on; None where that was not recorded.
 
     `tokenizer` is the folder of the recipe's vocabulary; None where `path` is known to have the same.
     Raises UserError where there are no weights, where they are damaged, or another network's or vocabulary's.
     """
-    found = _read(path, ranks, tokenizer)
+    found, captioned = _read(path, ranks, tokenizer)
     own = dict(model.named_parameters())
     wrong = [f"{name} {list(t.shape)}" for name, t in found.items() if name in own and own[name].shape != t.shape]
     wrong += [f"{name} is missing" for name in own if name not in found and not name.startswith("heads.")]
@@ -36,9 +44,10 @@ def start_from(model: nn.Module, path: Path, ranks: Ranks | None, tokenizer: Pat
     with torch.no_grad():
         for name in own.keys() & found.keys():
             own[name].copy_(found[name])
+    return captioned
 
 
-def _read(path: Path, ranks: Ranks | None, tokenizer: Path | None) -> dict[str, Tensor]:
+def _read(path: Path, ranks: Ranks | None, tokenizer: Path | None) -> Found:
     if (path / EXPORTED).is_file():
         return _read_exported(path, tokenizer)
     if (path / STATE_FILE).is_file():
@@ -52,13 +61,14 @@ def _read(path: Path, ranks: Ranks | None, tokenizer: Path | None) -> dict[str, 
         raise UserError(f"model.weights = {path}: {error}") from error
 
 
-def _read_checkpoint(path: Path, tokenizer: Path | None) -> dict[str, Tensor]:
+def _read_checkpoint(path: Path, tokenizer: Path | None) -> Found:
+    state = read_state(path)
     if tokenizer is not None:
-        check_vocabulary(path, read_state(path), tokenizer)
-    return read_weights(path)
+        check_vocabulary(path, state, tokenizer)
+    return read_weights(path), state.captioned
 
 
-def _read_exported(path: Path, tokenizer: Path | None) -> dict[str, Tensor]:
+def _read_exported(path: Path, tokenizer: Path | None) -> Found:
     own = path / SENTENCEPIECE_FILE
     if tokenizer is not None and own.is_file() and vocabulary_hash(path) != vocabulary_hash(tokenizer):
         raise UserError(
@@ -66,6 +76,17 @@ def _read_exported(path: Path, tokenizer: Path | None) -> dict[str, Tensor]:
             f"set model.tokenizer={path}"
         )
     try:
-        return load_file(path / EXPORTED)
+        return load_file(path / EXPORTED), _captioned(path / RECORD)
     except SafetensorError as error:
         raise UserError(f"model.weights = {path}: {EXPORTED} cannot be read ({error}); export it again") from error
+
+
+def _captioned(record: Path) -> list[str] | None:
+    """Return the captioned languages of an export's record; None for an export of an earlier version, which has no record."""
+    if not record.is_file():
+        return None
+    try:
+        languages = json.loads(record.read_bytes())["captioned_languages"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{record} cannot be read ({error}): export the run again") from error
+    return None if languages is None else [str(language) for language in languages]

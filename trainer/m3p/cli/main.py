@@ -4,7 +4,7 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -45,7 +45,10 @@ def options(
 NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS}
 NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 
-Run = Annotated[Path, typer.Argument(help="A run folder, runs/NAME.")]
+Opened = Annotated[
+    Path,
+    typer.Argument(help="A run folder, one of its checkpoints, or a folder that `m3p export` wrote.", metavar="RUN"),
+]
 
 
 @app.command("show")
@@ -129,19 +132,27 @@ def ablate_command(
 
 @app.command("evaluate")
 def evaluate_command(
-    run: Run,
+    run: Opened,
     names: Annotated[list[str] | None, typer.Argument(help="Evaluations of its recipe; all if none is named.")] = None,
-    rerank: Annotated[int | None, typer.Option(min=0, help="Shortlist that the cross-encoder scores; 0: none.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Score this folder of shards with captions, whatever the recipe names.")
+    ] = None,
+    scoring: Annotated[
+        Literal["dual", "cross", "rerank"] | None,
+        typer.Option(help="Cosines; every pair through the encoder; or a shortlist of the one scored by the other."),
+    ] = None,
+    rerank: Annotated[int | None, typer.Option(min=0, help="Length of the shortlist that is scored again.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the one result to this file too.")] = None,
 ) -> None:
-    """Score image retrieval of a run's newest checkpoint; writes RUN/evaluation/."""
+    """Score image retrieval of a run, a checkpoint or an export; writes evaluation/ in its folder."""
     from m3p.retrieval.evaluate import evaluate_run
 
-    evaluate_run(run, names or [], rerank)
+    evaluate_run(run, names or [], rerank, scoring, data, json)
 
 
 @app.command("search")
 def search_command(
-    run: Run,
+    run: Opened,
     query: Annotated[str, typer.Argument(help="In any language of the run.")],
     evaluation: Annotated[str, typer.Option(help="Whose pictures to search; the recipe's first if left out.")] = "",
     most: Annotated[int, typer.Option(min=1, help="Pictures to show.")] = 5,
@@ -167,7 +178,7 @@ def compare_command(
 
 
 @app.command("export")
-def export_command(run: Run, output: Annotated[Path, typer.Option(help="Folder to write.")]) -> None:
+def export_command(run: Opened, output: Annotated[Path, typer.Option(help="Folder to write.")]) -> None:
     """Write a run as one folder: its text encoder as `transformers` loads it, and all of it for model.weights."""
     from m3p.export import export_run
 

@@ -7,6 +7,7 @@ the whole text, adds up scores in float32; where two ways to cut a word score al
 
 from array import array
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,18 @@ class Tokenizer:
     def __setstate__(self, path: Path) -> None:
         self.path = path
         self._load()
+
+
+def open_tokenizer(folder: Path) -> Tokenizer:
+    """Return the tokenizer of a folder: one a process, as long as its file stays the same. Raises UserError as `Tokenizer`."""
+    path = folder.resolve() / SENTENCEPIECE_FILE
+    status = path.stat() if path.is_file() else None
+    return _opened(folder, (status.st_size, status.st_mtime_ns) if status else None)
+
+
+@lru_cache(maxsize=4)
+def _opened(folder: Path, version: tuple[int, int] | None) -> Tokenizer:
+    return Tokenizer(folder)
 
 
 _BOS, _EOS = (np.intc(token).tobytes() for token in (BOS, EOS))

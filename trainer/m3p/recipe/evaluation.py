@@ -1,8 +1,14 @@
 """One entry of the recipe's `evaluation` section."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from m3p.paths import AddressField
+from m3p.terminal import warn
+
+LABELS = {"captioned", "selected_on"}
+"""Fields that stated what training had seen and what was selected, true or not."""
 
 
 class EvaluationConfig(BaseModel):
@@ -12,16 +18,20 @@ class EvaluationConfig(BaseModel):
 
     path: AddressField = Field(description="Folder of shards with captions.")
     languages: list[str] | None = Field(None, description="Query languages; every language of the source if left out.")
-    captioned: list[str] = Field(
-        ["en"], description="Languages whose captions were trained on; the others are averaged apart."
-    )
     rerank: int = Field(
         0,
         ge=0,
         description="Best candidates of the dual encoder that the cross-encoder scores again; 0: dual encoder alone.",
     )
-    caption_source: str = Field("human", description="Who wrote the captions; stands beside every figure.")
-    selected_on: str | None = Field(
-        None, description="Split on which settings were chosen; stands beside every figure."
-    )
+    caption_source: str | None = Field(None, description="Who wrote the captions; stands beside every figure.")
     batch_size: int = Field(64, ge=1, description="Pictures, captions or pairs that are forwarded at once.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_labels(cls, given: Any) -> Any:
+        """Leave out fields of earlier versions that a run's record tells better, and say so."""
+        if not isinstance(given, dict):
+            return given
+        for name in sorted(LABELS & given.keys()):
+            warn(f"evaluation.*.{name} is not read any more: results say what the checkpoint's own record says")
+        return {name: value for name, value in given.items() if name not in LABELS}

@@ -1,128 +1,176 @@
-"""Image retrieval of a run: load its newest checkpoint, score every evaluation of its recipe, and report.
+"""Image retrieval of a run, a checkpoint or an export: score evaluations of its recipe, or any source of pictures, and report.
 
-Writes evaluation/NAME.json (the figures), evaluation/NAME.html (pictures found), and the same to TensorBoard.
+Writes evaluation/NAME.json (the figures), evaluation/NAME.html (pictures found), and, of a run, the same to TensorBoard.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from m3p.checkpoints.files import read_state
-from m3p.checkpoints.read import load_weights, newest_whole, say_passed_over
-from m3p.checkpoints.resumable import check_vocabulary
-from m3p.data.tokenizer import Tokenizer
 from m3p.errors import UserError
-from m3p.model.build import build_model
-from m3p.model.m3p import M3P
 from m3p.objectives.tasks import TASKS
 from m3p.recipe.evaluation import EvaluationConfig
-from m3p.recipe.load import load_recipe
-from m3p.recipe.recipe import Recipe
 from m3p.retrieval.gallery import Finding, contact_sheet, html_page
 from m3p.retrieval.metrics import QueryRanks, query_ranks
 from m3p.retrieval.pictures import Pictures, load_pictures, picture_bytes
 from m3p.retrieval.report import Conditions, Evaluation, Shortlist, print_table, write_tensorboard
 from m3p.retrieval.scoring import Floats, Scorer, shortlist
+from m3p.runs import Run, open_run
 
+Scoring = Literal["dual", "cross", "rerank"]
+SHORTLIST = 128
+"""Candidates of each query that are scored again, where re-ranking is asked for and nothing says how many."""
 SHOWN_QUERIES, SHOWN_PICTURES = 3, 5
 SHOWN_LANGUAGES = 12
 
 
-def evaluate_run(run: Path, names: Sequence[str] = (), rerank: int | None = None) -> list[Evaluation]:
-    """Evaluate `run` on the evaluations `names` of its recipe (all, if none is named); print, write and return them.
+def evaluate_run(
+    path: Path,
+    names: Sequence[str] = (),
+    rerank: int | None = None,
+    scoring: Scoring | None = None,
+    data: Path | None = None,
+    json_file: Path | None = None,
+) -> list[Evaluation]:
+    """Evaluate a run, checkpoint or export on the evaluations `names` of its recipe (all, if none is named).
 
-    `rerank` replaces the recipe's shortlist length. Raises UserError.
+    Args:
+        path: what `open_run` opens.
+        names: entries of the recipe's `evaluation` section.
+        rerank: length of the shortlist, in place of the recipe's.
+        scoring: how pairs are scored, in place of the recipe's way.
+        data: a folder of shards that is scored instead, named or not in the recipe.
+        json_file: a further file for the result; only where there is one.
+
+    Prints, writes and returns the results. Raises UserError.
     """
-    recipe, model, step = load_run(run)
-    unknown = [name for name in names if name not in recipe.evaluation]
-    if unknown or not recipe.evaluation:
-        known = ", ".join(recipe.evaluation) or "none"
-        raise UserError(f"{run}: no evaluation {unknown[0] if unknown else ''} in its recipe; it has {known}")
-    if rerank and not any(task.scores_pairs for task in recipe.tasks):
-        able = " or ".join(task.name for task in TASKS.values() if task.scores_pairs)
-        raise UserError(
-            f"--rerank {rerank}: scores by {able}, but no active objective of {run} trains it; leave it out, or train a "
-            f"run whose tasks.{able} has a weight"
-        )
+    run = open_run(path)
+    chosen = _choose(run, names, data)
+    if json_file is not None and len(chosen) != 1:
+        raise UserError(f"--json {json_file}: it holds one result, and {', '.join(chosen)} would be scored; name one")
+    asked = {name: _settle(run, name, config, scoring, rerank) for name, config in chosen.items()}
     done = []
-    with SummaryWriter(str(run / "tensorboard")) as writer:
-        for wanted in names or recipe.evaluation:
-            name, config = wanted, recipe.evaluation[wanted]
-            if rerank is not None and rerank != config.rerank:
-                config = config.model_copy(update={"rerank": rerank})
-                name = f"{name}-rerank{rerank}"  # beside the recipe's own result, not over it
-            evaluation, found = _evaluate(run, recipe, model, step, name, config)
-            evaluation.save(run / "evaluation" / f"{name}.json")
-            print_table(evaluation)
-            write_tensorboard(writer, evaluation, step)
-            _write_gallery(run / "evaluation" / f"{name}.html", found, writer, name, step)
-            done.append(evaluation)
+    for name, (config, way) in asked.items():
+        evaluation, found = _evaluate(run, name, config, way)
+        file = run.folder / "evaluation" / f"{_file_name(run, name, config, chosen[name], way)}.json"
+        for place in (file, *([json_file] if json_file else [])):
+            evaluation.save(place)
+        print_table(evaluation)
+        _show(run, evaluation, found, file)
+        done.append(evaluation)
     return done
 
 
-def load_run(run: Path) -> tuple[Recipe, M3P, int]:
-    """Return the recipe, the network of the newest checkpoint (evaluation mode) and its step. Raises UserError."""
-    newest, problems = newest_whole(run)
-    if newest is None and problems:
-        lines = "\n".join(f"  - {problem}" for problem in problems)
-        raise UserError(f"{run / 'checkpoints'}: no checkpoint is whole:\n{lines}\nPut a copy back, or train again")
-    if newest is None or not (run / "recipe.yaml").is_file():
-        raise UserError(f"{run} holds no checkpoint of a run; train first: deepspeed trainer/run.py --recipe ...")
-    say_passed_over(newest, problems)
-    recipe, state = load_recipe(run / "recipe.yaml"), read_state(newest)
-    check_vocabulary(newest, state, recipe.tokenizer_folder)
-    vocabulary = Tokenizer(recipe.tokenizer_folder).size
-    model = build_model(recipe.model, vocabulary, recipe.visual, recipe.tasks, recipe.run.seed, load=False)
-    load_weights(model, newest)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return recipe, model.eval().to(device), state.step
+def _choose(run: Run, names: Sequence[str], data: Path | None) -> dict[str, EvaluationConfig]:
+    if data is None:
+        if not (names or run.recipe.evaluation):
+            raise UserError(
+                f"{run.folder}: no evaluation in its recipe; name --data FOLDER, a folder of shards with captions"
+            )
+        return {name: run.evaluation(name) for name in names or run.recipe.evaluation}
+    if names:
+        raise UserError(
+            f"--data {data}: leave out {', '.join(names)}, which are evaluations of the recipe, or leave out --data"
+        )
+    name = data.resolve().name
+    taken = name in run.recipe.evaluation and Path(run.recipe.evaluation[name].path).resolve() != data.resolve()
+    return {f"data-{name}" if taken else name: EvaluationConfig(path=str(data))}
 
 
-def max_tokens(recipe: Recipe) -> int:
-    """Return where texts are cut: as in training, at the longest of the objectives on pairs."""
-    return max(c.max_tokens for c in recipe.active_objectives.values() if c.needs_pictures)
+def _settle(
+    run: Run, name: str, config: EvaluationConfig, scoring: Scoring | None, rerank: int | None
+) -> tuple[EvaluationConfig, Scoring]:
+    """Return the evaluation with its shortlist (0: none) and its scoring. Raises UserError where the run cannot score so."""
+    if rerank is not None:
+        if rerank and scoring not in (None, "rerank"):
+            raise UserError(
+                f"--rerank {rerank}: goes with --scoring rerank, not with --scoring {scoring}; leave one out"
+            )
+        config = config.model_copy(update={"rerank": rerank})
+    way: Scoring = scoring or ("rerank" if config.rerank else "dual")
+    config = config.model_copy(update={"rerank": (config.rerank or SHORTLIST) if way == "rerank" else 0})
+    option = f"--rerank {rerank}" if rerank else f"evaluation.{name}, scoring {way}"
+    for needed, able in (
+        (way != "dual", [task for task in TASKS.values() if task.scores_pairs]),
+        (way != "cross", [task for task in TASKS.values() if task.embeds]),
+    ):
+        if needed and not set(able) & set(run.recipe.tasks):
+            words = " or ".join(task.name for task in able)
+            raise UserError(
+                f"{option}: scores by {words}, but no active objective of {run.folder} trains it; score otherwise (--scoring), "
+                f"or train a run whose tasks.{words} has a weight"
+            )
+    return config, way
 
 
-def _evaluate(
-    run: Path, recipe: Recipe, model: M3P, step: int, name: str, config: EvaluationConfig
-) -> tuple[Evaluation, list[Finding]]:
+def _file_name(run: Run, name: str, config: EvaluationConfig, own: EvaluationConfig, way: Scoring) -> str:
+    """Return the name of the result's files: that of the evaluation, and what differs from scoring it as the recipe says."""
+    usual: Scoring = "rerank" if own.rerank else "dual"
+    if way == "rerank" and config.rerank != own.rerank:
+        name += f"-rerank{config.rerank}"
+    elif way != usual:
+        name += f"-{way}"
+    return name if run.is_newest else f"{name}-step-{run.step:08d}"
+
+
+def _evaluate(run: Run, name: str, config: EvaluationConfig, way: Scoring) -> tuple[Evaluation, list[Finding]]:
     """Score all queries: -> the figures, and what a few of them found."""
-    pictures = load_pictures(recipe, name, config)
-    assert recipe.visual is not None
-    tokenizer = Tokenizer(recipe.tokenizer_folder)
-    scorer = Scorer(model, tokenizer, max_tokens(recipe), config.batch_size)
-    images = scorer.embed_pictures(pictures.visuals)
+    pictures = load_pictures(run.recipe, name, config)
+    scorer = run.scorer(config.batch_size)
+    images = None if way == "cross" else scorer.embed_pictures(pictures.visuals)
     ranks: dict[str, QueryRanks] = {}
     found: list[Finding] = []
     in_shortlist: dict[str, float] = {}
+    truncated: dict[str, int] = {}
     for language, captions in pictures.pool.captions.items():
         texts = [caption.text for caption in captions]
-        scores = images @ scorer.embed_texts(texts).T
         right = pictures.pool.right(language)
-        if config.rerank:
-            to_images, to_texts, in_shortlist[language] = _rerank(scorer, pictures, texts, scores, right, config.rerank)
+        truncated[language] = scorer.truncated(texts)
+        if images is None:
+            to_images = scorer.match_all(texts, pictures.visuals)
+            to_texts = to_images.T
         else:
-            to_images, to_texts = scores.T, scores
+            to_texts = images @ scorer.embed_texts(texts).T
+            to_images = to_texts.T
+        if way == "rerank":
+            to_images, to_texts, in_shortlist[language] = _rerank(
+                scorer, pictures, texts, to_texts, right, config.rerank
+            )
         ranks[language] = QueryRanks(query_ranks(to_images, right.T), query_ranks(to_texts, right))
         if len(found) < SHOWN_QUERIES * SHOWN_LANGUAGES:
             found += _findings(pictures, language, texts, to_images, right)
-    conditions = Conditions(
+    conditions = _conditions(run, name, config, way, pictures, in_shortlist, truncated)
+    return Evaluation.of(pictures.pool, ranks, conditions), found
+
+
+def _conditions(
+    run: Run,
+    name: str,
+    config: EvaluationConfig,
+    way: Scoring,
+    pictures: Pictures,
+    in_shortlist: dict[str, float],
+    truncated: dict[str, int],
+) -> Conditions:
+    return Conditions(
         dataset=config.path,
         split=name,
-        scoring="dual+cross" if config.rerank else "dual",
-        shortlist=Shortlist(k=config.rerank, recall=in_shortlist) if config.rerank else None,
+        scoring="dual+cross" if way == "rerank" else way,
+        shortlist=Shortlist(k=config.rerank, recall=in_shortlist) if way == "rerank" else None,
         caption_source=config.caption_source,
-        system=run.name,
-        step=step,
-        seed=recipe.run.seed,
-        captioned_languages=config.captioned,
-        selection_split=config.selected_on,
+        system=run.record.run,
+        step=run.step,
+        checkpoint=run.record.checkpoint,
+        weights=run.record.weights,
+        seed=run.recipe.run.seed,
+        captioned_languages=run.record.captioned_languages,
+        truncated_captions=truncated,
+        unreadable=pictures.unreadable,
     )
-    return Evaluation.of(pictures.pool, ranks, conditions), found
 
 
 def _rerank(
@@ -135,11 +183,12 @@ def _rerank(
     best_images, best_texts = shortlist(scores.T, most), shortlist(scores, most)
     to_images = np.full(scores.T.shape, -np.inf, np.float32)
     to_texts = np.full(scores.shape, -np.inf, np.float32)
-    pairs = {(c, n) for c, row in enumerate(best_images.tolist()) for n in row}
-    pairs |= {(c, n) for n, row in enumerate(best_texts.tolist()) for c in row}
-    every = np.array(sorted(pairs), np.int64)
+    wanted = np.zeros(scores.T.shape, bool)
+    np.put_along_axis(wanted, best_images, True, 1)
+    np.put_along_axis(wanted.T, best_texts, True, 1)
+    pairs = np.argwhere(wanted)
     logits = np.full(scores.T.shape, -np.inf, np.float32)
-    logits[every[:, 0], every[:, 1]] = scorer.match(texts, pictures.visuals, every)
+    logits[wanted] = scorer.match(texts, pictures.visuals, pairs)
     np.put_along_axis(to_images, best_images, np.take_along_axis(logits, best_images, 1), 1)
     np.put_along_axis(to_texts, best_texts, np.take_along_axis(logits.T, best_texts, 1), 1)
     asked = right.sum(axis=1) > 0  # a picture without a caption in this language asks for none
@@ -163,9 +212,14 @@ def _findings(
     return found
 
 
-def _write_gallery(path: Path, found: list[Finding], writer: SummaryWriter, name: str, step: int) -> None:
-    if not any(finding.pictures for finding in found):
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html_page(found), encoding="utf-8")
-    writer.add_image(f"found/{name}", np.asarray(contact_sheet(found)), step, dataformats="HWC")
+def _show(run: Run, evaluation: Evaluation, found: list[Finding], file: Path) -> None:
+    """Write the page of pictures found; where the run keeps TensorBoard's files, figures and pictures go there too."""
+    shown = any(finding.pictures for finding in found)
+    if shown:
+        file.with_suffix(".html").write_text(html_page(found), encoding="utf-8")
+    if (run.folder / "checkpoints").is_dir():
+        with SummaryWriter(str(run.folder / "tensorboard")) as writer:
+            write_tensorboard(writer, evaluation, run.step)
+            if shown:
+                sheet = np.asarray(contact_sheet(found))
+                writer.add_image(f"found/{file.stem}", sheet, run.step, dataformats="HWC")

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from m3p.batch import Picture
 from m3p.data.order.shuffle import Place
 from m3p.data.records import Members
-from m3p.data.sample import BadSamples, Sample
+from m3p.data.sample import Sample
 from m3p.data.shards.fingerprint import name_of
 from m3p.data.source import Source, SourceConfig
 from m3p.errors import BadSample, UserError
@@ -31,6 +31,8 @@ class Pictures:
     places: list[Place]
     visuals: list[Picture]
     pool: Pool
+    unreadable: list[str]
+    """Samples that cannot be read and are left out of the pool, as "shard, sample NUMBER: reason"."""
 
 
 def open_source(recipe: Recipe, name: str, config: EvaluationConfig) -> Source:
@@ -58,29 +60,42 @@ def check_evaluations(recipe: Recipe) -> None:
 def load_pictures(recipe: Recipe, name: str, config: EvaluationConfig) -> Pictures:
     """Read the whole gallery of an evaluation, not augmented. Samples of equal pictures are one picture with all their captions.
 
-    Raises UserError where a sample cannot be read, or two pictures have one id: each would count as right for the other's
+    A sample that cannot be read is left out of the pool with its captions, said and named in the result.
+    Raises UserError where none can be read, or two pictures have one id: each would count as right for the other's
     captions.
     """
     source = open_source(recipe, name, config)
     gallery = _Gallery(name, config.path)
-    bad = BadSamples([])
+    unreadable: list[str] = []
     for shard, entry in enumerate(source.manifest.shards):
         for number in tqdm(
             range(entry.samples), desc=f"{name}: {entry.name}", unit="picture", leave=False, disable=None
         ):
             place = Place(0, shard, number)
-            sample = source.read_place(place, bad, augment=False)
-            if bad.seen:
-                raise UserError(f"evaluation.{name}: every picture counts, and this one cannot be read: {bad.seen[0]}")
+            try:
+                sample = source.try_sample(shard, number)
+            except BadSample as reason:
+                unreadable.append(f"{entry.name}, sample {number}: {reason}")
+                continue
             content = sample.content or _content(source.members(shard, number))
             gallery.add(place, sample, content, f"{entry.name}, sample {number}", f"{entry.name}#{number}")
+    _say_unreadable(name, config.path, unreadable, source.manifest.samples)
     if gallery.repeated:
         warn(
             f"evaluation.{name}: {gallery.repeated:,} samples of {config.path} have a picture that another has too: its "
             f"{source.manifest.samples:,} samples count as {len(gallery.places):,} pictures with all their captions"
         )
     languages = config.languages or sorted(source.manifest.captions)
-    return Pictures(source, gallery.places, gallery.visuals, Pool.of(gallery.records, languages))
+    return Pictures(source, gallery.places, gallery.visuals, Pool.of(gallery.records, languages), unreadable)
+
+
+def _say_unreadable(name: str, path: str, unreadable: list[str], samples: int) -> None:
+    """Say which samples are left out. Raises UserError where none is left."""
+    if unreadable and len(unreadable) == samples:
+        raise UserError(f"evaluation.{name}: no picture of {path} can be read; the first: {unreadable[0]}")
+    if unreadable:
+        shown = "; ".join(unreadable[:3]) + ("; ..." if len(unreadable) > 3 else "")
+        warn(f"evaluation.{name}: {len(unreadable):,} of {samples:,} samples cannot be read and are left out: {shown}")
 
 
 class _Gallery:
@@ -127,9 +142,13 @@ def _content(members: Members) -> str:
 
 
 def picture_bytes(pictures: Pictures, number: int) -> bytes:
-    """Return the stored picture; empty where a source holds regions alone, or a picture that cannot be read beside them."""
-    place = pictures.places[number]
-    members = pictures.source.members(place.shard, place.sample)
+    """Return a picture of the gallery as it is stored; empty where there is none that can be shown."""
+    return stored_picture(pictures.source, pictures.places[number])
+
+
+def stored_picture(source: Source, place: Place) -> bytes:
+    """Return a sample's picture as it is stored; empty where it has regions alone, or a picture that cannot be decoded."""
+    members = source.members(place.shard, place.sample)
     kind = picture_kind(members)
     stored = bytes(members[kind]) if kind else b""
     try:

@@ -49,12 +49,25 @@ class Conditions(_Model):
         description="dual: cosine of two embeddings; cross: every pair through the encoder; dual+cross: a shortlist re-ranked."
     )
     shortlist: Shortlist | None = Field(None, description="Given with dual+cross, and with nothing else.")
-    caption_source: str = Field(description="Who wrote the captions: human, machine translation, a release's name.")
+    caption_source: str | None = Field(
+        None,
+        description="Who wrote the captions, as the recipe says: human, machine translation; null where nothing says it.",
+    )
     system: str = Field(description="What was evaluated: the run's name, or the baseline's.")
     step: int | None = Field(None, description="Step of the checkpoint; null for a baseline that has no steps.")
     seed: int | None = Field(None, description="Seed of the training; null where nothing random happened.")
-    captioned_languages: list[str] = Field(description="Languages whose captions training saw.")
-    selection_split: str | None = Field(None, description="Split that settings or checkpoint were chosen on.")
+    checkpoint: str | None = Field(None, description="Name of the checkpoint's folder; null for a baseline.")
+    weights: str | None = Field(None, description="Hash of the weights; null for a baseline.")
+    captioned_languages: list[str] | None = Field(
+        description="Languages whose captions training saw, by the record of the checkpoint; null where it has none."
+    )
+    selection_split: str | None = Field(
+        None, description="Split that the checkpoint was selected on; null where no selection was recorded."
+    )
+    truncated_captions: dict[str, int] = Field(
+        {}, description="Captions that were cut to the run's max_tokens, by language."
+    )
+    unreadable: list[str] = Field([], description="Samples left out of the pool because they cannot be read, and why.")
 
     @model_validator(mode="after")
     def _shortlist_goes_with_its_scoring(self) -> "Conditions":
@@ -101,7 +114,9 @@ class Evaluation(Conditions):
     captions: int = Field(description="Captions, all languages together.")
     languages: dict[str, LanguageResult] = Field(description="The result in each language.")
     mean: Summary = Field(description="Average over all languages.")
-    mean_never_captioned: Summary | None = Field(description="Average over languages that training saw no captions in.")
+    mean_never_captioned: Summary | None = Field(
+        description="Average over languages without captions in training; null: none, or not recorded."
+    )
     image_groups: list[int] = Field(description="Concept number of each picture.")
     intervals: str = Field(description="How the intervals were made.")
 
@@ -130,7 +145,8 @@ class Evaluation(Conditions):
         pool, ranks = pool.in_order(ranks)
         grouped = {name: GroupedRanks(found, *pool.groups(name)) for name, found in ranks.items()}
         languages = {name: _language_result(pool, name, queries) for name, queries in grouped.items()}
-        never = [name for name in languages if name not in conditions.captioned_languages]
+        captioned = conditions.captioned_languages
+        never = [] if captioned is None else [name for name in languages if name not in captioned]
         return cls(
             **dict(conditions),
             images=len(pool.images),
@@ -216,7 +232,7 @@ def print_table(evaluation: Evaluation, console: PlainConsole | None = None) -> 
         table.add_column(name, justify="right", no_wrap=True)
     for language, result in evaluation.languages.items():
         values = [*result.text_to_image.values(), *result.image_to_text.values()]
-        mark = " *" if language in evaluation.captioned_languages else ""
+        mark = " *" if language in (evaluation.captioned_languages or []) else ""
         table.add_row(language + mark, *(f"{value:.1f}" for value in values), *_cells(result), str(result.captions))
     table.add_section()
     table.add_row(_ALL, *[""] * 6, *_cells(evaluation.mean), str(evaluation.captions), style="bold")
@@ -238,12 +254,18 @@ def _caption(evaluation: Evaluation) -> str:
     parts = [
         f"protocol {evaluation.protocol}",
         scoring,
-        f"captions: {evaluation.caption_source}",
+        f"captions: {evaluation.caption_source or 'source not stated'}",
         "percent",
         "t→i: captions ask for pictures",
     ]
-    if evaluation.captioned_languages:
+    if evaluation.captioned_languages is None:
+        parts.append("captioned languages not recorded")
+    elif evaluation.captioned_languages:
         parts.append("* captioned in training")
+    if cut := sum(evaluation.truncated_captions.values()):
+        parts.append(f"{cut:,} captions cut to the length of training")
+    if evaluation.unreadable:
+        parts.append(f"{len(evaluation.unreadable):,} samples unreadable and left out")
     same = {name: len(result.identical_captions) for name, result in evaluation.languages.items()}
     if any(same.values()):
         names = ", ".join(f"{name} {number}" for name, number in same.items() if number)
@@ -299,8 +321,9 @@ def shared_rows(first: Evaluation, *others: Evaluation) -> dict[str, list[str]]:
                 f"{first.system} and {other.system} answered different queries in {', '.join(wrong)}: a paired comparison needs "
                 "the same pictures and captions; evaluate both on the same source and split"
             )
-    captioned = {name for one in (first, *others) for name in one.captioned_languages}
-    never = [name for name in shared if name not in captioned]
+    seen = [one.captioned_languages for one in (first, *others)]
+    captioned = {name for languages in seen for name in languages or []}
+    never = [name for name in shared if name not in captioned] if None not in seen else []
     return {name: [name] for name in shared} | {_ALL: shared} | ({_NEVER: never} if never else {})
 
 

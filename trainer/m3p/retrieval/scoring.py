@@ -20,6 +20,8 @@ from m3p.packing import Packer
 
 Floats = NDArray[np.float32]
 Read = Callable[[Tensor, Layout, Tensor], Tensor]
+_BLOCK = 1 << 16
+"""Pairs that are listed at once: bounds the memory of an exhaustive scoring."""
 Wanted = TypeVar("Wanted", bound=Head)
 
 
@@ -57,6 +59,20 @@ class Scorer:
         sequences = (Packed(tokens[caption], pictures[picture]) for caption, picture in pairs.tolist())
         shown = tqdm(sequences, total=len(pairs), desc="cross-encoder", unit="pair", leave=False, disable=None)
         return self._run(shown, head.score_pairs)
+
+    def match_all(self, texts: Sequence[str], pictures: Sequence[Picture]) -> Floats:
+        """Return the matching logit of every caption with every picture, [C, N]; pairs are made in blocks."""
+        rows = max(1, _BLOCK // len(pictures))
+        parts = []
+        for first in tqdm(range(0, len(texts), rows), desc="captions", unit="block", leave=False, disable=None):
+            block = texts[first : first + rows]
+            pairs = np.indices((len(block), len(pictures)), np.int64).reshape(2, -1).T
+            parts.append(self.match(block, pictures, pairs).reshape(len(block), len(pictures)))
+        return np.concatenate(parts)
+
+    def truncated(self, texts: Sequence[str]) -> int:
+        """Return how many of the texts have more tokens than the network is given."""
+        return sum(len(self._tokenizer.encode(text, self._most_tokens + 1)) > self._most_tokens for text in texts)
 
     def _head(self, kind: type[Wanted]) -> Wanted:
         """Return the first head of this kind; the recipe's evaluations are checked for a task that has one."""

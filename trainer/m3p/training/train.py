@@ -15,7 +15,7 @@ from m3p.checkpoints.save import Checkpoints
 from m3p.data.loader.loader import MicroBatches, load
 from m3p.data.order.plan import MicroBatchPlan, Plan
 from m3p.data.order.shuffle import ORDER_VERSION
-from m3p.data.tokenizer import Tokenizer
+from m3p.data.tokenizer import open_tokenizer
 from m3p.distributed import Ranks
 from m3p.errors import UserError
 from m3p.keys import key
@@ -61,12 +61,13 @@ def train(recipe: Recipe, ds_config: Path, ranks: Ranks) -> bool:
         now = _state(recipe, ranks, objectives)
         check_agreement(ranks, facts_of_run(now, ds_config))
         newest, found = _find(recipe, ranks, now)
-        engine = _engine(recipe, ds_config, ranks, plan, newest)
+        engine, before = _engine(recipe, ds_config, ranks, plan, newest)
         if newest is not None and found is not None:
             restore(newest, found, engine, ranks)
         first = 0 if found is None else found.step
         announce(recipe, engine, ranks, plan, objectives, first)
-        return _run(recipe, engine, ranks, plan, objectives, now if found is None else _again(now, found), owner, stop)
+        state = _with_captions(now, before) if found is None else _again(now, found)
+        return _run(recipe, engine, ranks, plan, objectives, state, owner, stop)
 
 
 def _run(
@@ -110,7 +111,7 @@ def _run(
 
 
 def _throughput(recipe: Recipe, engine: Engine, ranks: Ranks) -> Throughput:
-    sizes = network_sizes(recipe.model, Tokenizer(recipe.tokenizer_folder).size, recipe.visual, recipe.tasks)
+    sizes = network_sizes(recipe.model, open_tokenizer(recipe.tokenizer_folder).size, recipe.visual, recipe.tasks)
     return Throughput(sizes, ranks.device, engine.precision, ranks.world_size, bool(recipe.model.freeze))
 
 
@@ -130,7 +131,13 @@ def _batches(
 
 def _again(now: State, found: State) -> State:
     """Return the state of a run that goes on from the checkpoint `found`."""
-    return now.model_copy(update={"step": found.step, "guard": found.guard})
+    return _with_captions(now, found.captioned).model_copy(update={"step": found.step, "guard": found.guard})
+
+
+def _with_captions(now: State, before: list[str] | None) -> State:
+    """Return the state with the languages of captions seen `before` added; None, which is not recorded, stays so."""
+    captioned = None if before is None or now.captioned is None else sorted({*now.captioned, *before})
+    return now.model_copy(update={"captioned": captioned})
 
 
 def _make_folder(folder: Path) -> Path:
@@ -171,21 +178,28 @@ def _find(recipe: Recipe, ranks: Ranks, now: State) -> tuple[Path | None, State 
     return newest, found
 
 
-def _engine(recipe: Recipe, ds_config: Path, ranks: Ranks, plan: Plan, newest: Path | None) -> Engine:
-    """Return the engine over the network of the recipe, its weights those of the checkpoint `newest` if there is one."""
-    vocabulary = Tokenizer(recipe.tokenizer_folder).size
+def _engine(
+    recipe: Recipe, ds_config: Path, ranks: Ranks, plan: Plan, newest: Path | None
+) -> tuple[Engine, list[str] | None]:
+    """Return the engine over the network of the recipe, its weights those of the checkpoint `newest` if there is one.
+
+    Beside it the languages whose captions the weights of another run, that this one starts from, were trained on.
+    """
+    before: list[str] | None = []
+    vocabulary = open_tokenizer(recipe.tokenizer_folder).size
     model = build_model(recipe.model, vocabulary, recipe.visual, recipe.tasks, recipe.run.seed, load=newest is None)
     _check_positions(recipe, model.text.positions.num_embeddings)
     if newest is not None:
         load_weights(model, newest)  # now, because DeepSpeed makes its copies of the weights when it starts
     elif recipe.model.weights is not None:
-        start_from(model, recipe.model.weights, ranks, recipe.tokenizer_folder)
+        before = start_from(model, recipe.model.weights, ranks, recipe.tokenizer_folder)
     check_agreement(ranks, facts_of_network(model))
     torch.manual_seed(key("dropout", recipe.run.seed, ranks.rank))  # the one choice that belongs to a rank
     run = recipe.run
-    return DeepSpeedEngine(
+    engine = DeepSpeedEngine(
         model, recipe.optimizer, recipe.kernels, ds_config, ranks, plan.turns_per_step, run.timeout_seconds
     )
+    return engine, before
 
 
 def _check_positions(recipe: Recipe, positions: int) -> None:
@@ -199,6 +213,7 @@ def _check_positions(recipe: Recipe, positions: int) -> None:
 
 
 def _state(recipe: Recipe, ranks: Ranks, objectives: dict[str, Objective]) -> State:
+    pairs = [objective for objective in objectives.values() if objective.config.needs_pictures]
     return State(
         format_version=FORMAT_VERSION,
         step=0,
@@ -206,4 +221,5 @@ def _state(recipe: Recipe, ranks: Ranks, objectives: dict[str, Objective]) -> St
         order_version=ORDER_VERSION,
         recipe=recipe.model_dump(mode="json", exclude_none=True),
         data=fingerprints(recipe, objectives),
+        captioned=sorted({language for one in pairs for source in one.mix.sources for language in source.languages}),
     )

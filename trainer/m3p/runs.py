@@ -1,0 +1,179 @@
+"""One opened run: its recipe, network and tokenizer, from a run folder, one of its checkpoints, or an exported folder."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from m3p.checkpoints.files import STATE_FILE, State, read_state
+from m3p.checkpoints.init_from import EXPORTED, RECORD, start_from
+from m3p.checkpoints.read import load_weights, none_whole, read_newest, why_not_whole
+from m3p.checkpoints.resumable import check_vocabulary
+from m3p.data.tokenizer import Tokenizer, open_tokenizer
+from m3p.errors import UserError
+from m3p.model.build import build_model
+from m3p.model.m3p import M3P
+from m3p.recipe.evaluation import EvaluationConfig
+from m3p.recipe.load import load_recipe, parse_recipe
+from m3p.recipe.recipe import Recipe
+from m3p.retrieval.pictures import Pictures, load_pictures
+from m3p.retrieval.scoring import Scorer
+
+RECIPE = "recipe.yaml"
+
+
+class Record(BaseModel):
+    """What is known of trained weights; stands beside every result, and in the folder that `m3p export` writes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: str
+    """Name of the run folder."""
+    checkpoint: str
+    """Name of the checkpoint's folder."""
+    step: int
+    """Steps of training that were done."""
+    weights: str
+    """Hash of the weights, the same in a checkpoint of any number of ranks and in an export of it."""
+    captioned_languages: list[str] | None = None
+    """Languages whose captions training saw, in the runs that it started from too; None where that was not recorded."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is opened to be evaluated, searched, exported or used."""
+
+    folder: Path
+    """Where what is made of the run goes: the run folder, or the folder that was opened."""
+    recipe: Recipe
+    record: Record
+    model: M3P
+    """In evaluation mode, float32, on the GPU if there is one."""
+    tokenizer: Tokenizer
+    is_newest: bool
+    """Whether this is the newest checkpoint of a run folder, so that results need not name their step."""
+
+    @property
+    def step(self) -> int:
+        """Steps of training that were done."""
+        return self.record.step
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that a text is cut to: as in training, by the objective on pictures that allows most."""
+        configs = [config for config in self.recipe.active_objectives.values() if config.needs_pictures]
+        if not configs:
+            raise UserError(f"{self.folder}: no objective of this run trains on pictures, so it scores none")
+        return max(config.max_tokens for config in configs)
+
+    def scorer(self, batch_size: int = 64) -> Scorer:
+        """Return what embeds texts and pictures and matches them, forwarding `batch_size` at once."""
+        return Scorer(self.model, self.tokenizer, self.max_tokens, batch_size)
+
+    def evaluation(self, name: str) -> EvaluationConfig:
+        """Return an entry of the recipe's `evaluation` section. Raises UserError where there is none of this name."""
+        if name not in self.recipe.evaluation:
+            known = ", ".join(self.recipe.evaluation) or "none"
+            raise UserError(
+                f"{self.folder}: no evaluation {name!r} in its recipe; it has {known}. Or name any --data FOLDER"
+            )
+        return self.recipe.evaluation[name]
+
+    def gallery(self, name: str) -> Pictures:
+        """Return the pictures of evaluation `name`, with their captions. Raises UserError."""
+        return load_pictures(self.recipe, name, self.evaluation(name))
+
+
+def open_run(path: Path) -> Run:
+    """Open a run folder (its newest whole checkpoint), one of its checkpoints, or an exported folder. Raises UserError."""
+    if (path / EXPORTED).is_file():
+        return _open_export(path)
+    if (path / STATE_FILE).is_file():
+        if problem := why_not_whole(path):
+            raise UserError(f"{path} is not whole: {problem}; name another checkpoint, or put a copy back")
+        run = path.resolve().parents[1]
+        inside = path.resolve().parent.name == "checkpoints" and (run / RECIPE).is_file()
+        return _open_checkpoint(path, run if inside else path, run / RECIPE if inside else None, newest=False)
+    if not (path / RECIPE).is_file():
+        raise none_whole(path, [])
+    return read_newest(path, lambda newest: _open_checkpoint(newest, path, path / RECIPE, newest=True))[1]
+
+
+def _open_checkpoint(path: Path, folder: Path, recipe_file: Path | None, newest: bool) -> Run:
+    state = read_state(path)
+    recipe = load_recipe(recipe_file) if recipe_file else parse_recipe(dict(state.recipe), str(path / STATE_FILE))
+    check_vocabulary(path, state, recipe.tokenizer_folder)
+    tokenizer = open_tokenizer(recipe.tokenizer_folder)
+    model = build_model(recipe.model, tokenizer.size, recipe.visual, recipe.tasks, recipe.run.seed, load=False)
+    load_weights(model, path)
+    record = _record(folder, path, state, model)
+    return Run(folder, recipe, record, _ready(model), tokenizer, newest)
+
+
+def _record(folder: Path, checkpoint: Path, state: State, model: M3P) -> Record:
+    name, step = folder.resolve().name, state.step
+    return Record(
+        run=name,
+        checkpoint=checkpoint.resolve().name,
+        step=step,
+        weights=weights_hash(dict(model.named_parameters())),
+        captioned_languages=state.captioned,
+    )
+
+
+def _open_export(folder: Path) -> Run:
+    recipe, model = load_exported(folder)
+    record = read_record(folder)
+    found = weights_hash(dict(model.named_parameters()))
+    if record.weights != found:
+        raise UserError(
+            f"{folder / EXPORTED}: its weights have the hash {found}, and {RECORD} says {record.weights}: the two files are not "
+            "of one export; export the run again"
+        )
+    return Run(folder, recipe, record, _ready(model), open_tokenizer(folder), is_newest=True)
+
+
+def load_exported(folder: Path) -> tuple[Recipe, M3P]:
+    """Return the recipe of an exported run and its whole network, float32, on the CPU, in evaluation mode. Raises UserError.
+
+    Its model section has the sizes and the vocabulary of `folder`: those that the run was made from may be elsewhere now.
+    """
+    recipe = load_recipe(folder / RECIPE)
+    inside = {"initialise": folder, "tokenizer": folder, "shape": None, "layers": None}
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=inside)})
+    size = open_tokenizer(folder).size
+    model = build_model(recipe.model, size, recipe.visual, recipe.tasks, recipe.run.seed, load=False)
+    start_from(model, folder, None)
+    return recipe, model.eval()
+
+
+def read_record(folder: Path) -> Record:
+    """Return the record of an exported folder. Raises UserError where it has none that can be read."""
+    try:
+        return Record.model_validate_json((folder / RECORD).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise UserError(
+            f"{folder / RECORD} cannot be read: export the run again with this version ({error})"
+        ) from error
+
+
+def weights_hash(weights: Mapping[str, Tensor]) -> str:
+    """Return a hash of names, shapes and float32 values, whatever the order and the device."""
+    digest = hashlib.sha256()
+    for part in _parts(weights):
+        digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def _parts(weights: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    for name, tensor in sorted(weights.items()):
+        yield f"{name} {list(tensor.shape)}\n".encode()
+        yield tensor.detach().to("cpu", torch.float32).contiguous().reshape(-1).numpy().data.cast("B")
+
+
+def _ready(model: M3P) -> M3P:
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
