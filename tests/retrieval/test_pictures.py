@@ -107,3 +107,24 @@ def test_what_cannot_be_evaluated_is_said_before(tiny: Path, override: str, mess
     check_evaluations(load_recipe(tiny))
     with pytest.raises(UserError, match=message):
         check_evaluations(load_recipe(tiny, [override]))
+
+
+def test_a_picture_that_cannot_be_read_is_left_out_and_named(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder := tmp_path / "shards").mkdir()
+    content = [
+        (str(number), {**pair(0), "json": json.dumps({"captions": {"en": f"picture {number}"}}).encode()})
+        for number in range(3)
+    ]
+    for number, (_, members) in enumerate(content):
+        members["jpg"] = picture(size=20 + number)
+    content[1][1]["regions.npz"] = b"PK\x03\x04 and no more"
+    write(folder / "a.tar", content)
+    index_folder(folder, "captions")
+    found = load_pictures(recipe, "dev", EvaluationConfig(path=str(folder)))
+    assert [caption.text for caption in found.pool.captions["en"]] == ["picture 0", "picture 2"]
+    assert len(found.pool.images) == len(found.visuals) == 2
+    (unreadable,) = found.unreadable
+    assert unreadable.startswith("a.tar, sample 1: unreadable regions.npz")
+    assert "1 of 3 samples cannot be read and are left out: a.tar, sample 1" in capsys.readouterr().err
