@@ -3,6 +3,8 @@
 import ast
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -183,3 +185,10 @@ def test_reading_a_run_does_not_import_training() -> None:
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             wrong = [name for name in names if name.startswith(("m3p.training", "deepspeed"))]
             assert not wrong, f"{file}: imports {wrong}"
+
+
+@pytest.mark.program
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import sys, m3p; assert m3p.__version__; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]

@@ -57,6 +57,8 @@ def test_the_run_folder_holds_what_other_tools_rely_on(run: Path) -> None:
     found = json.loads((run / "evaluation" / "train.json").read_text())
     assert {"protocol", "split", "scoring", "images", "captions", "languages"} <= found.keys()
     assert {"text_to_image", "image_to_text", "mean_recall"} <= found["languages"]["de"].keys()
+    assert (found["captioned_languages"], found["selection_split"]) == (["en"], None)
+    assert (found["checkpoint"], found["step"]) == ("step-00000006", 6)
     assert (run / "evaluation" / "train.html").read_text().count("data:image/png") > 5
 
 
