@@ -7,6 +7,7 @@ A block of commands (```bash) says in a comment in front of it how it is tested:
     options                  parsed by the program's own parser: it exists, and so does each option; recipes it names load
     cluster                  the same for what needs Slurm: the scripts it names are read by `bash -n` too
     setup                    what installs: the files and extras that it names exist
+    in CHANGE                run in a copy of the tree with a change of docs/extending.md (tests/docs/test_extending.py)
 
 Blocks of other languages need no comment: console (`$ command`, then what it prints, compared), python (run), yaml (a part of
 a recipe, validated), json (parsed), text (shown only), diff (tests/docs/test_extending.py).
@@ -25,7 +26,7 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 """Every page that a reader is given."""
-CLASSES = {"run", "options", "cluster", "setup"}
+CLASSES = {"run", "options", "cluster", "setup", "in"}
 """Ways to test a block of commands."""
 LANGUAGES = {"bash", "console", "python", "yaml", "json", "text", "diff"}
 """Languages that a block may have."""

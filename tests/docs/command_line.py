@@ -20,7 +20,7 @@ from m3p.recipe.load import load_recipe
 from m3p.training.deepspeed.config import read_deepspeed_config
 from tests.docs.blocks import ROOT
 
-SHELL = {"cd", "cp", "git", "source", "touch", "export", "mkdir", "tail"}
+SHELL = {"cd", "cp", "git", "grep", "printf", "source", "touch", "export", "mkdir", "tail"}
 """Commands of the shell that need no check."""
 PLACEHOLDER = re.compile(r"^[A-Z][A-Z_0-9]*$|\.\.\.|^\[|\]$")
 """What stands for something of the reader's: RECIPE, DIR, [section.key=value ...]."""

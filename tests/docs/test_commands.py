@@ -17,12 +17,12 @@ from tests.docs.conftest import run
 pytestmark = pytest.mark.program
 
 
-def tested(block: Block) -> bool:
+def is_run(block: Block) -> bool:
     """Say whether a block is run in the reader's folder."""
     return block.words[:1] == ["run"] or (block.language == "python" and not block.words)
 
 
-RUN = {page: [block for block in blocks(page) if tested(block)] for page in PAGES}
+RUN = {page: [block for block in blocks(page) if is_run(block)] for page in PAGES}
 CONSOLE = [block for page in PAGES for block in blocks(page) if block.language == "console"]
 STARTS_RANKS = ("m3p train", "m3p ablate")
 """Commands that replace their process; the others run in the tests' own, which saves seconds each."""

@@ -28,10 +28,14 @@ def test_every_block_is_of_a_known_language_and_class(block: Block) -> None:
     if block.language == "bash":
         assert block.words, f"{block.name}: say how it is tested, <!-- test: CLASS --> (tests/docs/blocks.py)"
         assert block.words[0] in CLASSES
+        if block.words[0] == "in":
+            return
         assert len(block.words) == 1 or block.words[:2] == ["run", "with"]
 
 
-@pytest.mark.parametrize("block", of("bash"), ids=lambda block: block.name)
+@pytest.mark.parametrize(
+    "block", [block for block in of("bash") if block.words[:1] != ["in"]], ids=lambda block: block.name
+)
 def test_every_command_exists_with_its_options(block: Block) -> None:
     assert commands(block.text), f"{block.name} holds no command"
     for command in commands(block.text):
