@@ -2,13 +2,17 @@
 
 import itertools
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import XLMRobertaForMaskedLM, XLMRobertaModel, XLMRobertaTokenizer
+from safetensors.torch import save_file
+from transformers import AutoTokenizer, XLMRobertaForMaskedLM, XLMRobertaModel
 
 from m3p.batch import Sequence
 from m3p.checkpoints.files import FORMAT_VERSION, State, share_name, write_share, write_state
@@ -16,10 +20,13 @@ from m3p.checkpoints.resumable import vocabulary_hash
 from m3p.data.tokenizer import Tokenizer
 from m3p.errors import UserError
 from m3p.export import export_run
+from m3p.export_check import find_texts
+from m3p.export_files import write_sentence_transformers, write_tokenizer
 from m3p.model.build import build_model
 from m3p.model.encoder import EncoderShape
 from m3p.model.huggingface import write_folder
 from m3p.model.m3p import M3P
+from m3p.objectives.tasks.contrastive import ContrastiveHead
 from m3p.packing import Packer
 from m3p.prepare.tokenizer import prepare_tokenizer
 from m3p.recipe.load import dump_recipe, parse_recipe
@@ -89,6 +96,9 @@ def test_transformers_gives_the_same_hidden_states(tiny: Path, tmp_path: Path, w
         "config.json",
         "model.safetensors",
         "sentencepiece.bpe.model",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
         "m3p.safetensors",
         "recipe.yaml",
         "m3p.json",
@@ -99,7 +109,7 @@ def test_transformers_gives_the_same_hidden_states(tiny: Path, tmp_path: Path, w
     theirs = XLMRobertaModel.from_pretrained(tmp_path / "out", add_pooling_layer=False).eval()
     text = "dog cat tree moon"
     tokens = Tokenizer(tmp_path / "out").encode(text, 64)
-    assert XLMRobertaTokenizer.from_pretrained(tmp_path / "out")(text)["input_ids"] == tokens.tolist()
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")(text)["input_ids"] == tokens.tolist()
     with torch.inference_mode():
         hidden = theirs(torch.from_numpy(tokens)[None]).last_hidden_state[0]
     torch.testing.assert_close(hidden, ours(model, tokens), atol=1e-5, rtol=0)
@@ -192,6 +202,125 @@ def test_a_model_of_few_positions_is_compared_too(tiny: Path, tmp_path: Path) ->
     short = [f"objectives.{name}.max_tokens=4" for name in ("multilingual_text", "image_caption", "code_switched")]
     write_run(tiny, tmp_path / "run", "model.shape.positions=6", *short)
     assert "hidden states differ" in export_run(tmp_path / "run", tmp_path / "out")
+
+
+def test_autotokenizer_cuts_long_texts_to_the_positions(tiny: Path, tmp_path: Path) -> None:
+    write_run(tiny, tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "out")
+    theirs, text = AutoTokenizer.from_pretrained(tmp_path / "out"), "dog and cat. " * 60
+    ids = theirs(text, truncation=True)["input_ids"]
+    assert (len(ids), theirs.model_max_length) == (64, 64)  # 66 positions
+    assert ids == Tokenizer(tmp_path / "out").encode(text, 64).tolist()
+    model = XLMRobertaModel.from_pretrained(tmp_path / "out", add_pooling_layer=False)
+    model(**theirs([text, "dog"], truncation=True, padding=True, return_tensors="pt"))
+
+
+def test_a_typed_mask_is_one_to_transformers(tiny: Path, tmp_path: Path) -> None:
+    write_run(tiny, tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "out")
+    theirs, ours = AutoTokenizer.from_pretrained(tmp_path / "out"), Tokenizer(tmp_path / "out")
+    wanted = [*ours.encode("dog", 64)[:-1].tolist(), ours.mask, *ours.encode("tree", 64)[1:].tolist()]
+    assert theirs("dog <mask> tree")["input_ids"] == wanted
+
+
+@pytest.mark.program
+def test_the_folder_needs_no_sentencepiece_and_is_readable_by_all(tiny: Path, tmp_path: Path) -> None:
+    write_run(tiny, tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "out", "sentence-transformers")
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o644}
+    program = (
+        "import sys; sys.modules['sentencepiece'] = None; from transformers import AutoTokenizer; "
+        "print(AutoTokenizer.from_pretrained(sys.argv[1])('dog').input_ids)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "out")], capture_output=True, text=True)
+    assert done.stdout == f"{Tokenizer(tmp_path / 'out').encode('dog', 64).tolist()}\n", done.stderr
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+@pytest.mark.parametrize("installed", [True, False])
+def test_text_embeddings_of_sentence_transformers_are_ours(
+    tiny: Path,
+    tmp_path: Path,
+    pooling: str,
+    installed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if installed:
+        pytest.importorskip("sentence_transformers")
+    else:
+        monkeypatch.setattr("m3p.export_check.find_spec", lambda name: None)
+    write_run(tiny, tmp_path / "run", f"model.pooling={pooling}", "model.projection=8")
+    said = export_run(tmp_path / "run", tmp_path / "out", "sentence-transformers")
+    assert "LOAD REPORT" not in caplog.text
+    assert re.search(r"embeddings differ from the run's by at most \d\.\de-0\d in ", said)
+    assert said.endswith("in sentence-transformers" if installed else "in its modules in plain torch")
+    if installed:
+        from sentence_transformers import SentenceTransformer
+
+        texts = [
+            "dog cat",
+            "Hund Baum Stein",
+            "犬 猫",
+            "tree house " * 40,
+        ]  # the last one is longer than training allows
+        found = SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(texts)
+        np.testing.assert_allclose(found, open_run(tmp_path / "run").scorer().embed_texts(texts), atol=1e-5)
+    assert (tmp_path / "out" / "recipe.yaml").is_file()
+    assert open_run(tmp_path / "out").step == 3
+
+
+def test_a_wrong_projection_is_not_called_done(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tiny, tmp_path / "run")
+    monkeypatch.setattr("m3p.export_check.find_spec", lambda name: None)
+
+    def damaged(head: ContrastiveHead, max_tokens: int, output: Path) -> None:
+        write_sentence_transformers(head, max_tokens, output)
+        save_file(
+            {"linear.weight": head.text.weight.detach().flip(0).contiguous()}, output / "2_Dense" / "model.safetensors"
+        )
+
+    monkeypatch.setattr("m3p.export.write_sentence_transformers", damaged)
+    with pytest.raises(UserError, match=r"its embeddings differ from the run's by .*; do not use it"):
+        export_run(tmp_path / "run", tmp_path / "out", "sentence-transformers")
+
+
+def test_a_run_without_a_contrastive_task_has_no_space_for_texts(tiny: Path, tmp_path: Path) -> None:
+    matching = [f"objectives.{name}.tasks={{matching: 1}}" for name in ("image_caption", "code_switched")]
+    write_run(tiny, tmp_path / "run", *matching, "evaluation={}")
+    with pytest.raises(UserError, match=r"--format sentence-transformers: .* trains no contrastive task"):
+        export_run(tmp_path / "run", tmp_path / "out", "sentence-transformers")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_tokenizer_is_an_error_that_names_the_text_and_both_cuts(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tiny, tmp_path / "run")
+
+    def damaged(tokenizer: Tokenizer, max_tokens: int, output: Path) -> None:
+        write_tokenizer(tokenizer, max_tokens, output)
+        content = json.loads((output / "tokenizer.json").read_text())
+        content["normalizer"]["normalizers"].insert(0, {"type": "Lowercase"})
+        (output / "tokenizer.json").write_text(json.dumps(content))
+
+    monkeypatch.setattr("m3p.export.write_tokenizer", damaged)
+    message = r"AutoTokenizer cuts '.+' to \[0, .*, 2\], the run's tokenizer to \[0, .*, 2\]; do not use it"
+    with pytest.raises(UserError, match=message):
+        export_run(tmp_path / "run", tmp_path / "out")
+
+
+def test_texts_of_every_language_of_the_run_are_compared(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = parse_recipe(tiny_recipe(tiny.parent), "tiny")
+    texts = find_texts(recipe)
+    assert {"en", "de", "ja", "many scripts"} == set(texts.found)
+    assert not texts.missing
+    moved = parse_recipe(tiny_recipe(tmp_path / "elsewhere"), "tiny", [f"model.tokenizer={recipe.tokenizer_folder}"])
+    assert set(find_texts(moved).found) == {"many scripts"}
+    assert "evaluation.train.path" in find_texts(moved).missing
 
 
 def test_reranking_without_the_task_is_refused(tiny: Path, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_text_is_framed_cut_and_free_of_specials(tokenizer: Tokenizer, text: s
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), max_size=6).map(" ".join))
 def test_words_alone_read_as_in_the_whole_text(tokenizer: Tokenizer, text: str) -> None:
     """Ways to cut a word that score alike may differ; what is read may not."""
-    whole = [piece + 1 if piece else UNK for piece in tokenizer._pieces.encode(text)]
+    whole = tokenizer.pieces.encode(text)
     ours = tokenizer.encode(text, 10_000)[1:-1].tolist()
     assert "".join(map(tokenizer.piece, ours)).replace("<unk>", "") == "".join(map(tokenizer.piece, whole)).replace(
         "<unk>", ""
@@ -104,9 +104,9 @@ def test_a_vocabulary_with_spaces_inside_pieces_gets_whole_texts(tmp_path: Path)
     )
     (tmp_path / "made.model").rename(tmp_path / SENTENCEPIECE_FILE)
     made = Tokenizer(tmp_path)
-    assert not made._by_word
+    assert not made.by_word
     for line in lines[:20]:
-        wanted = [piece + 1 for piece in made._pieces.encode(line)]
+        wanted = made.pieces.encode(line)
         assert made.encode(line, 64).tolist() == [BOS, *wanted, EOS]
     assert len(made.encode(lines[0], 4)) == 4
 

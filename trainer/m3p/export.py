@@ -1,51 +1,99 @@
-"""`m3p export`: a run as one folder, compared with the run before it says done.
+"""`m3p export`: a run as one folder that other libraries read, compared with the run before it says done.
 
-config.json, model.safetensors, sentencepiece.bpe.model: text encoder and word head, as `transformers` loads an XLM-RoBERTa.
+config.json, model.safetensors, tokenizer.json, tokenizer_config.json: text encoder, word head and tokenizer as `transformers`
+loads an XLM-RoBERTa. modules.json and its folders, if asked for: text embeddings as `sentence-transformers` computes them.
 m3p.safetensors, recipe.yaml, m3p.json: the whole network and its record, for `open_run` and for the `model.weights` of a recipe.
 """
 
-import shutil
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from m3p.batch import Sequence
 from m3p.checkpoints.init_from import EXPORTED, RECORD
-from m3p.data.tokenizer import SENTENCEPIECE_FILE, Tokenizer
 from m3p.errors import UserError
+from m3p.export_check import (
+    LARGEST_DIFFERENCE,
+    compare_embeddings,
+    compare_hidden_states,
+    compare_tokens,
+    find_texts,
+    quiet,
+)
+from m3p.export_files import open_to_group, write_sentence_transformers, write_tokenizer
 from m3p.model.build import read_encoder_shape
 from m3p.model.huggingface import write_folder
 from m3p.model.m3p import M3P
-from m3p.packing import Packer
+from m3p.objectives.tasks.contrastive import ContrastiveHead
 from m3p.recipe.load import dump_recipe
-from m3p.runs import RECIPE, load_exported, open_run
+from m3p.runs import RECIPE, Run, load_exported, open_run
+from m3p.terminal import warn
 
-LARGEST_DIFFERENCE = 1e-4
-"""Between our hidden states and those of the exported model, float32."""
+Format = Literal["transformers", "sentence-transformers"]
 
 
-def export_run(run: Path, output: Path) -> str:
-    """Write `output` and compare; return a line that says what was found. Raises UserError."""
+def export_run(run: Path, output: Path, format: Format = "transformers") -> str:
+    """Write `output` and compare; return a line that says what was found. Raises UserError.
+
+    `sentence-transformers` adds its modules, for a run that trains a contrastive task.
+    """
     if output.exists() and any(output.iterdir()):
         raise UserError(f"--output {output} is not empty; name a new folder")
     opened = open_run(run)
-    recipe, model, tokenizer = opened.recipe, opened.model, opened.tokenizer
-    folder = recipe.tokenizer_folder
-    shape = read_encoder_shape(recipe.model, tokenizer.size)
+    head = _contrastive(opened) if format == "sentence-transformers" else None
+    _write(opened, output)
+    if head is not None:
+        write_sentence_transformers(head, opened.max_tokens, output)
+    open_to_group(output)
+    opened.model.cpu()
+    _compare_whole(opened.model, output)
+    with quiet():
+        return f"{output}: step {opened.step}; " + "; ".join(_compare(opened, output, head is not None))
+
+
+def _contrastive(opened: Run) -> ContrastiveHead:
+    """Return what projects texts. Raises UserError where the run does not train it."""
+    head = dict(opened.model.heads.items()).get("contrastive")
+    if not isinstance(head, ContrastiveHead):
+        raise UserError(
+            f"--format sentence-transformers: {opened.folder} trains no contrastive task, so it has no space for texts; use "
+            "--format transformers, or train with tasks.contrastive"
+        )
+    return head
+
+
+def _write(opened: Run, output: Path) -> None:
+    model, recipe = opened.model, opened.recipe
     weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-    write_folder(output, weights, shape)
-    shutil.copyfile(folder / SENTENCEPIECE_FILE, output / SENTENCEPIECE_FILE)
+    write_folder(output, weights, read_encoder_shape(recipe.model, opened.tokenizer.size))
+    write_tokenizer(opened.tokenizer, _positions(model), output)
     save_file({name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}, output / EXPORTED)
     (output / RECIPE).write_text(dump_recipe(recipe))
     (output / RECORD).write_text(opened.record.model_dump_json(indent=1) + "\n")
-    difference = _compare(model.cpu(), tokenizer, output)
-    _compare_whole(model, output)
-    if difference > LARGEST_DIFFERENCE:
-        raise UserError(f"{output}: its hidden states differ from the run's by {difference:.1e}; do not use it")
-    done = f"{output}: step {opened.step}, {len(weights)} tensors"
-    return f"{done}; hidden states differ from the run's by at most {difference:.1e}"
+
+
+def _positions(model: M3P) -> int:
+    """Return how many tokens a text may have: XLM-R's first two positions are nobody's."""
+    return model.text.positions.num_embeddings - 2
+
+
+def _compare(opened: Run, output: Path, embeds: bool) -> list[str]:
+    """Return what was compared and how it ended. Raises UserError where anything differs."""
+    texts = find_texts(opened.recipe)
+    if texts.missing:
+        warn(f"{', '.join(texts.missing)}: not on this machine, so none of its texts is compared")
+    said = [str(compare_tokens(opened.tokenizer, output, texts, _positions(opened.model)))]
+    found = {"hidden states": (compare_hidden_states(opened.model, opened.tokenizer, output, texts), "transformers")}
+    if embeds:
+        found["embeddings"] = compare_embeddings(opened, output, texts)
+    for name, (difference, theirs) in found.items():
+        if not difference <= LARGEST_DIFFERENCE:
+            raise UserError(
+                f"{output}: its {name} differ from the run's by {difference:.1e} in {theirs}; do not use it"
+            )
+        said.append(f"{name} differ from the run's by at most {difference:.1e} in {theirs}")
+    return said
 
 
 def _compare_whole(model: M3P, output: Path) -> None:
@@ -55,18 +103,3 @@ def _compare_whole(model: M3P, output: Path) -> None:
     changed = [name for name, parameter in model.named_parameters() if not torch.equal(parameter, back[name])]
     if changed:
         raise UserError(f"{output / EXPORTED}: {', '.join(changed)} did not come back as written; do not use it")
-
-
-def _compare(model: M3P, tokenizer: Tokenizer, output: Path) -> float:
-    """Return the largest difference of hidden states on random tokens."""
-    from transformers import XLMRobertaModel
-
-    length = min(12, model.text.positions.num_embeddings - 2)
-    tokens = np.random.default_rng(0).integers(tokenizer.first_piece, tokenizer.mask, length)
-    packer = Packer(*model.features)
-    packer.add(Sequence(tokens))
-    theirs = XLMRobertaModel.from_pretrained(output, add_pooling_layer=False).eval()
-    with torch.inference_mode():
-        ours, _, _ = model.encode(packer.finish(1))
-        other = theirs(torch.from_numpy(tokens)[None]).last_hidden_state[0]
-    return float((ours - other).abs().max())

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from m3p.checkpoints.files import STATE_FILE, read_state
 from m3p.checkpoints.read import read_newest, read_weights, why_not_whole
-from m3p.checkpoints.resumable import check_vocabulary, vocabulary_hash
-from m3p.data.tokenizer import SENTENCEPIECE_FILE
+from m3p.checkpoints.resumable import check_vocabulary
 from m3p.distributed import Ranks
 from m3p.errors import UserError
+from m3p.vocabulary import has_vocabulary, same_vocabulary, vocabulary_file
 
 EXPORTED = "m3p.safetensors"
 """All weights of a run by our names, in a folder that `m3p export` wrote."""
@@ -69,11 +69,10 @@ def _read_checkpoint(path: Path, tokenizer: Path | None) -> Found:
 
 
 def _read_exported(path: Path, tokenizer: Path | None) -> Found:
-    own = path / SENTENCEPIECE_FILE
-    if tokenizer is not None and own.is_file() and vocabulary_hash(path) != vocabulary_hash(tokenizer):
+    if tokenizer is not None and has_vocabulary(path) and not same_vocabulary(path, tokenizer):
         raise UserError(
-            f"model.weights = {path}: its vocabulary, {own}, is another one than {tokenizer / SENTENCEPIECE_FILE}; "
-            f"set model.tokenizer={path}"
+            f"model.weights = {path}: its vocabulary, {vocabulary_file(path)}, is another one than "
+            f"{vocabulary_file(tokenizer)}; set model.tokenizer={path}"
         )
     try:
         return load_file(path / EXPORTED), _captioned(path / RECORD)

@@ -7,12 +7,12 @@ from typing import Any
 
 from m3p.checkpoints.files import State
 from m3p.content_hash import hash_bytes
-from m3p.data.tokenizer import SENTENCEPIECE_FILE
 from m3p.errors import UserError
 from m3p.objectives.objective import Objective
 from m3p.recipe.load import take_new_names
 from m3p.recipe.recipe import Recipe
 from m3p.recipe.schema import may_change
+from m3p.vocabulary import vocabulary_file
 
 _TOKENIZER = "model.tokenizer"
 
@@ -48,10 +48,7 @@ def fingerprints(recipe: Recipe, objectives: Mapping[str, Objective]) -> dict[st
 
 def vocabulary_hash(tokenizer: Path) -> str:
     """Return the fingerprint of the vocabulary in the folder `tokenizer`. Raises UserError where there is none."""
-    path = tokenizer / SENTENCEPIECE_FILE
-    if not path.is_file():
-        raise UserError(f"{path} is missing: model.tokenizer wants a folder with a {SENTENCEPIECE_FILE}")
-    return hash_bytes(path.read_bytes())
+    return hash_bytes(vocabulary_file(tokenizer).read_bytes())
 
 
 def check_vocabulary(path: Path, found: State, tokenizer: Path) -> None:
@@ -63,7 +60,7 @@ def check_vocabulary(path: Path, found: State, tokenizer: Path) -> None:
     then = found.data.get(_TOKENIZER, now)
     if then != now:
         raise UserError(
-            f"{path} was trained with another vocabulary (hash {then}) than {tokenizer / SENTENCEPIECE_FILE} is now (hash "
+            f"{path} was trained with another vocabulary (hash {then}) than {vocabulary_file(tokenizer)} is now (hash "
             f"{now}); name the folder that the run was trained with in model.tokenizer, or put its file back"
         )
 

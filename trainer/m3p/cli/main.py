@@ -178,11 +178,18 @@ def compare_command(
 
 
 @app.command("export")
-def export_command(run: Opened, output: Annotated[Path, typer.Option(help="Folder to write.")]) -> None:
-    """Write a run as one folder: its text encoder as `transformers` loads it, and all of it for model.weights."""
+def export_command(
+    run: Opened,
+    output: Annotated[Path, typer.Option(help="Folder to write.")],
+    format: Annotated[
+        Literal["transformers", "sentence-transformers"],
+        typer.Option(help="sentence-transformers adds its modules: texts in the space of the pictures."),
+    ] = "transformers",
+) -> None:
+    """Write a run as one folder: its text encoder as other libraries load it, and all of it for model.weights."""
     from m3p.export import export_run
 
-    say(export_run(run, output))
+    say(export_run(run, output, format))
 
 
 def main() -> None:

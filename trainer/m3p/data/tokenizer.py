@@ -1,8 +1,9 @@
-"""XLM-R's tokens: a sentencepiece model with fairseq's ids (piece id + 1, `<mask>` last).
+"""Text -> XLM-R's token ids, framed and cut, with a memory of words.
 
-Words are tokenised one by one, and the pieces of words met before are remembered, as Hugging Face's `tokenizers` does: no
-piece of such a model holds a space inside, so that the best pieces of a text are those of its words. (sentencepiece, given
-the whole text, adds up scores in float32; where two ways to cut a word score alike, it decides by the words before.)
+Words are cut one by one, and the pieces of words met before are remembered, as Hugging Face's `tokenizers` does: no piece of
+such a model holds a space inside, so that the best pieces of a text are those of its words. (sentencepiece, given the whole
+text, adds up scores in float32; where two ways to cut a word score alike, it decides by the words before.) How other
+libraries cut the same texts: data/tokenizer_json.py.
 """
 
 from array import array
@@ -11,13 +12,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 from numpy.typing import NDArray
 
-from m3p.errors import UserError
+from m3p.data.pieces import BOS, EOS, PAD, UNK, read_pieces_of
+from m3p.vocabulary import SENTENCEPIECE_FILE, vocabulary_file
 
-BOS, PAD, EOS, UNK = 0, 1, 2, 3
-SENTENCEPIECE_FILE = "sentencepiece.bpe.model"
+__all__ = ["BOS", "EOS", "PAD", "SENTENCEPIECE_FILE", "UNK", "Tokenizer", "open_tokenizer"]
 
 MOST_WORDS = 100_000
 """Words that a process remembers, some 20 MB; those met later are tokenised again each time."""
@@ -34,34 +34,34 @@ class _Words(dict[str, bytes]):
         self._encode = encode
 
     def __missing__(self, word: str) -> bytes:
-        # sentencepiece's own <unk> is 0. (No numpy: a word has three ids.)
-        found = array("i", [piece + 1 if piece else UNK for piece in self._encode(word)]).tobytes()
+        found = array("i", self._encode(word)).tobytes()  # no numpy: a word has three ids
         if len(self) < MOST_WORDS and len(word) <= LONGEST_WORD:
             self[word] = found
         return found
 
 
 class Tokenizer:
-    """Text -> ids. `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, piece i -> i + 1, `<mask>` last."""
+    """Text -> ids. `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, then ordinary pieces, then `<mask>`. Raises UserError."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / SENTENCEPIECE_FILE
-        if not self.path.is_file():
-            raise UserError(f"{self.path} is missing: model.tokenizer wants a folder with a {SENTENCEPIECE_FILE}")
+        self.path = vocabulary_file(folder)
+        """The file that holds the vocabulary: a sentencepiece model or a tokenizer.json."""
         self._load()
 
     def _load(self) -> None:
-        try:
-            self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(self.path))
-        except RuntimeError as error:
-            raise UserError(f"{self.path}: not a sentencepiece model ({error})") from error
-        self._ids = _Words(self._pieces.encode).__getitem__
-        self._by_word = _splits_at_spaces(self._pieces)
-        self.size = len(self._pieces) + 2
-        """Vocabulary: the pieces, `<pad>` and `<mask>`."""
-        self.mask = self.size - 1
+        self.pieces = read_pieces_of(self.path)
+        """The vocabulary, with what cuts a word into its pieces."""
+        self._ids = _Words(self.pieces.encode).__getitem__
+        self.size = self.pieces.size
+        """Vocabulary: the pieces and the special tokens."""
+        self.mask = self.pieces.mask
         self.first_piece = 4
         """Ids from here to `mask` (not included) are ordinary pieces: what a random replacement is drawn from."""
+
+    @property
+    def by_word(self) -> bool:
+        """Whether a text's pieces are those of its words, cut alone and remembered."""
+        return self.pieces.by_word
 
     def encode(self, text: str, most: int) -> NDArray[np.int64]:
         """Return `<s>` pieces `</s>`, cut to `most` tokens in all: [L] with L <= most."""
@@ -78,7 +78,7 @@ class Tokenizer:
 
     def _bytes(self, text: str, most: int) -> bytes:
         """Return the first `most` ids of a text, without specials."""
-        if not self._by_word:
+        if not self.pieces.by_word or "▁" in text:  # a written ▁ may count as a space
             return self._ids(text)[: most * BYTES]
         words = text.split(" ", most)
         if len(words) > most:  # the last one is all the rest, which is not read
@@ -96,15 +96,11 @@ class Tokenizer:
 
     def piece(self, token: int) -> str:
         """Return one token as it is written in the vocabulary: `<mask>`, or `▁dog` where a word begins."""
-        if token == self.mask:
-            return "<mask>"
-        return {BOS: "<s>", PAD: "<pad>", EOS: "</s>", UNK: "<unk>"}.get(token) or str(
-            self._pieces.id_to_piece(token - 1)
-        )
+        return self.pieces.piece(token)
 
     def decode(self, ids: NDArray[np.int64]) -> str:
         """Return the text of `ids`, specials left out and `<mask>` shown as such."""
-        words = [self._pieces.id_to_piece(int(i) - 1) if UNK < i < self.mask else "▁<mask>" for i in ids if i > UNK]
+        words = ["▁<mask>" if token == self.mask else self.piece(int(token)) for token in ids if token > UNK]
         return "".join(words).replace("▁", " ").strip()
 
     def __getstate__(self) -> Path:
@@ -117,21 +113,13 @@ class Tokenizer:
 
 def open_tokenizer(folder: Path) -> Tokenizer:
     """Return the tokenizer of a folder: one a process, as long as its file stays the same. Raises UserError as `Tokenizer`."""
-    path = folder.resolve() / SENTENCEPIECE_FILE
-    status = path.stat() if path.is_file() else None
-    return _opened(folder, (status.st_size, status.st_mtime_ns) if status else None)
+    status = vocabulary_file(folder.resolve()).stat()
+    return _opened(folder, (status.st_size, status.st_mtime_ns))
 
 
 @lru_cache(maxsize=4)
-def _opened(folder: Path, version: tuple[int, int] | None) -> Tokenizer:
+def _opened(folder: Path, version: tuple[int, int]) -> Tokenizer:
     return Tokenizer(folder)
 
 
 _BOS, _EOS = (np.intc(token).tobytes() for token in (BOS, EOS))
-
-
-def _splits_at_spaces(pieces: sentencepiece.SentencePieceProcessor) -> bool:
-    """Tell whether words are tokenised alone as they are in a text; XLM-R's model does so, which sentencepiece calls default."""
-    inside = any("▁" in pieces.id_to_piece(number)[1:] for number in range(len(pieces)))
-    alone = pieces.encode("a")
-    return not inside and pieces.encode("a a") == pieces.encode(" a  a ") == alone + alone

@@ -1,0 +1,97 @@
+"""The file that holds a folder's vocabulary: XLM-R's sentencepiece model, or the tokenizer.json that `transformers` writes."""
+
+import filecmp
+import json
+from pathlib import Path
+from typing import Any
+
+from m3p.errors import UserError
+
+SENTENCEPIECE_FILE = "sentencepiece.bpe.model"
+"""XLM-R's name for a sentencepiece model, whether it is unigram or bpe."""
+TOKENIZER_FILE = "tokenizer.json"
+"""The file of the package `tokenizers`. `transformers` 5 saves this one alone."""
+
+MAX_BYTES = 1 << 28
+"""Largest vocabulary file that is read. XLM-R's tokenizer.json, of 250,002 pieces, has 17 MB."""
+
+SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
+"""XLM-R's pieces of ids 0 to 3."""
+MASK = "<mask>"
+
+
+def vocabulary_file(folder: Path) -> Path:
+    """Return the sentencepiece model of `folder`, or its tokenizer.json where it has no model. Raises UserError."""
+    path = next((folder / name for name in (SENTENCEPIECE_FILE, TOKENIZER_FILE) if (folder / name).is_file()), None)
+    if path is None:
+        raise UserError(
+            f"{folder / SENTENCEPIECE_FILE} is missing: model.tokenizer wants a folder with a {SENTENCEPIECE_FILE} or a "
+            f"{TOKENIZER_FILE}"
+        )
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"{path}: has {path.stat().st_size:,} bytes; a vocabulary has at most {MAX_BYTES:,}")
+    return path
+
+
+def has_vocabulary(folder: Path) -> bool:
+    """Tell whether `folder` holds a vocabulary file."""
+    return any((folder / name).is_file() for name in (SENTENCEPIECE_FILE, TOKENIZER_FILE))
+
+
+def same_vocabulary(one: Path, other: Path) -> bool:
+    """Tell whether two folders hold the same pieces under the same ids, in files of either kind. Raises UserError."""
+    first, second = vocabulary_file(one), vocabulary_file(other)
+    if filecmp.cmp(first, second, shallow=False):
+        return True
+    return first.name != second.name and read_pieces(first) == read_pieces(second)
+
+
+def read_pieces(path: Path) -> list[str]:
+    """Return the pieces of a vocabulary file, by id. Raises UserError."""
+    if path.name == TOKENIZER_FILE:
+        return pieces_of(path, read_tokenizer_json(path))
+    import sentencepiece
+
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except RuntimeError as error:
+        raise UserError(f"{path}: not a sentencepiece model ({error})") from error
+    return [*SPECIALS, *(model.id_to_piece(number) for number in range(3, len(model))), MASK]
+
+
+def read_tokenizer_json(path: Path) -> dict[str, Any]:
+    """Return the content of a tokenizer.json. Raises UserError where it is no JSON object with a model."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content["model"], dict) and isinstance(content.get("added_tokens", []), list):
+            return dict(content)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: not the tokenizer of a model ({error}); put back the model's own file") from error
+    raise UserError(f"{path}: not the tokenizer of a model; put back the model's own file")
+
+
+def pieces_of(path: Path, content: dict[str, Any]) -> list[str]:
+    """Return the pieces of the tokenizer.json `path`, by id, those that were added to the model too.
+
+    Raises UserError where the ids of the special pieces are not XLM-R's.
+    """
+    kind, vocabulary = content["model"].get("type"), content["model"].get("vocab")
+    try:
+        if kind == "Unigram":
+            ids = {number: str(piece) for number, (piece, _) in enumerate(vocabulary)}
+        elif kind == "BPE":
+            ids = {int(number): str(piece) for piece, number in vocabulary.items()}
+        else:
+            raise UserError(f"{path}: a {kind} model; want XLM-R's vocabulary, a Unigram or BPE model")
+        ids |= {int(added["id"]): str(added["content"]) for added in content.get("added_tokens", [])}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: its vocabulary cannot be read ({error!r}); put back the model's own file") from error
+    if sorted(ids) != list(range(len(ids))):
+        raise UserError(f"{path}: its ids are not 0 to {len(ids) - 1}; put back the model's own file")
+    pieces = [ids[number] for number in range(len(ids))]
+    if tuple(pieces[: len(SPECIALS)]) != SPECIALS or MASK not in pieces:
+        raise UserError(
+            f"{path}: its first pieces are {', '.join(pieces[:4])}; want XLM-R's vocabulary: {', '.join(SPECIALS)} first, and "
+            f"{MASK} among the others"
+        )
+    return pieces
