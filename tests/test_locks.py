@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from m3p.data.shards.index_folder import index_folder
-from m3p.data.storage.cache import Cache
+from m3p.data.storage.cache import Cache, Wanted
 from m3p.errors import UserError
 from m3p.locks import Holder, hold, lock_file
 from tests.data.broken import pair, write
@@ -173,7 +173,7 @@ def test_a_cache_is_kept_without_flock(tmp_path: Path) -> None:
     source.write_bytes(b"x" * 100)
     cache = Cache(tmp_path / "cache", 10**6)
     cache.make()
-    path = cache.get(source.as_uri(), "a.tar", 100)
+    path = cache.get(source.as_uri(), "a.tar", Wanted(100, 100))
     assert path
     assert path.read_bytes() == source.read_bytes()
     assert [left.name for left in cache.folder.iterdir() if left.name.endswith(".lock.lock")] == []

@@ -126,3 +126,29 @@ def test_language_tags(tag: str) -> None:
 @pytest.mark.parametrize("tag", ["", "german language", "d", "de_DE", "de-", "../de"])
 def test_no_language_tags(tag: str) -> None:
     assert not LANGUAGE_TAG.fullmatch(tag)
+
+
+def test_a_manifest_that_was_damaged_is_refused_wherever_it_was(source: Path) -> None:
+    path = source / "manifest.json"
+    whole, wanted = path.read_bytes(), Manifest.load(source)
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            found = Manifest.load(source)
+        except UserError:
+            continue
+        assert found == wanted, f"byte {place}: {whole[place : place + 1]!r}"
+
+
+def test_a_manifest_without_a_checksum_or_laid_out_anew_is_read(source: Path) -> None:
+    path, wanted = source / "manifest.json", Manifest.load(source)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content))
+    assert Manifest.load(source) == wanted
+    content["shards"][0]["fingerprint"] = "0" * 48
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"damaged, or was changed by hand: .*delete the line checksum"):
+        Manifest.load(source)
+    del content["checksum"]
+    path.write_text(json.dumps(content))
+    assert Manifest.load(source).shards[0].fingerprint == "0" * 48

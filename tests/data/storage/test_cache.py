@@ -1,5 +1,6 @@
 """Shards behind URLs: `memory://` and a local HTTP server; two processes at once, a kill, a full disk, a bad network."""
 
+import contextlib
 import errno
 import functools
 import http.server
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import aiohttp
@@ -23,13 +24,15 @@ from m3p.data.shards.index_folder import index_folder
 from m3p.data.source import Source, SourceConfig
 from m3p.data.storage import cache as caching
 from m3p.data.storage import remote as remotely
-from m3p.data.storage.cache import Cache
+from m3p.data.storage.cache import Cache, Wanted
 from m3p.data.storage.folders import LocalFolder, RemoteFolder, open_folder
 from m3p.errors import OneRankError, UserError
 from m3p.prepare.shards import ShardWriter
 from tests.data.broken import read_many
 
 OWNER = (0, "multilingual_text", 0)
+TAR = Wanted(20_480, 20_480)
+"""A shard of the fixture below."""
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -39,6 +42,10 @@ class Server(http.server.ThreadingHTTPServer):
     short = 0
     """Indexes of which half is sent, without their length."""
     pause, pauses = 0.0, 1
+    changed: Callable[[bytes], bytes] | None = None
+    """What a damaged server does to shards."""
+    endless = ""
+    """The ending of files that never end."""
     asked: list[str]
 
 
@@ -63,6 +70,20 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             self.send_response(200)
             self.end_headers()
             self.wfile.write(content[: len(content) // 2])
+            return
+        if self.server.endless and self.path.endswith(self.server.endless):
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):  # until the other side has enough
+                while True:
+                    self.wfile.write(bytes(2**20))
+            return
+        if self.server.changed and self.path.endswith(".tar"):
+            content = self.server.changed(Path(self.translate_path(self.path)).read_bytes())
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
             return
         if self.server.pause:
             content = Path(self.translate_path(self.path)).read_bytes()
@@ -210,7 +231,9 @@ def test_a_shard_that_changed_since_it_was_indexed_is_refused(shards: Path, tmp_
     memory = fsspec.filesystem("memory")
     for path in shards.iterdir():
         memory.pipe(f"/changed/{path.name}", path.read_bytes() + (b"x" if path.suffix == ".tar" else b""))
-    with pytest.raises(OneRankError, match=r"20,481 bytes, the manifest says 20,480 \(changed since it was indexed"):
+    with pytest.raises(
+        OneRankError, match=r"more than 20,480 bytes \(changed since it was indexed, or cut off\)\. Index"
+    ):
         texts(remote("memory://changed", Cache(tmp_path, 10**6)))
 
 
@@ -219,11 +242,11 @@ def test_a_full_disk_makes_room_and_says_so_when_there_is_none(
 ) -> None:
     download, capacity = remotely.download, 3 * 20_480 + 5_000
 
-    def on_small_disk(url: str, partial: Path) -> int:
+    def on_small_disk(url: str, partial: Path, most: int) -> int:
         if stored(tmp_path) + 20_480 * url.endswith(".tar") > capacity:
             partial.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        return download(url, partial)
+        return download(url, partial, most)
 
     monkeypatch.setattr("m3p.data.storage.cache.download", on_small_disk)
     assert texts(remote(url, Cache(tmp_path, 10**5))) == texts(local(shards))
@@ -235,8 +258,8 @@ def test_a_full_disk_makes_room_and_says_so_when_there_is_none(
 FETCH = """
 import sys
 from pathlib import Path
-from m3p.data.storage.cache import Cache
-print(Cache(Path(sys.argv[1]), 10**6).get(sys.argv[2], "a.tar", 20480))
+from m3p.data.storage.cache import Cache, Wanted
+print(Cache(Path(sys.argv[1]), 10**6).get(sys.argv[2], "a.tar", Wanted(20480, 20480)))
 """
 
 
@@ -258,7 +281,7 @@ def test_two_processes_fetch_a_file_once_and_a_killed_one_leaves_no_part_of_it(
     server.pause = 2.0
     killed = fetching(tmp_path, url)
     wait_for(tmp_path, ".a.tar.partial")
-    assert Cache(tmp_path, 10**6).get(f"{url}/shard-000000.tar", "a.tar", 20_480, wait=False) is None, "it is locked"
+    assert Cache(tmp_path, 10**6).get(f"{url}/shard-000000.tar", "a.tar", TAR, wait=False) is None, "it is locked"
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     kept = tmp_path / caching.FOLDER / "a.tar"
@@ -304,6 +327,34 @@ def test_an_index_damaged_in_the_cache_is_fetched_again(url: str, shards: Path, 
     assert texts(remote(url, Cache(tmp_path, 10**6))) == texts(local(shards))
 
 
+def flipped(content: bytes) -> bytes:
+    """One bit in the middle of a passage, which no header and no index sees."""
+    return content[:520] + bytes([content[520] ^ 1]) + content[521:]
+
+
+def test_a_damaged_copy_of_the_right_size_does_not_outlive_the_mended_server(
+    server: Server, url: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remotely, "FIRST_PAUSE", 0.001)
+    server.changed = flipped
+    with pytest.raises(OneRankError, match=r"\.tar: its content is not what the manifest says"):
+        texts(remote(url, Cache(tmp_path, 10**6)))
+    server.changed = None
+    assert texts(remote(url, Cache(tmp_path, 10**6))) == texts(local(shards))
+
+
+@pytest.mark.parametrize("ending", [".tar", ".idx", "manifest.json"])
+def test_a_body_without_an_end_is_given_up(
+    server: Server, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    monkeypatch.setattr(remotely, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("m3p.data.storage.folders.LARGEST_MANIFEST", 10**6)
+    server.endless = ending
+    with pytest.raises(UserError, match=r"it has more than [\d,]+ bytes"):
+        texts(remote(url, Cache(tmp_path, 10**6)))
+    assert stored(tmp_path) < 40_000, "nothing of it is kept"
+
+
 def test_a_download_is_on_the_disk_before_it_has_its_name(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,7 +367,7 @@ def test_a_download_is_on_the_disk_before_it_has_its_name(
         replace(old, new)
 
     monkeypatch.setattr("os.replace", replace_written)
-    assert Cache(tmp_path, 10**6).get(f"{url}/shard-000000.tar", "a.tar", 20_480)
+    assert Cache(tmp_path, 10**6).get(f"{url}/shard-000000.tar", "a.tar", TAR)
 
 
 @pytest.mark.parametrize("path", ["https://", "s3:///"])
@@ -364,7 +415,7 @@ def test_a_download_may_take_long_as_long_as_something_comes(
     fsspec.get_filesystem_class("http").clear_instance_cache()  # a session has the timeout it was made with
     monkeypatch.setattr(remotely, "READ_SECONDS", 0.6)
     server.pause, server.pauses = 0.1, 10
-    path = Cache(tmp_path, 10**6).get(f"{url}/shard-000000.tar", "a.tar", 20_480)
+    path = Cache(tmp_path, 10**6).get(f"{url}/shard-000000.tar", "a.tar", TAR)
     assert path is not None
     assert path.read_bytes() == (shards / "shard-000000.tar").read_bytes()
     assert len(server.asked) == 1
@@ -379,7 +430,7 @@ def test_a_server_that_accepts_and_never_answers_is_given_up(tmp_path: Path, mon
         with pytest.raises(UserError, match=why):
             open_folder(url, Cache(tmp_path, 10**6), "path")
         with pytest.raises(OneRankError, match=why):
-            Cache(tmp_path, 10**6).get(f"{url}/a.tar", "a.tar", 20_480)
+            Cache(tmp_path, 10**6).get(f"{url}/a.tar", "a.tar", TAR)
         assert time.monotonic() - start < 10
 
 

@@ -1,21 +1,31 @@
 """Of trainer/m3p/data/storage/remote.py; with servers, retries and the cache it is tested in test_cache.py."""
 
+from functools import partial
 from pathlib import Path
 
 import fsspec
 import pytest
 
-from m3p.data.storage.remote import download, read, reason
+from m3p.data.storage.remote import TooLongError, download, read, reason
 
 
 def test_a_file_is_read_downloaded_or_missing(tmp_path: Path) -> None:
     fsspec.filesystem("memory").pipe("/one/a.json", b"content")
-    assert read("memory://one/a.json") == b"content"
-    assert download("memory://one/a.json", tmp_path / "a") == 7
+    assert read("memory://one/a.json", 7) == b"content"
+    assert download("memory://one/a.json", tmp_path / "a", 7) == 7
     assert (tmp_path / "a").read_bytes() == b"content"
-    for ask in (read, lambda url: download(url, tmp_path / "b")):
+    for ask in (partial(read, most=9), partial(download, target=tmp_path / "b", most=9)):
         with pytest.raises(FileNotFoundError):
             ask("memory://one/b.json")
+
+
+@pytest.mark.parametrize("store", ["memory", "file"])
+def test_no_more_is_kept_than_is_expected(tmp_path: Path, store: str) -> None:
+    (tmp_path / "long").write_bytes(b"content")
+    fsspec.filesystem("memory").pipe(f"{tmp_path}/long", b"content")
+    for ask in (partial(read, most=6), partial(download, target=tmp_path / "b", most=6)):
+        with pytest.raises(TooLongError, match=r"more than 6"):
+            ask(f"{store}://{tmp_path}/long")
 
 
 @pytest.mark.parametrize(

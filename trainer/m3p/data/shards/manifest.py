@@ -1,5 +1,6 @@
 """The manifest of a source: which shards it has, how many samples each holds, and what is in them."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,10 @@ from m3p.errors import UserError
 
 FORMAT_VERSION: Literal[1] = 1
 MANIFEST_FILE = "manifest.json"
+LARGEST_MANIFEST = 256 * 2**20
+"""Bytes of a manifest that is read: one of 100,000 shards has 20 MB."""
+CHECKSUM = 16
+"""Bytes of its checksum."""
 Kind = Literal["captions", "text"]
 
 
@@ -67,7 +72,8 @@ class Manifest(BaseModel):
         """Read the manifest of `folder`. Raises UserError where it is missing, broken, or of another version."""
         path = folder / MANIFEST_FILE
         try:
-            content = path.read_bytes()
+            with path.open("rb") as file:
+                content = file.read(LARGEST_MANIFEST + 1)
         except FileNotFoundError:
             raise UserError(
                 f"{folder} is not a source: it has no {MANIFEST_FILE}. Write one from raw data with `m3p prepare ...`, or "
@@ -87,23 +93,37 @@ class Manifest(BaseModel):
             ", and copy it there" if "://" in folder else ""
         )
         try:
+            if len(text) > LARGEST_MANIFEST:
+                raise ValueError(f"it has more than {LARGEST_MANIFEST:,} bytes")
             content = read_json(text)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path} cannot be read ({error}): {again}.") from None
         version = content.get("format_version") if isinstance(content, dict) else None
         if version != FORMAT_VERSION:
             raise UserError(f"{path}: format_version is {version!r}, this program reads {FORMAT_VERSION}: {again}.")
+        checksum = content.pop("checksum", None)
         try:
-            return cls.model_validate(content)
+            found = cls.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"]) or "manifest"
             raise UserError(f"{path}: {field}: {first['msg']}: {again}.") from None
+        if checksum is not None and checksum != found.checksum():
+            raise UserError(
+                f"{path} is damaged, or was changed by hand: its checksum is another. If it was meant to change, delete the line "
+                f"checksum in it; else {again}."
+            )
+        return found
+
+    def checksum(self) -> str:
+        """Return the checksum of all fields; what stands in the file beside them. Manifests of earlier versions have none."""
+        return hashlib.blake2b(self.model_dump_json().encode(), digest_size=CHECKSUM).hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest` into `folder`; a reader sees the old file or the new one, never a part."""
-    write_text(folder / MANIFEST_FILE, manifest.model_dump_json(indent=1) + "\n")
+    body = manifest.model_dump_json(indent=1).removesuffix("\n}")
+    write_text(folder / MANIFEST_FILE, f'{body},\n "checksum": "{manifest.checksum()}"\n}}\n')
 
 
 def check_shards(folder: Path, manifest: Manifest) -> None:

@@ -5,20 +5,33 @@ whole, so that a kill leaves nothing that looks like one. What was used longest 
 on, since an open file outlives its name.
 """
 
-import errno
 import math
 import os
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from m3p.atomic import publish
-from m3p.data.storage.remote import ATTEMPTS, download, pause, reason
-from m3p.errors import OneRankError
+from m3p.data.storage.remote import ATTEMPTS, TooLongError, download, pause, reason
+from m3p.errors import NO_ROOM, OneRankError
 from m3p.locks import hold
 from m3p.paths import masked
 
 FOLDER = "m3p-cache"
 """In the folder that the user gives, which may hold anything else: only what lies in here is counted and deleted."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a file has to be when it arrives."""
+
+    most: int
+    """Bytes that are read of it, at most."""
+    size: int | None = None
+    """Bytes that it has, if known."""
+    fault: Callable[[Path], str | None] = lambda _: None
+    """Says what is wrong with a file; such a one is not kept."""
 
 
 class Cache:
@@ -49,37 +62,39 @@ class Cache:
         """The lock of whoever makes room."""
         return self.folder / ".room.lock"
 
-    def get(self, url: str, place: str, size: int | None, wait: bool = True) -> Path | None:
+    def get(self, url: str, place: str, wanted: Wanted, wait: bool = True) -> Path | None:
         """Return `url` as the file `place` (a path inside the cache), downloaded if it is not there.
 
-        `size` in bytes, if known, must be what arrives. Without `wait`: None if another process is fetching it. Raises
-        OneRankError where the file cannot be had, or has another size.
+        What arrives must be as `wanted`. Without `wait`: None if another process is fetching it. Raises OneRankError where
+        the file cannot be had, or is another.
         """
         path = self.folder / place
         path.parent.mkdir(parents=True, exist_ok=True)
-        if _is_there(path, size):
+        if _is_there(path, wanted.size):
             return path
         with hold(path.with_name(f".{path.name}.lock"), math.inf if wait else 0) as mine:
             if not mine:
                 return None
-            if not _is_there(path, size):
-                self._fetch(url, path, size)
+            if not _is_there(path, wanted.size):
+                self._fetch(url, path, wanted)
         return path
 
     def forget(self, place: str) -> None:
         """Delete a file that has shown to be damaged, if it is there; whoever has it open reads on."""
         (self.folder / place).unlink(missing_ok=True)
 
-    def _fetch(self, url: str, path: Path, size: int | None) -> None:
+    def _fetch(self, url: str, path: Path, wanted: Wanted) -> None:
         """Download with retries; a full disk is met by making more room than the bound asks for."""
         partial = path.with_name(f".{path.name}.partial")
         for attempt in range(ATTEMPTS):
             last = attempt == ATTEMPTS - 1
             try:
-                self._make_room(size or 0, self.most // 2**attempt)
-                found = download(url, partial)
-                if size is not None and found != size:
-                    raise _WrongSizeError(f"it has {found:,} bytes, the manifest says {size:,}")
+                self._make_room(wanted.size or 0, self.most // 2**attempt)
+                found = download(url, partial, wanted.most)
+                if wanted.size is not None and found != wanted.size:
+                    raise _WrongFileError(f"it has {found:,} bytes, the manifest says {wanted.size:,}")
+                if fault := wanted.fault(partial):
+                    raise _WrongFileError(fault)
                 publish(partial, path)
                 return
             except FileNotFoundError as error:
@@ -91,14 +106,14 @@ class Cache:
                 partial.unlink(missing_ok=True)
                 if last:
                     raise OneRankError(self._explain(url, error)) from error
-                if not (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+                if not _is_full(error):
                     pause(attempt)
 
     def _explain(self, url: str, error: Exception) -> str:
         url = masked(url)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if _is_full(error):
             return f"{url} has no room on the disk of data.cache_folder = {self._given}: free some, or choose another folder"
-        if isinstance(error, _WrongSizeError):
+        if isinstance(error, _WrongFileError | TooLongError):
             return f"{url}: {error} (changed since it was indexed, or cut off). Index the shards again with `m3p index`"
         return f"{url} could not be read in {ATTEMPTS} attempts; the last: {reason(error)}"
 
@@ -120,8 +135,13 @@ class Cache:
                     total -= old
 
 
-class _WrongSizeError(Exception):
+class _WrongFileError(Exception):
     """What arrived is not what was indexed."""
+
+
+def _is_full(error: Exception) -> bool:
+    """Tell whether the disk of the cache, or the user's share of it, is full."""
+    return isinstance(error, OSError) and error.errno in NO_ROOM
 
 
 def _is_there(path: Path, size: int | None) -> bool:

@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from queue import SimpleQueue
 from urllib.parse import quote
@@ -13,8 +13,11 @@ from urllib.parse import quote
 import numpy as np
 from fsspec.registry import known_implementations
 
-from m3p.data.shards.manifest import MANIFEST_FILE, Manifest, check_shards
-from m3p.data.storage.cache import Cache
+from m3p.data.shards.fingerprint import is_whole, tar_fingerprint
+from m3p.data.shards.index_file import MOST_MEMBERS, index_bytes
+from m3p.data.shards.manifest import LARGEST_MANIFEST, MANIFEST_FILE, Manifest, check_shards
+from m3p.data.shards.tar import TarError
+from m3p.data.storage.cache import Cache, Wanted
 from m3p.data.storage.remote import ATTEMPTS, pause, read, reason
 from m3p.errors import OneRankError, UserError
 from m3p.paths import masked, opened
@@ -78,9 +81,21 @@ class RemoteFolder:
 
     def file(self, name: str, size: int | None) -> Path:
         """Return one file as a local path, downloaded if it is not in the cache. Raises OneRankError."""
-        path = self._cache.get(self._url_of(name), f"{self._place}/{name}", size)
+        path = self._cache.get(self._url_of(name), f"{self._place}/{name}", self._wanted(name))
         assert path is not None, "it waits for its lock"
         return path
+
+    def _wanted(self, name: str) -> Wanted:
+        """Return what the file `name` has to be: a shard as the manifest says, or an index, which its reader looks at."""
+        shard = self.manifest.shards[self._numbers[f"{name.rpartition('.')[0]}.tar"]]
+        if name != shard.name:
+            return Wanted(index_bytes(shard.samples, MOST_MEMBERS))
+        return Wanted(shard.bytes, shard.bytes, partial(_content_fault, shard.fingerprint))
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        """The shards' numbers by name."""
+        return {shard.name: number for number, shard in enumerate(self.manifest.shards)}
 
     def _url_of(self, name: str) -> str:
         """Over HTTP, what a name may hold and a URL may not is spelt another way; other stores take names as they are."""
@@ -98,9 +113,22 @@ class RemoteFolder:
         """
         for number in shards:
             shard = self.manifest.shards[number]
-            for name, size in ((shard.name, shard.bytes), (shard.index_name, None)):
-                place = f"{self._place}/{name}"
-                _background(os.getpid()).put(partial(self._cache.get, self._url_of(name), place, size, wait=False))
+            for name in (shard.name, shard.index_name):
+                place, wanted = f"{self._place}/{name}", self._wanted(name)
+                _background(os.getpid()).put(partial(self._cache.get, self._url_of(name), place, wanted, wait=False))
+
+
+def _content_fault(fingerprint: str, path: Path) -> str | None:
+    """Return how a shard that has arrived is another than the manifest says; None if it is the same.
+
+    Once for each download: a damaged copy of the right size would stay in the cache after its server was mended.
+    """
+    try:
+        if not is_whole(fingerprint) or tar_fingerprint(path) == fingerprint:
+            return None
+    except TarError as error:
+        return f"it is no whole tar: {error}"
+    return "its content is not what the manifest says"
 
 
 Folder = LocalFolder | RemoteFolder
@@ -134,7 +162,7 @@ def _read(url: str) -> bytes:
     """Read one small file, with retries."""
     for attempt in range(ATTEMPTS):
         try:
-            return read(url)
+            return read(url, LARGEST_MANIFEST)
         except FileNotFoundError:
             raise UserError(
                 f"{masked(url)} does not exist: index the shards with `m3p index` before copying them there"

@@ -1,14 +1,16 @@
 """Files behind any fsspec URL: read whole or downloaded, one attempt each.
 
-`cat_file` and `get_file` ask for the file itself, and call it missing where its store says so. `fsspec.open` asks for its
+`get_file` asks for the file itself, and calls it missing where its store says so. `fsspec.open` asks for its
 size first, and over HTTP takes whatever goes wrong there, a 503 or a refused connection, for a missing file.
 """
 
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import fsspec.core
+from fsspec.callbacks import Callback
 
 from m3p.paths import masked
 
@@ -20,18 +22,43 @@ READ_SECONDS = 60.0
 """Without a byte from an HTTP server, after which an attempt is given up."""
 
 
-def read(url: str) -> bytes:
-    """Return the content of a small file. Raises FileNotFoundError, or whatever its store raises."""
-    store, path = fsspec.core.url_to_fs(url, **_options(url))
-    content: bytes = store.cat_file(path)
-    return content
+class TooLongError(Exception):
+    """A body is longer than it may be; the rest was not read."""
 
 
-def download(url: str, target: Path) -> int:
-    """Copy a file to `target`, piece by piece in one request; return its bytes. Raises as `read` does."""
+class _Bound(Callback):  # type: ignore[misc] # fsspec has no types
+    """Ends a download that brings more than `most` bytes: fsspec tells it of every piece that has come."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def relative_update(self, inc: int = 1) -> None:
+        """Count a piece. Raises TooLongError."""
+        super().relative_update(inc)
+        if self.value > self._most:
+            raise TooLongError(f"it has more than {self._most:,} bytes")
+
+
+def read(url: str, most: int) -> bytes:
+    """Return the content of a file of up to `most` bytes. Raises FileNotFoundError, or as `download` does."""
+    with tempfile.TemporaryDirectory(prefix="m3p-") as folder:
+        target = Path(folder) / "file"
+        download(url, target, most)
+        return target.read_bytes()
+
+
+def download(url: str, target: Path, most: int) -> int:
+    """Copy a file to `target`, piece by piece in one request; return its bytes.
+
+    Raises TooLongError where more than `most` bytes come, which are not kept, or whatever its store raises.
+    """
     store, path = fsspec.core.url_to_fs(url, **_options(url))
-    store.get_file(path, str(target))
-    return target.stat().st_size
+    store.get_file(path, str(target), callback=_Bound(most))
+    found = target.stat().st_size
+    if found > most:  # of a store that tells nothing of its pieces
+        raise TooLongError(f"it has {found:,} bytes, more than {most:,}")
+    return found
 
 
 def pause(attempt: int) -> None:
