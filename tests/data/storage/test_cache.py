@@ -329,7 +329,7 @@ def test_an_index_damaged_in_the_cache_is_fetched_again(url: str, shards: Path, 
 
 def flipped(content: bytes) -> bytes:
     """One bit in the middle of a passage, which no header and no index sees."""
-    return content[:520] + bytes([content[520] ^ 1]) + content[521:]
+    return content[:514] + bytes([content[514] ^ 1]) + content[515:]
 
 
 def test_a_damaged_copy_of_the_right_size_does_not_outlive_the_mended_server(
