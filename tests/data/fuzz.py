@@ -1,6 +1,7 @@
 """Shards changed at random, indexed and read: only UserError and BadSample may come of it, within seconds.
 
-Passages are read together and one by one, which must agree.
+Passages are read together and one by one, which must agree. Run as a program, it does the same to index files, manifests,
+answers of servers and state.json (fuzz_files.py), of which no silent change may come.
 
     python -m tests.data.fuzz 10000 [SEED]
 
@@ -23,6 +24,7 @@ from m3p.data.shards.manifest import Kind
 from m3p.data.source import Source
 from m3p.errors import UserError
 from tests.data.broken import PATCHES, REGIONS, Members, pair, read_many, source, write
+from tests.data.fuzz_files import KINDS
 
 LANGUAGE: dict[Kind, str | None] = {"captions": None, "text": "en"}
 SECONDS = 10
@@ -31,6 +33,7 @@ SECONDS = 10
 
 def fuzz(folder: Path, number: int, seed: int) -> int:
     """Try `number` shards, seeds `seed`, `seed` + 1, ...; return how many. Raises AssertionError that names the seed."""
+    folder.mkdir(exist_ok=True)
     kinds: dict[Kind, list[Members]] = {
         "captions": [pair(number) for number in range(6)],
         "text": [{"txt": f"passage {number} ".encode() * 50} for number in range(6)],
@@ -129,4 +132,8 @@ if __name__ == "__main__":
     count, first = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
     with tempfile.TemporaryDirectory() as home:
         print(f"seeds {first} to {first + count - 1}")
-        print(f"{fuzz(Path(home), count, first)} mutated shards: no crash, no hang")
+        for kind, change in {"shards": fuzz, **KINDS}.items():
+            (Path(home) / kind).mkdir()
+            print(
+                f"{kind}: {change(Path(home) / kind / 'here', count, first)} mutations: no crash, no hang", flush=True
+            )
