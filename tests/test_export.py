@@ -306,7 +306,7 @@ def test_another_tokenizer_is_an_error_that_names_the_text_and_both_cuts(
         (output / "tokenizer.json").write_text(json.dumps(content))
 
     monkeypatch.setattr("m3p.export.write_tokenizer", damaged)
-    message = r"AutoTokenizer cuts '.+' to \[0, .*, 2\], the run's tokenizer to \[0, .*, 2\]; do not use it"
+    message = r"AutoTokenizer cuts ['\"].+['\"] to \[0, .*, 2\], the run's tokenizer to \[0, .*, 2\]; do not use it"
     with pytest.raises(UserError, match=message):
         export_run(tmp_path / "run", tmp_path / "out")
 
