@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaModel
+from transformers import BertConfig, BertForMaskedLM, XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaModel
 
 from m3p.batch import Sequence
 from m3p.data.tokenizer import Tokenizer
@@ -145,16 +146,18 @@ def test_more_layers_than_there_are_is_an_error(folder: Path) -> None:
 
 
 def test_another_vocabulary_than_the_tokenizers_is_an_error(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"its 50 words are not the tokenizer's 51; leave model.tokenizer out"):
+    with pytest.raises(UserError, match=r"its 50 words are not the tokenizer's 51; copy the model's own"):
         build_model(ModelConfig(initialise=folder), 51, None, [TASKS["masked_words"]], seed=1)
 
 
 @pytest.mark.parametrize("with_head", [True, False])
 def test_what_is_written_is_read_again_and_transformers_takes_it(folder: Path, tmp_path: Path, with_head: bool) -> None:
     shape, _ = read_shape(folder)
-    weights = {n: t for n, t in read_weights(folder, LAYERS).items() if with_head or not n.startswith("heads.")}
+    weights = {
+        n: t for n, t in read_weights(folder, shape, VOCABULARY).items() if with_head or not n.startswith("heads.")
+    }
     write_folder(tmp_path, weights, shape)
-    again = read_weights(tmp_path, LAYERS)
+    again = read_weights(tmp_path, shape, VOCABULARY)
     assert read_shape(tmp_path) == (shape, VOCABULARY)
     assert again.keys() == weights.keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in weights.items())
@@ -172,7 +175,9 @@ def test_what_is_written_is_read_again_and_transformers_takes_it(folder: Path, t
 def test_half_precision_files_are_read_as_float32(folder: Path, tmp_path: Path) -> None:
     halved = {name: tensor.half() for name, tensor in load_file(folder / "model.safetensors").items()}
     save_file(halved, tmp_path / "model.safetensors")
-    weights = read_weights(tmp_path, LAYERS)
+    shutil.copy(folder / "config.json", tmp_path)
+    shape, _ = read_shape(tmp_path)
+    weights = read_weights(tmp_path, shape, VOCABULARY)
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
 
@@ -207,7 +212,7 @@ def cut_tensor(folder: Path) -> None:
     [
         (lambda f: (f / "config.json").unlink(), r"config.json is missing: model.initialise wants a local"),
         (lambda f: (f / "config.json").write_text("{"), r"config.json: not JSON"),
-        (lambda f: set_config(f, model_type="bert"), r"model_type is 'bert', but only 'xlm-roberta'"),
+        (lambda f: set_config(f, model_type="roberta"), r"model_type is 'roberta', but only 'xlm-roberta', and 'bert'"),
         (drop_config_field, r"config.json: no field 'hidden_size'"),
         (lambda f: (f / "config.json").write_text("[]"), r"config.json: not a JSON object of fields"),
         (lambda f: (f / "config.json").write_bytes(b'{"a": "\xff"}'), r"config.json: not JSON"),
@@ -220,7 +225,7 @@ def cut_tensor(folder: Path) -> None:
         (lambda f: set_config(f, num_attention_heads=5), r"num_attention_heads = 5: .* does not divide width = 32"),
         (
             lambda f: set_config(f, hidden_size=64),
-            r"hidden_size is not that of model.safetensors: text.words.weight is \[50,",
+            r"hidden_size is not that of model.safetensors: embeddings.word_embeddings.weight is \[50,",
         ),
         (lambda f: set_config(f, vocab_size=60), r"config.json: vocab_size is not that of model.safetensors"),
         (
@@ -233,7 +238,7 @@ def cut_tensor(folder: Path) -> None:
         ),
         (
             cut_tensor,
-            r"a size is not that of model.safetensors: encoder.layers.1.down.bias is \[31\] there, want \[32\]",
+            r"a size is not that of its weights: encoder.layers.1.down.bias is \[31\] there, want \[32\]",
         ),
         (lambda f: (f / "model.safetensors").unlink(), r"model.safetensors is missing: save the model with"),
         (lambda f: (f / "model.safetensors").write_bytes(b"no"), r"model.safetensors: not a readable safetensors"),
@@ -248,6 +253,168 @@ def test_a_folder_that_cannot_be_used_is_named_with_its_fault(
     spoil(copy)
     with pytest.raises(UserError, match=message):
         ours(copy)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "num_hidden_layers",
+        "hidden_size",
+        "num_attention_heads",
+        "intermediate_size",
+        "max_position_embeddings",
+        "vocab_size",
+    ],
+)
+@pytest.mark.parametrize("with_weights", [True, False])
+def test_absurd_sizes_are_refused_before_anything_is_built(
+    folder: Path, tmp_path: Path, field: str, with_weights: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder, copy := tmp_path / "copy")
+    if not with_weights:
+        (copy / "model.safetensors").unlink()
+    monkeypatch.setattr("m3p.model.build.M3P", lambda *_: pytest.fail("a network was built"))
+    set_config(copy, **{field: 10**9})
+    with pytest.raises(UserError, match=rf"config.json: {field} = 1000000000: "):
+        read_shape(copy)
+    set_config(copy, **{field: 900})  # a size that exists, of another model
+    with pytest.raises(UserError, match=rf"config.json: {field} |is missing"):
+        ours(copy)
+
+
+def test_a_config_that_never_ends_is_not_read(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="not JSON"):
+        read_shape(tmp_path)
+    (tmp_path / "config.json").write_text(" " * (1 << 21))
+    with pytest.raises(UserError, match=r"has 2,097,152 bytes; a config has at most"):
+        read_shape(tmp_path)
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    """Write other tensors into model.safetensors."""
+    tensors = load_file(folder / "model.safetensors")
+    save_file(change(tensors), folder / "model.safetensors")
+
+
+def under_other_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give the tied weights the names of the head, where the word table is not saved."""
+    other = {
+        "roberta.embeddings.word_embeddings.weight": "lm_head.decoder.weight",
+        "lm_head.bias": "lm_head.decoder.bias",
+    }
+    return {other.get(name, name): tensor for name, tensor in tensors.items()}
+
+
+def with_both_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Save the tied weights twice, as older versions of `transformers` did."""
+    word = tensors["roberta.embeddings.word_embeddings.weight"]
+    return {**tensors, "lm_head.decoder.weight": word.clone()}
+
+
+@pytest.mark.parametrize("change", [under_other_names, with_both_names])
+def test_tied_weights_are_found_under_either_name(
+    folder: Path, tmp_path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+) -> None:
+    shutil.copytree(folder, copy := tmp_path / "copy")
+    rewrite(copy, change)
+    wanted = ours(folder).state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in ours(copy).state_dict().items())
+
+
+def test_sharded_weights_are_those_of_one_file(folder: Path, tmp_path: Path) -> None:
+    XLMRobertaForMaskedLM.from_pretrained(folder).save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    wanted = ours(folder).state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in ours(tmp_path).state_dict().items())
+    set_config(tmp_path, hidden_size=64)
+    with pytest.raises(UserError, match=r"hidden_size is not that of model.safetensors.index.json"):
+        read_shape(tmp_path)
+    set_config(tmp_path, hidden_size=32)
+    next(tmp_path.glob("model-00002*")).unlink()
+    with pytest.raises(UserError, match=r"model-00002-of-.* is missing, which model.safetensors.index.json names"):
+        ours(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../stolen.safetensors", "/etc/passwd", "model.bin"])
+def test_an_index_names_files_of_its_folder_alone(folder: Path, tmp_path: Path, name: str) -> None:
+    shutil.copy(folder / "config.json", tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(UserError, match=r"want safetensors files of the same folder"):
+        ours(tmp_path)
+
+
+def test_pickles_are_refused_with_the_way_out(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "config.json", tmp_path)
+    model = XLMRobertaForMaskedLM.from_pretrained(folder)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model.bin is a pickle, which runs code .*save_pretrained") as raised:
+        ours(tmp_path)
+    match = re.search(r'python -c "(.*)", and', str(raised.value))
+    assert match is not None
+    command = match.group(1).replace("NEW_FOLDER", str(tmp_path / "new"))
+    exec(command)  # the way out, walked
+    wanted = ours(folder).state_dict()
+    found = ours(tmp_path / "new").state_dict()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted if not name.startswith("heads."))
+
+
+def test_rows_beyond_the_vocabulary_are_left_out_and_said(xlmr_folder: Path, tmp_path: Path) -> None:
+    vocabulary = Tokenizer(xlmr_folder).size
+    theirs = XLMRobertaForMaskedLM.from_pretrained(xlmr_folder)
+    theirs.resize_token_embeddings(vocabulary, pad_to_multiple_of=64)
+    theirs.save_pretrained(tmp_path)
+    rows = theirs.config.vocab_size
+    assert rows > vocabulary
+    shutil.copy(xlmr_folder / "sentencepiece.bpe.model", tmp_path)
+    said: list[str] = []
+    config = ModelConfig(initialise=tmp_path)
+    model = build_model(config, vocabulary, None, [TASKS["masked_words"]], seed=1, say=said.append).eval()
+    assert said == [
+        f"model.initialise = {tmp_path}: the last {rows - vocabulary} of the {rows} rows of its word table belong to no piece "
+        f"of the tokenizer's {vocabulary} (padding, as a rule) and are left out"
+    ]
+    hidden, logits = forward_ours(model, sentences(vocabulary))
+    their_hidden, their_logits = forward_theirs(theirs, sentences(vocabulary))
+    assert_equal(hidden, their_hidden)
+    assert_equal(logits, their_logits[:, :vocabulary])
+
+
+def test_too_few_rows_for_the_folders_own_vocabulary_is_no_circle(xlmr_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(xlmr_folder, copy := tmp_path / "copy")
+    theirs = XLMRobertaModel.from_pretrained(copy)
+    theirs.resize_token_embeddings(100)
+    theirs.save_pretrained(copy)
+    with pytest.raises(UserError, match=r"its 100 words are not .*sentencepiece.bpe.model is not of this model"):
+        build_model(ModelConfig(initialise=copy), Tokenizer(copy).size, None, [], seed=1)
+
+
+@pytest.mark.parametrize("with_head", [True, False])
+def test_bert_with_the_vocabulary_of_xlmr(xlmr_folder: Path, tmp_path: Path, with_head: bool) -> None:
+    """As multilingual-e5-small and multilingual MiniLM are published: positions from 0, two token types, padded words."""
+    tokenizer = Tokenizer(xlmr_folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=tokenizer.size + 35,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=36,
+        layer_norm_eps=1e-12,
+    )
+    theirs = BertForMaskedLM(config).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, mean=0.1, std=0.25)
+    (theirs if with_head else theirs.bert).save_pretrained(tmp_path)
+    shutil.copy(xlmr_folder / "sentencepiece.bpe.model", tmp_path)
+    model = build_model(ModelConfig(initialise=tmp_path), tokenizer.size, None, [TASKS["masked_words"]], seed=1).eval()
+    assert model.text.positions.num_embeddings == 38
+    hidden, logits = forward_ours(model, sentences(tokenizer.size))
+    their_hidden, their_logits = forward_theirs(theirs, sentences(tokenizer.size))
+    assert_equal(hidden, their_hidden)
+    if with_head:
+        torch.testing.assert_close(logits, their_logits[:, : tokenizer.size], atol=1e-4, rtol=0)
 
 
 def test_sizes_are_read_from_the_config(folder: Path) -> None:

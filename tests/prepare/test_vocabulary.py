@@ -6,7 +6,8 @@ import pytest
 import sentencepiece
 
 from m3p.errors import UserError
-from m3p.prepare.tokenizer import SENTENCEPIECE_FILE, Algorithm, prepare_tokenizer
+from m3p.prepare.tokenizer import Algorithm, prepare_tokenizer
+from m3p.vocabulary import SENTENCEPIECE_FILE
 
 LINES = ["ein roter Kreis", "ein roter Stern", "赤い円がある", "赤い星がある", "赤い円", "ein Stern", "赤い星"]
 

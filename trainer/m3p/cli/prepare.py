@@ -13,8 +13,9 @@ from m3p.prepare.pairs import Options, caption_counts, report
 from m3p.prepare.pictures import PictureFolder
 from m3p.prepare.scenes.build import prepare_scenes
 from m3p.prepare.text import prepare_text
-from m3p.prepare.tokenizer import SENTENCEPIECE_FILE, Algorithm, prepare_tokenizer
+from m3p.prepare.tokenizer import Algorithm, prepare_tokenizer
 from m3p.terminal import say
+from m3p.vocabulary import SENTENCEPIECE_FILE
 
 prepare_app = typer.Typer(no_args_is_help=True, help="Raw captions, text and word lists to what training reads.")
 

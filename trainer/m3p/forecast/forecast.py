@@ -21,6 +21,7 @@ from m3p.model.m3p import M3P
 from m3p.objectives.objective import ObjectiveConfig
 from m3p.recipe.recipe import Recipe
 from m3p.training.deepspeed.config import read_deepspeed_config
+from m3p.vocabulary import has_vocabulary
 
 EFFICIENCY = 0.33
 """Share of the peak that computing is taken to reach: what the best open encoder of this size does on H100 (Ettin 400M), and
@@ -188,7 +189,7 @@ class Planner:
         """Return the mean work of a sample: of real ones, or of the longest where the data is not here."""
         from m3p.training.build_objectives import build_objectives
 
-        if not (self._recipe.tokenizer_folder / "sentencepiece.bpe.model").is_file() or not _here(config):
+        if not has_vocabulary(self._recipe.tokenizer_folder) or not _here(config):
             self.assumptions.append(f"objectives.{name}: its data is not here; the longest samples are assumed")
             return config.longest_sample(self._recipe.visual)
         objective = build_objectives(self._recipe)[name]

@@ -1,6 +1,6 @@
 """Builds the network that a recipe describes, with its starting weights."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -10,9 +10,12 @@ from m3p.model.config import ModelConfig
 from m3p.model.encoder import EncoderShape
 from m3p.model.flops import NetworkSizes, measure_network
 from m3p.model.heads import HeadOwner
-from m3p.model.huggingface import VOCABULARY, check_weights, read_shape, read_weights, same_vocabulary
+from m3p.model.huggingface import check_weights, read_shape, read_weights
 from m3p.model.m3p import M3P
+from m3p.model.weight_files import WeightFiles
+from m3p.terminal import warn
 from m3p.visual.source import VisualSource
+from m3p.vocabulary import SENTENCEPIECE_FILE, TOKENIZER_FILE, has_vocabulary, same_vocabulary, vocabulary_file
 
 
 def build_model(
@@ -22,20 +25,25 @@ def build_model(
     tasks: Iterable[HeadOwner],
     seed: int,
     load: bool = True,
+    say: Callable[[str], None] = warn,
 ) -> M3P:
     """Return the network, float32 on the CPU, the same for the same `seed`.
 
     `vocabulary` is the tokenizer's; the heads are those of `tasks`, in that order, which must be the same on every rank;
-    `load=False` leaves the weights of `initialise` out (a checkpoint replaces them).
+    `load=False` leaves the weights of `initialise` out (a checkpoint replaces them). `say` gets a line where rows of its
+    word table are left out.
     Raises UserError where tokenizer and starting weights do not fit.
     """
+    if config.initialise is not None and load:
+        WeightFiles(config.initialise)  # that they are missing is said before a network is built
     shape = read_encoder_shape(config, vocabulary)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = M3P(config, shape, vocabulary, visual, tasks)
     if config.initialise is not None and load:
         _check_vocabulary(config, config.initialise)
-        weights = read_weights(config.initialise, shape.layers)
+        _say_padding(config.initialise, vocabulary, say)
+        weights = read_weights(config.initialise, shape, vocabulary)
         check_weights(config.initialise, weights, model.state_dict())
         _, unexpected = model.load_state_dict(weights, strict=False)
         assert all(name.startswith("heads.") for name in unexpected), unexpected
@@ -56,10 +64,9 @@ def read_encoder_shape(config: ModelConfig, vocabulary: int) -> EncoderShape:
         assert config.shape is not None, "the recipe gives one of the two"
         return config.shape
     shape, words = read_shape(config.initialise)
-    if words != vocabulary:
+    if words < vocabulary or (words > vocabulary and not _is_own(config, config.initialise)):
         raise UserError(
-            f"model.initialise = {config.initialise}: its {words} words are not the tokenizer's {vocabulary}; "
-            "leave model.tokenizer out to use the folder's own"
+            f"model.initialise = {config.initialise}: {_misfit(config, config.initialise, words, vocabulary)}"
         )
     if config.layers is not None:
         if config.layers > shape.layers:
@@ -68,12 +75,38 @@ def read_encoder_shape(config: ModelConfig, vocabulary: int) -> EncoderShape:
     return shape
 
 
+def _say_padding(start: Path, vocabulary: int, say: Callable[[str], None]) -> None:
+    """Say that rows of the word table belong to no piece of the tokenizer, where there are some."""
+    _, words = read_shape(start)
+    if words > vocabulary:
+        say(
+            f"model.initialise = {start}: the last {words - vocabulary} of the {words} rows of its word table belong to no piece "
+            f"of the tokenizer's {vocabulary} (padding, as a rule) and are left out"
+        )
+
+
+def _is_own(config: ModelConfig, start: Path) -> bool:
+    """Tell whether the tokenizer is the one that the weights of `start` were trained with; then rows beyond it are padding."""
+    return config.tokenizer is None or (has_vocabulary(start) and same_vocabulary(start, config.tokenizer))
+
+
+def _misfit(config: ModelConfig, start: Path, words: int, vocabulary: int) -> str:
+    """Return why a word table and a tokenizer do not fit, and the way out."""
+    said = f"its {words} words are not the tokenizer's {vocabulary}"
+    if not has_vocabulary(start):
+        return f"{said}; copy the model's own {SENTENCEPIECE_FILE} or {TOKENIZER_FILE} into it, and leave model.tokenizer out"
+    if config.tokenizer is None:
+        return f"{said}: {vocabulary_file(start)} is not of this model; put back the model's own"
+    return f"{said}; leave model.tokenizer out to use the folder's own"
+
+
 def _check_vocabulary(config: ModelConfig, start: Path) -> None:
     """Raise UserError where `model.tokenizer` has other words for the rows of the word table, though as many."""
-    if config.tokenizer is not None and not same_vocabulary(start, config.tokenizer):
+    if config.tokenizer is not None and has_vocabulary(start) and not same_vocabulary(start, config.tokenizer):
         raise UserError(
-            f"model.tokenizer = {config.tokenizer}: its {VOCABULARY} is another one than {start / VOCABULARY}, which the "
-            "weights of model.initialise were trained with; leave model.tokenizer out to use the folder's own"
+            f"model.tokenizer = {config.tokenizer}: its {vocabulary_file(config.tokenizer).name} is another one than "
+            f"{vocabulary_file(start)}, which the weights of model.initialise were trained with; leave model.tokenizer out to "
+            "use the folder's own"
         )
 
 

@@ -17,7 +17,7 @@ class ModelConfig(BaseModel):
     tokenizer: PathField | None = Field(
         None,
         json_schema_extra=MAY_CHANGE,
-        description="Folder with sentencepiece.bpe.model; the folder of `initialise` if left out.",
+        description="Folder with sentencepiece.bpe.model or tokenizer.json; the folder of `initialise` if left out.",
     )
     initialise: PathField | None = Field(
         None, description="A local `transformers` XLM-RoBERTa folder to start from; its sizes then replace `shape`."
@@ -50,7 +50,7 @@ class ModelConfig(BaseModel):
         if (self.initialise is None) == (self.shape is None):
             raise ValueError("give either `initialise` (a transformers folder) or `shape` (sizes), and not both")
         if self.initialise is None and self.tokenizer is None:
-            raise ValueError("`tokenizer` is missing: name a folder with sentencepiece.bpe.model")
+            raise ValueError("`tokenizer` is missing: name a folder with sentencepiece.bpe.model or tokenizer.json")
         if self.layers is not None and self.initialise is None:
             raise ValueError("`layers` cuts `initialise`; for a model from scratch set shape.layers")
         return self

@@ -21,11 +21,11 @@ class EncoderShape(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    layers: int = Field(12, ge=1, description="Transformer layers.")
-    width: int = Field(768, ge=8, description="Hidden size of a slot.")
-    heads: int = Field(12, ge=1, description="Attention heads; they divide the width.")
-    feed_forward: int = Field(3072, ge=8, description="Hidden size of the feed-forward part.")
-    positions: int = Field(514, ge=4, description="Rows of the position table: longest text in tokens + 2.")
+    layers: int = Field(12, ge=1, le=1000, description="Transformer layers.")
+    width: int = Field(768, ge=8, le=1 << 16, description="Hidden size of a slot.")
+    heads: int = Field(12, ge=1, le=1 << 12, description="Attention heads; they divide the width.")
+    feed_forward: int = Field(3072, ge=8, le=1 << 20, description="Hidden size of the feed-forward part.")
+    positions: int = Field(514, ge=4, le=1 << 20, description="Rows of the position table: longest text in tokens + 2.")
     layer_norm_eps: float = Field(1e-5, gt=0, description="Epsilon of the layer norms.")
 
     @model_validator(mode="after")

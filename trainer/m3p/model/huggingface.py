@@ -1,6 +1,5 @@
-"""To and from a local `transformers` XLM-RoBERTa folder: config.json, model.safetensors, sentencepiece.bpe.model."""
+"""To and from a local `transformers` folder: an XLM-RoBERTa, or a BERT with XLM-R's vocabulary."""
 
-import filecmp
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,15 +7,13 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from m3p.errors import UserError
-from m3p.model.encoder import EncoderShape
+from m3p.model.encoder import PAD, EncoderShape
+from m3p.model.weight_files import WeightFiles, has_weights
 
 Weights = dict[str, Tensor]
-VOCABULARY = "sentencepiece.bpe.model"
 
 _EMBEDDINGS = {
     "text.words.weight": "embeddings.word_embeddings.weight",
@@ -48,15 +45,25 @@ _SIZES = {
     "layer_norm_eps": "layer_norm_eps",
 }
 _DIMENSIONS = {
-    "text.words.weight": ("vocab_size", "hidden_size"),
-    "text.positions.weight": ("max_position_embeddings", "hidden_size"),
-    "encoder.layers.0.up.weight": ("intermediate_size", "hidden_size"),
+    "embeddings.word_embeddings.weight": ("vocab_size", "hidden_size"),
+    "embeddings.position_embeddings.weight": ("max_position_embeddings", "hidden_size"),
+    "embeddings.token_type_embeddings.weight": ("type_vocab_size", "hidden_size"),
+    "encoder.layer.0.intermediate.dense.weight": ("intermediate_size", "hidden_size"),
 }
 """Tensors that show which field of config.json is wrong."""
+_ONLY = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
+"""What the encoder computes; a config says nothing, or this."""
+MAX_WORDS = 1 << 24
+_MAX_CONFIG = 1 << 20
+"""Largest config.json that is read, in bytes."""
 
 
 def read_shape(folder: Path) -> tuple[EncoderShape, int]:
-    """Return the encoder's sizes and the vocabulary of `folder`. Raises UserError."""
+    """Return the encoder's sizes, in our terms, and the rows of the word table of `folder`. Raises UserError.
+
+    `model_type: bert` with XLM-R's vocabulary (multilingual-e5-small, multilingual MiniLM) counts positions from 0; ours, as
+    XLM-R's, from 2, so that its table has two rows more here.
+    """
     config, path = _read_config(folder), folder / "config.json"
     try:
         shape = EncoderShape.model_validate({mine: config[theirs] for mine, theirs in _SIZES.items()})
@@ -69,54 +76,73 @@ def read_shape(folder: Path) -> tuple[EncoderShape, int]:
         field = _SIZES[str(place[0])]
         text = first["msg"].removeprefix("Value error, ")
         raise UserError(f"{path}: {field} = {config[field]!r}: {text}; put back the model's own config.json") from error
-    if not isinstance(words, int):
-        raise UserError(f"{path}: vocab_size = {words!r}: want a whole number; put back the model's own config.json")
-    return shape, words
+    if not isinstance(words, int) or not 4 < words <= MAX_WORDS:
+        raise UserError(
+            f"{path}: vocab_size = {words!r}: want a whole number up to {MAX_WORDS:,}; put back the model's own config.json"
+        )
+    if has_weights(folder):
+        _check_sizes(path, config, WeightFiles(folder))
+    return shape.model_copy(update={"positions": shape.positions + _shift(config)}), words
 
 
-def read_weights(folder: Path, layers: int) -> Weights:
+def _shift(config: Mapping[str, Any]) -> int:
+    """Return how many rows our table of positions has before the first one of the folder's."""
+    return PAD + 1 if config["model_type"] == "bert" else 0
+
+
+def read_weights(folder: Path, shape: EncoderShape, vocabulary: int) -> Weights:
     """Return our names -> tensors (float32) of the text encoder, and of the word head where the folder has one.
 
-    Raises UserError where tensors are missing.
+    Of the word table the first `vocabulary` rows: those beyond are padding. Raises UserError where tensors are missing.
     """
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise UserError(f"{path} is missing: save the model with safe_serialization=True, in one file")
-    try:
-        theirs = load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
-    theirs = {name.removeprefix("roberta."): tensor for name, tensor in theirs.items()}
+    files, config = WeightFiles(folder), _read_config(folder)
     ours: Weights = {}
     try:
         for mine, name in _EMBEDDINGS.items():
-            ours[mine] = theirs[name]
-        for layer in range(layers):
-            ours |= _read_layer(theirs, layer)
-        if "lm_head.dense.weight" in theirs:
-            ours |= {mine: theirs[name] for mine, name in _WORD_HEAD.items()}
+            ours[mine] = files.read(name)
+        for layer in range(shape.layers):
+            ours |= _read_layer(files, layer)
+        if "lm_head.dense.weight" in files:
+            ours |= {mine: files.read(name) for mine, name in _WORD_HEAD.items()}
+            ours["heads.masked_words.bias"] = ours["heads.masked_words.bias"][:vocabulary]
     except KeyError as error:
-        raise UserError(f"{path}: no tensor {error}; want the weights of an XLM-RoBERTa model") from error
+        raise UserError(
+            f"{folder / files.name}: no tensor {error}; want the weights of an XLM-RoBERTa model"
+        ) from error
+    ours["text.words.weight"] = ours["text.words.weight"][:vocabulary]
+    ours["text.types.weight"] = ours["text.types.weight"][:1]  # a text alone is of the first type
+    positions = ours["text.positions.weight"]
+    ours["text.positions.weight"] = torch.cat([positions.new_zeros(_shift(config), positions.shape[1]), positions])
     return {name: tensor.float() for name, tensor in ours.items()}
 
 
 def check_weights(folder: Path, weights: Weights, own: Mapping[str, Tensor]) -> None:
     """Raise UserError where tensors of `folder` have other sizes than the network `own`, made as config.json says."""
-    for name in [*(name for name in _DIMENSIONS if name in own), *own]:
-        found, wanted = list(weights.get(name, own[name]).shape), list(own[name].shape)
+    for name, tensor in own.items():
+        found, wanted = list(weights.get(name, tensor).shape), list(tensor.shape)
         if found != wanted:
-            fields = _DIMENSIONS.get(name, ())
-            wrong = [field for field, a, b in zip(fields, found, wanted, strict=False) if a != b]
             raise UserError(
-                f"{folder / 'config.json'}: {wrong[0] if wrong else 'a size'} is not that of model.safetensors: {name} is "
-                f"{found} there, want {wanted}; put back the config.json that belongs to the weights"
+                f"{folder / 'config.json'}: a size is not that of its weights: {name} is {found} there, want {wanted}; put "
+                "back the config.json that belongs to the weights"
             )
 
 
-def same_vocabulary(folder: Path, tokenizer: Path) -> bool:
-    """Tell whether `tokenizer` holds the vocabulary of `folder`; one that has none of its own goes with any."""
-    own = folder / VOCABULARY
-    return not own.is_file() or filecmp.cmp(own, tokenizer / VOCABULARY, shallow=False)
+def _check_sizes(path: Path, config: Mapping[str, Any], files: WeightFiles) -> None:
+    """Raise UserError where the sizes in config.json are not those in the headers of the weights."""
+    if config["num_hidden_layers"] > files.layers:
+        raise UserError(
+            f"{path}: num_hidden_layers = {config['num_hidden_layers']}: {files.name} has {files.layers}; put back the "
+            "config.json that belongs to the weights"
+        )
+    for name, fields in _DIMENSIONS.items():
+        found = files.shapes.get(name)
+        wanted = [config.get(field, 1 if field == "type_vocab_size" else None) for field in fields]
+        if found is not None and found != wanted:
+            wrong = next((field for field, a, b in zip(fields, found, wanted, strict=False) if a != b), fields[0])
+            raise UserError(
+                f"{path}: {wrong} is not that of {files.name}: {name} is {found} there, want {wanted}; put back the "
+                "config.json that belongs to the weights"
+            )
 
 
 def write_folder(folder: Path, weights: Weights, shape: EncoderShape) -> None:
@@ -147,27 +173,33 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{path} is missing: model.initialise wants a local `transformers` XLM-RoBERTa folder")
+    if path.stat().st_size > _MAX_CONFIG:
+        raise UserError(f"{path}: has {path.stat().st_size:,} bytes; a config has at most {_MAX_CONFIG:,}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of bytes that are no text too
+    except (ValueError, RecursionError) as error:  # of bytes that are no text too
         raise UserError(f"{path}: not JSON ({error})") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: not a JSON object of fields; want the config of an XLM-RoBERTa model")
-    if config.get("model_type") != "xlm-roberta":
-        raise UserError(f"{path}: model_type is {config.get('model_type')!r}, but only 'xlm-roberta' can be loaded")
-    if config.get("hidden_act", "gelu") != "gelu":
-        raise UserError(f"{path}: hidden_act is {config['hidden_act']!r}, but the encoder computes 'gelu' alone")
+    if config.get("model_type") not in ("xlm-roberta", "bert"):
+        raise UserError(
+            f"{path}: model_type is {config.get('model_type')!r}, but only 'xlm-roberta', and 'bert' with XLM-R's "
+            "vocabulary, can be loaded"
+        )
+    for field, only in _ONLY.items():
+        if config.get(field, only) != only:
+            raise UserError(f"{path}: {field} is {config[field]!r}, but the encoder computes {only!r} alone")
     return config
 
 
-def _read_layer(theirs: Weights, layer: int) -> Weights:
+def _read_layer(files: WeightFiles, layer: int) -> Weights:
     ours: Weights = {}
     base = f"encoder.layer.{layer}."
     for kind in ("weight", "bias"):
-        parts = [theirs[f"{base}attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
+        parts = [files.read(f"{base}attention.self.{part}.{kind}") for part in ("query", "key", "value")]
         ours[f"encoder.layers.{layer}.qkv.{kind}"] = torch.cat(parts)
         for mine, name in _LAYER.items():
-            ours[f"encoder.layers.{layer}.{mine}.{kind}"] = theirs[f"{base}{name}.{kind}"]
+            ours[f"encoder.layers.{layer}.{mine}.{kind}"] = files.read(f"{base}{name}.{kind}")
     return ours
 
 

@@ -11,9 +11,7 @@ import sentencepiece
 from m3p.errors import UserError
 from m3p.prepare.staging import staged_folder
 from m3p.prepare.text import read_paragraphs
-
-SENTENCEPIECE_FILE = "sentencepiece.bpe.model"
-"""XLM-R's name for it, whichever model is inside."""
+from m3p.vocabulary import SENTENCEPIECE_FILE
 
 Algorithm = Literal["unigram", "bpe"]
 

@@ -187,7 +187,8 @@ def _engine(
     """
     before: list[str] | None = []
     vocabulary = open_tokenizer(recipe.tokenizer_folder).size
-    model = build_model(recipe.model, vocabulary, recipe.visual, recipe.tasks, recipe.run.seed, load=newest is None)
+    say = warn if ranks.rank == 0 else lambda line: None
+    model = build_model(recipe.model, vocabulary, recipe.visual, recipe.tasks, recipe.run.seed, newest is None, say)
     _check_positions(recipe, model.text.positions.num_embeddings)
     if newest is not None:
         load_weights(model, newest)  # now, because DeepSpeed makes its copies of the weights when it starts
