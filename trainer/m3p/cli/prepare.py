@@ -51,10 +51,10 @@ def captions_command(
     """
     pictures = PictureFolder(images or source.parent, follow_links)
     options = Options(pictures, language, regions, skip_bad, samples_per_shard, overwrite)
-    _say_pairs(str(source), output, prepare_captions(source, output, options))
+    say_pairs(str(source), output, prepare_captions(source, output, options))
 
 
-def _say_pairs(source: str, output: Path, made: tuple[Manifest, dict[str, list[str]]]) -> None:
+def say_pairs(source: str, output: Path, made: tuple[Manifest, dict[str, list[str]]]) -> None:
     """Say what was written, and what was skipped."""
     manifest, bad = made
     if bad:
@@ -145,4 +145,5 @@ def describe(manifest: Manifest) -> str:
     """Return a manifest in one line."""
     holds = f"language {manifest.language}" if manifest.kind == "text" else f"captions: {caption_counts(manifest)}"
     regions = f"; regions {manifest.region_features} wide" if manifest.region_features else ""
-    return f"{manifest.samples:,} samples in {len(manifest.shards)} shards; {holds}{regions}"
+    origin = "".join(f"; {name}: {value}" for name, value in manifest.origin.items())
+    return f"{manifest.samples:,} samples in {len(manifest.shards)} shards; {holds}{regions}{origin}"

@@ -48,6 +48,8 @@ class Options:
     """Leave wrong records out instead of refusing all."""
     samples_per_shard: int = 1000
     overwrite: bool = False
+    origin: dict[str, str] = field(default_factory=dict)
+    """What the manifest says of a published set: its name, task, split, source of the captions."""
 
 
 @dataclass
@@ -191,7 +193,7 @@ def write_pairs(
     checker, bad = _Checker(options), dict[str, list[str]]()
     with (
         staged_folder(output, MARKER, options.overwrite) as folder,
-        ShardWriter(folder, "captions", options.samples_per_shard) as writer,
+        ShardWriter(folder, "captions", options.samples_per_shard, origin=options.origin) as writer,
     ):
         for entry in entries:
             members, mistakes = checker.members(entry)

@@ -20,9 +20,16 @@ class ShardWriter:
 
     manifest: Manifest
 
-    def __init__(self, folder: Path, kind: Kind, samples_per_shard: int, language: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        kind: Kind,
+        samples_per_shard: int,
+        language: str | None = None,
+        origin: dict[str, str] | None = None,
+    ) -> None:
         self.folder, self.kind, self.language = folder, kind, language
-        self.samples_per_shard = samples_per_shard
+        self.samples_per_shard, self.origin = samples_per_shard, origin or {}
         self.samples = 0
         self._tar: Any = None
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +48,7 @@ class ShardWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._close()
         if kind is None:
-            self.manifest = index_folder(self.folder, self.kind, self.language)
+            self.manifest = index_folder(self.folder, self.kind, self.language, self.origin)
 
     def _open(self, number: int) -> None:
         self._file = (self.folder / f"shard-{number:06d}.tar").open("wb")

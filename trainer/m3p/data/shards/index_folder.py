@@ -38,17 +38,20 @@ UNFIT = re.compile(r"[\\\ud800-\udfff]")
 """In the name of a tar: what is a separator on some systems, or bytes that are not UTF-8."""
 
 
-def index_folder(folder: Path, kind: Kind, language: str | None = None) -> Manifest:
+def index_folder(
+    folder: Path, kind: Kind, language: str | None = None, origin: dict[str, str] | None = None
+) -> Manifest:
     """Index every *.tar in `folder` and write its manifest; tars made elsewhere are taken as they are.
 
-    `language` is needed for text; for captions it is the language of KEY.txt captions (English if left out).
+    `origin` is what the manifest says of a published set. `language` is needed for text; for captions it is the language of
+    KEY.txt captions (English if left out).
     Raises UserError for no tars, no samples, nothing usable, or anything that `index_tar` refuses.
     """
     paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
     _check_arguments(folder, paths, kind, language)
     with _alone(folder) as progress:
         found = _index_tars(paths, kind, language or "en", progress)
-        manifest = _manifest(folder, paths, found, kind, language)
+        manifest = _manifest(folder, paths, found, kind, language).model_copy(update={"origin": origin or {}})
         _say_notes(folder, dict(zip((path.name for path in paths), found, strict=True)), manifest)
         write_manifest(folder, manifest)
         (folder / PROGRESS).unlink(missing_ok=True)

@@ -47,6 +47,8 @@ class Manifest(BaseModel):
     """How many samples have a caption in each language; empty for text."""
     region_features: Annotated[int, Field(ge=1)] | None = None
     """Width D of the stored region features; null without regions."""
+    origin: dict[str, str] = {}
+    """Of a published set: what was imported, such as set, task, split and where the captions come from. Empty otherwise."""
     shards: Annotated[ShardTable, BeforeValidator(_is_table)]
     """In the order that positions count them."""
 
@@ -117,7 +119,8 @@ class Manifest(BaseModel):
 
     def checksum(self) -> str:
         """Return the checksum of all fields; what stands in the file beside them. Manifests of earlier versions have none."""
-        return hashlib.blake2b(self.model_dump_json().encode(), digest_size=CHECKSUM).hexdigest()
+        # Without fields that say nothing, so that a later version may have more of them.
+        return hashlib.blake2b(self.model_dump_json(exclude_defaults=True).encode(), digest_size=CHECKSUM).hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

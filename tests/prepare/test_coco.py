@@ -1,0 +1,135 @@
+"""JSON files of MSCOCO, Flickr30K and STAIR in their true form, made by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from m3p.cli.main import app
+from m3p.data.sample import BadSamples
+from m3p.data.shards.manifest import Manifest
+from m3p.errors import UserError
+from tests.data.broken import source
+
+FIVE = ["a dog", "a small dog", "the dog runs", "one dog", "dog"]
+
+
+def picture(path: Path, shade: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (16, 16), (shade, 0, 0)).save(path)
+
+
+@pytest.fixture
+def karpathy(tmp_path: Path) -> Path:
+    images = []
+    for number, split in enumerate(("train", "restval", "val", "test", "train")):
+        folder = "train2014" if split == "train" else "val2014"
+        name = f"COCO_{folder}_{number:012d}.jpg"
+        picture(tmp_path / "images" / folder / name, 40 * number)
+        sentences = [
+            {"tokens": text.split(), "raw": f"{text} {number}", "imgid": number, "sentid": 5 * number + place}
+            for place, text in enumerate(FIVE)
+        ]
+        images.append(
+            {"filepath": folder, "filename": name, "split": split, "imgid": number, "cocoid": 400_000 + number,
+             "sentids": [5 * number + place for place in range(5)], "sentences": sentences}
+        )  # fmt: skip
+    path = tmp_path / "dataset_coco.json"
+    path.write_text(json.dumps({"images": images, "dataset": "coco"}))
+    return path
+
+
+@pytest.fixture
+def annotated(tmp_path: Path) -> Path:
+    images, annotations = [], []
+    for number in range(3):
+        picture(tmp_path / "images" / f"{number:012d}.jpg", 60 * number)
+        images.append({"license": 4, "file_name": f"{number:012d}.jpg", "height": 16, "width": 16, "id": number})
+        annotations += [
+            {"image_id": number, "id": 10 * number + k, "caption": f"{text}\n"} for k, text in enumerate(FIVE)
+        ]
+    path = tmp_path / "captions_val2017.json"
+    path.write_text(json.dumps({"info": {}, "licenses": [], "images": images, "annotations": annotations}))
+    return path
+
+
+def run(path: Path, *arguments: str, command: str = "coco") -> str:
+    folder = path.parent
+    places = ["--images", str(folder / "images"), "--output", str(folder / "out")]
+    made = CliRunner().invoke(app, ["prepare", command, str(path), *places, *arguments])
+    if isinstance(made.exception, UserError):
+        raise made.exception
+    assert made.exit_code == 0, made.output
+    return made.output
+
+
+def captions(folder: Path, number: int) -> dict[str, dict[str, list[str]]]:
+    made = source(folder)
+    return {sample.id: sample.captions for sample in (made.read(index, BadSamples([])) for index in range(number))}
+
+
+def test_karpathys_splits(karpathy: Path) -> None:
+    run(karpathy, "--split", "train", "--split", "restval")
+    found = captions(karpathy.parent / "out", 3)
+    assert sorted(found) == ["400000", "400001", "400004"]
+    assert found["400001"] == {"en": [f"{text} 1" for text in FIVE]}
+    origin = {"set": "coco", "file": "dataset_coco.json", "split": "train restval"}
+    assert Manifest.load(karpathy.parent / "out").origin == origin
+
+
+def test_karpathys_flickr30k(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "1000092795.jpg", 7)
+    images = [
+        {"sentids": [0], "imgid": 0, "sentences": [{"raw": "a dog"}], "split": "val", "filename": "1000092795.jpg"}
+    ]
+    (tmp_path / "dataset_flickr30k.json").write_text(json.dumps({"images": images, "dataset": "flickr30k"}))
+    run(tmp_path / "dataset_flickr30k.json", "--split", "val", command="flickr30k")
+    assert captions(tmp_path / "out", 1) == {"0": {"en": ["a dog"]}}
+    assert Manifest.load(tmp_path / "out").origin["set"] == "flickr30k"
+
+
+def test_captions_json_and_its_japanese_form(annotated: Path) -> None:
+    run(annotated)
+    assert captions(annotated.parent / "out", 3)["2"] == {"en": FIVE}
+    run(annotated, "--language", "ja", "--overwrite")
+    assert Manifest.load(annotated.parent / "out").captions == {"ja": 3}
+
+
+@pytest.mark.parametrize("splits", [(), ("dev",)])
+def test_a_split_is_asked_for_by_name(karpathy: Path, splits: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match=r"say --split .*it has train 2, restval 1, val 1, test 1"):
+        run(karpathy, *(part for split in splits for part in ("--split", split)))
+
+
+def change(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def test_wrong_files_say_what_is_wrong(karpathy: Path, annotated: Path) -> None:
+    with pytest.raises(UserError, match="is of one split, as its name says: leave out --split train"):
+        run(annotated, "--split", "train")
+    (annotated.parent / "images" / "000000000001.jpg").unlink()
+    with pytest.raises(UserError, match=r"picture 1 \('000000000001\.jpg'\): image '000000000001\.jpg' does not exist"):
+        run(annotated)
+    content = json.loads(annotated.read_text())
+    change(annotated, annotations=[one for one in content["annotations"] if one["image_id"] != 2])
+    with pytest.raises(UserError, match=r"picture 2 .*: it has no caption"):
+        run(annotated)
+    change(annotated, annotations=content["annotations"], images=content["images"][:2])
+    with pytest.raises(UserError, match=r"1 pictures have captions but are not among its images, such as '2'"):
+        run(annotated)
+    change(annotated, images=[content["images"][0], {**content["images"][2], "id": 0}, *content["images"][1:]])
+    with pytest.raises(UserError, match=r"id '0' is that of picture 0 .* again"):
+        run(annotated)
+    change(karpathy, images=[{"split": "val", "filename": "x.jpg", "imgid": 0}])
+    with pytest.raises(UserError, match=r"picture 0 \('x\.jpg'\): sentences are 'None'; the rule"):
+        run(karpathy, "--split", "val")
+    for text, reason in (("[]", "is no JSON object"), ("{", "broken JSON"), ("{}", "has no list `images`")):
+        karpathy.write_text(text)
+        with pytest.raises(UserError, match=reason):
+            run(karpathy, "--split", "val")
+    with pytest.raises(UserError, match="is a folder: give dataset_"):
+        run(karpathy.parent)
