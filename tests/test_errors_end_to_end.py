@@ -82,8 +82,8 @@ def test_captions_in_a_language_that_the_shards_do_not_have(tiny: Path) -> None:
     assert "de, en, ja" in message
 
 
-def test_a_shard_of_bad_samples_alone(copy: Path) -> None:
-    """Only a worker meets it, in the middle of the run: still one message, naming shard and reason."""
+def test_shards_that_were_changed_after_they_were_indexed(copy: Path) -> None:
+    """Only a worker meets one, in the middle of the run: still one message, naming shard and reason."""
     for shard in sorted((copy.parent / "shards" / "train").glob("*.tar")):
         offsets = np.load(shard.with_suffix(".idx"))
         data = bytearray(shard.read_bytes())
@@ -93,7 +93,7 @@ def test_a_shard_of_bad_samples_alone(copy: Path) -> None:
             )
         shard.write_bytes(data)
     message = refused(copy, "data.workers=1")
-    assert "bad samples in a row" in message
+    assert "holds other samples than those that were indexed (changed since): run `m3p index` again" in message
     assert "shard-00000" in message
 
 

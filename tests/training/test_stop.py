@@ -24,8 +24,10 @@ from m3p.training.stop import (
 
 @pytest.fixture
 def watching(tmp_path: Path) -> Iterator[StopSignal]:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and stays so
     with StopSignal(tmp_path) as signals:
         yield signals
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("number", GRACEFUL)
@@ -160,6 +162,7 @@ def test_two_lone_runs_of_one_job_do_not_both_save(tmp_path: Path, monkeypatch: 
         first.check()
 
 
+@pytest.mark.program
 def test_a_second_start_on_one_machine_is_refused_while_the_first_lives(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from m3p.training.stop import RunOwner; RunOwner(Path(sys.argv[1])); "
@@ -176,12 +179,16 @@ def test_a_second_start_on_one_machine_is_refused_while_the_first_lives(tmp_path
     RunOwner(tmp_path).check()
 
 
+@pytest.mark.program
 def test_what_is_printed_after_a_hangup_goes_to_a_file(tmp_path: Path) -> None:
     program = (
-        "import os, signal, sys; from pathlib import Path; from m3p.training.stop import StopSignal\n"
+        "import os, signal, sys, time; from pathlib import Path; from m3p.training.stop import StopSignal\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # where these tests run under nohup, it is ignored
         "with StopSignal(Path(sys.argv[1])) as stop:\n"
         "    Path(sys.argv[1], 'ready').touch()\n"
-        "    signal.pause()\n"
+        "    deadline = time.monotonic() + 60\n"
+        "    while not stop.signalled and time.monotonic() < deadline:\n"
+        "        time.sleep(0.05)\n"
         "    assert stop.signalled\n"
         "    print('saved', flush=True)\n"
         "    Path(sys.argv[1], 'ended').touch()\n"

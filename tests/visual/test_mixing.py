@@ -196,9 +196,10 @@ def test_a_frozen_embedder_has_no_gradient_and_drops_no_units_while_the_network_
     torch.autograd.backward(first.sum())
     assert all(parameter.grad is None for name, parameter in model.named_parameters() if name in frozen)
     thawed = network(frozen=False).train()
-    assert not torch.equal(thawed.encode(batch)[0], thawed.encode(batch)[0]), (
-        "else nothing would be dropped here anyhow"
-    )
+    passes = [
+        thawed.encode(batch)[0] for _ in range(20)
+    ]  # each alike by chance sometimes, for it drops few of few units
+    assert not all(torch.equal(one, passes[0]) for one in passes), "else nothing would be dropped here anyhow"
 
 
 def test_its_work_is_counted_as_the_source_says() -> None:
