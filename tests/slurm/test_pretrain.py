@@ -218,7 +218,7 @@ def test_a_refused_recipe_fails_at_once_and_is_not_requeued(run: Run) -> None:
     run.recipe.unlink()
     job = run.submit()
     assert run.cluster.wait(job) == "FAILED"
-    assert "the recipe is refused" in run.output()
+    assert "RECIPE or DS_CONFIG is refused" in run.output()
 
 
 def test_settings_that_are_not_there_fail_at_once_and_are_not_requeued(run: Run) -> None:
