@@ -3,16 +3,13 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from m3p.batch import Batch
 from m3p.data.loader.loader import DataConfig, MicroBatches, load
 from m3p.data.order.plan import MicroBatchPlan, Plan, Stream
 from m3p.data.tokenizer import Tokenizer
 from m3p.objectives.image_caption import ImageCaption, ImageCaptionConfig
 from m3p.objectives.multilingual_text import MultilingualText, MultilingualTextConfig
-from m3p.objectives.objective import Context, Ids, Objective, Part, Read
+from m3p.objectives.objective import Context, Objective, Part, Read
 from m3p.packing import Packer
 from m3p.visual.patches import Patches
 
@@ -23,9 +20,9 @@ FOR_EVER = 10**9
 class PlainText(MultilingualText):
     """Passages, tokenised and packed."""
 
-    def pack(self, packer: Packer, tokens: Ids, lengths: Ids, owners: NDArray[np.uint64]) -> None:
+    def add(self, packer: Packer, part: Part, read: Read) -> None:
         """Pack passages."""
-        packer.add_many(tokens, lengths)
+        packer.add_many(part.tokens, part.lengths)
 
 
 class PlainPairs(ImageCaption):

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from m3p.data.loader.picture_buffer import PictureSlot
+from m3p.data.mix import Mix
 from m3p.data.sample import BadSamples, Sample
 from m3p.data.shards.index_file import HEADER, SEAL
 from m3p.data.shards.index_folder import index_folder
@@ -85,4 +86,8 @@ def source(folder: Path, visual: Regions | Patches | None = PATCHES) -> Source:
 
 def read_many(made: Source, number: int, bad: BadSamples, slots: Sequence[PictureSlot | None] = ()) -> list[Sample]:
     """Return the first samples of a source, read together."""
-    return made.decode(made.draw(np.arange(number)), bad, slots)
+    mix = Mix([made], [None], 1)
+    samples = mix.read_many(range(number))
+    mix.decode(samples, slots)
+    bad.seen += samples.messages
+    return list(samples)

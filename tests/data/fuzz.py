@@ -118,10 +118,10 @@ def _read(folder: Path) -> None:
 def _read_texts(made: Source) -> None:
     indices, bad = np.arange(2 * made.manifest.samples), BadSamples([])
     alone = [made.read(index, bad) for index in indices.tolist()]
-    together = made.read_texts(indices)
-    assert together.texts == [sample.text for sample in alone]
+    together = made.read_many(indices)
+    assert together.records == [sample.text for sample in alone]
     assert [tuple(owner) for owner in together.owners.tolist()] == [sample.owner for sample in alone]
-    assert [message for _, message in together.bad] == bad.seen
+    assert together.messages == bad.seen
 
 
 def _hangs(signal: int, frame: FrameType | None) -> None:

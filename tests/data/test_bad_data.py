@@ -219,10 +219,10 @@ def passages(folder: Path, shards: Sequence[Sequence[bytes]]) -> Source:
 def test_bad_samples_side_by_side_count_once_each(tmp_path: Path) -> None:
     made, bad = passages(tmp_path / "text", [[b"good", *[b" "] * 8, *[b"good"] * 11]]), BadSamples([])
     indices = np.arange(20)
-    assert made.read_texts(indices).texts == ["good"] * 20
+    assert made.read_many(indices).records == ["good"] * 20
     assert [made.read(index, bad).text for index in indices.tolist()] == ["good"] * 20
     assert sorted(bad.seen) == [f"{tmp_path}/text/00.tar, sample {number}: an empty text" for number in range(1, 9)]
-    assert sorted(message for _, message in made.read_texts(indices).bad) == sorted(bad.seen)
+    assert sorted(message for message in made.read_many(indices).messages) == sorted(bad.seen)
 
 
 def test_a_shard_without_a_good_sample_is_replaced_from_the_next_ones(tmp_path: Path) -> None:

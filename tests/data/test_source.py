@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from m3p.batch import Allocate
+from m3p.data.kinds import TEXT
 from m3p.data.loader.loader import DataConfig, MicroBatches, load
 from m3p.data.order.plan import MicroBatch, MicroBatchPlan
 from m3p.data.order.shuffle import Place
@@ -100,7 +101,7 @@ def test_workers_change_nothing(tiny: Path) -> None:
 
 def test_a_workers_user_error_arrives_as_its_message_alone(tiny: Path) -> None:
     class Broken:
-        needs_pictures = False
+        kind = TEXT
 
         def batches(self, parts: list[MicroBatch], allocate: Allocate) -> None:
             raise UserError(f"process {os.getpid()} says so")

@@ -30,14 +30,15 @@ def text(tiny: Path, tmp_path: Path) -> MultilingualText:
 
 def test_passages_read_together_are_those_read_one_by_one(text: MultilingualText) -> None:
     positions = list(range(0, 200, 3))
-    together, bad = text.mix.read_texts(positions), BadSamples([])
+    together, bad = text.mix.read_many(positions), BadSamples([])
     samples = [text.mix.read(position, bad) for position in positions]
-    assert together.texts == [sample.text for sample in samples]
+    assert together.records == [sample.text for sample in samples]
     assert together.names == [sample.name for sample in samples]
     assert together.languages == [sample.language for sample in samples]
     assert [tuple(owner) for owner in together.owners.tolist()] == [sample.owner for sample in samples]
-    assert [message for _, message in together.bad] == bad.seen
+    assert together.messages == bad.seen
     assert len(bad.seen) >= 2
+    assert list(together) == samples
 
 
 def test_micro_batches_made_together_are_those_made_one_by_one(text: MultilingualText) -> None:

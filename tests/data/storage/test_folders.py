@@ -52,10 +52,10 @@ def test_shards_are_read_into_memory_a_window_ahead(tmp_path: Path, monkeypatch:
         forget(path)
     mine, after = source.order.shards(0)
     last = sorted({0, 1, 2, 3, 4, 5} - {*mine, *after})
-    source.read_texts(np.array([0]))
+    source.read_many(np.array([0]))
     wait_until_in_memory([shards[number] for number in (*mine, *after)])
     assert [in_memory(shards[number]) for number in last] == [0, 0]
-    source.read_texts(np.array([4]))
+    source.read_many(np.array([4]))
     wait_until_in_memory([shards[number] for number in last])
 
 

@@ -1,5 +1,6 @@
 import contextlib
 import io
+import mmap
 import os
 import pickle
 import subprocess
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from m3p.data.records import Members
 from m3p.data.shards.index import members
 from m3p.data.shards.index_file import open_index, write_index
 from m3p.data.shards.index_folder import index_folder
@@ -39,15 +42,22 @@ def test_any_sample_is_read_by_its_place(shards: list[Path]) -> None:
         assert reading.read(shard, sample) == {"txt": f"{shard} {sample}".encode(), "json": b"{}"}
 
 
+def read_many(reading: ShardReader, shards: NDArray[np.int64], samples: NDArray[np.int64]) -> list[Members | BadSample]:
+    """Return the members of each sample, or why it cannot be read."""
+    found, bad = reading.read_many(shards, samples, lambda members: members)
+    assert len(found) == len(shards)
+    return [bad.get(number, one or {}) for number, one in enumerate(found)]
+
+
 def test_many_samples_are_read_as_one_by_one(shards: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "MOST_OPEN", 2)
+    monkeypatch.setattr(reader, "MAX_OPEN", 2)
     reading = ShardReader(LocalFolder(shards[0].parent))
     damaged = int(np.load(shards[1].with_suffix(".idx"))[2])
     with shards[1].open("r+b") as file:
         file.seek(damaged)
         file.write(bytes(512))
     numbers, samples = np.array([2, 0, 1, 2, 1, 0]), np.array([3, 1, 2, 0, 2, 0])
-    read = reading.read_many(numbers, samples)
+    read = read_many(reading, numbers, samples)
     for number, (shard, sample) in enumerate(zip(numbers.tolist(), samples.tolist(), strict=True)):
         if shard == 1:
             assert "broken tar" in str(read[number])
@@ -83,7 +93,7 @@ def test_changed_shards_are_read_as_indexed_or_parsed(
     reading = ShardReader(LocalFolder(path.parent))
     reading.sizes(0, np.arange(2))  # open: a shard that has changed as a whole is not opened
     path.write_bytes(tar_bytes)
-    many = reading.read_many(np.zeros(2, np.int64), np.arange(2))
+    many = read_many(reading, np.zeros(2, np.int64), np.arange(2))
     for sample, (first, end) in enumerate([(0, 2560), (2560, 4096)]):
         span = bytes(tar_bytes[first:end])
         kept = [head_sum(bytes(tar_bytes[head : head + 512])) for head in heads][2 * sample :][:2] == before[
@@ -107,12 +117,11 @@ def test_changed_shards_are_read_as_indexed_or_parsed(
 def test_a_shard_cut_short_under_way_is_noticed_by_the_next_micro_batch(shards: list[Path]) -> None:
     reading = ShardReader(LocalFolder(shards[0].parent))
     places = np.zeros(2, np.int64), np.array([0, 3])
-    assert reading.read_many(*places)[1] == {"txt": b"0 3", "json": b"{}"}
+    assert read_many(reading, *places)[1] == {"txt": b"0 3", "json": b"{}"}
     os.truncate(shards[0], 6744)
-    found = reading.read_many(*places)
+    found = read_many(reading, *places)
     assert found[0] == {"txt": b"0 0", "json": b"{}"}
     assert "the shard ends at byte 6744, inside the sample" in str(found[1])
-    assert reading.lone_files(*places, "txt") == [None, None]
 
 
 def wrong_offsets(path: Path, place: int, value: int) -> None:
@@ -164,8 +173,7 @@ def test_a_damaged_index_gives_samples_or_one_named_error(
     path.write_bytes(content)
     reading = ShardReader(LocalFolder(folder))
     with contextlib.suppress(OneRankError):
-        assert len(reading.read_many(np.zeros(4, np.int64), np.arange(4))) == 4
-        assert len(reading.lone_files(np.zeros(4, np.int64), np.arange(4), "txt")) == 4
+        assert len(read_many(reading, np.zeros(4, np.int64), np.arange(4))) == 4
 
 
 @pytest.mark.parametrize(
@@ -189,29 +197,33 @@ def test_an_index_whose_array_cannot_be_read_is_named(shards: list[Path], old: b
         ShardReader(LocalFolder(shards[0].parent)).read(0, 0)
 
 
-def test_lone_files_are_found_without_copying_and_others_left_to_read(tmp_path: Path) -> None:
+def test_samples_of_one_file_are_views_of_the_shard_and_others_are_read(tmp_path: Path) -> None:
     texts = [b"one", b"two" * 400, None, b"", b"\xff", b"six"]
     with ShardWriter(tmp_path, "text", 3, "en") as writer:
         for text in texts:
             writer.write({"txt": text} if text is not None else {"txt": b"with", "json": b"{}"})
     reading = ShardReader(LocalFolder(tmp_path))
     places = np.array([5, 2, 0, 4, 1, 3])
-    found = reading.lone_files(places // 3, places % 3, "txt")
-    wanted = [texts[place] for place in places.tolist()]
-    assert [None if content is None else bytes(content) for content in found] == wanted
-    assert reading.lone_files(places // 3, places % 3, "jpg") == [None] * 6
+    found = read_many(reading, places // 3, places % 3)
+    for place, one in zip(places.tolist(), found, strict=True):
+        text = texts[place]
+        assert one == ({"txt": text} if text is not None else {"txt": b"with", "json": b"{}"})
+        assert not isinstance(one, BadSample)
+        view = one["txt"]
+        mapped = isinstance(view, memoryview) and isinstance(view.obj, mmap.mmap)
+        assert mapped is (text is not None), "a view of the whole shard, not a copy of a piece"
     cut = ShardReader(LocalFolder(tmp_path))
     cut.sizes(0, np.arange(3))
     os.truncate(tmp_path / cut._shards[0].name, 600)
-    missing = cut.lone_files(places // 3, places % 3, "txt")
-    assert [content is None for content in missing] == [place < 3 for place in places.tolist()]
+    missing = read_many(cut, places // 3, places % 3)
+    assert [isinstance(one, BadSample) for one in missing] == [place < 3 for place in places.tolist()]
 
 
 @given(
     changes=st.lists(st.tuples(st.integers(0, 2047), st.integers(0, 255)), min_size=1, max_size=3), right=st.booleans()
 )
 @settings(max_examples=200, deadline=None)
-def test_lone_files_of_changed_shards_are_found_as_indexed_or_not(
+def test_changed_shards_of_single_files_are_read_as_indexed_or_parsed(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]], right: bool
 ) -> None:
     folder = tmp_path_factory.mktemp("changed")
@@ -229,10 +241,15 @@ def test_lone_files_of_changed_shards_are_found_as_indexed_or_not(
     reading.sizes(0, np.arange(2))
     path.write_bytes(content)
     after = [head_sum(bytes(content[head : head + 512])) for head in (0, 1024)]
-    found = reading.lone_files(np.zeros(2, np.int64), np.arange(2), "txt")
-    there = [content[512:521], content[1536:1540]]
-    wanted = [text if now == then else None for text, now, then in zip(there, after, before, strict=True)]
-    assert found == wanted
+    found = read_many(reading, np.zeros(2, np.int64), np.arange(2))
+    spans = [bytes(content[0:1024]), bytes(content[1024:2048])]
+    there = [bytes(content[512:521]), bytes(content[1536:1540])]
+    for one, span, text, now, then in zip(found, spans, there, after, before, strict=True):
+        try:
+            wanted: object = {"txt": text} if now == then else members(span)
+        except BadSample as reason:
+            wanted = str(reason)
+        assert (str(one) if isinstance(one, BadSample) else one) == wanted
 
 
 def make_checksum_right(content: bytearray, head: int) -> None:
@@ -243,7 +260,7 @@ def make_checksum_right(content: bytearray, head: int) -> None:
 
 def test_few_shards_are_open_at_once_over_all_readers(shards: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     readers = [ShardReader(LocalFolder(shards[0].parent)) for _ in range(4)]
-    monkeypatch.setattr(reader, "MOST_OPEN", len(reader._open) + 2)
+    monkeypatch.setattr(reader, "MAX_OPEN", len(reader._open) + 2)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         for shard in range(3):

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from m3p.data.kinds import KINDS
 from m3p.data.shards.index_folder import index_folder
-from m3p.data.shards.manifest import Kind, Manifest
+from m3p.data.shards.manifest import Manifest
 from m3p.prepare.captions import prepare_captions
 from m3p.prepare.dictionary import prepare_dictionary
 from m3p.prepare.pairs import Options, caption_counts, report
@@ -132,7 +133,7 @@ def scenes_command(
 
 def index_command(
     folder: Annotated[Path, typer.Argument(help="Holds uncompressed .tar files.")],
-    kind: Annotated[Kind, typer.Option(help="What a sample is.")],
+    kind: Annotated[str, typer.Option(help=f"What a sample is: {', '.join(KINDS)}.")],
     language: Annotated[
         str | None, typer.Option(help="Language of text, or of captions that come as KEY.txt (then en by default).")
     ] = None,
@@ -143,7 +144,11 @@ def index_command(
 
 def describe(manifest: Manifest) -> str:
     """Return a manifest in one line."""
-    holds = f"language {manifest.language}" if manifest.kind == "text" else f"captions: {caption_counts(manifest)}"
+    holds = (
+        f"language {manifest.language}"
+        if KINDS[manifest.kind].needs_language
+        else f"captions: {caption_counts(manifest)}"
+    )
     regions = f"; regions {manifest.region_features} wide" if manifest.region_features else ""
     origin = "".join(f"; {name}: {value}" for name, value in manifest.origin.items())
     return f"{manifest.samples:,} samples in {len(manifest.shards)} shards; {holds}{regions}{origin}"

@@ -1,32 +1,21 @@
 """A mix: the sources of one objective, read by position."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m3p.data.loader.picture_buffer import PictureSlot
+from m3p.data.loader.threads import share
 from m3p.data.order.mixture import MixtureOrder, temperature_weights
-from m3p.data.sample import BadSamples, Sample, Texts
-from m3p.data.source import Drawn, Source
+from m3p.data.sample import BadSamples, Sample
+from m3p.data.samples import Samples, join
+from m3p.data.source import Source
 from m3p.errors import BadSample
-
-Item = TypeVar("Item")
-
-
-class Draw(NamedTuple):
-    """Samples of a mix, read but for their pictures."""
-
-    positions: Sequence[int]
-    samples: list[Sample | BadSample]
-    """In the order of the positions."""
-    parts: list[tuple[Source, list[int], Drawn]]
-    """Each source in use, where its samples stand among all, and what it has read."""
 
 
 class Mix:
-    """The sources of one objective. Position -> source and index in it, by exact shares without state."""
+    """The sources of one objective. A position stands for a source and an index in its order, by exact shares, without state."""
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float | None], temperature: float) -> None:
         self.sources = list(sources)
@@ -34,6 +23,7 @@ class Mix:
         sizes = [source.manifest.samples for source in sources]
         self.weights = given if len(given) == len(sizes) else temperature_weights(sizes, temperature)
         self._shares = MixtureOrder(self.weights)
+        self._by_key = {source.key: source for source in self.sources}
 
     def read(self, position: int, bad: BadSamples) -> Sample:
         """Return the sample at `position` of the objective's endless order."""
@@ -48,38 +38,40 @@ class Mix:
         """Return the source that the sample at `position` comes from."""
         return self.sources[self._shares.place(position).source]
 
-    def draw(self, positions: Sequence[int]) -> "Draw":
-        """Read the samples at `positions`, source by source, but for their pictures."""
-        parts = [(source, mine.tolist(), source.draw(indices)) for source, mine, indices in self._by_source(positions)]
-        return Draw(positions, _merge([(places, drawn.samples) for _, places, drawn in parts]), parts)
+    def read_many(self, positions: Sequence[int]) -> Samples:
+        """Return the samples at `positions` [N], in that order, but for their pictures, which `decode` reads.
 
-    def decode(self, draw: "Draw", bad: BadSamples, slots: Sequence[PictureSlot | None]) -> list[Sample]:
-        """Return the samples in the order of the positions, pictures decoded into `slots`; bad ones are replaced.
-
-        Each bad sample is noted in `bad`.
+        Bad samples are replaced by the next good one of their source, and noted in the result's `bad`.
         """
-        return _merge(
-            [
-                (places, source.decode(drawn, bad, [slots[place] for place in places]))
-                for source, places, drawn in draw.parts
-            ]
-        )
+        return join([(mine, source.read_many(indices)) for source, mine, indices in self._by_source(positions)])
 
-    def read_texts(self, positions: Sequence[int]) -> Texts:
-        """Return the passages at `positions` [N], in that order."""
-        parts = [(mine, source.read_texts(indices)) for source, mine, indices in self._by_source(positions)]
-        if len(parts) == 1:
-            return parts[0][1]
-        count = len(positions)
-        found = Texts([""] * count, [""] * count, [""] * count, np.zeros((count, 4), np.uint64), [])
-        for mine, part in parts:
-            places = mine.tolist()
-            found.owners[mine] = part.owners
-            for place, text, name, language in zip(places, part.texts, part.names, part.languages, strict=True):
-                found.texts[place], found.names[place], found.languages[place] = text, name, language
-            found.bad.extend((places[number], message) for number, message in part.bad)
-        found.bad.sort(key=lambda one: one[0])
-        return found
+    def decode(self, samples: Samples, slots: Sequence[PictureSlot | None] = ()) -> bool:
+        """Decode the pictures of `samples` [N] into `slots` [N]; this thread shares the work with others (`set_threads`).
+
+        A sample with a bad picture is replaced in `samples`, as by `read_many`. Returns whether one was.
+        """
+        if not samples.members:
+            return False  # they have no pictures
+        slots, failed = slots or [None] * len(samples), dict[int, BadSample]()
+
+        def work(part: range) -> None:
+            for number in part:
+                sample = samples[number]
+                if sample.visual is not None:  # it was decoded when it replaced a bad one
+                    continue
+                try:
+                    self._source_of(sample.owner).decode(sample, samples.members[number], slots[number])
+                except BadSample as reason:
+                    failed[number] = reason
+
+        share(work, len(samples))
+        for number in sorted(failed):
+            self._source_of(samples[number].owner).replace(samples, number, failed[number])
+        return bool(failed)
+
+    def _source_of(self, owner: tuple[int, ...]) -> Source:
+        """Return the source of the sample with this `owner`."""
+        return self._by_key[owner[0]]
 
     def lengths(self, positions: Sequence[int]) -> NDArray[np.float64]:
         """Return roughly how many tokens the samples at `positions` [N] have: [N]. Nothing but index files is read."""
@@ -97,11 +89,3 @@ class Mix:
         for number in np.unique(sources).tolist():
             mine = (sources == number).nonzero()[0]
             yield self.sources[number], mine, indices[mine]
-
-
-def _merge(parts: Sequence[tuple[list[int], list[Item]]]) -> list[Item]:
-    """Return the items of all parts in the order of their places, 0, 1, ..., which each part names in rising order."""
-    if len(parts) == 1:
-        return parts[0][1]
-    found = {place: item for places, items in parts for place, item in zip(places, items, strict=True)}
-    return [found[place] for place in range(len(found))]

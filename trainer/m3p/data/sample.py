@@ -2,10 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from m3p.batch import Picture
 from m3p.keys import draws
@@ -16,43 +13,53 @@ class Sample:
     """One sample, read; its picture comes when it is decoded."""
 
     name: str
-    """Source, shard and id, or number in the shard: no other sample has the same, and messages show it."""
+    """Source and shard, and its id or number where its kind has pictures. Messages show it."""
     owner: tuple[int, ...]
     """What its random choices are keyed by: the hash of seed, objective and source, then epoch, shard, sample."""
     language: str
-    text: str
-    """The passage of a text source; "" for pictures."""
-    captions: dict[str, list[str]]
-    concept: str
-    """Pictures of one concept share their captions; without one the name of the picture's content, or of the sample."""
-    id: str = ""
-    """Of the record; "" where it has none."""
+    """Language of its source; "" where the record names its own."""
+    record: Any
+    """What the kind of its source made of its stored files (`m3p.data.kinds`)."""
     content: str = ""
-    """Of a pair: a name of its picture's content, the same for equal pictures in all sources; "" where the index has none."""
+    """A name of its picture's content, the same for equal pictures in all sources; "" where the index has none, and for text."""
     visual: Picture | None = None
+    """Its picture, once it is decoded; None for samples without one."""
+
+    @property
+    def text(self) -> str:
+        """The passage, of a sample of kind text."""
+        assert isinstance(self.record, str), "only a sample of text is one passage"
+        return self.record
+
+    @property
+    def captions(self) -> dict[str, list[str]]:
+        """Language -> captions, of a pair."""
+        found: dict[str, list[str]] = self.record.captions
+        return found
+
+    @property
+    def concept(self) -> str:
+        """The concept of a pair; pictures of one share their captions.
+
+        Without one in the record, the name of the picture's content, or of the sample.
+        """
+        return self.record.concept or self.content or self.name
+
+    @property
+    def id(self) -> str:
+        """The id of a pair; "" where the record has none."""
+        found: str = self.record.id
+        return found
 
     @property
     def picture(self) -> Picture:
-        """The picture, of a sample that has one: of a pair, once it is decoded."""
+        """The picture of a pair, once it is decoded."""
         assert self.visual is not None, "sources of pairs load pictures"
         return self.visual
 
     def draws(self, purpose: str) -> Iterator[float]:
         """The sample's own random numbers for `purpose`: the same in every run, on every rank, in every worker."""
         return draws(*self.owner, purpose)
-
-
-class Texts(NamedTuple):
-    """Many passages, column by column: an object each would cost as much as reading them."""
-
-    texts: list[str]
-    names: list[str]
-    """As of a `Sample`, and so the others."""
-    languages: list[str]
-    owners: NDArray[np.uint64]
-    """[N, 4]"""
-    bad: list[tuple[int, str]]
-    """Of bad samples that were replaced: number of the passage, and as in `BadSamples`; in order of the passages."""
 
 
 class BadSamples:

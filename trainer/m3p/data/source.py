@@ -1,21 +1,22 @@
 """A source: one folder of shards, read in its endless order."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from m3p.batch import Picture
+from m3p.data.kinds import CAPTIONS, TEXT, Kind, Record
 from m3p.data.loader.picture_buffer import PictureSlot
-from m3p.data.loader.threads import share
 from m3p.data.order.shuffle import Place, Places, SourceOrder
-from m3p.data.records import Members, choose_captions, passage, read_record
-from m3p.data.sample import BadSamples, Sample, Texts
+from m3p.data.records import Members
+from m3p.data.sample import BadSamples, Sample
+from m3p.data.samples import Samples
 from m3p.data.shards.manifest import Manifest
 from m3p.data.storage.folders import Folder, LocalFolder, RemoteFolder, is_url
 from m3p.data.storage.reader import ShardReader
@@ -26,15 +27,11 @@ from m3p.paths import AddressField
 from m3p.terminal import one_line
 
 BYTES_OF_TOKEN = 4.2
-"""Of text, where nobody has measured it: the median of the languages that were tried, from 3.3 to 11."""
-CAPTION_TOKENS = 20
-"""Taken for every caption: the index does not know which of a picture's captions a sample draws."""
-BYTES_OF_NUMBER = 2
-"""Region features are float16."""
+"""Bytes of a token of text, until somebody measures it: the median of the languages that were tried, 3.3 to 11."""
 MAX_TRIED_OF_SHARD = 10
-"""Samples of a shard that are tried in place of a bad one."""
+"""Samples of one shard that are tried in place of a bad one."""
 MAX_TRIED = 100
-"""And of all its source, before that is given up."""
+"""Samples of a source that are tried in place of a bad one; if all are bad, the run stops."""
 
 
 class SourceConfig(BaseModel):
@@ -62,16 +59,6 @@ class LoadPicture(Protocol):
         """Decode the picture, into `slot` if it fits there; `draw` gives random numbers to augment it. Raises BadSample."""
 
 
-class Drawn(NamedTuple):
-    """Samples of a source, read but for their pictures: [N] each."""
-
-    places: Places
-    contents: list[Members | BadSample]
-    """Members of each; or why they cannot be read."""
-    samples: list[Sample | BadSample]
-    """Without their pictures; or why one cannot be read."""
-
-
 class Source:
     """One folder of shards.
 
@@ -79,8 +66,9 @@ class Source:
         folder: with manifest.json; local, or remote through the node's cache.
         owner: (seed, objective, source number), the key of its order.
         window: shards whose samples are shuffled together.
-        load_picture: decodes the picture of a sample; None for text.
+        load_picture: decodes the picture of a sample; None for kinds without pictures.
         augments: whether that draws random numbers.
+        kind: of its samples; None: pairs if `load_picture` is given, else text.
 
     Raises:
         UserError: no manifest, a missing or changed shard, or no caption in the wanted languages.
@@ -94,12 +82,16 @@ class Source:
         window: int,
         load_picture: LoadPicture | None,
         augments: bool = True,
+        kind: Kind | None = None,
     ) -> None:
         self.folder = folder = LocalFolder(folder) if isinstance(folder, Path) else folder
         self._config, self._load_picture, self._augments = config, load_picture, augments
-        self._owner = key(*owner)
+        self.key = key(*owner)
+        """Hash of `owner`, the first number of each of its samples' `owner`."""
         self.manifest = folder.manifest
-        _check_kind(folder, self.manifest, config, load_picture)
+        self.kind: Kind = kind or (CAPTIONS if load_picture else TEXT)
+        _check_kind(folder, self.manifest, config, self.kind)
+        self._read_record = self.kind.reader(self.manifest.language, config.languages)
         counts = self.manifest.shards.samples
         self._two_windows = 2 * window
         self.order = SourceOrder(counts, window, key(*owner, "order"))
@@ -110,12 +102,12 @@ class Source:
         self._reader = ShardReader(folder)
         self._window: list[int] | None = None
         self.bytes_of_token = BYTES_OF_TOKEN
-        """Of text, for `lengths`; whoever has the tokenizer may know better."""
+        """Bytes of a token of its text, for `lengths`; an objective that has the tokenizer may measure it."""
         self._names: dict[int, str] = {}
 
     @property
     def languages(self) -> list[str]:
-        """Those of the captions in use."""
+        """Languages of the captions in use."""
         return self._config.languages or list(self.manifest.captions)
 
     @property
@@ -132,76 +124,77 @@ class Source:
         """
         return self.read_place(self.order.place(index), bad, augment)
 
-    def draw(self, indices: NDArray[np.int64]) -> Drawn:
-        """Read the samples at `indices` [N] of the endless order, but for their pictures; places are computed together."""
-        self._fetch_ahead(int(indices[-1]))
-        places = self.order.locate(indices)
-        contents = self._reader.read_many(places.shard, places.sample)
-        samples = map(self._try, *(column.tolist() for column in places), contents)
-        return Drawn(places, contents, list(samples))
+    def read_many(self, indices: NDArray[np.int64]) -> Samples:
+        """Return the samples at `indices` [N] of the endless order, but for their pictures, which `decode` reads.
 
-    def decode(self, drawn: Drawn, bad: BadSamples, slots: Sequence[PictureSlot | None] = ()) -> list[Sample]:
-        """Return the samples with their pictures, decoded into `slots` [N] by the threads of this process.
-
-        Bad ones are replaced as by `read`.
+        A bad sample is replaced, as by `read`.
         """
-        found, contents = drawn.samples, drawn.contents
-        slots = slots or [None] * len(found)
-
-        def work(part: range) -> None:
-            for number in part:
-                sample, content = found[number], contents[number]
-                if isinstance(sample, Sample) and not isinstance(content, BadSample):
-                    try:
-                        self._decode(sample, content, True, slots[number])
-                    except BadSample as reason:
-                        found[number] = reason
-
-        share(work, len(found))
-        return [
-            self._replace(drawn.places.at(number), one, bad, True) if isinstance(one, BadSample) else one
-            for number, one in enumerate(found)
-        ]
-
-    def read_texts(self, indices: NDArray[np.int64]) -> Texts:
-        """As `draw` and `decode`, of a source of text, without an object for each passage: that would cost more than reading."""
-        self._fetch_ahead(int(indices[-1]))
+        if len(indices):
+            self._fetch_ahead(int(indices[-1]))
         places = self.order.locate(indices)
-        _, shards, samples = places
-        owners = np.empty((len(shards), 4), np.uint64)
-        owners[:, 0] = self._owner
+        records, members, bad = self._read_files(places)
+        names, contents = [self._name(shard) for shard in places.shard.tolist()], list[str]()
+        if self.kind.has_pictures:
+            names = list(map(self._with_label, names, places.sample.tolist(), records))
+            contents = list(map(self._reader.picture, places.shard.tolist(), places.sample.tolist()))
+        owners = np.empty((len(records), len(places) + 1), np.uint64)
+        owners[:, 0] = self.key
         owners[:, 1], owners[:, 2], owners[:, 3] = places
-        names = [self._name(shard) for shard in shards.tolist()]
-        found = Texts([], names, [self._language] * len(names), owners, [])
-        for number, content in enumerate(self._reader.lone_files(shards, samples, "txt")):
-            try:
-                stored: bytes | memoryview | None = content
-                if stored is None:
-                    stored = self._reader.read(int(shards[number]), int(samples[number])).get("txt")
-                found.texts.append(passage(stored))
-            except BadSample as reason:
-                bad = BadSamples([])
-                sample = self._replace(places.at(number), reason, bad, True)
-                owners[number] = sample.owner
-                found.texts.append(sample.text)
-                found.bad.extend((number, message) for message in bad.seen)
+        found = Samples(names, owners, [self._language] * len(records), records, members, contents)
+        for number, reason in bad.items():
+            self.replace(found, number, reason)
         return found
 
+    def _read_files(self, places: Places) -> tuple[list[Record | None], list[Members], dict[int, BadSample]]:
+        """Return record and members of the samples at `places` [N], and what is wrong with those that have none, by number.
+
+        Members are returned for samples with pictures alone: nothing else is read from them later.
+        """
+        if not self.kind.has_pictures:
+            records, bad = self._reader.read_many(places.shard, places.sample, self._read_record)
+            return records, [], bad
+        read = self._read_record
+        both, bad = self._reader.read_many(places.shard, places.sample, lambda members: (read(members), members))
+        nothing: tuple[Record | None, Members] = (None, {})
+        return *map(list, zip(*(one or nothing for one in both), strict=True)), bad  # type: ignore[return-value]
+
+    def decode(self, sample: Sample, members: Members, slot: PictureSlot | None = None, augment: bool = True) -> None:
+        """Decode the picture of a sample of this source, into `slot` if it fits there. Raises BadSample."""
+        if self._load_picture is None:
+            return
+        draw = sample.draws("augment") if augment and self._augments else None
+        try:
+            sample.visual = self._load_picture(members, draw, slot)
+        except BadSample as reason:
+            raise BadSample(f"{reason} (id {sample.id!r})" if sample.id else str(reason)) from reason
+
+    def replace(self, samples: Samples, number: int, reason: BadSample) -> None:
+        """Put the next good sample in the place of sample `number`, which is of this source and bad for `reason`."""
+        _, epoch, shard, sample = samples.owners[number].tolist()
+        bad = BadSamples([])
+        good = self._replace(Place(epoch, shard, sample), reason, bad, True)
+        samples.replace(number, good, *bad.seen)
+
     def read_place(self, place: Place, bad: BadSamples, augment: bool) -> Sample:
-        """As `read`, from a place in the shards."""
+        """Return the sample at `place`, or the one that replaces it, as `read` does."""
         try:
             return self._read(place, place.sample, augment)
         except BadSample as reason:
             return self._replace(place, reason, bad, augment)
 
     def try_sample(self, shard: int, sample: int) -> Sample:
-        """Return this very sample, replaced by no other. Raises BadSample."""
+        """Return sample number `sample` of a shard, not augmented. Raises BadSample: nothing replaces it."""
         return self._read(Place(0, shard, sample), sample, augment=False)
 
     def _read(self, place: Place, number: int, augment: bool) -> Sample:
-        content = self._reader.read(place.shard, number)
-        sample = self._describe(place.epoch, place.shard, number, content)
-        self._decode(sample, content, augment, None)
+        members = self._reader.read(place.shard, number)
+        record = self._read_record(members)
+        name, content = self._name(place.shard), ""
+        if self.kind.has_pictures:
+            name = self._with_label(name, number, record)
+            content = self._reader.picture(place.shard, number)
+        sample = Sample(name, (self.key, place.epoch, place.shard, number), self._language, record, content)
+        self.decode(sample, members, augment=augment)
         return sample
 
     def _replace(self, place: Place, reason: BadSample, bad: BadSamples, augment: bool) -> Sample:
@@ -246,52 +239,23 @@ class Source:
         Of a picture the tokens that differ between samples are counted: regions, and no patches.
         """
         _, shards, samples = self.order.locate(indices)
-        sizes = np.empty(len(indices))
+        sizes = np.empty(len(indices), np.uint32)
         for shard in np.unique(shards).tolist():
             of_shard = (shards == shard).nonzero()[0]
             sizes[of_shard] = self._reader.sizes(shard, samples[of_shard])
-        if self.manifest.kind == "text":
-            return sizes / self.bytes_of_token
-        return CAPTION_TOKENS + sizes / (BYTES_OF_NUMBER * (self.manifest.region_features or 1))
+        return self.kind.lengths(sizes, self.bytes_of_token, self.manifest.region_features)
 
     def members(self, shard: int, sample: int) -> Members:
         """Return a sample as stored: extension -> bytes. Raises BadSample."""
         return self._reader.read(shard, sample)
 
+    def _with_label(self, name: str, number: int, record: Record | None) -> str:
+        return name if record is None else name + self.kind.label(number, record)
+
     def _name(self, shard: int) -> str:
         if shard not in self._names:
             self._names[shard] = one_line(f"{self.folder}/{self.manifest.shards[shard].name}")
         return self._names[shard]
-
-    def _try(self, epoch: int, shard: int, number: int, members: Members | BadSample) -> Sample | BadSample:
-        """As `_describe`; return why it cannot be read."""
-        if isinstance(members, BadSample):
-            return members
-        try:
-            return self._describe(epoch, shard, number, members)
-        except BadSample as reason:
-            return reason
-
-    def _describe(self, epoch: int, shard: int, number: int, members: Members) -> Sample:
-        """Return a sample without its picture. Raises BadSample."""
-        name, owner = self._name(shard), (self._owner, epoch, shard, number)
-        if self._load_picture is None:
-            return Sample(name, owner, self._language, passage(members.get("txt")), {}, "")
-        record = read_record(members, self.manifest.language)
-        captions = choose_captions(record.captions, self._config.languages)
-        name += f"/{record.id}" if record.id else f"#{number}"
-        content = self._reader.picture(shard, number)
-        return Sample(name, owner, "", "", captions, record.concept or content or name, record.id, content)
-
-    def _decode(self, sample: Sample, members: Members, augment: bool, slot: PictureSlot | None) -> None:
-        """Decode the picture of a sample, into `slot` if it fits there. Raises BadSample."""
-        if self._load_picture is None:
-            return
-        draw = sample.draws("augment") if augment and self._augments else None
-        try:
-            sample.visual = self._load_picture(members, draw, slot)
-        except BadSample as reason:
-            raise BadSample(f"{reason} (id {sample.id!r})" if sample.id else str(reason)) from reason
 
 
 def find_folders(pattern: str, field: str) -> list[str]:
@@ -320,11 +284,10 @@ def _is_source(matched: Path, pattern: str, folder: Path) -> bool:
     return (asked or not hidden) and (folder / "manifest.json").is_file()
 
 
-def _check_kind(folder: Folder, manifest: Manifest, config: SourceConfig, load_picture: LoadPicture | None) -> None:
-    wanted = "text" if load_picture is None else "captions"
-    if manifest.kind != wanted:
+def _check_kind(folder: Folder, manifest: Manifest, config: SourceConfig, kind: Kind) -> None:
+    if manifest.kind != kind.name:
         raise UserError(
-            f"{folder}: holds {manifest.kind}, but its objective wants {wanted}; move it to another objective"
+            f"{folder}: holds {manifest.kind}, but its objective wants {kind.name}; move it to another objective"
         )
     missing = [code for code in config.languages or [] if code not in manifest.captions]
     if missing:

@@ -29,7 +29,7 @@ class SourceStats(BaseModel):
     tokens: dict[str, int] = Field(
         description="Tokens of a text: percentiles 5, 50, 95 and the largest, before cutting."
     )
-    cut: float = Field(description="Percent of the texts that max_tokens cuts.")
+    cut: float = Field(description="Percent of the texts that are longer than max_tokens.")
     unknown: float = Field(description="Percent of the pieces that the vocabulary does not know.")
     regions: dict[str, int] = Field(
         description="Visual tokens of a picture: percentiles as for tokens; empty for text."
@@ -43,11 +43,12 @@ class SourceStats(BaseModel):
     def lines(self) -> list[str]:
         """Return the figures in words: a heading and some indented lines."""
         languages = ", ".join(f"{code} {number:,}" for code, number in self.languages.items())
+        longer = f"{self.cut:g} % are longer than max_tokens"
         found = [
             f"{self.objective}: {self.folder}, {self.share:g} % of its samples",
             f"  {self.samples:,} samples in {self.shards:,} shards, {self.bytes / 1e6:,.1f} MB; {languages}",
             f"  of the {self.read:,} read:",
-            f"  tokens of a text {_range(self.tokens)}; {self.cut:g} % are cut, {self.unknown:g} % of the pieces unknown",
+            f"  tokens of a text {_range(self.tokens)}; {longer}, {self.unknown:g} % of the pieces unknown",
         ]
         if self.regions:
             found.append(f"  visual tokens of a picture {_range(self.regions)}")
@@ -79,7 +80,9 @@ def _source(name: str, objective: Objective, number: int, most: int) -> SourceSt
     mix, source = objective.mix, objective.mix.sources[number]
     manifest, tokenizer = source.manifest, objective.context.tokenizer
     read, bad = _read(source, min(most, manifest.samples))
-    texts = [text for sample in read for text in _texts(sample)]
+    texts = [
+        text for sample in read for of in source.kind.texts(sample.record, sample.language).values() for text in of
+    ]
     lengths = [tokenizer.encode(text, 2**31) for text in texts]
     pieces = np.concatenate([ids[1:-1] for ids in lengths]) if lengths else np.zeros(0, np.int64)
     sizes = [len(ids) for ids in lengths]
@@ -112,10 +115,6 @@ def _read(source: Source, number: int) -> tuple[list[Sample], list[str]]:
     except UserError as error:
         bad.seen.append(f"{source.folder}: {error}")
     return read, bad.seen
-
-
-def _texts(sample: Sample) -> list[str]:
-    return [text for texts in sample.captions.values() for text in texts] or [sample.text]
 
 
 def _percentiles(values: Sequence[int]) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """`image_caption`: a picture and its caption; masked words or regions, matching, contrastive (M3P's MC-* on plain pairs)."""
 
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -7,6 +8,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from m3p.batch import Picture
+from m3p.data.kinds import CAPTIONS, Kind
 from m3p.data.sample import Sample
 from m3p.data.tokenizer import BOS
 from m3p.keys import keys_of, pick, splitmix64, uniform
@@ -67,7 +69,7 @@ class ImageCaptionConfig(ObjectiveConfig):
 class Pairs(NamedTuple):
     """Texts and pictures that are seen together, column by column: of the samples themselves, or mismatched."""
 
-    samples: list[Sample]
+    samples: Sequence[Sample]
     """Whose they are: [N]."""
     owners: NDArray[np.uint64]
     """What their choices are keyed by: [N, 4]."""
@@ -94,7 +96,7 @@ class ImageCaption(Objective):
     """A pair's text alone and picture alone (contrastive), its masked joint form, and a mismatched joint form."""
 
     config: ImageCaptionConfig
-    needs_pictures = True
+    kind: ClassVar[Kind] = CAPTIONS
 
     def add(self, packer: Packer, part: Part, read: Read) -> None:
         """Pack pairs in each form that a task asks about: all texts, all pictures, all joint pairs, all mismatched pairs.

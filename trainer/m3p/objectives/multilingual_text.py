@@ -1,31 +1,30 @@
 """`multilingual_text`: passages in many languages, masked words (M3P's xMLM)."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from m3p.batch import Allocate, Batch, allocate_nothing
-from m3p.data.order.plan import MicroBatch
 from m3p.data.order.shuffle import Place
 from m3p.data.sample import BadSamples
+from m3p.data.samples import Samples
 from m3p.data.source import Source
 from m3p.data.storage.folders import LocalFolder
 from m3p.data.tokenizer import Tokenizer
 from m3p.keys import keys_of
 from m3p.model.flops import Work
-from m3p.objectives.objective import Context, Ids, Objective, ObjectiveConfig
+from m3p.objectives.objective import Context, Objective, ObjectiveConfig, Part, Read, Tokens
 from m3p.objectives.tasks.masked_words import MaskedWords, ask_words, mask_words
+from m3p.objectives.windows import WHOLE, take_windows
 from m3p.packing import Packer
 from m3p.visual.source import VisualSource
 
 MEASURED = 32
-"""Passages of a source by which the length of its tokens is known."""
-LONGEST = 1 << 20
-"""Tokens: none is cut away."""
+"""Passages of a source that are read to measure how many bytes its tokens have."""
 
 
 class MultilingualTextConfig(ObjectiveConfig):
@@ -34,7 +33,9 @@ class MultilingualTextConfig(ObjectiveConfig):
     possible_tasks: ClassVar[tuple[str, ...]] = (MaskedWords.name,)
 
     tasks: dict[str, float] = Field({MaskedWords.name: 1.0}, description="Weight of each task in the loss.")
-    max_tokens: int = Field(128, ge=4, description="Passages are cut to this many tokens.")
+    max_tokens: int = Field(
+        128, ge=4, description="Tokens of a passage; of a longer one, each epoch shows another window."
+    )
     mask_rate: float = Field(0.15, gt=0, lt=1, description="Chance of a piece to be masked.")
 
     def build(self, context: Context) -> "MultilingualText":
@@ -62,35 +63,31 @@ class MultilingualText(Objective):
         """Return roughly how many tokens each passage has when it is cut: [N]."""
         return np.minimum(super().costs(positions), self.config.max_tokens)
 
-    def batches(self, parts: Sequence[MicroBatch], allocate: Allocate = allocate_nothing) -> Iterator[Batch]:
-        """As every objective's, but without a Python object for each passage."""
-        found = self.mix.read_texts([position for part in parts for position in part.positions])
-        tokens, lengths = self.context.tokenizer.encode_flat(found.texts, self.config.max_tokens)
-        ends = [0, *lengths.cumsum().tolist()]
-        first = 0
-        for part in parts:
-            packer, end = self.packer(allocate), first + len(part.positions)
-            if part.positions:
-                packer.names += found.names[first:end]
-                for language, number in Counter(found.languages[first:end]).items():
-                    packer.count(f"language/{language}", number)
-                self.pack(packer, tokens[ends[first] : ends[end]], lengths[first:end], found.owners[first:end])
-            batch = packer.finish(len(part.positions))
-            batch.bad = [message for number, message in found.bad if first <= number < end]
-            first = end
-            yield batch
+    def tokenise(self, samples: Samples) -> Tokens:
+        """Return the passages as tokens. One of more than `max_tokens` shows the window of its epoch (`windows.py`)."""
+        most, tokenizer = self.config.max_tokens, self.context.tokenizer
+        ids, lengths = tokenizer.encode_flat(samples.records, most)
+        longer = take_windows(ids, lengths, samples, most, tokenizer)
+        return Tokens(ids, lengths, dict.fromkeys(longer, _LONGER))
 
-    def pack(self, packer: Packer, tokens: Ids, lengths: Ids, owners: NDArray[np.uint64]) -> None:
-        """Pack passages end to end in `tokens` [W], of `lengths` [N] and `owners` [N, 4], with masked words."""
-        keys = keys_of(owners, "mask")
-        hidden, places = mask_words(tokens, lengths, keys, self.config.mask_rate, self.context.tokenizer)
-        _, firsts = packer.add_many(hidden, lengths)
-        ask_words(packer, firsts[0] + places, tokens[places])
+    def add(self, packer: Packer, part: Part, read: Read) -> None:
+        """Pack each passage as one sequence, with masked words."""
+        for language, number in Counter(part.samples.languages).items():
+            packer.count(f"language/{language}", number)
+        keys = keys_of(part.samples.owners, "mask")
+        tokenizer, rate = self.context.tokenizer, self.config.mask_rate
+        hidden, places = mask_words(part.tokens, part.lengths, keys, rate, tokenizer)
+        _, firsts = packer.add_many(hidden, part.lengths)
+        ask_words(packer, firsts[0] + places, part.tokens[places])
+
+
+_LONGER: Mapping[str, int] = MappingProxyType({"text/windows": 1})
+"""Counts the passages that are longer than `max_tokens`, so that a window of them is shown."""
 
 
 def _bytes_of_token(source: Source, tokenizer: Tokenizer) -> float:
-    """Measure it on the first passages of the source's first shard that has any: scripts differ by a factor of three."""
+    """Measure the bytes of a token on some passages of the source's first shard that has any: scripts differ threefold."""
     shard = int((source.manifest.shards.samples > 0).argmax())
     count = min(MEASURED, int(source.manifest.shards.samples[shard]))
     texts = [source.read_place(Place(0, shard, number), BadSamples([]), augment=False).text for number in range(count)]
-    return sum(len(text.encode()) for text in texts) / sum(len(tokenizer.encode(text, LONGEST)) for text in texts)
+    return sum(len(text.encode()) for text in texts) / sum(len(tokenizer.encode(text, WHOLE)) for text in texts)

@@ -12,17 +12,19 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from m3p.batch import Allocate, Batch, allocate_nothing
 from m3p.content_hash import hash_bytes
+from m3p.data.kinds import TEXT, Kind
 from m3p.data.loader.picture_buffer import PictureBuffer
-from m3p.data.mix import Draw, Mix
+from m3p.data.mix import Mix
 from m3p.data.order.plan import MicroBatch, Turn
 from m3p.data.sample import BadSamples, Sample
+from m3p.data.samples import Samples
 from m3p.data.source import Source, SourceConfig, find_folders
 from m3p.data.storage.cache import Cache
 from m3p.data.storage.folders import open_folder
 from m3p.data.tokenizer import Tokenizer
-from m3p.errors import BadSample
 from m3p.fields import MAY_CHANGE
 from m3p.model.flops import Work
+from m3p.objectives.segments import encode_segments
 from m3p.objectives.tasks import TASKS
 from m3p.packing import Packer
 from m3p.visual.source import VisualSource
@@ -50,7 +52,20 @@ class Text(NamedTuple):
 
     text: str
     counts: Mapping[str, int] = MappingProxyType({})
-    """What the monitor adds up."""
+    """What the monitor adds up: counter -> number."""
+    more: tuple[str, ...] = ()
+    """Further segments, each behind the one before: `<s> text </s></s> more </s>`, as XLM-R joins two sentences."""
+
+
+class Tokens(NamedTuple):
+    """The texts of N samples as tokens."""
+
+    ids: Ids
+    """[W] of all texts, end to end."""
+    lengths: Ids
+    """[N] tokens of each text."""
+    counts: Mapping[int, Mapping[str, int]]
+    """Number of a text -> what the monitor adds up for it; texts without anything to count are left out."""
 
 
 class ShownText(NamedTuple):
@@ -68,18 +83,15 @@ class Part(NamedTuple):
     """What a micro-batch is packed from: the samples at some positions of a turn, and their texts."""
 
     turn: range
+    """Positions of the whole turn."""
     positions: Sequence[int]
-    """[N], at least one."""
-    samples: list[Sample]
-    """[N]"""
+    """[N], at least one: those of the turn that the micro-batch holds."""
+    samples: Samples
+    """[N], with their pictures."""
     tokens: Ids
-    """Of their texts, end to end: [W]."""
+    """[W] the tokens of their texts, end to end."""
     lengths: Ids
-    """Tokens of each text: [N]."""
-
-
-_NONE = Text("")
-"""Of a sample that will be replaced."""
+    """[N] tokens of each text."""
 
 
 class ObjectiveConfig(BaseModel):
@@ -149,12 +161,13 @@ class ObjectiveConfig(BaseModel):
 class Objective:
     """One of the streams: reads samples of its sources and packs them with what its tasks ask."""
 
-    needs_pictures: ClassVar[bool] = False
+    kind: ClassVar[Kind] = TEXT
+    """What its sources hold."""
 
     def __init__(self, config: ObjectiveConfig, context: Context) -> None:
         self.config, self.context = config, context
         self.tasks: Mapping[str, float] = config.active_tasks
-        load = context.visual.load if self.needs_pictures and context.visual else None
+        load = context.visual.load if self.kind.has_pictures and context.visual else None
         augments = context.visual is not None and context.visual.augments
         sources: list[Source] = []
         weights: list[float | None] = []
@@ -163,8 +176,8 @@ class Objective:
             for path in find_folders(entry.path, field):
                 folder = open_folder(path, context.cache, field)
                 owner = (context.seed, context.name, len(sources))
-                sources.append(Source(folder, entry, owner, context.window, load, augments))
-                if self.needs_pictures and context.visual:
+                sources.append(Source(folder, entry, owner, context.window, load, augments, self.kind))
+                if load and context.visual:
                     context.visual.check(str(folder), sources[-1].manifest.region_features)
                 weights.append(entry.weight)
         self._buffer = PictureBuffer(context.visual.room if load and context.visual else None)
@@ -180,43 +193,39 @@ class Objective:
         All are read and tokenised before the first picture is decoded: decoding fills the processor's caches with pixels,
         and what Python does next is slower for it.
         """
-        draws = [self.mix.draw(part.positions) for part in parts]
-        texts = [
-            _NONE if isinstance(sample, BadSample) else self.text(sample) for draw in draws for sample in draw.samples
-        ]
-        tokens, lengths = self.encode(texts)
-        ends, first = [0, *lengths.cumsum().tolist()], 0
-        for part, draw in zip(parts, draws, strict=True):
+        samples = self.mix.read_many([position for part in parts for position in part.positions])
+        tokens = self.tokenise(samples)
+        ends, first = [0, *tokens.lengths.cumsum().tolist()], 0
+        for part in parts:
             last = first + len(part.positions)
-            captions = tokens[ends[first] : ends[last]], lengths[first:last]
-            yield self._pack(part.turn.positions, draw, texts[first:last], captions, allocate)
+            counts = {number - first: tokens.counts[number] for number in range(first, last) if number in tokens.counts}
+            mine = Tokens(tokens.ids[ends[first] : ends[last]], tokens.lengths[first:last], counts)
+            yield self._pack(part, samples[first:last], mine, allocate)
             first = last
 
     def batch(self, turn: range, positions: Sequence[int]) -> Batch:
         """Pack the samples at `positions`, some of the positions of `turn`: -> one micro-batch."""
         return next(self.batches([MicroBatch(Turn(0, self.context.name, 0, turn), 0, positions)]))
 
-    def _pack(self, turn: range, draw: Draw, texts: list[Text], captions: tuple[Ids, Ids], allocate: Allocate) -> Batch:
-        packer, bad, positions = self.packer(allocate), BadSamples([]), draw.positions
-        samples = self.mix.decode(draw, bad, self._buffer.divide(len(positions), allocate))
-        if bad.seen:
-            texts = [
-                text if sample is drawn else self.text(sample)
-                for sample, drawn, text in zip(samples, draw.samples, texts, strict=True)
-            ]
-            captions = self.encode(texts)
-        packer.names = [sample.name for sample in samples]
-        for text in texts:
-            for name, number in text.counts.items():
+    def _pack(self, part: MicroBatch, samples: Samples, tokens: Tokens, allocate: Allocate) -> Batch:
+        packer, positions, buffer = self.packer(allocate), part.positions, None
+        if self.kind.has_pictures:
+            buffer = self._buffer
+            if self.mix.decode(samples, buffer.divide(len(samples), allocate)):
+                tokens = self.tokenise(samples)
+        packer.names = samples.names
+        for counts in tokens.counts.values():
+            for name, number in counts.items():
                 packer.count(name, number)
         if positions:
-            self.add(packer, Part(turn, positions, samples, *captions), self._reading(positions, samples))
-        batch = packer.finish(len(positions), self._buffer)
-        batch.bad = bad.seen
+            mine = Part(part.turn.positions, positions, samples, tokens.ids, tokens.lengths)
+            self.add(packer, mine, self._reading(positions, samples))
+        batch = packer.finish(len(positions), buffer)
+        batch.bad = samples.messages
         return batch
 
-    def _reading(self, positions: Sequence[int], samples: list[Sample]) -> Read:
-        """Return what reads others of the turn, and knows the `samples` that lie at `positions`."""
+    def _reading(self, positions: Sequence[int], samples: Samples) -> Read:
+        """Return what gives the sample at a position of the turn: one of `samples` [N] at `positions` [N], or read anew."""
         known: dict[int, Sample] = {}
 
         def read(position: int) -> Sample:
@@ -228,9 +237,17 @@ class Objective:
 
         return read
 
+    def tokenise(self, samples: Samples) -> Tokens:
+        """Return the texts of `samples` [N] as tokens, cut to `max_tokens`."""
+        texts = [self.text(sample) for sample in samples]
+        return Tokens(*self.encode(texts), {number: text.counts for number, text in enumerate(texts) if text.counts})
+
     def encode(self, texts: Sequence[Text]) -> tuple[Ids, Ids]:
-        """Return the tokens of `texts` [N] end to end [W], and how many each has [N]."""
-        return self.context.tokenizer.encode_flat([text.text for text in texts], self.config.max_tokens)
+        """Return the tokens of `texts` [N] end to end [W], and how many each has [N], `max_tokens` at most."""
+        tokenizer, most = self.context.tokenizer, self.config.max_tokens
+        if any(text.more for text in texts):
+            return encode_segments([(text.text, *text.more) for text in texts], most, tokenizer)
+        return tokenizer.encode_flat([text.text for text in texts], most)
 
     def packer(self, allocate: Allocate = allocate_nothing) -> Packer:
         """Return a new packer for one micro-batch, which packs into memory that `allocate` gives."""
@@ -254,7 +271,7 @@ class Objective:
 
     def show(self, sample: Sample) -> ShownText:
         """Return the texts of a sample to be shown."""
-        return ShownText({sample.language: [sample.text]})
+        return ShownText(dict(self.kind.texts(sample.record, sample.language)))
 
     def coverage(self, texts: Sequence[str]) -> dict[str, float]:
         """Return for each word list the share (0..1) of the words of `texts` that it holds; empty without word lists."""

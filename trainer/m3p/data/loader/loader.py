@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from m3p.batch import Allocate, Batch, allocate_nothing
+from m3p.data.kinds import Kind
 from m3p.data.loader.arena import Arena, PackedBatch, SlotWriter
 from m3p.data.loader.threads import ahead, set_threads
 from m3p.data.loader.workers import Workers
@@ -52,7 +53,8 @@ class DataConfig(BaseModel):
 class MakesBatches(Protocol):
     """What the loader needs of an objective."""
 
-    needs_pictures: ClassVar[bool]
+    kind: ClassVar[Kind]
+    """What its samples are."""
 
     def batches(self, parts: Sequence[MicroBatch], allocate: Allocate) -> Iterator[Batch]:
         """Pack the samples of some of its micro-batches, in order, into memory that `allocate` gives."""
@@ -67,7 +69,7 @@ class MicroBatches:
     @property
     def block(self) -> int:
         """Number of micro-batches that are best made together."""
-        pictures = any(objective.needs_pictures for objective in self._objectives.values())
+        pictures = any(objective.kind.has_pictures for objective in self._objectives.values())
         return 1 if pictures else BLOCK
 
     def make(self, numbers: range, allocate: Allocate = allocate_nothing) -> Iterator[Batch]:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from m3p.data.kinds import KINDS, Kind
 from m3p.data.records import FROM_FILES, Record, choose_captions, read_record, text_files
 from m3p.data.records import LARGEST_FILE as LARGEST_TEXT
 from m3p.data.shards.file_bytes import FileBytes
 from m3p.data.shards.fingerprint import Fingerprint, content_number, probe
 from m3p.data.shards.index_file import LONGEST_EXTENSION, MOST_MEMBERS, OTHER, IndexFile, name_bytes, write_index
-from m3p.data.shards.manifest import Kind
 from m3p.data.shards.shard_table import index_name
 from m3p.data.shards.tar import BLOCK, Member, TarError, head_sum, is_followed, walk
 from m3p.errors import BadSample, UserError
@@ -26,8 +26,6 @@ LARGEST_SIZE = 2**32 - 1
 MOST_NAMES = 100
 """Different names of files and fields that are kept to be named; of more, the first ones."""
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-READ = {"captions": {"json", "regions.npz", *IMAGE_KINDS}, "text": {"txt"}}
-"""Extensions that are read, by what a sample is; of pairs also the text files of records.py."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +96,14 @@ def members(span: bytes) -> dict[str, bytes]:
     return found
 
 
-def index_tar(path: Path, kind: Kind, language: str = "en") -> TarIndex:
+def index_tar(path: Path, kind: str, language: str = "en") -> TarIndex:
     """Walk the tar at `path` as `scan_tar` does, write its index beside it, and return what is in it."""
     found, index = scan_tar(path, kind, language)
     write_index(path.with_name(index_name(path.name)), index)
     return found
 
 
-def scan_tar(path: Path, kind: Kind, language: str = "en") -> tuple[TarIndex, IndexFile]:
+def scan_tar(path: Path, kind: str, language: str = "en") -> tuple[TarIndex, IndexFile]:
     """Walk the tar at `path`; return what is in it, and what its index file holds.
 
     `language` is the language of captions that come as KEY.txt (img2dataset's layout). Raises UserError for a
@@ -131,7 +129,7 @@ def scan_tar(path: Path, kind: Kind, language: str = "en") -> tuple[TarIndex, In
 class _Scan:
     """State of one walk over one tar."""
 
-    def __init__(self, path: Path, kind: Kind, language: str, content: FileBytes) -> None:
+    def __init__(self, path: Path, kind: str, language: str, content: FileBytes) -> None:
         self.path, self.kind, self.language, self.content = path, kind, language, content
         self.offsets: list[int] = []
         """Where each sample begins, and where the last one ends."""
@@ -224,14 +222,15 @@ class _Scan:
             return
         self.kinds.append(_shared(tuple(self.members)))
         self.members = []
-        _, size = extents.get("txt" if self.kind == "text" else "regions.npz", (0, 0))
+        kind = KINDS[self.kind]
+        _, size = extents.get(kind.measured, (0, 0))
         self.sizes.append(min(size, LARGEST_SIZE))
-        main = "txt" if self.kind == "text" else picture_kind(extents) or "regions.npz"
+        main = (kind.has_pictures and picture_kind(extents)) or kind.measured
         self.contents.append(content_number(hashes[main]) if main in hashes and extents[main][1] else 0)
-        read = READ[self.kind].union(text_files(extents)) if self.kind == "captions" else READ[self.kind]
+        read = kind.files.union(text_files(extents)) if kind.has_pictures else kind.files
         self.count_unread(f"KEY.{extension}" for extension in extents if extension not in read)
-        if self.kind == "text":
-            self.unusable += "txt" not in extents
+        if not kind.has_pictures:
+            self.unusable += not self.has_text(kind, extents)
             return
         usable = self.has_captions(extents) and picture_kind(extents) is not None
         if "regions.npz" in extents:
@@ -239,6 +238,23 @@ class _Scan:
             usable = usable and width is not None
             self.check_width(key, width)
         self.unusable += not usable
+
+    def has_text(self, kind: Kind, extents: dict[str, tuple[int, int]]) -> bool:
+        """Say whether a sample without a picture can be read, and count the languages that it names."""
+        files = {name: self.read(extents, name, LARGEST_TEXT) for name in extents if name in kind.files}
+        try:
+            record = kind.reader(self.language, None)(files)
+        except BadSample as reason:
+            self.count_reason(reason)
+            return False
+        if not kind.needs_language:
+            self.captions.update(kind.texts(record, self.language).keys())
+        return True
+
+    def count_reason(self, reason: BadSample) -> None:
+        """Count why the texts of a sample cannot be used, up to so many different reasons."""
+        if len(self.reasons) < MOST_NAMES or str(reason) in self.reasons:
+            self.reasons[str(reason)] += 1
 
     def has_captions(self, extents: dict[str, tuple[int, int]]) -> bool:
         """Count the languages and the layout of the sample's captions; say whether all of them can be used."""
@@ -252,8 +268,7 @@ class _Scan:
             self.captions.update(good)
             choose_captions(record.captions, None)
         except BadSample as reason:
-            if len(self.reasons) < MOST_NAMES or str(reason) in self.reasons:
-                self.reasons[str(reason)] += 1
+            self.count_reason(reason)
             return False
         return True
 

@@ -14,6 +14,7 @@ from typing import TextIO
 from pydantic import TypeAdapter
 from tqdm import tqdm
 
+from m3p.data.kinds import KINDS
 from m3p.data.languages import LANGUAGE_TAG
 from m3p.data.loader.die_with_parent import end_with
 from m3p.data.shards.fingerprint import is_whole
@@ -62,7 +63,7 @@ def _say_notes(folder: Path, tars: dict[str, TarIndex], manifest: Manifest) -> N
     """Say what a user should know of the tars that were indexed."""
     for note in (*notes(str(folder), tars), *unusable_samples(str(folder), tars.values())):
         say(note)
-    for note in equal_pictures(folder, manifest.shards) if manifest.kind == "captions" else ():
+    for note in equal_pictures(folder, manifest.shards) if KINDS[manifest.kind].has_pictures else ():
         say(note)
 
 
@@ -76,17 +77,17 @@ def _manifest(folder: Path, paths: list[Path], indexes: list[TarIndex], kind: Ki
     samples = sum(index.samples for index in indexes)
     unusable = sum(index.unusable for index in indexes)
     if samples == unusable:
-        pair = "a picture (jpg, png, webp), a caption, and regions that can be read if it has any"
-        needs = pair if kind == "captions" else "text (KEY.txt)"
         dotted = next((_undot(index.dotted) for index in indexes if index.dotted), "")
         reasons = sum((index.reasons for index in indexes), Counter[str]()).most_common(3)
         why = f" ({'; '.join(reason for reason, _ in reasons)})" if reasons else ""
-        raise UserError(f"{folder}: none of its {samples} samples has {needs}{why}. Is --kind {kind} right?{dotted}")
+        raise UserError(
+            f"{folder}: none of its {samples} samples has {KINDS[kind].needs}{why}. Is --kind {kind} right?{dotted}"
+        )
     captions = sum((index.captions for index in indexes), Counter[str]())
     plain = any(index.unnamed for index in indexes)
     return Manifest(
         kind=kind,
-        language=language or "en" if kind == "text" or plain else None,
+        language=language or "en" if KINDS[kind].needs_language or plain else None,
         samples=samples,
         captions=dict(sorted(captions.items())),
         region_features=next(iter(widths), None),
@@ -182,7 +183,9 @@ def _check_arguments(folder: Path, paths: list[Path], kind: Kind, language: str 
             raise UserError(
                 f"{folder}: the tar's name {path.name!r} cannot be kept in a manifest; the rule is UTF-8 without \\: rename it."
             )
-    if kind == "text" and language is None:
-        raise UserError(f"{folder}: text needs its language: m3p index {folder} --kind text --language xx.")
+    if kind not in KINDS:
+        raise UserError(f"--kind {kind} is no kind of samples; known are {', '.join(KINDS)}.")
+    if KINDS[kind].needs_language and language is None:
+        raise UserError(f"{folder}: {kind} needs its language: m3p index {folder} --kind {kind} --language xx.")
     if language is not None and not LANGUAGE_TAG.fullmatch(language):
         raise UserError(f"language {language!r} is no language tag; write it like de, zh-Hant or ca-valencia.")

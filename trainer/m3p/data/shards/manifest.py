@@ -8,9 +8,19 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    model_validator,
+)
 
 from m3p.atomic import write_text
+from m3p.data.kinds import KINDS
 from m3p.data.shards.index_file import index_faults, is_index_size
 from m3p.data.shards.shard_table import Shard, ShardTable, read_json
 from m3p.errors import UserError
@@ -21,7 +31,16 @@ LARGEST_MANIFEST = 256 * 2**20
 """Bytes of a manifest that is read: one of 100,000 shards has 20 MB."""
 CHECKSUM = 16
 """Bytes of its checksum."""
-Kind = Literal["captions", "text"]
+
+
+def _is_kind(name: str) -> str:
+    if name not in KINDS:
+        raise ValueError(f"{name!r} is no kind of samples; known are {', '.join(KINDS)}")
+    return name
+
+
+Kind = Annotated[str, AfterValidator(_is_kind)]
+"""Name of a kind of samples (`m3p.data.kinds`)."""
 
 
 def _is_table(shards: Any) -> Any:
@@ -38,7 +57,7 @@ class Manifest(BaseModel):
     format_version: Literal[1] = 1
     """Version of this file's layout."""
     kind: Kind
-    """Images with captions, or text."""
+    """What its samples are."""
     language: str | None = None
     """Text: its language. Captions: the language of plain KEY.txt captions, null where captions name their own."""
     samples: Annotated[int, Field(ge=0)]
@@ -61,8 +80,8 @@ class Manifest(BaseModel):
             raise ValueError("its shards hold no sample")
         if len({shard.name for shard in self.shards}) != len(self.shards):
             raise ValueError("a shard is listed twice")
-        if self.kind == "text" and self.language is None:
-            raise ValueError("text needs a language")
+        if KINDS[self.kind].needs_language and self.language is None:
+            raise ValueError(f"{self.kind} needs a language")
         return self
 
     @field_serializer("shards")
@@ -79,7 +98,7 @@ class Manifest(BaseModel):
         except FileNotFoundError:
             raise UserError(
                 f"{folder} is not a source: it has no {MANIFEST_FILE}. Write one from raw data with `m3p prepare ...`, or "
-                f"index tars made elsewhere with `m3p index {folder} --kind captions|text`."
+                f"index tars made elsewhere with `m3p index {folder} --kind {'|'.join(KINDS)}`."
             ) from None
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error}).") from None
@@ -91,7 +110,7 @@ class Manifest(BaseModel):
         path = f"{folder}/{MANIFEST_FILE}"
         # What lies behind a URL cannot be indexed there.
         where = "FOLDER" if "://" in folder else folder
-        again = f"make it again with `m3p index {where} --kind captions|text`" + (
+        again = f"make it again with `m3p index {where} --kind {'|'.join(KINDS)}`" + (
             ", and copy it there" if "://" in folder else ""
         )
         try:

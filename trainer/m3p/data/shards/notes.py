@@ -49,7 +49,7 @@ def unusable_samples(folder: str, tars: Collection[TarIndex]) -> Iterator[str]:
     )
     if unusable:
         reasons = sum((index.reasons for index in tars), Counter[str]())
-        why = f"; of captions: {_listed(reasons)}" if reasons else ""
+        why = f"; of texts: {_listed(reasons)}" if reasons else ""
         yield f"{folder}: {unusable:,} of {samples:,} samples lack a picture, a caption, text or readable regions{why}."
 
 

@@ -7,10 +7,11 @@ any other is parsed.
 import mmap
 import os
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +26,14 @@ from m3p.data.shards.tar import BLOCK, head_sum, head_sums
 from m3p.data.storage.folders import Folder
 from m3p.errors import BadSample, OneRankError
 
-MOST_OPEN = 128
-"""Shards that a process keeps open, over all its sources: two descriptors each, of the 1,024 that are usual."""
+MAX_OPEN = 128
+"""Shards that a process keeps open, over all its sources. Each takes two file descriptors, of which 1,024 are usual."""
 
-MOST_LOST = 3
-"""Times that a shard may go between fetching and opening it."""
+MAX_LOST = 3
+"""Times that a shard may be deleted from the cache between fetching and opening it, before that is an error."""
+
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -39,18 +43,19 @@ class _Opened:
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
-        """Those of the index, [samples + 1]."""
+        """[samples + 1] where each sample begins in the tar, and where the last one ends."""
         return np.frombuffer(self.index.offsets, np.int64)
 
     @cached_property
     def _heads(self) -> tuple[memoryview, memoryview]:
-        """Lengths and sums of the index, row by row: an item of a memoryview is a plain number."""
+        """The index's `lengths` and `sums`, flat, row by row: an item of a memoryview is a plain number, found faster."""
         return self.index.lengths.ravel().data, self.index.sums.ravel().data
 
     def content(self) -> memoryview | None:
-        """Return the tar, mapped into memory until nothing of it is in use; None if it is shorter than its index says.
+        """Return the tar, mapped into memory for as long as a view of it is in use; None if it is shorter than its index says.
 
-        Asked for each micro-batch: who cuts the file short while one is read ends this process, as with every mapped file.
+        Call it for each micro-batch. Whoever cuts the file short while one is read ends this process (SIGBUS), as with every
+        mapped file.
         """
         return self._mapping if 0 < self.offsets[-1] <= os.fstat(self.descriptor).st_size else None
 
@@ -81,14 +86,31 @@ class _Opened:
             end = start + (length + BLOCK - 1) // BLOCK * BLOCK
         return found if end == len(span) else members(span)
 
+    def views(self, samples: NDArray[np.int64]) -> tuple[Iterator[memoryview], NDArray[np.bool_]]:
+        """Return views of the contents of `samples` [N] that are one file each, and which samples are left for `read`: [N].
+
+        Left are samples of several files, and those that do not look as the index says, right or wrong. For small files: of a
+        sample alone, one call to the system costs more than all that is done here.
+        """
+        content = self.content() if len(self.index.extensions) == 1 else None
+        if content is None:
+            return iter(()), np.ones(len(samples), np.bool_)
+        firsts, lengths = self.offsets[samples], self.index.lengths[samples, 0].astype(np.int64)
+        blocks = np.frombuffer(content, np.uint8, len(content) // BLOCK * BLOCK).reshape(-1, BLOCK)
+        heads = blocks.take(firsts // BLOCK, 0, mode="clip")  # a wrong index gives another header
+        same = head_sums(heads) == self.index.sums[samples, 0]
+        begins, ends = firsts + BLOCK, firsts + BLOCK + lengths
+        same &= (firsts % BLOCK == 0) & (self.offsets[samples + 1] == -(-ends // BLOCK) * BLOCK)
+        return map(content.__getitem__, map(slice, begins[same].tolist(), ends[same].tolist())), ~same
+
 
 class _DamagedShardError(OneRankError):
     """A shard or its index is damaged, or is not what the manifest says."""
 
 
 _open: "OrderedDict[tuple[ShardReader, int], _Opened]" = OrderedDict()
-"""The open shards, the one read last at the end. Here and not in the readers: a hundred
-languages share the bound, and a reader that goes to another process leaves its descriptors behind."""
+"""The open shards of this process, the one read last at the end. They are global, not in each reader: a hundred languages share
+the bound, and a reader that is sent to another process leaves its descriptors behind."""
 
 
 class ShardReader:
@@ -104,43 +126,34 @@ class ShardReader:
         """
         return {extension: bytes(content) for extension, content in self._shard(shard).read(sample).items()}
 
-    def read_many(self, shards: NDArray[np.int64], samples: NDArray[np.int64]) -> list[Members | BadSample]:
-        """Return the members of each of `samples` [N] of `shards` [N]; a BadSample where `read` would raise it."""
-        found: list[Members | BadSample] = [{}] * len(shards)
+    def read_many(
+        self, shards: NDArray[np.int64], samples: NDArray[np.int64], make: Callable[[Members], Made]
+    ) -> tuple[list[Made | None], dict[int, BadSample]]:
+        """Return what `make` makes of the members of each of `samples` [N] of `shards` [N].
+
+        Returns [N] results, None for bad samples; and, by number in 0..N-1, what `read` or `make` raised for those. `make` is
+        called in any order. Where the samples of a shard are one file each, as texts are, it gets a view of the shard and no
+        copy: to read that once the shard has been cut short ends the process. (Results that hold no view are faster: thousands
+        of views that live at once would have Python look for garbage among them, again and again.)
+        """
+        found: list[Made | None] = [None] * len(shards)
+        bad: dict[int, BadSample] = {}
         # Shard by shard: not all that are asked for may be open at once.
         for shard, mine in groups(shards):
-            read = self._shard(shard).read
-            for place, sample in zip(mine.tolist(), samples[mine].tolist(), strict=True):
-                try:
-                    found[place] = read(sample)
-                except BadSample as reason:
-                    found[place] = reason
-        return found
-
-    def lone_files(
-        self, shards: NDArray[np.int64], samples: NDArray[np.int64], extension: str
-    ) -> list[memoryview | None]:
-        """Return the content of each of `samples` [N] of `shards` [N] that is one file KEY.extension, without copying it.
-
-        None for what is anything else, right or wrong: `read` says. For small files: of a sample alone, a call to the system
-        costs more than all that is done here.
-        """
-        found: list[memoryview | None] = [None] * len(shards)
-        for shard, mine in groups(shards):
             opened = self._shard(shard)
-            content = opened.content()
-            if content is None or opened.index.extensions != (extension,):
-                continue
-            asked = samples[mine]
-            firsts, lengths = opened.offsets[asked], opened.index.lengths[asked, 0].astype(np.int64)
-            blocks = np.frombuffer(content, np.uint8, len(content) // BLOCK * BLOCK).reshape(-1, BLOCK)
-            heads = blocks.take(firsts // BLOCK, 0, mode="clip")  # a wrong index gives another header
-            same = head_sums(heads) == opened.index.sums[asked, 0]
-            begins, ends = firsts + BLOCK, firsts + BLOCK + lengths
-            same &= (firsts % BLOCK == 0) & (opened.offsets[asked + 1] == -(-ends // BLOCK) * BLOCK)
-            for place, begin, end in np.stack([mine, begins, ends], 1)[same].tolist():
-                found[place] = content[begin:end]
-        return found
+            views, left = opened.views(samples[mine])
+            extension = opened.index.extensions[0]
+            for place, content in zip(mine[~left].tolist(), views, strict=True):
+                try:
+                    found[place] = make({extension: content})
+                except BadSample as reason:
+                    bad[place] = reason
+            for place, sample in zip(mine[left].tolist(), samples[mine[left]].tolist(), strict=True):
+                try:
+                    found[place] = make(opened.read(sample))
+                except BadSample as reason:
+                    bad[place] = reason
+        return found, bad
 
     def sizes(self, shard: int, samples: NDArray[np.int64]) -> NDArray[np.uint32]:
         """Return the bytes of the texts or region features of `samples` [N] of a shard, without reading them: [N]."""
@@ -153,7 +166,7 @@ class ShardReader:
 
     def _shard(self, shard: int) -> _Opened:
         if (self, shard) not in _open:
-            if len(_open) >= MOST_OPEN:
+            if len(_open) >= MAX_OPEN:
                 _, oldest = _open.popitem(last=False)
                 os.close(oldest.descriptor)
             _open[self, shard] = self._load(shard)
@@ -178,7 +191,7 @@ class ShardReader:
         return self._open_files(entry)
 
     def _open_files(self, entry: Shard) -> _Opened:
-        for _ in range(MOST_LOST):
+        for _ in range(MAX_LOST):
             path = self._folder.file(entry.name, entry.bytes)
             index = self._folder.file(entry.index_name, None)
             with suppress(

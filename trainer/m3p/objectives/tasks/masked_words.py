@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from m3p.data.tokenizer import Tokenizer
+from m3p.data.tokenizer import BOS, EOS, Tokenizer
 from m3p.kernels.cross_entropy import CHUNK_BYTES, linear_cross_entropy
 from m3p.keys import choose, hashes, splitmix64, uniform
 from m3p.model.config import ModelConfig
@@ -98,7 +98,7 @@ def mask_words(
     """Choose each piece with chance `rate`, at least one a text: -> (tokens [W] with the chosen ones hidden, their places).
 
     Texts lie end to end in `tokens` [W], of `lengths` [N]; the choices of each are drawn by its key [N]. Of the chosen, 80 %
-    become `<mask>`, 10 % a random piece, 10 % stay. `<s>` and `</s>` are never chosen.
+    become `<mask>`, 10 % a random piece, 10 % stay. `<s>` and `</s>` are never chosen, those between segments included.
 
     All texts at once: a generator for each, and calls of numpy for its thirty tokens, would cost more than all else that is
     done to it.
@@ -107,7 +107,7 @@ def mask_words(
     starts = ends - lengths
     numbers = hashes(np.repeat(keys, lengths), np.arange(len(tokens)) - np.repeat(starts, lengths))
     coins = uniform(numbers)
-    coins[starts] = coins[ends - 1] = 1  # of `<s>` and `</s>`
+    coins[(tokens == BOS) | (tokens == EOS)] = 1  # no text is tokenised to these: they stand around its segments
     places = choose(coins, lengths, rate)
     fate = splitmix64(numbers[places])
     return _hide(tokens, places, uniform(fate), uniform(splitmix64(fate)), tokenizer), places
