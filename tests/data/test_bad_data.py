@@ -237,15 +237,17 @@ def test_a_shard_without_a_good_sample_is_replaced_from_the_next_ones(tmp_path: 
 
 
 def test_a_source_without_a_good_sample_is_given_up(tmp_path: Path) -> None:
-    made = passages(tmp_path / "text", [[b" "] * 30] * 20)
+    # The index takes no folder without a good one; this one lies behind all that are tried.
+    made = passages(tmp_path / "text", [*[[b" "] * 30] * 19, [*[b" "] * 30, b"good"]])
     with pytest.raises(
         UserError, match=r"text: 101 bad samples in a row; the last: .*09\.tar, sample 9: an empty text\. "
     ):
         made.read_place(Place(0, 0, 0), BadSamples([]), augment=True)
-    lone = passages(tmp_path / "lone", [[b" "]])
-    with pytest.raises(
-        UserError, match=r"lone: 1 bad samples in a row; the last: .*00\.tar, sample 0: an empty text\. "
-    ):
+    (tmp_path / "lone").mkdir()
+    write(tmp_path / "lone" / "00.tar", [("0", {**pair(), "jpg": b"no picture"})])
+    index_folder(tmp_path / "lone", "captions")  # which decodes no picture
+    lone = source(tmp_path / "lone")
+    with pytest.raises(UserError, match=r"lone: 1 bad samples in a row; the last: .*00\.tar, sample 0: "):
         lone.read_place(Place(0, 0, 0), BadSamples([]), augment=True)
 
 
