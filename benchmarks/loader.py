@@ -147,7 +147,8 @@ def first_batch(name: str, python: str, data: Path) -> dict[str, Any]:
 
 def run(python: str, name: str, workers: int, data: Path, kind: str, *options: str) -> dict[str, float]:
     """Run `loader_peers.py` and return what it printed last."""
-    settings = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    path = f"{ROOT / 'trainer'}{os.pathsep}{ROOT}"
+    settings = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     arguments = [name, kind, str(workers), str(data), *options]
     program = [python, str(ROOT / "benchmarks" / "loader_peers.py"), *arguments]
     done = subprocess.run(program, env=settings, capture_output=True, text=True, timeout=600, check=False)

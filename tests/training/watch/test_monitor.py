@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from m3p.batch import Batch
 from m3p.errors import UserError
@@ -29,6 +30,19 @@ def test_a_step_is_one_line_with_every_figure(tmp_path: Path, alone: None) -> No
     assert {"tokens_per_second", "data_wait_share", "seconds"} < figures.keys()
     assert figures["samples_per_second"] == pytest.approx(5 / figures["seconds"])
     assert (tmp_path / "bad_samples.txt").read_text() == "step 1: s/1: broken\n"
+
+
+def test_shares_of_languages_and_of_long_texts_are_written(tmp_path: Path, alone: None) -> None:
+    monitor = Monitor(tmp_path, 0, 5, 0.5, main=True)
+    made = batch(8, [])
+    made.counts = {"language/de": 6, "language/en": 2, "text/windows": 3}
+    monitor.saw("multilingual_text", [made])
+    monitor.step(1, {}, 0.0, 0.1, 1.0)
+    monitor.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    shares = {name: events.Scalars(name)[0].value for name in events.Tags()["scalars"]}
+    assert shares["mix_multilingual_text/de"] == 0.75
+    assert shares["texts_longer_than_max_tokens/multilingual_text"] == 0.375
 
 
 def test_going_on_forgets_the_steps_that_are_done_again(tmp_path: Path, alone: None) -> None:

@@ -53,10 +53,11 @@ class Mix:
         if not samples.members:
             return False  # they have no pictures
         slots, failed = slots or [None] * len(samples), dict[int, BadSample]()
+        every = list(samples)
 
         def work(part: range) -> None:
             for number in part:
-                sample = samples[number]
+                sample = every[number]
                 if sample.visual is not None:  # it was decoded when it replaced a bad one
                     continue
                 try:
@@ -66,7 +67,7 @@ class Mix:
 
         share(work, len(samples))
         for number in sorted(failed):
-            self._source_of(samples[number].owner).replace(samples, number, failed[number])
+            self._source_of(every[number].owner).replace(samples, number, failed[number])
         return bool(failed)
 
     def _source_of(self, owner: tuple[int, ...]) -> Source:

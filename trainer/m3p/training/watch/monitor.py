@@ -157,7 +157,7 @@ class Monitor:
         self._bar.update()
 
     def _shares(self) -> dict[str, float]:
-        """The realised mix since this start: share of each objective, language and switch target."""
+        """The realised mix since this start: shares of each objective, language, switch target, and of texts cut to a window."""
         shares = {}
         for name, number in self._total.items():
             if name.startswith("samples/"):
@@ -168,6 +168,9 @@ class Monitor:
             elif "/switching/" in name:
                 objective, _, what = name.split("/", 2)
                 shares[f"switching_{objective}/{what}"] = number / self._total[f"{objective}/switching/words"]
+            elif name.endswith("/text/windows"):
+                objective = name.removesuffix("/text/windows")
+                shares[f"texts_longer_than_max_tokens/{objective}"] = number / self._total[f"samples/{objective}"]
         return shares
 
     def _check_bad(self, bad: list[str]) -> None:
