@@ -28,7 +28,7 @@ from tests.data.broken import PATCHES, pair, write
 SECONDS = 10
 """For one mutated file."""
 PAIRS, TEXTS = "pairs", "texts"
-Content = list[tuple[str, str, str]]
+Content = list[str]
 """Of each sample its id, captions and text."""
 
 
@@ -81,11 +81,10 @@ class Folders:
         count = made.manifest.samples
         bad = BadSamples([])
         found = [made.read(index, bad) for index in range(count)]
-        if name == TEXTS:
-            together = made.read_texts(np.arange(count))
-            assert together.texts == [sample.text for sample in found]
+        together = made.read_many(np.arange(count))
+        assert together.records == [sample.record for sample in found]
         assert not bad.seen, "what is there is good"
-        return [(sample.id, str(sample.captions), sample.text) for sample in found]
+        return [str(sample.record) for sample in found]
 
     def check(self, name: str, path: str, cache: Cache | None = None) -> None:
         """Read a folder in which something was changed; what comes is what was there, or an error of the user's."""
