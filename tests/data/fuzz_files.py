@@ -29,7 +29,7 @@ SECONDS = 10
 """For one mutated file."""
 PAIRS, TEXTS = "pairs", "texts"
 Content = list[str]
-"""Of each sample its id, captions and text."""
+"""The record of each sample, as text: captions, concept and id of a pair, or the passage."""
 
 
 def mutate(content: bytes, rng: np.random.Generator) -> bytes:
