@@ -28,8 +28,8 @@ def write_tokenizer(tokenizer: Tokenizer, max_tokens: int, output: Path) -> None
     The class is the general one, which takes tokenizer.json as it is: that of XLM-R would build its own from the pieces.
     """
     if tokenizer.path.name == SENTENCEPIECE_FILE:
-        shutil.copyfile(tokenizer.path, output / SENTENCEPIECE_FILE)
         _write_json(output / TOKENIZER_FILE, convert_sentencepiece(tokenizer.path, tokenizer.by_word))
+        shutil.copyfile(tokenizer.path, output / SENTENCEPIECE_FILE)
     else:
         shutil.copyfile(tokenizer.path, output / TOKENIZER_FILE)
     config = {

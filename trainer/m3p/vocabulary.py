@@ -83,9 +83,16 @@ def pieces_of(path: Path, content: dict[str, Any]) -> list[str]:
             ids = {int(number): str(piece) for piece, number in vocabulary.items()}
         else:
             raise UserError(f"{path}: a {kind} model; want XLM-R's vocabulary, a Unigram or BPE model")
-        ids |= {int(added["id"]): str(added["content"]) for added in content.get("added_tokens", [])}
+        added = {int(one["id"]): str(one["content"]) for one in content.get("added_tokens", [])}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: its vocabulary cannot be read ({error!r}); put back the model's own file") from error
+    if (
+        wrong := next((number for number in added if ids.get(number, added[number]) != added[number]), None)
+    ) is not None:
+        raise UserError(
+            f"{path}: id {wrong} is {ids[wrong]!r} in its model and {added[wrong]!r} in added_tokens; put back the model's own file"
+        )
+    ids |= added
     if sorted(ids) != list(range(len(ids))):
         raise UserError(f"{path}: its ids are not 0 to {len(ids) - 1}; put back the model's own file")
     pieces = [ids[number] for number in range(len(ids))]

@@ -1,0 +1,131 @@
+"""A folder that has a tokenizer.json alone, as `transformers` 5 saves XLM-R."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from m3p.data.pieces import TokenizerJson
+from m3p.data.tokenizer import Tokenizer
+from m3p.errors import UserError
+from m3p.sample_texts import sample_texts
+from m3p.vocabulary import TOKENIZER_FILE, has_vocabulary, same_vocabulary
+
+
+@pytest.fixture(scope="module")
+def saved(xlmr_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `save_pretrained` writes."""
+    folder = tmp_path_factory.mktemp("saved")
+    AutoTokenizer.from_pretrained(xlmr_folder).save_pretrained(folder)
+    shutil.copy(xlmr_folder / "config.json", folder)
+    assert not list(folder.glob("*.model"))
+    return folder
+
+
+def change(folder: Path, to: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
+    """Write another tokenizer.json into `to`."""
+    content = json.loads((folder / TOKENIZER_FILE).read_text())
+    edit(content)
+    (to / TOKENIZER_FILE).write_text(json.dumps(content))
+    return to
+
+
+def test_ids_are_those_of_transformers(saved: Path) -> None:
+    ours, theirs = Tokenizer(saved), AutoTokenizer.from_pretrained(saved)
+    assert isinstance(ours.pieces, TokenizerJson)
+    assert ours.by_word
+    assert (ours.size, ours.mask) == (len(theirs), theirs.mask_token_id)
+    for text in [*sample_texts(), "", "a" * 500]:
+        assert ours.encode(text, 1 << 20).tolist() == theirs(text)["input_ids"], text
+        assert ours.encode(text, 12).tolist() == theirs(text, truncation=True, max_length=12)["input_ids"], text
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"])).filter(lambda text: "<" not in text))
+def test_any_text_is_cut_as_transformers_does(saved: Path, text: str) -> None:
+    ours, theirs = open_both(saved)
+    assert ours.encode(text, 1 << 20).tolist() == theirs(text)["input_ids"]
+
+
+_OPENED: dict[Path, tuple[Tokenizer, Any]] = {}
+
+
+def open_both(folder: Path) -> tuple[Tokenizer, Any]:
+    if folder not in _OPENED:
+        _OPENED[folder] = Tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    return _OPENED[folder]
+
+
+def test_the_same_pieces_in_either_file_are_one_vocabulary(saved: Path, xlmr_folder: Path, tmp_path: Path) -> None:
+    assert same_vocabulary(saved, xlmr_folder)
+    ours, model = Tokenizer(saved), Tokenizer(xlmr_folder)
+    assert [ours.piece(token) for token in range(ours.size)] == [model.piece(token) for token in range(model.size)]
+    text = "Zwei Hunde laufen über den Strand"
+    assert ours.decode(ours.encode(text, 64)) == text
+    other = change(saved, tmp_path, lambda content: content["model"]["vocab"][9].__setitem__(0, "▁zebra"))
+    assert not same_vocabulary(other, xlmr_folder)
+    assert not same_vocabulary(other, saved)
+
+
+def test_a_text_cannot_smuggle_in_a_special_token(saved: Path) -> None:
+    ours = Tokenizer(saved)
+    for text in ("<mask>", "dog <mask> tree", "</s>", "<s><pad>", " <mask> ", "▁<mask>"):
+        ids = ours.encode(text, 64).tolist()[1:-1]
+        assert ids
+        assert all(3 <= token < ours.mask for token in ids), text
+
+
+def test_tokens_that_were_added_are_whole(saved: Path, tmp_path: Path) -> None:
+    theirs = AutoTokenizer.from_pretrained(saved)
+    theirs.add_tokens(["zebrakux"])
+    theirs.save_pretrained(tmp_path)
+    ours = Tokenizer(tmp_path)
+    assert ours.size == ours.mask + 2
+    for text in ("a zebrakux runs", "zebrakux", "zebrakuxe"):
+        assert ours.encode(text, 64).tolist() == theirs(text)["input_ids"], text
+
+
+def test_it_goes_to_a_worker_by_its_path(saved: Path) -> None:
+    content = pickle.dumps(Tokenizer(saved))
+    assert len(content) < 1000
+    assert pickle.loads(content).encode("dog", 64).tolist() == Tokenizer(saved).encode("dog", 64).tolist()
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c: c["model"].update(type="WordPiece"), "a WordPiece model; want XLM-R's vocabulary"),
+        (lambda c: c["model"]["vocab"].reverse(), r"id 0 is '<mask>' in its model and '<s>' in added_tokens"),
+        (
+            lambda c: (c["model"]["vocab"].reverse(), c["added_tokens"].clear()),
+            "its first pieces are .*; want XLM-R's vocabulary: <s>, <pad>",
+        ),
+        (lambda c: c["model"].update(vocab=None), "its vocabulary cannot be read"),
+        (lambda c: c["model"].update(vocab=[["<s>"]]), "its vocabulary cannot be read"),
+        (lambda c: c["added_tokens"].append({"id": 9000, "content": "far"}), r"its ids are not 0 to \d+"),
+        (lambda c: c.pop("model"), "not the tokenizer of a model"),
+        (lambda c: c.update(model=[]), "not the tokenizer of a model"),
+        (lambda c: c.update(normalizer={"type": "Strange"}), "`tokenizers` cannot read it"),
+    ],
+)
+def test_another_file_is_refused_by_name(
+    saved: Path, tmp_path: Path, edit: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    with pytest.raises(UserError, match=rf"{tmp_path}/tokenizer.json: {message}"):
+        Tokenizer(change(saved, tmp_path, edit))
+
+
+def test_a_file_that_never_ends_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / TOKENIZER_FILE).write_text("[" * 200_000)
+    assert has_vocabulary(tmp_path)
+    with pytest.raises(UserError, match="not the tokenizer of a model"):
+        Tokenizer(tmp_path)
+    monkeypatch.setattr("m3p.vocabulary.MAX_BYTES", 1000)
+    with pytest.raises(UserError, match=r"has 200,000 bytes; a vocabulary has at most 1,000"):
+        Tokenizer(tmp_path)
