@@ -90,7 +90,7 @@ def pieces_of(path: Path, content: dict[str, Any]) -> list[str]:
         wrong := next((number for number in added if ids.get(number, added[number]) != added[number]), None)
     ) is not None:
         raise UserError(
-            f"{path}: id {wrong} is {ids[wrong]!r} in its model and {added[wrong]!r} in added_tokens; put back the model's own file"
+            f"{path}: id {wrong} is {ids[wrong]!r} in its model and {added[wrong]!r} in added_tokens; put back its file"
         )
     ids |= added
     if sorted(ids) != list(range(len(ids))):
