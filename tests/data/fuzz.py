@@ -130,7 +130,7 @@ def _hangs(signal: int, frame: FrameType | None) -> None:
 
 if __name__ == "__main__":
     count, first = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    with tempfile.TemporaryDirectory() as home:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         print(f"seeds {first} to {first + count - 1}")
         for kind, change in {"shards": fuzz, **KINDS}.items():
             (Path(home) / kind).mkdir()

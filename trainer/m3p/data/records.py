@@ -80,7 +80,11 @@ def passage(content: bytes | memoryview | None) -> str:
 def read_record(members: Members, language: str | None) -> Record:
     """Read the JSON and text files of a pair. `language` is that of captions that name none. Raises BadSample."""
     content = _json(members["json"]) if "json" in members else {}
-    fields: dict[str, object] = {"captions": content} if _is_list_of_texts(content) else content  # type: ignore[assignment]
+    if isinstance(content, dict):
+        stored = content.get("captions")
+        if isinstance(stored, dict):  # nearly all: the rest is not worth its time to them
+            return Record(_name(content, "id"), _name(content, "concept"), stored, OBJECT, False, content, ())
+    fields = {"captions": content} if _is_list_of_texts(content) else content
     if not isinstance(fields, dict):
         raise BadSample("json is not an object")
     captions, layout, used, unnamed = find_captions(fields, members, language)
