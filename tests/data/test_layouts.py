@@ -142,6 +142,8 @@ def test_a_row_a_caption_is_said_and_its_pictures_are_one(tmp_path: Path, capsys
     concepts = [sample.concept for sample in found]
     assert len(set(concepts)) == 3
     assert concepts == [concepts[number // 5 * 5] for number in range(15)]
+    together = {sample.name: sample.concept for sample in read_many(made, 15, bad)}
+    assert together == {sample.name: sample.concept for sample in found}
 
 
 def test_a_picture_is_itself_in_two_sources(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 import io
+import tracemalloc
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from m3p.visual.npz import read_npz
+from m3p.visual.npz import read_npz, read_shapes
 
 ARRAYS: dict[str, NDArray[Any]] = {
     "boxes": np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4),
@@ -93,3 +96,54 @@ def test_of_broken_bytes_it_reads_and_refuses_what_numpy_does(data: st.DataObjec
     assert (found is None) == (wanted is None)
     if wanted is not None:
         assert_same(found, wanted)
+
+
+def bomb(shape: tuple[int, int], kind: int, real: int) -> bytes:
+    """An npz whose features say they have `shape`, with `real` bytes of zeros behind that."""
+    head, file = io.BytesIO(), io.BytesIO()
+    npy.write_array_header_1_0(head, {"descr": "<f2", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(file, "w", kind) as archive, archive.open("features.npy", "w", force_zip64=True) as member:
+        member.write(head.getvalue())
+        for _ in range(real // 2**20):
+            member.write(bytes(2**20))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "real"),
+    [
+        ((2**16, 2048), zipfile.ZIP_DEFLATED, 2**28),
+        ((2**16, 2048), zipfile.ZIP_BZIP2, 2**28),
+        ((2**16, 2048), zipfile.ZIP_LZMA, 2**28),
+        ((2**40, 2048), zipfile.ZIP_DEFLATED, 2**20),
+        ((2**40, 2048), zipfile.ZIP_STORED, 2**20),
+        ((2**62, 2**62), zipfile.ZIP_DEFLATED, 2**20),
+        ((512, 1024), zipfile.ZIP_BZIP2, 2**20),
+    ],
+)
+def test_sizes_are_looked_at_before_anything_is_unpacked(shape: tuple[int, int], kind: int, real: int) -> None:
+    data = bomb(shape, kind, real)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"bytes|compressed in another way"):
+        read_npz(data)["features"]
+    assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
+    tracemalloc.stop()
+
+
+def test_a_size_that_lies_is_no_way_around() -> None:
+    """The directory of the zip says few bytes; many would come."""
+    data = bytearray(bomb((2**16, 2048), zipfile.ZIP_DEFLATED, 2**27))
+    whole = (2**27 + 128).to_bytes(8, "little")
+    while (place := data.find(whole)) >= 0:
+        data[place : place + 8] = (1000).to_bytes(8, "little")
+    for place in (data.find(whole[:4]),):
+        if place >= 0:
+            data[place : place + 4] = (1000).to_bytes(4, "little")
+    with pytest.raises((ValueError, zipfile.BadZipFile)):
+        read_npz(bytes(data))["features"]
+
+
+def test_shapes_are_read_from_headers_alone() -> None:
+    assert read_shapes(saved(ARRAYS, compressed=True)) == {name: array.shape for name, array in ARRAYS.items()}
+    with pytest.raises(ValueError, match="are the most"):
+        read_shapes(bomb((2**16, 2048), zipfile.ZIP_DEFLATED, 2**28))

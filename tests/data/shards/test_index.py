@@ -16,10 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from m3p.data.shards import index
 from m3p.data.shards.index import feature_width, index_tar, members, split_name
 from m3p.data.shards.index_file import MOST_MEMBERS, OTHER, IndexFile, index_bytes, is_index_size, open_index
 from m3p.data.shards.index_folder import PROGRESS, _name, index_folder
 from m3p.data.shards.manifest import Kind, Manifest, check_shards
+from m3p.data.shards.tar import Member
 from m3p.errors import BadSample, UserError
 
 Files = list[tuple[str, bytes]]
@@ -370,3 +372,19 @@ def test_dots_in_keys_are_explained(tmp_path: Path, kind: Kind, files: Files, be
     write_tar(tmp_path / "0.tar", files)
     with pytest.raises(UserError, match=f"first dot of the file name: rename {better}"):
         index_folder(tmp_path, kind, "en")
+
+
+def test_a_tar_that_is_cut_while_it_is_indexed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A memory map of it would end the process."""
+    path = tmp_path / "a.tar"
+    write_tar(path, [*pair("a"), ("b.jpg", bytes(3 * 2**20)), ("b.txt", b"a dog"), *pair("c")])
+    real = index._Scan.note
+
+    def cut(scan: index._Scan, member: Member, extension: str) -> None:
+        if path.stat().st_size > 2**20:
+            os.truncate(path, 2**20)
+        real(scan, member, extension)
+
+    monkeypatch.setattr(index._Scan, "note", cut)
+    with pytest.raises(UserError, match=r"a\.tar is no whole tar: .*Copy it or make it again"):
+        index_tar(path, "captions")

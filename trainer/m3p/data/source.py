@@ -136,7 +136,7 @@ class Source:
         names, contents = [self._name(shard) for shard in places.shard.tolist()], list[str]()
         if self.kind.has_pictures:
             names = list(map(self._with_label, names, places.sample.tolist(), records))
-            contents = list(map(self._reader.picture, places.shard.tolist(), places.sample.tolist()))
+            contents = self._reader.pictures(places.shard, places.sample)
         owners = np.empty((len(records), len(places) + 1), np.uint64)
         owners[:, 0] = self.key
         owners[:, 1], owners[:, 2], owners[:, 3] = places

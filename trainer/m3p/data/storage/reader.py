@@ -164,6 +164,15 @@ class ShardReader:
         contents = self._shard(shard).index.contents
         return content_name(contents[sample]) if contents and contents[sample] else ""
 
+    def pictures(self, shards: NDArray[np.int64], samples: NDArray[np.int64]) -> list[str]:
+        """Return `picture` of each of `samples` [N] of `shards` [N]; each shard is looked up once."""
+        found = [""] * len(shards)
+        for shard, mine in groups(shards):
+            contents = self._shard(shard).index.contents
+            for place, sample in zip(mine.tolist(), samples[mine].tolist(), strict=True) if contents else ():
+                found[place] = content_name(contents[sample]) if contents[sample] else ""
+        return found
+
     def _shard(self, shard: int) -> _Opened:
         if (self, shard) not in _open:
             if len(_open) >= MAX_OPEN:
