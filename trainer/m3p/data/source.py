@@ -135,7 +135,11 @@ class Source:
         records, members, bad = self._read_files(places)
         names, contents = [self._name(shard) for shard in places.shard.tolist()], list[str]()
         if self.kind.has_pictures:
-            names = list(map(self._with_label, names, places.sample.tolist(), records))
+            label, numbers = self.kind.label, places.sample.tolist()
+            names = [
+                name if record is None else name + label(number, record)
+                for name, number, record in zip(names, numbers, records, strict=True)
+            ]
             contents = self._reader.pictures(places.shard, places.sample)
         owners = np.empty((len(records), len(places) + 1), np.uint64)
         owners[:, 0] = self.key
@@ -191,7 +195,7 @@ class Source:
         record = self._read_record(members)
         name, content = self._name(place.shard), ""
         if self.kind.has_pictures:
-            name = self._with_label(name, number, record)
+            name += self.kind.label(number, record)
             content = self._reader.picture(place.shard, number)
         sample = Sample(name, (self.key, place.epoch, place.shard, number), self._language, record, content)
         self.decode(sample, members, augment=augment)
@@ -248,9 +252,6 @@ class Source:
     def members(self, shard: int, sample: int) -> Members:
         """Return a sample as stored: extension -> bytes. Raises BadSample."""
         return self._reader.read(shard, sample)
-
-    def _with_label(self, name: str, number: int, record: Record | None) -> str:
-        return name if record is None else name + self.kind.label(number, record)
 
     def _name(self, shard: int) -> str:
         if shard not in self._names:

@@ -130,12 +130,13 @@ class ImageCaption(Objective):
 
     def choose(self, sample: Sample) -> str:
         """Choose the caption: language and text each equally likely. The same whoever asks for it."""
-        if len(sample.captions) == 1:
-            (texts,) = sample.captions.values()
+        captions = sample.captions
+        if len(captions) == 1:
+            (texts,) = captions.values()
             if len(texts) == 1:
                 return texts[0]
         draw = sample.draws("caption")
-        return pick(sample.captions[pick(sorted(sample.captions), next(draw))], next(draw))
+        return pick(captions[pick(sorted(captions), next(draw))], next(draw))
 
     def mask(self, pairs: Pairs, purpose: str) -> Masked:
         """Mask words or regions of each pair, never both, at a coin's toss; only words where no task asks for regions (and
