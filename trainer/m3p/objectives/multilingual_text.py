@@ -65,9 +65,8 @@ class MultilingualText(Objective):
 
     def tokenise(self, samples: Samples) -> Tokens:
         """Return the passages as tokens. One of more than `max_tokens` shows the window of its epoch (`windows.py`)."""
-        most, tokenizer = self.config.max_tokens, self.context.tokenizer
-        ids, lengths = tokenizer.encode_flat(samples.records, most)
-        longer = take_windows(ids, lengths, samples, most, tokenizer)
+        whole, sizes = self.context.tokenizer.encode_flat(samples.records, WHOLE)
+        ids, lengths, longer = take_windows(whole, sizes, samples.owners, self.config.max_tokens)
         return Tokens(ids, lengths, dict.fromkeys(longer, _LONGER))
 
     def add(self, packer: Packer, part: Part, read: Read) -> None:

@@ -8,35 +8,38 @@ epochs in a row show every token, all ranks agree, and resuming needs nothing st
 import numpy as np
 from numpy.typing import NDArray
 
-from m3p.data.samples import Samples
-from m3p.data.tokenizer import Tokenizer
+from m3p.data.tokenizer import EOS
 from m3p.keys import keys_of
 
 Ids = NDArray[np.int64]
 
 WHOLE = 2**30
-"""Tokens: more than any text has."""
+"""Tokens: more than any text has, so that none is cut."""
 
 
-def take_windows(ids: Ids, lengths: Ids, samples: Samples, most: int, tokenizer: Tokenizer) -> list[int]:
-    """Put the window of its epoch in the place of each passage that was cut; return the numbers of those passages.
+def take_windows(ids: Ids, lengths: Ids, owners: NDArray[np.uint64], most: int) -> tuple[Ids, Ids, list[int]]:
+    """Cut the texts of more than `most` tokens to the windows of their epochs; the others stay as they are.
 
     Args:
-        ids: [W] tokens of the passages `samples` [N], end to end, each with `<s>` and `</s>` and cut to `most` tokens; changed
-            in place. Passages that fit stay as they are.
+        ids: [W] tokens of all texts, whole and end to end, each with `<s>` and `</s>`.
         lengths: [N] tokens of each.
+        owners: [N, 4] as in `Sample.owner`: source, epoch, shard, sample.
+
+    Returns the tokens that are left, end to end, how many each text has now [N], and the numbers of the texts that were cut.
     """
-    full = (lengths == most).nonzero()[0]
-    if not len(full):
-        return []
-    whole, sizes = tokenizer.encode_flat([samples.records[number] for number in full.tolist()], WHOLE)
-    starts, firsts = lengths.cumsum() - lengths, sizes.cumsum() - sizes
-    longer = sizes > most
-    full, sizes, firsts = full[longer], sizes[longer], firsts[longer]
-    skips = window_starts(sizes - 2, most - 2, samples.owners[full])
-    for place, first in zip((starts[full] + 1).tolist(), (firsts + 1 + skips).tolist(), strict=True):
-        ids[place : place + most - 2] = whole[first : first + most - 2]
-    return [int(number) for number in full]
+    longer = (lengths > most).nonzero()[0]
+    if not len(longer):
+        return ids, lengths, []
+    skips = np.zeros(len(lengths), np.int64)
+    skips[longer] = window_starts(lengths[longer] - 2, most - 2, owners[longer])
+    sizes = np.minimum(lengths, most)
+    ends = sizes.cumsum()
+    kept = np.arange(ends[-1]) + np.repeat(lengths.cumsum() - lengths + skips - (ends - sizes), sizes)
+    # The token before a window and the one behind it are replaced by `<s>` and `</s>`.
+    kept[(ends - sizes)[longer]] = (lengths.cumsum() - lengths)[longer]
+    windows = ids[kept]
+    windows[(ends - 1)[longer]] = EOS
+    return windows, sizes, [int(number) for number in longer]
 
 
 def window_starts(sizes: Ids, window: int, owners: NDArray[np.uint64]) -> Ids:
