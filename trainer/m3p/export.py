@@ -54,8 +54,8 @@ def export_run(run: Path, output: Path, format: Format = "transformers") -> str:
 
 def _contrastive(opened: Run) -> ContrastiveHead:
     """Return what projects texts. Raises UserError where the run does not train it."""
-    head = dict(opened.model.heads.items()).get("contrastive")
-    if not isinstance(head, ContrastiveHead):
+    head = next((head for head in opened.model.heads.values() if isinstance(head, ContrastiveHead)), None)
+    if head is None:
         raise UserError(
             f"--format sentence-transformers: {opened.folder} trains no contrastive task, so it has no space for texts; use "
             "--format transformers, or train with tasks.contrastive"

@@ -7,7 +7,7 @@ import pytest
 
 from m3p.checkpoints.files import read_state
 from m3p.checkpoints.read import newest_whole
-from m3p.prepare import captions
+from m3p.prepare import pairs
 from m3p.prepare.regions import pack_regions
 from m3p.training.losses import Figures
 from m3p.training.watch.loss_guard import ENOUGH, Guard, Verdict
@@ -116,7 +116,7 @@ def test_a_nan_region_is_reported_with_shard_and_key_and_training_goes_on(
             arrays["features"][1, 2] = float("nan")
         return pack_regions(arrays)
 
-    monkeypatch.setattr(captions, "pack_regions", pack)
+    monkeypatch.setattr(pairs, "pack_regions", pack)
     recipe = make_tiny(tmp_path)
     settings = ("run.steps=10", "data.max_bad_share=0.5", f"run.folder={tmp_path / 'run'}")
     launch(recipe, ROOT / "ds_configs" / "zero1.json", 2, *settings)
