@@ -107,9 +107,8 @@ class Workers(Generic[Result]):
         except EOFError:
             worker.process.join()
             raise OneRankError(
-                f"data worker {worker.process.pid} has died (exit code {worker.process.exitcode}; -9: it was killed, -7: a "
-                "shard was cut short while it was read). Start again to go on; if the system lacks memory, lower data.workers "
-                "or data.prefetch"
+                f"data worker {worker.process.pid} has died (exit code {worker.process.exitcode}; -9: it was killed). Start "
+                "again to go on; if the system lacks memory, lower data.workers or data.prefetch"
             ) from None
         worker.free.release()
         found: Result | Failure = pickle.loads(content)  # a worker of ours wrote it, nothing from a shard

@@ -15,7 +15,7 @@ reads the first without a copy. The idea is webdataset's wids and NVIDIA DALI's 
 instead. Headers are parsed once, when a tar is indexed; whoever reads a sample only looks whether they are still the same.
 """
 
-import mmap
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,9 +112,11 @@ def write_index(path: Path, index: IndexFile) -> None:
 
 
 def open_index(path: Path, samples: int) -> IndexFile:
-    """Map the file of a shard of so many samples into memory. Look for `index_faults` first."""
-    with path.open("rb") as file:
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # closed when the arrays are gone
+    """Read the file of a shard of so many samples, whole. Look for `index_faults` first.
+
+    It is not mapped: a map of a file that is cut short meanwhile ends the process.
+    """
+    content = path.read_bytes()
     column = index_bytes(samples, 1) - index_bytes(samples, 0)
     sealed = _is_sealed(len(content))
     members = (len(content) - (index_bytes if sealed else _unsealed_bytes)(samples, 0)) // column
@@ -150,8 +152,7 @@ def index_faults(path: Path, samples: int, tar_bytes: int | None = None, fingerp
     of the same state of the shard. Raises FileNotFoundError; OneRankError where too many files are open.
     """
     try:
-        offsets = np.lib.format.open_memmap(path, mode="r")
-        size = path.stat().st_size
+        offsets, size = _read_offsets(path, samples)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -162,7 +163,7 @@ def index_faults(path: Path, samples: int, tar_bytes: int | None = None, fingerp
     except Exception:  # on broken bytes numpy's parser raises nearly anything, from MemoryError to TokenError
         yield f"has an index that cannot be read ({path.name})"
         return
-    if offsets.dtype != np.uint64 or offsets.shape != (samples + 1,):
+    if offsets is None:
         yield f"has an index of another tar ({path.name})"
     elif not is_index_size(size, samples) or (is_whole(fingerprint) and not _is_sealed(size)):
         yield f"has an index of another version of this program, or a part of one ({path.name})"
@@ -173,6 +174,21 @@ def index_faults(path: Path, samples: int, tar_bytes: int | None = None, fingerp
         yield f"{MOVED} ({path.name} is of a shard {other[:12]}, the manifest's is {fingerprint[:12]})"
     elif tar_bytes is not None and (offsets[-1] > tar_bytes or (offsets[1:] <= offsets[:-1]).any()):
         yield f"has a damaged index ({path.name}: its offsets do not rise, or end after the tar)"
+
+
+def _read_offsets(path: Path, samples: int) -> tuple[NDArray[np.uint64] | None, int]:
+    """Return the first array of an index file, None if it is not one of `samples` + 1 places; and the bytes of the file.
+
+    Raises whatever numpy raises on what is none of its files.
+    """
+    with path.open("rb") as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            return None, 0
+        shape, _, kind = np.lib.format.read_array_header_1_0(file)
+        if shape != (samples + 1,) or kind != np.uint64:
+            return None, 0
+        content = file.read(8 * (samples + 1))
+        return np.frombuffer(content, np.uint64, samples + 1), os.fstat(file.fileno()).st_size
 
 
 def _is_intact(path: Path) -> bool:

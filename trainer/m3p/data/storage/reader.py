@@ -4,7 +4,6 @@ A sample of the usual files is cut at the places that the index knows, once thei
 any other is parsed.
 """
 
-import mmap
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
@@ -23,6 +22,7 @@ from m3p.data.shards.index import members
 from m3p.data.shards.index_file import IndexFile, index_faults, open_index
 from m3p.data.shards.shard_table import Shard
 from m3p.data.shards.tar import BLOCK, head_sum, head_sums
+from m3p.data.storage.file_map import FileMap
 from m3p.data.storage.folders import Folder
 from m3p.errors import BadSample, OneRankError
 
@@ -51,17 +51,18 @@ class _Opened:
         """The index's `lengths` and `sums`, flat, row by row: an item of a memoryview is a plain number, found faster."""
         return self.index.lengths.ravel().data, self.index.sums.ravel().data
 
-    def content(self) -> memoryview | None:
-        """Return the tar, mapped into memory for as long as a view of it is in use; None if it is shorter than its index says.
-
-        Call it for each micro-batch. Whoever cuts the file short while one is read ends this process (SIGBUS), as with every
-        mapped file.
-        """
-        return self._mapping if 0 < self.offsets[-1] <= os.fstat(self.descriptor).st_size else None
+    def content(self) -> FileMap | None:
+        """Return the tar, mapped into memory; None where `views` has no use for it, or it is shorter than its index says."""
+        if len(self.index.extensions) != 1 or not self.index.offsets[-1]:
+            return None
+        try:
+            return self._map if self._map.is_whole() else None
+        except ValueError:  # it was shorter before it could be mapped
+            return None
 
     @cached_property
-    def _mapping(self) -> memoryview:
-        return memoryview(mmap.mmap(self.descriptor, int(self.offsets[-1]), access=mmap.ACCESS_READ))
+    def _map(self) -> FileMap:
+        return FileMap(self.descriptor, self.index.offsets[-1])
 
     def read(self, sample: int) -> Members:
         """Return a sample's members by extension, views of the one piece that is read. Raises BadSample."""
@@ -86,15 +87,14 @@ class _Opened:
             end = start + (length + BLOCK - 1) // BLOCK * BLOCK
         return found if end == len(span) else members(span)
 
-    def views(self, samples: NDArray[np.int64]) -> tuple[Iterator[memoryview], NDArray[np.bool_]]:
-        """Return views of the contents of `samples` [N] that are one file each, and which samples are left for `read`: [N].
+    def views(
+        self, content: memoryview, samples: NDArray[np.int64]
+    ) -> tuple[Iterator[memoryview], NDArray[np.bool_]]:
+        """Return views of `content`, the tar, of `samples` [N] that are one file each; and which are left for `read`: [N].
 
         Left are samples of several files, and those that do not look as the index says, right or wrong. For small files: of a
         sample alone, one call to the system costs more than all that is done here.
         """
-        content = self.content() if len(self.index.extensions) == 1 else None
-        if content is None:
-            return iter(()), np.ones(len(samples), np.bool_)
         firsts, lengths = self.offsets[samples], self.index.lengths[samples, 0].astype(np.int64)
         blocks = np.frombuffer(content, np.uint8, len(content) // BLOCK * BLOCK).reshape(-1, BLOCK)
         heads = blocks.take(firsts // BLOCK, 0, mode="clip")  # a wrong index gives another header
@@ -133,26 +133,20 @@ class ShardReader:
 
         Returns [N] results, None for bad samples; and, by number in 0..N-1, what `read` or `make` raised for those. `make` is
         called in any order. Where the samples of a shard are one file each, as texts are, it gets a view of the shard and no
-        copy: to read that once the shard has been cut short ends the process. (Results that hold no view are faster: thousands
-        of views that live at once would have Python look for garbage among them, again and again.)
+        copy: it must not keep that, since to read it once the shard has been cut short ends the process (SIGBUS). (Thousands of
+        views that live at once would also have Python look for garbage among them, again and again.)
         """
         found: list[Made | None] = [None] * len(shards)
         bad: dict[int, BadSample] = {}
         # Shard by shard: not all that are asked for may be open at once.
         for shard, mine in groups(shards):
             opened = self._shard(shard)
-            views, left = opened.views(samples[mine])
-            extension = opened.index.extensions[0]
-            for place, content in zip(mine[~left].tolist(), views, strict=True):
-                try:
-                    found[place] = make({extension: content})
-                except BadSample as reason:
-                    bad[place] = reason
+            left = _make_mapped(opened, mine, samples[mine], make, found, bad)
             for place, sample in zip(mine[left].tolist(), samples[mine[left]].tolist(), strict=True):
                 try:
                     found[place] = make(opened.read(sample))
                 except BadSample as reason:
-                    bad[place] = reason
+                    found[place], bad[place] = None, reason
         return found, bad
 
     def sizes(self, shard: int, samples: NDArray[np.int64]) -> NDArray[np.uint32]:
@@ -217,3 +211,32 @@ class ShardReader:
             f"{self._folder}/{entry.name} or its index was deleted while in use. Copy it there again; if it is remote, "
             "data.cache_bytes is too small for the windows that the processes of this node read: raise it"
         )
+
+
+def _make_mapped(
+    opened: _Opened,
+    places: NDArray[np.int64],
+    samples: NDArray[np.int64],
+    make: Callable[[Members], Made],
+    found: list[Made | None],
+    bad: dict[int, BadSample],
+) -> NDArray[np.bool_]:
+    """Fill `found` and `bad` at `places` [N] from the mapped shard; return which `samples` [N] are left for `read`: [N].
+
+    All are left where the shard is cut short meanwhile, also those that were made: of what, nobody knows.
+    """
+    mapped, every = opened.content(), np.ones(len(samples), np.bool_)
+    if mapped is None:
+        return every
+    extension, failed = opened.index.extensions[0], dict[int, BadSample]()
+    with mapped.watched():
+        views, left = opened.views(mapped.content, samples)
+        for place, content in zip(places[~left].tolist(), views, strict=True):
+            try:
+                found[place] = make({extension: content})
+            except BadSample as reason:
+                failed[place] = reason
+    if not mapped.is_whole():
+        return every
+    bad.update(failed)
+    return left
