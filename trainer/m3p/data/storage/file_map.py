@@ -35,7 +35,7 @@ class FileMap:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Survive that the file is cut short while the block reads `content`. What was read counts if it `is_whole` afterwards."""
+        """Survive that the file is cut short while the block reads `content`. What was read counts if it `is_whole` then."""
         _handle_faults()
         _watched.append(self)
         try:
@@ -71,12 +71,14 @@ _before = _Action()
 """What SIGBUS did before: it still does so for all other memory."""
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 def _on_fault(number: int, info: int, context: int) -> None:
     """Replace the map that was read; the read is then tried again. Runs at once: Python's own handlers run too late."""
     address = ctypes.c_void_p.from_address(info + ADDRESS).value or 0
     if not any(watched._replace_if_holds(address) for watched in _watched):
         _libc().sigaction(number, ctypes.byref(_before), None)
+
+
+_called_on_fault = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(_on_fault)
 
 
 @cache
@@ -90,5 +92,5 @@ def _libc() -> ctypes.CDLL:
 @cache
 def _handle_faults() -> None:
     """Have SIGBUS call `_on_fault`, in this process and in those that it forks."""
-    action = _Action(handler=ctypes.cast(_on_fault, ctypes.c_void_p).value, flags=SA_SIGINFO)
+    action = _Action(handler=ctypes.cast(_called_on_fault, ctypes.c_void_p).value, flags=SA_SIGINFO)
     _libc().sigaction(signal.SIGBUS, ctypes.byref(action), ctypes.byref(_before))

@@ -87,9 +87,7 @@ class _Opened:
             end = start + (length + BLOCK - 1) // BLOCK * BLOCK
         return found if end == len(span) else members(span)
 
-    def views(
-        self, content: memoryview, samples: NDArray[np.int64]
-    ) -> tuple[Iterator[memoryview], NDArray[np.bool_]]:
+    def views(self, content: memoryview, samples: NDArray[np.int64]) -> tuple[Iterator[memoryview], NDArray[np.bool_]]:
         """Return views of `content`, the tar, of `samples` [N] that are one file each; and which are left for `read`: [N].
 
         Left are samples of several files, and those that do not look as the index says, right or wrong. For small files: of a
