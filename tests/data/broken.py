@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from m3p.data.loader.picture_buffer import PictureSlot
+from m3p.data.loader.picture_buffer import PictureMemory
 from m3p.data.mix import Mix
 from m3p.data.sample import BadSamples, Sample
 from m3p.data.shards.index_file import HEADER, SEAL
@@ -84,10 +84,10 @@ def source(folder: Path, visual: Regions | Patches | None = PATCHES) -> Source:
     return Source(folder, config, (0, "x", 0), 1, visual.load if visual else None)
 
 
-def read_many(made: Source, number: int, bad: BadSamples, slots: Sequence[PictureSlot | None] = ()) -> list[Sample]:
+def read_many(made: Source, number: int, bad: BadSamples, into: Sequence[PictureMemory | None] = ()) -> list[Sample]:
     """Return the first samples of a source, read together."""
     mix = Mix([made], [None], 1)
     samples = mix.read_many(range(number))
-    mix.decode(samples, slots)
+    mix.decode(samples, into)
     bad.seen += samples.messages
     return list(samples)

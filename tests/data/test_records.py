@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3p.batch import Picture
-from m3p.data.loader.picture_buffer import PictureSlot
+from m3p.data.loader.picture_buffer import PictureMemory
 from m3p.data.order.shuffle import Place
 from m3p.data.records import Members
 from m3p.data.sample import BadSamples, Sample
@@ -25,7 +25,7 @@ from m3p.visual.regions import RegionTokens
 GOOD = {"captions": {"en": ["a dog"], "de": "ein Hund"}}
 
 
-def no_picture(members: Members, draw: Iterator[float] | None, slot: PictureSlot | None = None) -> Picture:
+def no_picture(members: Members, draw: Iterator[float] | None, into: PictureMemory | None = None) -> Picture:
     return RegionTokens(np.zeros((1, 1), np.float32), np.zeros((1, 4), np.float32))
 
 
@@ -151,7 +151,7 @@ def test_too_many_in_a_row_are_given_up_with_the_last_reason(tmp_path: Path) -> 
     found = source(tmp_path)
     config = SourceConfig(path=str(tmp_path))
 
-    def refuse(members: Members, draw: Iterator[float] | None, slot: PictureSlot | None = None) -> Picture:
+    def refuse(members: Members, draw: Iterator[float] | None, into: PictureMemory | None = None) -> Picture:
         raise BadSample("too dark")
 
     dark = Source(found.folder, config, (0, "image_caption", 0), 1, refuse)

@@ -133,7 +133,7 @@ def test_the_command_says_where_the_page_is(tiny: Path, tmp_path: Path, capsys: 
 
 def test_hidden_patches_are_shown_grey_and_the_rest_as_it_is() -> None:
     visual = Patches(kind="patches", size=32, patch=16)
-    white = PatchTokens(np.full(visual.room, 255, np.uint8), 16)
+    white = PatchTokens(np.full(visual.memory_shape, 255, np.uint8), 16)
     packer = Packer(*visual.features)
     packer.add(Sequence(np.zeros(1, np.int64), white))
     masked, _ = packer.add(Sequence(np.zeros(1, np.int64), white))

@@ -32,7 +32,7 @@ def build(visual: VisualConfig | None, **settings: object) -> M3P:
 
 def picture(visual: VisualConfig, seed: int = 0) -> Picture:
     if isinstance(visual, Patches):
-        return PatchTokens(np.random.default_rng(seed).integers(0, 256, visual.room, np.uint8), visual.patch)
+        return PatchTokens(np.random.default_rng(seed).integers(0, 256, visual.memory_shape, np.uint8), visual.patch)
     return regions(seed)
 
 

@@ -35,10 +35,10 @@ FLAWED = {
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("flaw", FLAWED)
-@pytest.mark.parametrize("room", [False, True])
-def test_a_jpeg_that_libjpeg_only_warns_of_has_the_pixels_that_pillow_gives(flaw: str, room: bool) -> None:
-    space = np.empty((1, 48, 48, 3), np.uint8) if room else None
-    found = decode(FLAWED[flaw], 48, room=space)
+@pytest.mark.parametrize("into", [False, True])
+def test_a_jpeg_that_libjpeg_only_warns_of_has_the_pixels_that_pillow_gives(flaw: str, into: bool) -> None:
+    space = np.empty((1, 48, 48, 3), np.uint8) if into else None
+    found = decode(FLAWED[flaw], 48, into=space)
     wanted = np.asarray(Image.open(io.BytesIO(FLAWED[flaw])).convert("RGB"))
     np.testing.assert_array_equal(found.reshape(wanted.shape), wanted)
     np.testing.assert_array_equal(wanted, np.asarray(Image.open(io.BytesIO(PLAIN)).convert("RGB")))
@@ -60,7 +60,7 @@ def test_a_jpeg_that_is_cut_off_stays_bad(flaw: str, end: bytes) -> None:
         with pytest.raises(BadSample, match="unreadable picture"):
             decode(data, 16)
         with pytest.raises(BadSample, match="unreadable picture"):
-            decode(data, 48, room=np.empty((1, 48, 48, 3), np.uint8))
+            decode(data, 48, into=np.empty((1, 48, 48, 3), np.uint8))
 
 
 def test_a_flawed_jpeg_of_too_many_pixels_is_refused_before_it_is_decoded() -> None:

@@ -108,7 +108,7 @@ class Toy(VisualSource):
         """One a pixel."""
         return TOKENS
 
-    def load(self, members: Members, draw: Iterator[float] | None, room: NDArray[np.uint8] | None = None) -> ToyPicture:
+    def load(self, members: Members, draw: Iterator[float] | None, into: NDArray[np.uint8] | None = None) -> ToyPicture:
         """Pixels as they are stored."""
         return ToyPicture(np.frombuffer(members["toy"], np.float32).reshape(1, TOKENS))
 

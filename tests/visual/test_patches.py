@@ -139,7 +139,7 @@ def test_half_of_the_pictures_are_mirrored_and_none_without_flip() -> None:
 def test_the_network_cuts_every_picture_as_its_tokens_are_numbered(side: int, patch: int, pictures: int) -> None:
     side = max(side, -(-8 // patch))
     config, rng = patches(size=side * patch, patch=patch), np.random.default_rng(0)
-    seen = [PatchTokens(rng.integers(0, 256, config.room, np.uint8), patch) for _ in range(pictures)]
+    seen = [PatchTokens(rng.integers(0, 256, config.memory_shape, np.uint8), patch) for _ in range(pictures)]
     embedder = config.embedder(8, 1e-5)
     assert isinstance(embedder, PatchEmbedder)
     found = embedder(torch.from_numpy(np.concatenate([one.features for one in seen])), NOTHING)
@@ -158,25 +158,25 @@ def test_pixels_and_place_both_count() -> None:
 
 
 def test_a_picture_of_the_right_size_is_decoded_straight_into_its_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    room = np.zeros((1, 16, 16, 3), np.uint8)
+    into = np.zeros((1, 16, 16, 3), np.uint8)
     data = encoded(gradient(), "jpg")
     decoded = []
     real = simplejpeg.decode_jpeg
     monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *a, **o: decoded.append(o) or real(*a, **o))  # type: ignore[func-returns-value]
-    found = patches().load({"jpg": data}, None, room)
-    assert found.features is room
+    found = patches().load({"jpg": data}, None, into)
+    assert found.features is into
     assert [one.keys() for one in decoded] == [{"buffer"}]
-    np.testing.assert_array_equal(room[0], real(data))
+    np.testing.assert_array_equal(into[0], real(data))
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (7, 9), (30, 8), (64, 48)])
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_room_changes_nothing(shape: tuple[int, int], flip: bool) -> None:
     config, data = patches(flip=flip, crop=0.5 if flip else 1.0), {"jpg": encoded(gradient(*shape), "jpg")}
-    room = np.full((1, 16, 16, 3), 77, np.uint8)
+    into = np.full((1, 16, 16, 3), 77, np.uint8)
     for number in range(6):
-        alone, placed = (config.load(data, draws("room", number), there) for there in (None, room))
-        assert placed.features is room
+        alone, placed = (config.load(data, draws("room", number), there) for there in (None, into))
+        assert placed.features is into
         np.testing.assert_array_equal(alone.features, placed.features)
 
 

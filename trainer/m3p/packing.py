@@ -110,7 +110,7 @@ class Packer:
 
         Args:
             samples: number of samples of the data that the batch holds.
-            buffer: where the pictures were decoded to: those that are packed in the order of its slots are not copied.
+            buffer: where the pictures were decoded to: those that are packed in the order of its parts are not copied.
         """
         if not self._sequences:
             self.add(Sequence(np.zeros(1, np.int64)))
@@ -142,11 +142,11 @@ class Packer:
     def _join_features(self, arrays: Sequences[NDArray[Any]], buffer: PictureBuffer | None) -> Tensor:
         """Lay features [N, ...] end to end.
 
-        If the first ones are the slots of `buffer`, all of them in order, they stay there and the others join them.
+        If the first ones are the parts of `buffer`, all of them in order, they stay there and the others join them.
         """
-        if buffer is None or buffer.whole is None or not all(map(operator.is_, arrays, buffer.slots)):
+        if buffer is None or buffer.whole is None or not all(map(operator.is_, arrays, buffer.parts)):
             return self._stack(arrays, self._features)
-        count, total = len(buffer.slots), sum(map(len, arrays))
+        count, total = len(buffer.parts), sum(map(len, arrays))
         if len(arrays) < count or total > len(buffer.whole):
             return self._stack(arrays, self._features)
         if len(arrays) > count:

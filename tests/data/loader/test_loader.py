@@ -65,7 +65,7 @@ def test_ways_of_loading_change_nothing(patches: Path, workers: int, threads: in
     plan = MicroBatchPlan(recipe.plan(), 1, 0, {n: c.micro_batch for n, c in recipe.active_objectives.items()})
     made = MicroBatches(plan, build_objectives(recipe))
     wanted = [next(made.make(range(number, number + 1))) for number in range(3, 15)]
-    # Kept, so that slots of shared memory run out too.
+    # Kept, so that buffers of shared memory run out too.
     found = list(batches(patches, workers, 3, 15, threads=threads, prefetch=prefetch))
     for one, other in zip(found, wanted, strict=True):
         assert one.names == other.names

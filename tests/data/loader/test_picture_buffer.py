@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from m3p.batch import Sequence
-from m3p.data.loader.arena import Arena, SlotWriter
+from m3p.data.loader.arena import Arena, BufferWriter
 from m3p.data.loader.picture_buffer import EXTRA_PICTURES, PictureBuffer
 from m3p.data.loader.threads import set_threads
 from m3p.data.sample import BadSamples
@@ -15,34 +15,34 @@ from m3p.visual.patches import MID_GREY, Patches, PatchTokens
 from tests.data.broken import pair, read_many, source, write
 
 
-def test_slots_lie_side_by_side_and_are_used_again() -> None:
+def test_the_memory_of_pictures_lies_side_by_side_and_is_used_again() -> None:
     buffer = PictureBuffer((2, 12))
     first = buffer.divide(3)
-    assert all(slot is not None and slot.shape == (2, 12) for slot in first)
-    for number, slot in enumerate(first):
-        assert slot is not None
-        slot[:] = number
+    assert all(memory is not None and memory.shape == (2, 12) for memory in first)
+    for number, memory in enumerate(first):
+        assert memory is not None
+        memory[:] = number
     again = buffer.divide(2)
-    assert [int(slot[0, 0]) for slot in again if slot is not None] == [0, 1]
+    assert [int(memory[0, 0]) for memory in again if memory is not None] == [0, 1]
     assert np.shares_memory(again[1], first[1])
     assert PictureBuffer(None).divide(2) == [None, None]
 
 
-def test_pictures_are_the_same_with_and_without_slots_and_threads(tmp_path: Path) -> None:
+def test_pictures_are_the_same_with_and_without_shared_memory_and_threads(tmp_path: Path) -> None:
     visual = Patches(kind="patches", size=16, patch=8, crop=0.5, flip=True)
     samples = [(str(number), pair(number)) for number in range(9)]
     samples[4] = ("4", {**pair(4), "jpg": b"", "png": b"", "webp": b""})
     write(tmp_path / "a.tar", samples)
     index_folder(tmp_path, "captions")
     found = []
-    for threads, slots in (
+    for threads, memories in (
         (1, []),
-        (1, PictureBuffer(visual.room).divide(18)),
-        (3, PictureBuffer(visual.room).divide(18)),
+        (1, PictureBuffer(visual.memory_shape).divide(18)),
+        (3, PictureBuffer(visual.memory_shape).divide(18)),
     ):
         set_threads(threads)
         bad = BadSamples([])
-        read = read_many(source(tmp_path, visual), 18, bad, slots)
+        read = read_many(source(tmp_path, visual), 18, bad, memories)
         set_threads(1)
         found.append(
             (
@@ -57,16 +57,16 @@ def test_pictures_are_the_same_with_and_without_slots_and_threads(tmp_path: Path
 
 def test_pictures_that_lie_as_they_are_packed_are_not_copied() -> None:
     arena = Arena(1, 2)
-    writer = SlotWriter(arena, 0)
+    writer = BufferWriter(arena, 0)
     buffer = PictureBuffer((1, 2, 2, 3))
     # (times that each is shown, whether the last of the second hides a patch, pictures from elsewhere behind them)
     extra = EXTRA_PICTURES
     for times, masked, others in ((1, False, 0), (2, False, 0), (2, True, 0), (1, False, extra), (1, True, extra)):
         packer = Packer(2, 2, 3, allocate=writer.allocate)
-        for number, slot in enumerate(buffer.divide(3, writer.allocate)):
-            assert slot is not None
-            slot[:] = number
-            picture = PatchTokens(slot, 1)
+        for number, memory in enumerate(buffer.divide(3, writer.allocate)):
+            assert memory is not None
+            memory[:] = number
+            picture = PatchTokens(memory, 1)
             for _ in range(times):
                 sequence, _ = packer.add(Sequence(np.zeros(1, np.int64), picture))
             if masked and number == 1:
@@ -90,7 +90,7 @@ def test_pictures_that_lie_as_they_are_packed_are_not_copied() -> None:
         if masked:
             rows[last][3] = 4 * (3 + others) + 3
         assert opened.visual_rows.tolist() == list(chain.from_iterable(rows))
-        assert sum(arena._used) == 1, "all lies in one slot"
+        assert sum(arena._used) == 1, "all lies in one buffer"
         del opened, batch
         gc.collect()
         assert sum(arena._used) == 0

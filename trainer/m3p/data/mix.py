@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from m3p.data.loader.picture_buffer import PictureSlot
+from m3p.data.loader.picture_buffer import PictureMemory
 from m3p.data.loader.threads import share
 from m3p.data.order.mixture import MixtureOrder, temperature_weights
 from m3p.data.sample import BadSamples, Sample
@@ -45,14 +45,14 @@ class Mix:
         """
         return join([(mine, source.read_many(indices)) for source, mine, indices in self._by_source(positions)])
 
-    def decode(self, samples: Samples, slots: Sequence[PictureSlot | None] = ()) -> bool:
-        """Decode the pictures of `samples` [N] into `slots` [N]; this thread shares the work with others (`set_threads`).
+    def decode(self, samples: Samples, into: Sequence[PictureMemory | None] = ()) -> bool:
+        """Decode the pictures of `samples` [N] into `into` [N]; this thread shares the work with others (`set_threads`).
 
         A sample with a bad picture is replaced in `samples`, as by `read_many`. Returns whether one was.
         """
         if not samples.members:
             return False  # they have no pictures
-        slots, failed = slots or [None] * len(samples), dict[int, BadSample]()
+        into, failed = into or [None] * len(samples), dict[int, BadSample]()
         every = list(samples)
 
         def work(part: range) -> None:
@@ -61,7 +61,7 @@ class Mix:
                 if sample.visual is not None:  # it was decoded when it replaced a bad one
                     continue
                 try:
-                    self._source_of(sample.owner).decode(sample, samples.members[number], slots[number])
+                    self._source_of(sample.owner).decode(sample, samples.members[number], into[number])
                 except BadSample as reason:
                     failed[number] = reason
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from m3p.batch import Picture
 from m3p.data.kinds import CAPTIONS, TEXT, Kind, Record
-from m3p.data.loader.picture_buffer import PictureSlot
+from m3p.data.loader.picture_buffer import PictureMemory
 from m3p.data.order.shuffle import Place, Places, SourceOrder
 from m3p.data.records import Members
 from m3p.data.sample import BadSamples, Sample
@@ -55,8 +55,8 @@ class SourceConfig(BaseModel):
 class LoadPicture(Protocol):
     """What a visual source does to the members of a sample."""
 
-    def __call__(self, members: Members, draw: Iterator[float] | None, slot: PictureSlot | None = None, /) -> Picture:
-        """Decode the picture, into `slot` if it fits there; `draw` gives random numbers to augment it. Raises BadSample."""
+    def __call__(self, members: Members, draw: Iterator[float] | None, into: PictureMemory | None = None, /) -> Picture:
+        """Decode the picture, into `into` if it fits there; `draw` gives random numbers to augment it. Raises BadSample."""
 
 
 class Source:
@@ -162,13 +162,13 @@ class Source:
         nothing: tuple[Record | None, Members] = (None, {})
         return *map(list, zip(*(one or nothing for one in both), strict=True)), bad  # type: ignore[return-value]
 
-    def decode(self, sample: Sample, members: Members, slot: PictureSlot | None = None, augment: bool = True) -> None:
-        """Decode the picture of a sample of this source, into `slot` if it fits there. Raises BadSample."""
+    def decode(self, sample: Sample, members: Members, into: PictureMemory | None = None, augment: bool = True) -> None:
+        """Decode the picture of a sample of this source, into `into` if it fits there. Raises BadSample."""
         if self._load_picture is None:
             return
         draw = sample.draws("augment") if augment and self._augments else None
         try:
-            sample.visual = self._load_picture(members, draw, slot)
+            sample.visual = self._load_picture(members, draw, into)
         except BadSample as reason:
             raise BadSample(f"{reason} (id {sample.id!r})" if sample.id else str(reason)) from reason
 

@@ -180,7 +180,7 @@ class Objective:
                 if load and context.visual:
                     context.visual.check(str(folder), sources[-1].manifest.region_features)
                 weights.append(entry.weight)
-        self._buffer = PictureBuffer(context.visual.room if load and context.visual else None)
+        self._buffer = PictureBuffer(context.visual.memory_shape if load and context.visual else None)
         self.mix = Mix(sources, weights, config.temperature)
 
     def costs(self, positions: range) -> NDArray[np.float64]:

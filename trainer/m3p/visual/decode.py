@@ -25,20 +25,20 @@ def picture_kind(members: Container[str]) -> str | None:
     return next((kind for kind in IMAGE_KINDS if kind in members), None)
 
 
-def decode(data: bytes | memoryview, size: int, max_pixels: int = MAX_PIXELS, room: Pixels | None = None) -> Pixels:
+def decode(data: bytes | memoryview, size: int, max_pixels: int = MAX_PIXELS, into: Pixels | None = None) -> Pixels:
     """Decode JPEG (scaled while decoding, never below `size`), PNG or WebP: -> RGB [height, width, 3].
 
-    The pixels may lie in `room` [1, size, size, 3], which is returned itself if they fill it. A JPEG that libjpeg warns of
+    The pixels may lie in `into` [1, size, size, 3], which is returned itself if they fill it. A JPEG that libjpeg warns of
     has the pixels that Pillow gives, at full size. Raises BadSample.
     """
     try:
-        if room is None or size * size > max_pixels:
+        if into is None or size * size > max_pixels:
             return _decode_any(data, size, max_pixels)
         try:
-            pixels = simplejpeg.decode_jpeg(data, buffer=room)
+            pixels = simplejpeg.decode_jpeg(data, buffer=into)
         except ValueError:  # a JPEG that is larger, and may be scaled; no JPEG; or what is broken
             return _decode_any(data, size, max_pixels)
-        return room if pixels.shape == room.shape[1:] else pixels
+        return into if pixels.shape == into.shape[1:] else pixels
     except BadSample:
         raise
     except UnidentifiedImageError as error:  # whose own text names an address in memory
@@ -48,7 +48,7 @@ def decode(data: bytes | memoryview, size: int, max_pixels: int = MAX_PIXELS, ro
 
 
 def _decode_any(data: bytes | memoryview, size: int, max_pixels: int) -> Pixels:
-    """Decode without a room. Raises BadSample, or nearly anything."""
+    """Decode into new memory. Raises BadSample, or nearly anything."""
     if data[:2] != b"\xff\xd8":
         return _decode_by_pillow(data, ("PNG", "WEBP"), max_pixels)
     try:

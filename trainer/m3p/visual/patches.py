@@ -126,31 +126,31 @@ class Patches(VisualSource):
         return 1, self.patch, self.patch, 3
 
     @property
-    def room(self) -> tuple[int, ...]:
-        """Shape of the room that a picture is decoded into."""
+    def memory_shape(self) -> tuple[int, ...]:
+        """Shape of the memory that a picture is decoded into."""
         return 1, *self.features
 
     def load(
-        self, members: Mapping[str, bytes | memoryview], draw: Iterator[float] | None, room: Pixels | None = None
+        self, members: Mapping[str, bytes | memoryview], draw: Iterator[float] | None, into: Pixels | None = None
     ) -> PatchTokens:
-        """Decode into `room`, crop (by the sample's own `draw`; None: never) and resize. Raises BadSample."""
-        room = np.empty(self.room, np.uint8) if room is None else room
+        """Decode into `into`, crop (by the sample's own `draw`; None: never) and resize. Raises BadSample."""
+        into = np.empty(self.memory_shape, np.uint8) if into is None else into
         kind = picture_kind(members)
         if kind is None:
             raise BadSample(f"no picture (a member {', '.join(IMAGE_KINDS)})")
-        pixels = decode(members[kind], self.size, self.max_pixels, room)
-        if pixels is not room or draw is not None:
-            self._paint(pixels[0] if pixels is room else pixels, draw, room[0])
-        return PatchTokens(room, self.patch)
+        pixels = decode(members[kind], self.size, self.max_pixels, into)
+        if pixels is not into or draw is not None:
+            self._paint(pixels[0] if pixels is into else pixels, draw, into[0])
+        return PatchTokens(into, self.patch)
 
-    def _paint(self, pixels: Pixels, draw: Iterator[float] | None, canvas: Pixels) -> None:
-        """Crop, resize, and lay onto `canvas` [size, size, 3], in whose memory `pixels` may lie."""
+    def _paint(self, pixels: Pixels, draw: Iterator[float] | None, into: Pixels) -> None:
+        """Crop, resize, and lay onto `into` [size, size, 3], in whose memory `pixels` may lie."""
         if draw is not None:
             pixels = _augment(pixels, draw, self.crop, self.flip)
-        if pixels.shape != canvas.shape:
+        if pixels.shape != into.shape:
             resized = Image.fromarray(pixels).resize((self.size, self.size), Image.Resampling.BILINEAR)
             pixels = np.asarray(resized)
-        canvas[...] = pixels
+        into[...] = pixels
 
     def embedder(self, width: int, eps: float) -> nn.Module:
         """Return the module that turns pictures into vectors."""

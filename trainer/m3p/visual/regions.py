@@ -104,9 +104,9 @@ class Regions(VisualSource):
         self,
         members: Mapping[str, bytes | memoryview],
         draw: Iterator[float] | None,
-        room: NDArray[np.uint8] | None = None,
+        into: NDArray[np.uint8] | None = None,
     ) -> RegionTokens:
-        """Read `regions.npz`; neither `draw`, since regions are not augmented, nor `room` is used. Raises BadSample."""
+        """Read `regions.npz`; neither `draw`, since regions are not augmented, nor `into` is used. Raises BadSample."""
         if "regions.npz" not in members:
             raise BadSample("no member regions.npz")
         try:

@@ -65,7 +65,7 @@ class VisualSource(BaseModel):
         return False
 
     @property
-    def room(self) -> tuple[int, ...] | None:
+    def memory_shape(self) -> tuple[int, ...] | None:
         """Shape of the memory that a picture is decoded into; None where pictures differ in size and bring their own."""
         return None
 
@@ -77,8 +77,8 @@ class VisualSource(BaseModel):
     def check(self, folder: str, width: int | None) -> None:
         """Raise UserError where the source in `folder`, whose stored region features have `width` numbers, does not fit."""
 
-    def load(self, members: Members, draw: Iterator[float] | None, room: NDArray[np.uint8] | None = None) -> Picture:
-        """Return the picture of a sample, decoded into `room` where it fits; `draw` augments it. Raises BadSample."""
+    def load(self, members: Members, draw: Iterator[float] | None, into: NDArray[np.uint8] | None = None) -> Picture:
+        """Return the picture of a sample, decoded into `into` where it fits; `draw` augments it. Raises BadSample."""
         raise NotImplementedError
 
     def embedder(self, width: int, eps: float) -> nn.Module:

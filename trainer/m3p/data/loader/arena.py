@@ -2,7 +2,7 @@
 
 torch hands every tensor of a worker over in a fresh piece of shared memory: a system call and a file descriptor a tensor,
 and a page fault for every 4 kB on both sides, which for a micro-batch of pictures costs as much as decoding half of it.
-Here one mapping, made before the workers are forked, is divided into slots; a slot is free again when the training
+Here one mapping, made before the workers are forked, is divided into buffers; a buffer is free again when the training
 process drops the tensors that lie in it. (It is no file, so that the size of /dev/shm does not limit it.)
 """
 
@@ -22,16 +22,16 @@ from m3p.batch import Batch
 from m3p.errors import OneRankError
 from m3p.terminal import warn
 
-SLOT = 2**30
-"""Bytes of one slot; address space, not memory, until written. What does not fit into a slot is sent through the pipe, which is
+BUFFER_BYTES = 2**30
+"""Bytes of one buffer; address space, not memory, until written. What does not fit into one is sent through the pipe, which is
 slow: while 160 MB are unpickled, 120 ms, no other thread of the training process runs."""
-LEAST_SLOT = 2**26
-"""Bytes of the smallest useful slot. Where a limit of address space (`ulimit -v`, vm.overcommit_memory = 2) allows less, the
+SMALLEST_BUFFER = 2**26
+"""Bytes of the smallest useful buffer. Where a limit of address space (`ulimit -v`, vm.overcommit_memory = 2) allows less, the
 loader refuses to start."""
-SLOT_ALIGNMENT = 64
-"""Bytes: the start of each tensor in a slot is SLOT_ALIGNMENT_OFFSET more than a multiple of this."""
-SLOT_ALIGNMENT_OFFSET = 16
-"""Bytes that each tensor in a slot lies behind a multiple of SLOT_ALIGNMENT. At a multiple of 32, libjpeg-turbo (AVX2) writes
+TENSOR_ALIGNMENT = 64
+"""Bytes: the start of each tensor in a buffer is TENSOR_ALIGNMENT_OFFSET more than a multiple of this."""
+TENSOR_ALIGNMENT_OFFSET = 16
+"""Bytes that each tensor in a buffer lies behind a multiple of TENSOR_ALIGNMENT. At a multiple of 32, libjpeg-turbo (AVX2) writes
 straight to memory, past the caches, and decoding takes 5 to 8 % longer."""
 MAP_NORESERVE = 0x4000
 """Linux's mmap flag (mman.h): no swap space is reserved for the mapping. Python's `mmap` does not name it."""
@@ -40,48 +40,48 @@ _numbers = itertools.count()
 
 
 class Arena:
-    """Shared memory in slots: `slots` for each of `workers`, so that a slot has one writer and one reader.
+    """Shared memory in buffers: `buffers` for each of `workers`, so that a buffer has one writer and one reader.
 
     Raises OneRankError where this process may not have so much address space.
     """
 
-    def __init__(self, workers: int, slots: int) -> None:
-        self.number, self._slots = next(_numbers), slots
-        self.memory, self.slot = _reserve(workers * slots + 1)
-        self._used = memoryview(self.memory)[workers * slots * self.slot :][: workers * slots]
+    def __init__(self, workers: int, buffers: int) -> None:
+        self.number, self._buffers = next(_numbers), buffers
+        self.memory, self.buffer = _reserve(workers * buffers + 1)
+        self._used = memoryview(self.memory)[workers * buffers * self.buffer :][: workers * buffers]
         _arenas[self.number] = self
 
     def take(self, worker: int) -> int | None:
-        """Return the number of a free slot of `worker` and mark it as used; None if all are in use."""
-        first = worker * self._slots
-        free = bytes(self._used[first : first + self._slots]).find(0)
+        """Return the number of a free buffer of `worker` and mark it as used; None if all are in use."""
+        first = worker * self._buffers
+        free = bytes(self._used[first : first + self._buffers]).find(0)
         if free < 0:
             return None
         self._used[first + free] = 1
         return first + free
 
     def borrow(self, number: int) -> NDArray[np.uint8]:
-        """Return slot `number` as bytes, uint8 [slot]. It is free again when this array, and all views of it, are gone."""
-        found = np.frombuffer(self.memory, np.uint8, self.slot, number * self.slot)
+        """Return buffer `number` as bytes, uint8 [buffer]. It is free again when this array, and all views of it, are gone."""
+        found = np.frombuffer(self.memory, np.uint8, self.buffer, number * self.buffer)
         weakref.finalize(found, self.free, number)
         return found
 
-    def free(self, slot: int) -> None:
-        """Mark a slot as free, so that `take` may return it again."""
-        self._used[slot] = 0
+    def free(self, buffer: int) -> None:
+        """Mark a buffer as free, so that `take` may return it again."""
+        self._used[buffer] = 0
 
 
-def _reserve(slots: int) -> tuple[mmap.mmap, int]:
-    """Map memory for so many slots; return it and the bytes of a slot: `SLOT`, or fewer where the system gives less."""
-    size = SLOT
-    while (memory := _map(slots * size)) is None:
-        if size <= LEAST_SLOT:
+def _reserve(buffers: int) -> tuple[mmap.mmap, int]:
+    """Map memory for so many buffers; return it and the bytes of one: `BUFFER_BYTES`, or fewer where the system gives less."""
+    size = BUFFER_BYTES
+    while (memory := _map(buffers * size)) is None:
+        if size <= SMALLEST_BUFFER:
             raise OneRankError(
-                f"data.workers, data.prefetch: {slots} slots of {size // 2**20} MiB do not fit into the address space that this "
-                "process may have (ulimit -v, vm.overcommit_memory): lower them"
+                f"data.workers, data.prefetch: {buffers} buffers of {size // 2**20} MiB do not fit into the address space that "
+                "this process may have (ulimit -v, vm.overcommit_memory): lower them"
             )
         size //= 2
-    if size < SLOT:
+    if size < BUFFER_BYTES:
         warn(
             f"address space is short (ulimit -v, vm.overcommit_memory): micro-batches of more than {size // 2**20} MiB take the "
             "slow way between loader and training"
@@ -101,20 +101,20 @@ def _map(size: int) -> mmap.mmap | None:
         return None
 
 
-class SlotWriter:
-    """Writes the micro-batches of one worker into its slots: one slot a micro-batch, its tensors one behind the other."""
+class BufferWriter:
+    """Writes the micro-batches of one worker into its buffers: one buffer a micro-batch, its tensors one behind the other."""
 
     def __init__(self, arena: Arena, worker: int) -> None:
         self._arena, self._worker = arena, worker
-        self._slot: int | None = None
-        """Number of the slot of the current micro-batch; None before its first tensor, and where no slot was free."""
+        self._buffer: int | None = None
+        """Number of the buffer of the current micro-batch; None before its first tensor, and where no buffer was free."""
         self._end = 0
-        """Byte of the current slot at which the next tensor begins."""
+        """Byte of the current buffer at which the next tensor begins."""
         self._allocated: list[tuple[torch.Tensor, int]] = []
-        """Tensors that `allocate` returned from the current slot, and the byte at which each begins."""
+        """Tensors that `allocate` returned from the current buffer, and the byte at which each begins."""
 
     def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
-        """Return an uninitialised tensor in the current slot; None if no slot is free, or the tensor does not fit."""
+        """Return an uninitialised tensor in the current buffer; None if no buffer is free, or the tensor does not fit."""
         start = self._take(math.prod(shape) * dtype.itemsize)
         if start is None:
             return None
@@ -123,27 +123,27 @@ class SlotWriter:
         return tensor
 
     def pack(self, batch: Batch) -> "PackedBatch":
-        """End the current micro-batch: copy what does not yet lie in its slot there, and return what is sent in its place.
+        """End the current micro-batch: copy what does not yet lie in its buffer there, and return what is sent in its place.
 
-        What does not fit into the slot is sent as plain arrays.
+        What does not fit into the buffer is sent as plain arrays.
         """
         stored = batch.map(self._store)
-        slot, self._slot, self._allocated = self._slot, None, []
-        return PackedBatch(stored, self._arena.number, slot)
+        buffer, self._buffer, self._allocated = self._buffer, None, []
+        return PackedBatch(stored, self._arena.number, buffer)
 
     def _take(self, size: int) -> int | None:
-        """Reserve `size` bytes of the current slot and return the first; None if no slot is free, or they do not fit."""
-        if self._slot is None:
-            self._slot, self._end = self._arena.take(self._worker), SLOT_ALIGNMENT_OFFSET
-        if self._slot is None or self._end + size > self._arena.slot:
+        """Reserve `size` bytes of the current buffer and return the first; None if no buffer is free, or they do not fit."""
+        if self._buffer is None:
+            self._buffer, self._end = self._arena.take(self._worker), TENSOR_ALIGNMENT_OFFSET
+        if self._buffer is None or self._end + size > self._arena.buffer:
             return None
         start = self._end
-        self._end += -(-size // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
+        self._end += -(-size // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT
         return start
 
     def _array(self, shape: tuple[int, ...], dtype: str, start: int) -> NDArray[Any]:
-        assert self._slot is not None, "`_take` has reserved bytes of a slot"
-        return np.ndarray(shape, dtype, self._arena.memory, self._slot * self._arena.slot + start)
+        assert self._buffer is not None, "`_take` has reserved bytes of a buffer"
+        return np.ndarray(shape, dtype, self._arena.memory, self._buffer * self._arena.buffer + start)
 
     def _store(self, tensor: torch.Tensor) -> "Stored | NDArray[Any]":
         array = tensor.numpy()
@@ -165,23 +165,23 @@ def _numpy_name(dtype: torch.dtype) -> str:
 
 
 Stored = tuple[int, tuple[int, ...], str]
-"""A tensor in a slot: the byte at which it begins, its shape, and numpy's name of its dtype."""
+"""A tensor in a buffer: the byte at which it begins, its shape, and numpy's name of its dtype."""
 
 
 class PackedBatch:
-    """A batch on its way between processes: for each tensor the place in its slot, or a plain array if it lies in none."""
+    """A batch on its way between processes: for each tensor the place in its buffer, or a plain array if it lies in none."""
 
-    def __init__(self, stored: Batch, arena: int, slot: int | None) -> None:
-        self._stored, self._arena, self._slot = stored, arena, slot
+    def __init__(self, stored: Batch, arena: int, buffer: int | None) -> None:
+        self._stored, self._arena, self._buffer = stored, arena, buffer
 
     def open(self) -> Batch:
-        """Return the batch. Its slot is free again when the last of its tensors is gone."""
-        slot = None if self._slot is None else _arenas[self._arena].borrow(self._slot)
+        """Return the batch. Its buffer is free again when the last of its tensors is gone."""
+        buffer = None if self._buffer is None else _arenas[self._arena].borrow(self._buffer)
 
         def load(stored: "Stored | NDArray[Any]") -> torch.Tensor:
             if isinstance(stored, np.ndarray):
                 return torch.from_numpy(stored)
             start, shape, dtype = stored
-            return torch.from_numpy(np.ndarray(shape, dtype, slot, start))
+            return torch.from_numpy(np.ndarray(shape, dtype, buffer, start))
 
         return self._stored.map(load)

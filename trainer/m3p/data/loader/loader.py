@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from m3p.batch import Allocate, Batch, allocate_nothing
 from m3p.data.kinds import Kind
-from m3p.data.loader.arena import Arena, PackedBatch, SlotWriter
+from m3p.data.loader.arena import Arena, BufferWriter, PackedBatch
 from m3p.data.loader.threads import ahead, set_threads
 from m3p.data.loader.workers import Workers
 from m3p.data.order.plan import MicroBatch, MicroBatchPlan
@@ -21,8 +21,8 @@ from m3p.errors import OneRankError, UserError
 from m3p.fields import MUST_STAY
 from m3p.paths import PathField
 
-SLOTS_IN_USE = 4
-"""Slots of a worker for micro-batches that the training process still uses. Without a free slot, a worker sends copies."""
+BUFFERS_IN_USE = 4
+"""Buffers of a worker for micro-batches that the training process still uses. Without a free buffer, a worker sends copies."""
 BLOCK = 32
 """Micro-batches of a run without pictures that a worker makes and sends together: it is woken less often, and reads and
 tokenises more at once. With pictures the gain is nothing beside decoding, and a small piece of memory stays in the caches."""
@@ -126,14 +126,14 @@ def _ready(config: DataConfig, blocks: _Blocks) -> int:
 
 
 def _arena(workers: int, config: DataConfig, blocks: _Blocks) -> Arena:
-    """Make the slots: for each worker the blocks that lie ready, one being made, one being taken, and SLOTS_IN_USE."""
-    return Arena(workers, (_ready(config, blocks) + 2) * blocks.size + SLOTS_IN_USE)
+    """Make the buffers: for each worker the blocks that lie ready, one being made, one being taken, and BUFFERS_IN_USE."""
+    return Arena(workers, (_ready(config, blocks) + 2) * blocks.size + BUFFERS_IN_USE)
 
 
 def _alone(batches: MicroBatches, blocks: _Blocks, config: DataConfig, pin: bool) -> Generator[list[Batch], None, None]:
     """Load in this process and in the thread that iterates; threads of their own help it to decode pictures."""
     set_threads(config.threads)
-    writer = SlotWriter(_arena(1, config, blocks), 0)
+    writer = BufferWriter(_arena(1, config, blocks), 0)
     try:
         for block in range(len(blocks)):
             made = [writer.pack(batch).open() for batch in batches.make(blocks[block], writer.allocate)]
@@ -147,7 +147,7 @@ def _by_workers(
 ) -> Generator[Batch, None, None]:
     """Load in worker processes, which pack into memory that they share with this process."""
     arena = _arena(config.workers, config, blocks)
-    writers = [SlotWriter(arena, worker) for worker in range(config.workers)]
+    writers = [BufferWriter(arena, worker) for worker in range(config.workers)]
     task = _WorkerTask(batches, blocks, writers, config.threads, start_worker)
     workers: Workers[list[PackedBatch]] = Workers(
         config.workers, range(len(blocks)), _ready(config, blocks), task.start, task.make
@@ -164,7 +164,7 @@ class _WorkerTask:
         self,
         batches: MicroBatches,
         blocks: _Blocks,
-        writers: list[SlotWriter],
+        writers: list[BufferWriter],
         threads: int,
         start_worker: Callable[[int], None],
     ) -> None:
@@ -173,7 +173,7 @@ class _WorkerTask:
         self._writer = writers[0]
 
     def start(self, worker: int) -> None:
-        """Prepare the process: torch without threads (workers are the parallelism), threads that decode, slots to write to."""
+        """Prepare the process: torch without threads (workers are the parallelism), threads that decode, buffers to write to."""
         torch.set_num_threads(1)
         gc.freeze()  # what was there before is no garbage; to look through it again and again takes time
         gc.enable()  # the training process, of which this is a copy, collects at fixed steps alone

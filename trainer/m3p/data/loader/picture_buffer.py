@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from m3p.batch import Allocate, allocate_nothing
 
-PictureSlot = NDArray[np.uint8]
+PictureMemory = NDArray[np.uint8]
 """Memory that one picture is decoded into, of the shape of its features."""
 
 EXTRA_PICTURES = 4
@@ -19,7 +19,7 @@ EXTRA_PICTURES = 4
 
 
 class PictureBuffer:
-    """One stretch of memory for the pictures of a micro-batch, divided into a slot for each.
+    """One stretch of memory for the pictures of a micro-batch, divided into a part for each.
 
     It lies where the micro-batch is packed, if the caller's `allocate` gives memory there: then pictures that come once and in
     order are not copied when they are packed. Otherwise it lies in memory of its own, which the next micro-batch overwrites.
@@ -31,16 +31,16 @@ class PictureBuffer:
     def __init__(self, shape: tuple[int, ...] | None) -> None:
         self._shape = shape
         self._memory = np.empty(0, np.uint8)
-        self.slots: list[PictureSlot | None] = []
-        """A slot for each picture of the current micro-batch; None where a picture brings its own memory."""
+        self.parts: list[PictureMemory | None] = []
+        """Memory for each picture of the current micro-batch; None where a picture brings its own memory."""
         self.whole: torch.Tensor | None = None
-        """All slots end to end and EXTRA_PICTURES more, if the memory was given by `allocate`; else None."""
+        """All parts end to end and EXTRA_PICTURES more, if the memory was given by `allocate`; else None."""
 
-    def divide(self, pictures: int, allocate: Allocate = allocate_nothing) -> list[PictureSlot | None]:
-        """Return a slot for each of `pictures` pictures, side by side, in memory that `allocate` gives if it has some."""
-        self.whole, self.slots = None, [None] * pictures
+    def divide(self, pictures: int, allocate: Allocate = allocate_nothing) -> list[PictureMemory | None]:
+        """Return memory for each of `pictures` pictures, side by side, in memory that `allocate` gives if it has some."""
+        self.whole, self.parts = None, [None] * pictures
         if self._shape is None or not pictures:
-            return self.slots
+            return self.parts
         rows, *others = self._shape
         self.whole = allocate(((pictures + EXTRA_PICTURES) * rows, *others), torch.uint8)
         if self.whole is None:
@@ -50,5 +50,5 @@ class PictureBuffer:
             memory = self._memory[:size]
         else:
             memory = self.whole.numpy()[: pictures * rows]
-        self.slots = list(memory.reshape(pictures, *self._shape))
-        return self.slots
+        self.parts = list(memory.reshape(pictures, *self._shape))
+        return self.parts
