@@ -24,7 +24,10 @@ from rich.table import Table
 from m3p.console import PlainConsole
 from m3p.errors import UserError
 from m3p.export import export_run
-from m3p.retrieval.metrics import Pool, QueryRanks, query_ranks, recalls
+from m3p.retrieval.metrics import QueryRanks, query_ranks, recalls
+from m3p.retrieval.pictures import gallery_of
+from m3p.retrieval.pool import Pool
+from m3p.retrieval.scoring import scorer_of
 from m3p.runs import open_run
 
 ALLOWED = 0.1
@@ -57,11 +60,11 @@ def mean_recalls(pool: Pool, images: Floats, texts: dict[str, Floats]) -> dict[s
 def compare(run: Path, name: str, pythons: dict[str, str]) -> dict[str, Any]:
     """Export `run` and return its mean recalls here and in each library. Raises UserError."""
     opened = open_run(run)
-    pictures = opened.gallery(name)
+    pictures = gallery_of(opened, name)
     captions = {
         language: [caption.text for caption in found] for language, found in pictures.pool.captions.items() if found
     }
-    scorer = opened.scorer()
+    scorer = scorer_of(opened)
     images = scorer.embed_pictures(pictures.visuals)
     here = mean_recalls(pictures.pool, images, {code: scorer.embed_texts(texts) for code, texts in captions.items()})
     rows = [{"library": "m3p", "mean_recall": here, "largest_difference": 0.0}]

@@ -25,8 +25,11 @@ from transformers import XLMRobertaModel
 
 from m3p.console import PlainConsole
 from m3p.errors import UserError
-from m3p.retrieval.metrics import Pool, QueryRanks, ranks
-from m3p.retrieval.report import Conditions, Evaluation, compare, print_table
+from m3p.retrieval.comparison import compare
+from m3p.retrieval.metrics import QueryRanks, rank_both_ways
+from m3p.retrieval.pool import Pool
+from m3p.retrieval.result import Conditions, Evaluation
+from m3p.retrieval.table import print_table
 
 BOS, PAD, EOS, UNKNOWN = 0, 1, 2, 3  # XLM-R's ids; every other piece is its sentencepiece id + 1
 LONGEST = 512
@@ -118,7 +121,7 @@ def evaluate(arguments: argparse.Namespace) -> Evaluation:
     for language, captions in pool.captions.items():
         queries = unit(encoder.embed([caption.text for caption in captions]))
         centre = queries.mean(axis=0) if arguments.centring == "language" else caption_mean
-        found[language] = ranks(pictures @ unit(queries - centre).T, pool.right(language))
+        found[language] = rank_both_ways(pictures @ unit(queries - centre).T, pool.right(language))
     conditions = Conditions(
         dataset=arguments.data.name,
         split="dev",

@@ -15,7 +15,9 @@ from typing import Any
 from machine import machine
 
 from m3p.console import PlainConsole
-from m3p.retrieval.report import Evaluation, compare, differences, print_table
+from m3p.retrieval.comparison import compare, differences
+from m3p.retrieval.result import Evaluation
+from m3p.retrieval.table import print_table
 
 ROOT = Path(__file__).parents[1]
 VARIANTS = {

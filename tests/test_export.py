@@ -31,6 +31,7 @@ from m3p.packing import Packer
 from m3p.prepare.tokenizer import prepare_tokenizer
 from m3p.recipe.load import dump_recipe, parse_recipe
 from m3p.retrieval.evaluate import evaluate_run
+from m3p.retrieval.scoring import scorer_of
 from m3p.retrieval.search import search
 from m3p.runs import load_exported, open_run
 from tests.tiny import tiny_recipe
@@ -266,7 +267,7 @@ def test_text_embeddings_of_sentence_transformers_are_ours(
             "tree house " * 40,
         ]  # the last one is longer than training allows
         found = SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(texts)
-        np.testing.assert_allclose(found, open_run(tmp_path / "run").scorer().embed_texts(texts), atol=1e-5)
+        np.testing.assert_allclose(found, scorer_of(open_run(tmp_path / "run")).embed_texts(texts), atol=1e-5)
     assert (tmp_path / "out" / "recipe.yaml").is_file()
     assert open_run(tmp_path / "out").step == 3
 

@@ -15,6 +15,8 @@ from m3p.checkpoints.files import State, read_state, write_state
 from m3p.errors import UserError
 from m3p.export import export_run
 from m3p.retrieval.evaluate import evaluate_run
+from m3p.retrieval.pictures import gallery_of
+from m3p.retrieval.scoring import scorer_of
 from m3p.retrieval.search import search
 from m3p.runs import open_run
 from tests.test_export import write_run
@@ -85,7 +87,7 @@ def test_captions_that_are_cut_are_counted(tiny: Path, tmp_path: Path) -> None:
     write_run(tiny, tmp_path / "run", *short)
     (result,) = evaluate_run(tmp_path / "run")
     tokenizer = open_run(tmp_path / "run").tokenizer
-    captions = open_run(tmp_path / "run").gallery("train").pool.captions
+    captions = gallery_of(open_run(tmp_path / "run"), "train").pool.captions
     long = {
         name: sum(len(tokenizer.encode(caption.text, 99)) > 4 for caption in some) for name, some in captions.items()
     }
@@ -142,10 +144,10 @@ def test_the_public_face_gives_what_evaluation_scores(run: Path, tiny: Path) -> 
     model, opened = m3p.load(str(run), batch_size=3), open_run(run)
     raw = tiny.parent / "raw" / "regions"
     files = sorted(raw.glob("*.npz"))[:7]
-    pictures = opened.gallery("train")
+    pictures = gallery_of(opened, "train")
     order = [pictures.pool.images.index(path.stem) for path in files]
     found = model.embed_pictures([files[0], str(files[1]), *[path.read_bytes() for path in files[2:]]])
-    np.testing.assert_allclose(found, opened.scorer().embed_pictures([pictures.visuals[n] for n in order]), atol=1e-6)
+    np.testing.assert_allclose(found, scorer_of(opened).embed_pictures([pictures.visuals[n] for n in order]), atol=1e-6)
     texts = ["dog cat", "Hund", "犬", "moon", "tree", "river", "bread"]
     np.testing.assert_allclose(np.linalg.norm(model.embed_texts(texts), axis=1), 1, atol=1e-5)
     assert model.embed_texts([]).shape == (0, 32)
@@ -155,7 +157,7 @@ def test_the_public_face_gives_what_evaluation_scores(run: Path, tiny: Path) -> 
     assert logits.shape == (7,)
     pairs = np.arange(7).repeat(2).reshape(-1, 2)
     np.testing.assert_allclose(
-        logits, opened.scorer().match(texts, [pictures.visuals[n] for n in order], pairs), atol=1e-5
+        logits, scorer_of(opened).match(texts, [pictures.visuals[n] for n in order], pairs), atol=1e-5
     )
     assert model.tokenize(["dog cat"]) == [opened.tokenizer.encode("dog cat", 32).tolist()]
 

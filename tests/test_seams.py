@@ -114,3 +114,9 @@ def declares(path: Path, name: str) -> bool:
 def test_a_task_that_does_not_exist_is_an_error() -> None:
     with pytest.raises(KeyError, match="nothing"):
         choose_tasks(["matching", "nothing"])
+
+
+def test_a_run_is_opened_without_what_scores_it() -> None:
+    program = ast.parse((PACKAGE / "runs.py").read_text(encoding="utf-8"))
+    modules = {node.module or "" for node in ast.walk(program) if isinstance(node, ast.ImportFrom)}
+    assert not [name for name in modules if name.startswith("m3p.retrieval")], "retrieval stands on runs, not under it"

@@ -19,6 +19,7 @@ from m3p.export import export_run
 from m3p.packing import Packer
 from m3p.recipe.load import load_recipe
 from m3p.retrieval.evaluate import evaluate_run
+from m3p.retrieval.pictures import gallery_of
 from m3p.retrieval.scoring import Scorer, shortlist
 from m3p.retrieval.search import search
 from m3p.runs import open_run
@@ -89,7 +90,7 @@ def test_reranking_by_the_cross_encoder_stands_beside_the_first_result(run: Path
 
 def test_embeddings_and_matching_do_not_depend_on_the_batch(run: Path) -> None:
     opened = open_run(run)
-    model, tokenizer, pictures = opened.model, opened.tokenizer, opened.gallery("train")
+    model, tokenizer, pictures = opened.model, opened.tokenizer, gallery_of(opened, "train")
     texts = ["dog cat", "moon", "stone bread river"]
     pairs = np.array([[c, n] for c in range(3) for n in range(5)])
     one, many = (Scorer(model, tokenizer, 32, size) for size in (1, 50))

@@ -14,8 +14,9 @@ from m3p.ablation.report import tables
 from m3p.console import PlainConsole
 from m3p.errors import UserError
 from m3p.recipe.load import dump_recipe, load_recipe
-from m3p.retrieval.metrics import Pool, ranks
-from m3p.retrieval.report import Conditions, Evaluation
+from m3p.retrieval.metrics import rank_both_ways
+from m3p.retrieval.pool import Pool
+from m3p.retrieval.result import Conditions, Evaluation
 from tests.tiny import tiny_recipe
 
 RECORDS = [{"id": f"p{number}", "captions": {"en": f"thing {number}", "de": f"Ding {number}"}} for number in range(60)]
@@ -47,7 +48,7 @@ def evaluation(seed: int, skill: float) -> Evaluation:
     found = {}
     for language in pool.captions:
         right = pool.right(language)
-        found[language] = ranks(rng.normal(size=right.shape) + skill * right, right)
+        found[language] = rank_both_ways(rng.normal(size=right.shape) + skill * right, right)
     conditions = Conditions(
         dataset="toys", split="dev", scoring="dual", caption_source="human", captioned_languages=["en"],
         system=f"run-{seed}-{skill}", step=1, seed=seed,

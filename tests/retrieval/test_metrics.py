@@ -4,10 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from m3p.errors import UserError
 from m3p.keys import generator
 from m3p.retrieval import metrics
-from m3p.retrieval.metrics import Caption, Pool, QueryRanks, chance, query_ranks, ranks, recalls
+from m3p.retrieval.metrics import QueryRanks, chance, query_ranks, rank_both_ways, recalls
 
 
 def one_owner(owners: list[int], images: int) -> NDArray[np.bool_]:
@@ -16,7 +15,7 @@ def one_owner(owners: list[int], images: int) -> NDArray[np.bool_]:
 
 def test_the_vector_of_the_protocol() -> None:
     scores = np.array([[0.9, 0.2, 0.8, 0.1, 0.3], [0.7, 0.6, 0.1, 0.95, 0.2]])
-    found = ranks(scores, one_owner([0, 0, 1, 1, 1], 2))
+    found = rank_both_ways(scores, one_owner([0, 0, 1, 1, 1], 2))
     assert found.text_to_image.tolist() == [1, 2, 2, 1, 2]
     assert found.image_to_text.tolist() == [1, 1]
     table = recalls(found)
@@ -26,14 +25,14 @@ def test_the_vector_of_the_protocol() -> None:
 
 
 def test_ties_count_against_the_system() -> None:
-    found = ranks(np.zeros((20, 20)), np.eye(20, dtype=bool))
+    found = rank_both_ways(np.zeros((20, 20)), np.eye(20, dtype=bool))
     assert set(found.text_to_image.tolist()) == set(found.image_to_text.tolist()) == {20}
     assert recalls(found)["mean_recall"] == 0
 
 
 def test_other_right_answers_never_push_a_rank_down() -> None:
     right = np.array([[True], [True], [False]])
-    assert ranks(np.array([[0.5], [0.5], [0.4]]), right).text_to_image.tolist() == [1]
+    assert rank_both_ways(np.array([[0.5], [0.5], [0.4]]), right).text_to_image.tolist() == [1]
 
 
 def literal_rank(scores: list[float], right: list[bool]) -> int:
@@ -64,7 +63,7 @@ def test_agrees_with_the_literal_reading_at_any_block_size(
     scores, right = table
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "_BLOCK", block)
-        found = ranks(scores, right)
+        found = rank_both_ways(scores, right)
     for caption in range(scores.shape[1]):
         expected = literal_rank(scores[:, caption].tolist(), right[:, caption].tolist())
         assert found.text_to_image[caption] == expected
@@ -79,16 +78,16 @@ def test_nan_is_refused_wherever_it_is() -> None:
     scores = np.zeros((3, 3))
     scores[2, 0] = np.nan
     with pytest.raises(ValueError, match="NaN"):
-        ranks(scores, np.eye(3, dtype=bool))
+        rank_both_ways(scores, np.eye(3, dtype=bool))
 
 
 def test_a_caption_without_a_right_picture_is_refused() -> None:
     with pytest.raises(ValueError, match="caption 1 has no right picture"):
-        ranks(np.zeros((2, 2)), np.array([[True, False], [False, False]]))
+        rank_both_ways(np.zeros((2, 2)), np.array([[True, False], [False, False]]))
 
 
 def test_a_picture_without_a_caption_is_no_query() -> None:
-    found = ranks(np.array([[0.5], [0.9]]), np.array([[True], [False]]))
+    found = rank_both_ways(np.array([[0.5], [0.9]]), np.array([[True], [False]]))
     assert found.text_to_image.tolist() == [2], "it stays in the gallery"
     assert found.image_to_text.tolist() == [1, 0]
     assert recalls(found)["image_to_text"]["R@1"] == 100
@@ -111,46 +110,10 @@ def test_chance_agrees_with_random_scores() -> None:
     right = one_owner([0, 0, 1, 2, 2, 2, 5, 5], 30)
     right[10:13, 3] = True
     rng = generator("test", "chance")
-    drawn = [recalls(ranks(rng.random(right.shape), right))["mean_recall"] for _ in range(4_000)]
+    drawn = [recalls(rank_both_ways(rng.random(right.shape), right))["mean_recall"] for _ in range(4_000)]
     spread = np.std(drawn) / np.sqrt(len(drawn))
     assert abs(np.mean(drawn) - chance(right)) < 4 * spread
 
 
 def test_query_ranks_takes_candidates_in_columns() -> None:
     assert query_ranks(np.array([[1.0, 2.0, 3.0]]), np.array([[True, False, False]])).tolist() == [3]
-
-
-RECORDS = [
-    {"id": "a", "concept": "dog", "captions": {"en": "dog", "de": ["Hund", "Köter"]}},
-    {"id": "b", "concept": "dog", "captions": {"en": "dog", "de": ["Hund"]}},
-    {"id": "c", "captions": {"en": "cat"}},
-    {"id": "d", "captions": {"en": "cat"}},
-]
-
-
-def test_pool_asks_a_shared_caption_once_and_counts_every_picture_of_its_concept() -> None:
-    pool = Pool.of(RECORDS, ["en", "de"])
-    assert pool.captions["en"] == [Caption("dog", "dog"), Caption("cat", "c"), Caption("cat", "d")]
-    assert [caption.text for caption in pool.captions["de"]] == ["Hund", "Köter"]
-    assert pool.right("en").tolist() == [[True, False, False]] * 2 + [[False, True, False], [False, False, True]]
-    images, captions = pool.groups("en")
-    assert images.tolist() == [0, 0, 1, 2]
-    assert captions.tolist() == [0, 1, 2]
-    assert pool.groups("de")[1].tolist() == [0, 0]
-
-
-def test_a_picture_is_not_right_for_a_concept_that_has_its_name() -> None:
-    records = [
-        {"id": "dog", "captions": {"en": "a sofa"}},
-        {"id": "picture dog", "captions": {"en": "a lamp"}},
-        {"id": "x", "concept": "dog", "captions": {"en": "a dog"}},
-        {"id": "y", "concept": "dog", "captions": {"en": "a dog"}},
-    ]
-    pool = Pool.of(records, ["en"])
-    assert pool.right("en").astype(int).tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]]
-    assert pool.concepts[1:] == ["picture dog", "dog", "dog"]
-
-
-def test_pool_names_the_languages_there_are() -> None:
-    with pytest.raises(UserError, match=r"language 'xx'.*de, en"):
-        Pool.of(RECORDS, ["xx"])

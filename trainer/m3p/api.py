@@ -11,6 +11,7 @@ from PIL import Image
 
 from m3p.batch import Picture
 from m3p.errors import BadSample, UserError
+from m3p.retrieval.scoring import scorer_of
 from m3p.runs import Run, open_run
 from m3p.visual.decode import MAX_PIXELS
 from m3p.visual.npz import LARGEST_NPZ
@@ -37,7 +38,7 @@ class Model:
     def __init__(self, run: Run, batch_size: int = 64) -> None:
         self.run = run
         self.batch_size = batch_size
-        self._scorer = run.scorer(batch_size)
+        self._scorer = scorer_of(run, batch_size)
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
         """Return [N, D] of unit length, D being the width of the common space. Raises UserError without a dual encoder."""

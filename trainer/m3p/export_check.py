@@ -28,6 +28,7 @@ from m3p.errors import BadSample, UserError
 from m3p.model.m3p import M3P
 from m3p.packing import Packer
 from m3p.recipe.recipe import Recipe
+from m3p.retrieval.scoring import scorer_of
 from m3p.runs import Run
 from m3p.sample_texts import sample_texts
 from m3p.vocabulary import MASK, SPECIALS
@@ -237,7 +238,7 @@ def compare_embeddings(opened: Run, folder: Path, texts: Texts) -> tuple[float, 
     auto = AutoTokenizer.from_pretrained(folder)
     cut = [auto(text, truncation=True, max_length=limit)["input_ids"] for text in chosen]
     alike = [n for n, text in enumerate(chosen) if opened.tokenizer.encode(text, limit).tolist() == cut[n]]
-    ours = opened.scorer().embed_texts([chosen[n] for n in alike])
+    ours = scorer_of(opened).embed_texts([chosen[n] for n in alike])
     if find_spec("sentence_transformers") is None:
         return float(np.abs(ours - _embed(folder, [cut[n] for n in alike])).max()), "its modules in plain torch"
     from sentence_transformers import SentenceTransformer

@@ -20,8 +20,6 @@ from m3p.model.m3p import M3P
 from m3p.recipe.evaluation import EvaluationConfig
 from m3p.recipe.load import load_recipe, parse_recipe
 from m3p.recipe.recipe import Recipe
-from m3p.retrieval.pictures import Pictures, load_pictures
-from m3p.retrieval.scoring import Scorer
 
 RECIPE = "recipe.yaml"
 
@@ -70,10 +68,6 @@ class Run:
             raise UserError(f"{self.folder}: no objective of this run trains on pictures, so it scores none")
         return max(config.max_tokens for config in configs)
 
-    def scorer(self, batch_size: int = 64) -> Scorer:
-        """Return what embeds texts and pictures and matches them, forwarding `batch_size` at once."""
-        return Scorer(self.model, self.tokenizer, self.max_tokens, batch_size)
-
     def evaluation(self, name: str) -> EvaluationConfig:
         """Return an entry of the recipe's `evaluation` section. Raises UserError where there is none of this name."""
         if name not in self.recipe.evaluation:
@@ -82,10 +76,6 @@ class Run:
                 f"{self.folder}: no evaluation {name!r} in its recipe; it has {known}. Or name any --data FOLDER"
             )
         return self.recipe.evaluation[name]
-
-    def gallery(self, name: str) -> Pictures:
-        """Return the pictures of evaluation `name`, with their captions. Raises UserError."""
-        return load_pictures(self.recipe, name, self.evaluation(name))
 
 
 def open_run(path: Path) -> Run:

@@ -14,8 +14,9 @@ from m3p.ablation.statistics import difference
 from m3p.ablation.variants import Variant
 from m3p.errors import UserError
 from m3p.html import document
+from m3p.retrieval.comparison import shared_rows
 from m3p.retrieval.intervals import LEVEL, RESAMPLES
-from m3p.retrieval.report import Evaluation, shared_rows
+from m3p.retrieval.result import Evaluation
 
 METHOD = (
     f"{LEVEL:g} % percentile bootstrap, {RESAMPLES} resamples, over seeds and concepts, paired; "

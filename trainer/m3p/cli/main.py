@@ -174,7 +174,8 @@ def compare_command(
     second: Annotated[Path, typer.Argument(help="Another, of the same pictures and captions.")],
 ) -> None:
     """Print the paired difference of two evaluations; one whose interval holds zero is called none."""
-    from m3p.retrieval.report import Evaluation, compare
+    from m3p.retrieval.comparison import compare
+    from m3p.retrieval.result import Evaluation
 
     PlainConsole().print(compare(Evaluation.load(first), Evaluation.load(second)))
 

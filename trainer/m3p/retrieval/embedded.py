@@ -12,6 +12,7 @@ from m3p.atomic import replacing
 from m3p.data.order.shuffle import Place
 from m3p.data.source import Source
 from m3p.retrieval.pictures import load_pictures, open_source, stored_picture
+from m3p.retrieval.scoring import scorer_of
 from m3p.runs import Run
 from m3p.terminal import warn
 
@@ -45,7 +46,7 @@ def embedded_gallery(run: Run, name: str) -> EmbeddedGallery:
     if path.is_file() and (kept := _read(path, source)):
         return kept
     pictures = load_pictures(run.recipe, name, config)
-    embeddings = run.scorer(config.batch_size).embed_pictures(pictures.visuals)
+    embeddings = scorer_of(run, config.batch_size).embed_pictures(pictures.visuals)
     places = np.array([(place.shard, place.sample) for place in pictures.places], np.int64)
     found = EmbeddedGallery(source, pictures.pool.images, embeddings, places)
     _keep(path, name, found)

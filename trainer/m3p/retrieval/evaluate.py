@@ -17,8 +17,9 @@ from m3p.recipe.evaluation import EvaluationConfig
 from m3p.retrieval.gallery import Finding, contact_sheet, html_page
 from m3p.retrieval.metrics import QueryRanks, query_ranks
 from m3p.retrieval.pictures import Pictures, load_pictures, picture_bytes
-from m3p.retrieval.report import Conditions, Evaluation, Shortlist, print_table, write_tensorboard
-from m3p.retrieval.scoring import Floats, Scorer, shortlist
+from m3p.retrieval.result import Conditions, Evaluation, Shortlist
+from m3p.retrieval.scoring import Floats, Scorer, scorer_of, shortlist
+from m3p.retrieval.table import print_table, write_tensorboard
 from m3p.runs import Run, open_run
 
 Scoring = Literal["dual", "cross", "rerank"]
@@ -120,7 +121,7 @@ def _file_name(run: Run, name: str, config: EvaluationConfig, own: EvaluationCon
 def _evaluate(run: Run, name: str, config: EvaluationConfig, way: Scoring) -> tuple[Evaluation, list[Finding]]:
     """Score all queries: -> the figures, and what a few of them found."""
     pictures = load_pictures(run.recipe, name, config)
-    scorer = run.scorer(config.batch_size)
+    scorer = scorer_of(run, config.batch_size)
     images = None if way == "cross" else scorer.embed_pictures(pictures.visuals)
     ranks: dict[str, QueryRanks] = {}
     found: list[Finding] = []

@@ -15,7 +15,8 @@ from m3p.data.source import Source, SourceConfig
 from m3p.errors import BadSample, UserError
 from m3p.recipe.evaluation import EvaluationConfig
 from m3p.recipe.recipe import Recipe
-from m3p.retrieval.metrics import Pool
+from m3p.retrieval.pool import Pool
+from m3p.runs import Run
 from m3p.terminal import warn
 from m3p.visual.decode import decode, picture_kind
 
@@ -87,6 +88,11 @@ def load_pictures(recipe: Recipe, name: str, config: EvaluationConfig) -> Pictur
         )
     languages = config.languages or sorted(source.manifest.captions)
     return Pictures(source, gallery.places, gallery.visuals, Pool.of(gallery.records, languages), unreadable)
+
+
+def gallery_of(run: Run, name: str) -> Pictures:
+    """Return the pictures of evaluation `name` of the recipe of `run`, with their captions. Raises UserError."""
+    return load_pictures(run.recipe, name, run.evaluation(name))
 
 
 def _say_unreadable(name: str, path: str, unreadable: list[str], samples: int) -> None:

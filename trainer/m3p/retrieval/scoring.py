@@ -17,6 +17,7 @@ from m3p.model.attention import Layout
 from m3p.model.heads import EmbeddingHead, Head, PairHead
 from m3p.model.m3p import M3P
 from m3p.packing import Packer
+from m3p.runs import Run
 
 Floats = NDArray[np.float32]
 Read = Callable[[Tensor, Layout, Tensor], Tensor]
@@ -90,6 +91,11 @@ class Scorer:
                 hidden, layout, _ = self._model.encode(batch)
                 parts.append(read(hidden, layout, torch.arange(len(group), device=self._device)).float().cpu())
         return torch.cat(parts).numpy()
+
+
+def scorer_of(run: Run, batch_size: int = 64) -> Scorer:
+    """Return what scores captions against pictures with the network of `run`, forwarding `batch_size` sequences at once."""
+    return Scorer(run.model, run.tokenizer, run.max_tokens, batch_size)
 
 
 def shortlist(scores: Floats, most: int) -> NDArray[np.int64]:

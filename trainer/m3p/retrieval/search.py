@@ -6,7 +6,7 @@ from pathlib import Path
 from m3p.errors import UserError
 from m3p.retrieval.embedded import embedded_gallery
 from m3p.retrieval.gallery import Finding, html_page
-from m3p.retrieval.scoring import shortlist
+from m3p.retrieval.scoring import scorer_of, shortlist
 from m3p.runs import open_run
 
 
@@ -34,7 +34,7 @@ def search(path: Path, query: str, name: str, most: int) -> tuple[list[Hit], Pat
         known = ", ".join(run.recipe.evaluation) or "none"
         raise UserError(f"{path}: its recipe has no evaluation {name!r} to search; it has {known}")
     gallery = embedded_gallery(run, name)
-    scores = run.scorer().embed_texts([query]) @ gallery.embeddings.T
+    scores = scorer_of(run).embed_texts([query]) @ gallery.embeddings.T
     best = shortlist(scores, most)[0].tolist()
     shown = [(gallery.stored(number), float(scores[0, number]), False) for number in best]
     page = run.folder / "search.html"

@@ -1,4 +1,4 @@
-"""The result of an evaluation: what was measured under which conditions, as JSON, as a table and in TensorBoard.
+"""The result of an evaluation: what was measured under which conditions, as JSON.
 
 A recall means nothing without its pool: gallery size, captions a picture, scoring and protocol each move it by many
 points. So every result carries them, and its ranks too: two results on the same queries can be compared later, paired.
@@ -8,22 +8,20 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
 
-from m3p.console import PlainConsole
 from m3p.errors import UserError
-from m3p.retrieval.intervals import METHOD, GroupedRanks, Interval, difference_interval, mean_recall_interval
-from m3p.retrieval.metrics import CUTOFFS, Pool, QueryRanks, chance, recalls
+from m3p.retrieval.intervals import METHOD, GroupedRanks, mean_recall_interval
+from m3p.retrieval.metrics import QueryRanks, chance, recalls
+from m3p.retrieval.pool import Pool
 
-_ALL = "all languages"
-_NEVER = "never captioned"
-
+ALL_LANGUAGES = "all languages"
+"""Name of a row that is the mean over languages."""
+NEVER_CAPTIONED = "never captioned"
+"""Name of a row that is the mean over the languages in which training saw no caption."""
 
 Rounded = Annotated[float, AfterValidator(lambda value: round(value, 4))]
 
@@ -216,151 +214,3 @@ def _summary(grouped: Mapping[str, GroupedRanks], languages: Mapping[str, Langua
         interval=(interval.low, interval.high),
         chance=float(np.mean([languages[name].chance for name in names])),
     )
-
-
-def print_table(evaluation: Evaluation, console: PlainConsole | None = None) -> None:
-    """Print languages as rows: six recalls, their mean with interval, chance; then the means over languages."""
-    step = f", step {evaluation.step}" if evaluation.step is not None else ""
-    title = f"{evaluation.system}{step} on {evaluation.dataset} {evaluation.split}: {evaluation.images} pictures"
-    table = Table(title=Text(title), caption=Text(_caption(evaluation)), title_justify="left", caption_justify="left")
-    table.box, table.show_edge, table.padding = SIMPLE_HEAD, False, (0, 0)  # fits 80 columns
-    table.add_column("language", no_wrap=True)
-    for way in ("t→i", "i→t"):
-        for k in CUTOFFS:
-            table.add_column(f"{way}\nR@{k}", justify="right", no_wrap=True)
-    for name in ("mean\nrecall", "95 %", "chance", "texts"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for language, result in evaluation.languages.items():
-        values = [*result.text_to_image.values(), *result.image_to_text.values()]
-        mark = " *" if language in (evaluation.captioned_languages or []) else ""
-        table.add_row(language + mark, *(f"{value:.1f}" for value in values), *_cells(result), str(result.captions))
-    table.add_section()
-    table.add_row(_ALL, *[""] * 6, *_cells(evaluation.mean), str(evaluation.captions), style="bold")
-    if evaluation.mean_never_captioned is not None:
-        table.add_row(_NEVER, *[""] * 6, *_cells(evaluation.mean_never_captioned), style="bold")
-    (console or PlainConsole()).print(table)
-
-
-def _cells(summary: Summary) -> list[str]:
-    low, high = summary.interval
-    return [f"{summary.mean_recall:.1f}", f"{low:.1f}–{high:.1f}", f"{summary.chance:.1f}"]
-
-
-def _caption(evaluation: Evaluation) -> str:
-    scoring = f"scoring {evaluation.scoring}"
-    if evaluation.shortlist is not None:
-        kept = min(evaluation.shortlist.recall.values())
-        scoring += f" (shortlist of {evaluation.shortlist.k}, recall at least {kept:.1f})"
-    parts = [
-        f"protocol {evaluation.protocol}",
-        scoring,
-        f"captions: {evaluation.caption_source or 'source not stated'}",
-        "percent",
-        "t→i: captions ask for pictures",
-    ]
-    if evaluation.captioned_languages is None:
-        parts.append("captioned languages not recorded")
-    elif evaluation.captioned_languages:
-        parts.append("* captioned in training")
-    if cut := sum(evaluation.truncated_captions.values()):
-        parts.append(f"{cut:,} captions cut to the length of training")
-    if evaluation.unreadable:
-        parts.append(f"{len(evaluation.unreadable):,} samples unreadable and left out")
-    same = {name: len(result.identical_captions) for name, result in evaluation.languages.items()}
-    if any(same.values()):
-        names = ", ".join(f"{name} {number}" for name, number in same.items() if number)
-        parts.append(f"same caption under different concepts (only its own counts as right): {names}")
-    return "; ".join(parts)
-
-
-class ScalarWriter(Protocol):
-    """The part of TensorBoard's SummaryWriter that is used."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        """Write one figure."""
-
-
-def write_tensorboard(writer: ScalarWriter, evaluation: Evaluation, step: int) -> None:
-    """Write the recalls of each language and the means over languages under retrieval/SPLIT/SCORING/."""
-    root = f"retrieval/{evaluation.split}/{evaluation.scoring}"
-    for language, result in evaluation.languages.items():
-        writer.add_scalar(f"{root}/{language}/mean_recall", result.mean_recall, step)
-        for way in ("text_to_image", "image_to_text"):
-            for name, value in getattr(result, way).items():
-                writer.add_scalar(f"{root}/{language}/{way}_{name}", value, step)
-    writer.add_scalar(f"{root}/mean_all", evaluation.mean.mean_recall, step)
-    if evaluation.mean_never_captioned is not None:
-        writer.add_scalar(f"{root}/mean_never_captioned", evaluation.mean_never_captioned.mean_recall, step)
-
-
-def differences(a: Evaluation, b: Evaluation) -> dict[str, Interval]:
-    """Return mean recall of `a` less `b`, in points and paired by query: each shared language, then the means.
-
-    Raises UserError when they share no language or were asked different queries in one.
-    """
-    return {
-        row: difference_interval({n: a.grouped_ranks(n) for n in names}, {n: b.grouped_ranks(n) for n in names})
-        for row, names in shared_rows(a, b).items()
-    }
-
-
-def shared_rows(first: Evaluation, *others: Evaluation) -> dict[str, list[str]]:
-    """Return the rows of a comparison and the languages behind each: every language that all share, then the means.
-
-    Raises UserError when they share no language, or were asked different queries in one.
-    """
-    shared = [language for language in first.languages if all(language in one.languages for one in others)]
-    for other in others:
-        if not shared:
-            raise UserError(
-                f"{first.system} and {other.system} were evaluated in no common language: nothing to compare"
-            )
-        wrong = [name for name in shared if _queries(first, name) != _queries(other, name)]
-        if wrong:
-            raise UserError(
-                f"{first.system} and {other.system} answered different queries in {', '.join(wrong)}: a paired comparison needs "
-                "the same pictures and captions; evaluate both on the same source and split"
-            )
-    seen = [one.captioned_languages for one in (first, *others)]
-    captioned = {name for languages in seen for name in languages or []}
-    never = [name for name in shared if name not in captioned] if None not in seen else []
-    return {name: [name] for name in shared} | {_ALL: shared} | ({_NEVER: never} if never else {})
-
-
-def _queries(evaluation: Evaluation, language: str) -> tuple[object, ...]:
-    result = evaluation.languages[language]
-    return result.fingerprint, result.caption_groups, evaluation.image_groups
-
-
-def _titles(a: Evaluation, b: Evaluation) -> tuple[str, str]:
-    """Return the systems' names, and of one system by what else two results of it differ in."""
-    if a.system != b.system:
-        return a.system, b.system
-    for parts in zip(_settings(a), _settings(b), strict=True):
-        if parts[0] != parts[1]:
-            return f"{a.system} {parts[0]}", f"{b.system} {parts[1]}"
-    return f"{a.system}, first", f"{b.system}, second"
-
-
-def _settings(evaluation: Evaluation) -> list[str]:
-    k = evaluation.shortlist.k if evaluation.shortlist else 0
-    return [evaluation.scoring, f"shortlist {k}", f"step {evaluation.step}", f"{evaluation.dataset} {evaluation.split}"]
-
-
-def compare(a: Evaluation, b: Evaluation) -> Table:
-    """Return a table of the paired differences of mean recall; one whose interval holds zero is called none."""
-    table = Table(
-        title=Text(f"mean recall: {a.system} ({a.scoring}) less {b.system} ({b.scoring})"), title_justify="left"
-    )
-    for name in ("language", *_titles(a, b), "difference", "95 % interval"):
-        table.add_column(Text(name), justify="left" if name == "language" else "right")
-    found = differences(a, b)
-    for row, names in shared_rows(a, b).items():
-        if row == _ALL:
-            table.add_section()
-        values = [float(np.mean([one.languages[name].mean_recall for name in names])) for one in (a, b)]
-        verdict = "none" if found[row].holds_zero else f"{found[row].value:+.1f}"
-        table.add_row(
-            row, *(f"{value:.1f}" for value in values), verdict, f"{found[row].low:+.1f} to {found[row].high:+.1f}"
-        )
-    return table

@@ -1,0 +1,87 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from m3p.errors import UserError
+from m3p.retrieval.metrics import QueryRanks, chance, recalls
+from m3p.retrieval.result import Evaluation, Shortlist
+from tests.retrieval.results import conditions, evaluation
+
+
+def test_holds_what_makes_a_number_comparable() -> None:
+    result = evaluation()
+    assert (result.images, result.captions) == (40, 40 + 40 + 80)
+    english, czech = result.languages["en"], result.languages["cs"]
+    assert (english.captions, english.captions_per_image, english.captioned_images) == (40, 1, 40)
+    assert (czech.captions, czech.captions_per_image) == (80, 2)
+    assert english.chance == pytest.approx(chance(np.eye(40, dtype=bool)), abs=1e-4)
+    assert [(found.text, found.concepts) for found in english.identical_captions] == [
+        ("dog", ["picture-00", "picture-02"])
+    ]
+    means = [one.mean_recall for one in result.languages.values()]
+    assert result.mean.mean_recall == pytest.approx(np.mean(means), abs=1e-3)
+    assert result.mean_never_captioned is not None
+    assert result.mean_never_captioned.mean_recall == pytest.approx(np.mean(means[1:]), abs=1e-3)
+    assert result.mean.interval[0] < result.mean.mean_recall < result.mean.interval[1]
+
+
+def test_stored_ranks_give_the_stored_recalls() -> None:
+    for result in evaluation().languages.values():
+        found = QueryRanks(np.array(result.text_to_image_ranks), np.array(result.image_to_text_ranks))
+        assert recalls(found)["mean_recall"] == pytest.approx(result.mean_recall, abs=1e-3)
+
+
+def test_no_mean_where_every_language_was_captioned() -> None:
+    assert evaluation(captioned_languages=["en", "de", "cs"]).mean_never_captioned is None
+
+
+def test_file_has_the_names_that_other_tools_rely_on_and_comes_back_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "evaluation" / "dev.json"
+    result = evaluation()
+    result.save(path)
+    assert Evaluation.load(path) == result
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    assert {"protocol", "split", "scoring", "images", "captions", "languages"} <= set(stored)
+    german = stored["languages"]["de"]
+    assert list(german["text_to_image"]) == list(german["image_to_text"]) == ["R@1", "R@5", "R@10"]
+    assert 0 <= german["mean_recall"] <= 100
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 200, "lists of ranks take one line each"
+
+
+def test_load_names_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        Evaluation.load(tmp_path / "absent.json")
+    (tmp_path / "other.json").write_text('{"dataset": "toys"}')
+    with pytest.raises(UserError, match=r"other\.json: not an evaluation.*split"):
+        Evaluation.load(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (["image_groups"], "image_groups holds 39 numbers, want 40; evaluate again"),
+        (["languages", "cs", "caption_groups"], r"languages\.cs\.caption_groups holds 79 numbers, want 80"),
+        (["languages", "de", "text_to_image_ranks"], r"languages\.de\.text_to_image_ranks holds 39 numbers, want 40"),
+        (["languages", "de", "image_to_text_ranks"], r"languages\.de\.image_to_text_ranks holds 39 numbers, want 40"),
+    ],
+)
+def test_a_list_that_was_shortened_is_refused(tmp_path: Path, place: list[str], message: str) -> None:
+    stored = json.loads(evaluation().model_dump_json())
+    node = stored
+    for part in place:
+        node = node[part]
+    node.pop()
+    (tmp_path / "cut.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=rf"cut\.json: .* the file: {message}"):
+        Evaluation.load(tmp_path / "cut.json")
+
+
+def test_a_shortlist_goes_with_its_scoring() -> None:
+    kept = Shortlist(k=10, recall={"en": 80.0})
+    assert conditions(scoring="dual+cross", shortlist=kept).shortlist == kept
+    for wrong in ({"scoring": "dual+cross"}, {"scoring": "cross", "shortlist": kept}):
+        with pytest.raises(ValidationError, match="shortlist is given with"):
+            conditions(**wrong)
