@@ -6,7 +6,7 @@
 #
 # Loader and ranks talk through /dev/shm: give it some gigabytes. For a smaller image without CUDA, name the package index
 # of torch's CPU wheels (pytorch.org, "Get started"): --build-arg TORCH_INDEX=URL.
-# It was linted and its steps were followed by hand; no image was built where this file was written.
+# A test reads this file and compares its steps with the install page; no image was ever built from it.
 ARG BASE=python:3.11-slim
 FROM ${BASE}
 

@@ -6,9 +6,20 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 
 ruff check .
 ruff format --check .
+ranks="launcher or slurm or gpu"
+side_by_side=(-n 2 --dist loadfile)
 if [ "${1:-}" = --quick ]; then
   shift
-  exec pytest --hypothesis-profile quick -m "not (program or long or launcher or slurm or gpu or slow)" "$@"
+  exec pytest "${side_by_side[@]}" --hypothesis-profile quick -m "not (program or long or slow or $ranks)" "$@"
 fi
 mypy
-pytest "$@"
+case " $* " in *" -m "*) exec pytest "$@" ;; esac
+no_test=5 ran=0 failed=0
+run() {
+  local code=0
+  pytest "$@" || code=$?
+  case $code in 0) ran=1 ;; "$no_test") ;; *) failed=1 ;; esac
+}
+run "${side_by_side[@]}" -m "not (slow or $ranks)" "$@"
+run -m "not slow and ($ranks)" "$@"  # one by one: ranks fill the cores themselves
+[ "$failed" = 0 ] && [ "$ran" = 1 ]
