@@ -2,7 +2,8 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,19 @@ def tokenizer(tiny_recipe: Recipe) -> Tokenizer:
 def xlmr_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An XLM-R folder as published ones are: vocabulary by sentencepiece, random weights by `transformers`, no word head."""
     return make_xlmr_folder(tmp_path_factory.mktemp("xlmr"))
+
+
+@pytest.fixture(scope="session")
+def detector_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the folder of a small object detector of a kind (tests/detectors.py), made once; read only."""
+
+    @cache
+    def made(kind: str) -> Path:
+        from tests.detectors import make_detector  # late: it imports several models of transformers
+
+        return make_detector(tmp_path_factory.mktemp(kind), kind)
+
+    return made
 
 
 @pytest.fixture(autouse=True)

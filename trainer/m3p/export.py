@@ -19,13 +19,13 @@ from m3p.export_check import (
     compare_hidden_states,
     compare_tokens,
     find_texts,
-    quiet,
 )
 from m3p.export_files import open_to_group, write_sentence_transformers, write_tokenizer
 from m3p.model.build import read_encoder_shape
 from m3p.model.huggingface import write_folder
 from m3p.model.m3p import M3P
 from m3p.objectives.tasks.contrastive import ContrastiveHead
+from m3p.quiet import quiet
 from m3p.recipe.load import dump_recipe
 from m3p.runs import RECIPE, Run, load_exported, open_run
 from m3p.terminal import warn

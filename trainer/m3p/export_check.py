@@ -5,7 +5,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import islice
@@ -45,22 +44,6 @@ TIE = 1e-5
 _TYPED = re.compile("|".join([*map(re.escape, [*SPECIALS, MASK]), "<0x[0-9A-F]{2}>"]))
 _WRITTEN_APART = re.compile("[\u1100-\u11ff\u3130-\u318f\uff9e-\uffdc]")
 """Jamo, halfwidth jamo and voicing marks; besides them all that Unicode calls marks."""
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep back the warnings and bars of `transformers`: a pooler or head that a folder lacks is not used here."""
-    from transformers.utils import logging
-
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()
 
 
 @dataclass

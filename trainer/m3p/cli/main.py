@@ -13,6 +13,7 @@ from m3p.cli.arguments import DsConfigOption, Overrides, Ranks, RecipeArgument
 from m3p.cli.data import data_app
 from m3p.cli.prepare import index_command, prepare_app
 from m3p.cli.published import add_published
+from m3p.cli.regions import add_regions
 from m3p.cli.train import default_ranks, recipes_command, slurm_command, train_command, train_program
 from m3p.console import PlainConsole
 from m3p.errors import UserError, no_room
@@ -24,6 +25,7 @@ app.command("train")(train_command)
 app.command("recipes")(recipes_command)
 app.command("slurm")(slurm_command)
 add_published(prepare_app)
+add_regions(prepare_app)
 app.add_typer(prepare_app, name="prepare")
 app.command("index")(index_command)
 app.add_typer(data_app, name="data")

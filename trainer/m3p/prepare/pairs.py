@@ -16,7 +16,8 @@ from m3p.data.records import OWN_FIELDS, find_captions
 from m3p.data.shards.manifest import Manifest
 from m3p.errors import BadSample, UserError
 from m3p.prepare.pictures import PictureFolder
-from m3p.prepare.regions import load_regions, pack_regions
+from m3p.prepare.region_folder import RegionFolder
+from m3p.prepare.regions import pack_regions
 from m3p.prepare.shards import ShardWriter
 from m3p.prepare.staging import check_output, staged_folder
 from m3p.terminal import say
@@ -43,7 +44,7 @@ class Options:
     language: str | None = None
     """Of captions that name none; without it they are mistakes."""
     regions: Path | None = None
-    """Folder of ID.npz with stored region features."""
+    """Folder of ID.npz with stored region features, or of IMAGE.npz where its regions.json says so."""
     skip_bad: bool = False
     """Leave wrong records out instead of refusing all."""
     samples_per_shard: int = 1000
@@ -57,6 +58,7 @@ class _Checker:
     """Checks records one by one; remembers, of the good ones, the ids and the width of the first region features."""
 
     options: Options
+    regions: RegionFolder | None
     first: dict[str, str] = field(default_factory=dict)
     """Where each id stands."""
     width: tuple[int, str] | None = None
@@ -74,8 +76,8 @@ class _Checker:
         mistakes = self._id_mistakes(record.get("id")) + caption_mistakes(captions)
         members, wrong = self._picture(record.get("image"))
         mistakes += wrong + name_mistakes(record) + unicode_mistakes({**record, "captions": captions})
-        if self.options.regions is not None and isinstance(record.get("id"), str):
-            members |= self._regions(record["id"], mistakes)
+        if self.regions is not None and isinstance(record.get("id"), str):
+            members |= self._regions(record, mistakes)
         if mistakes:
             self.width = width
             return {}, mistakes
@@ -108,17 +110,13 @@ class _Checker:
             return {}, [str(error)]
         return {extension: content}, []
 
-    def _regions(self, identity: str, mistakes: list[str]) -> dict[str, bytes]:
+    def _regions(self, record: Fields, mistakes: list[str]) -> dict[str, bytes]:
         """Return the region features of a record; note in `mistakes` what is wrong with them."""
-        assert self.options.regions is not None
-        if "/" in identity or "\\" in identity:
-            mistakes.append(f"id {identity!r} names no file; with --regions the rule is an id without slashes")
-            return {}
-        name = f"{identity}.npz"
+        assert self.regions is not None
         try:
-            arrays = load_regions(self.options.regions / name)
+            name, arrays = self.regions.load(record["id"], record.get("image"))
         except ValueError as error:
-            mistakes.append(f"regions {name!r}: {error}")
+            mistakes.append(str(error))
             return {}
         width = arrays["features"].shape[1]
         self.width = self.width or (width, name)
@@ -186,11 +184,10 @@ def write_pairs(
     lists every mistake, having left nothing behind, unless `skip_bad` is set.
     """
     check_output(output, MARKER, options.overwrite)
-    if options.regions is not None and not options.regions.is_dir():
-        raise UserError(f"--regions {options.regions} is not a folder: give the folder that holds ID.npz files.")
+    regions = None if options.regions is None else RegionFolder(options.regions)
     if options.language is not None and not LANGUAGE_TAG.fullmatch(options.language):
         raise UserError(f"--language {options.language} is no language tag; write it like de, zh-Hant or ca-valencia.")
-    checker, bad = _Checker(options), dict[str, list[str]]()
+    checker, bad = _Checker(options, regions), dict[str, list[str]]()
     with (
         staged_folder(output, MARKER, options.overwrite) as folder,
         ShardWriter(folder, "captions", options.samples_per_shard, origin=options.origin) as writer,

@@ -30,6 +30,11 @@ def load_regions(path: Path) -> Arrays:
         raise ValueError("it does not exist") from None
     except Exception as error:  # on broken bytes its parsers raise nearly anything, from KeyError to TokenError
         raise ValueError(f"it cannot be used: {error}") from None
+    return check_regions(arrays)
+
+
+def check_regions(arrays: Arrays) -> Arrays:
+    """Return the regions of a picture in the types of shards. Raises ValueError with what is wrong with them."""
     missing = [name for name in ("boxes", "features") if name not in arrays]
     if missing:
         raise ValueError(f"it has no array {' and no array '.join(missing)}")
