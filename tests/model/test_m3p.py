@@ -10,6 +10,7 @@ from m3p.model.config import ModelConfig
 from m3p.model.m3p import M3P, Outputs
 from m3p.objectives.tasks import TASKS
 from m3p.objectives.tasks.contrastive import ask_contrast
+from m3p.objectives.tasks.forms import Alone, PackedPairs
 from m3p.objectives.tasks.masked_regions import ask_regions
 from m3p.objectives.tasks.masked_words import ask_words
 from m3p.objectives.tasks.matching import ask_match
@@ -203,3 +204,63 @@ def numbers_kept(model: M3P, batch: Batch) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.encode(batch)
     return sum(sizes)
+
+
+TWO_TOWERS = {"encode_pictures": False, "pooling": "mean"}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_of_two_towers_words_are_encoded_without_the_picture_and_its_tokens_not_at_all(source: str) -> None:
+    visual = SOURCES[source]
+    model = build(visual, **TWO_TOWERS).eval()
+    seen = picture(visual)
+    with torch.inference_mode():
+        alone, _, _ = model.encode(pack(visual, Sequence(words())))
+        both, _, _ = model.encode(pack(visual, Sequence(np.array([0]), seen), Sequence(words())))
+        assert model.visual is not None
+        boxes = torch.empty(0, 4) if seen.boxes is None else torch.from_numpy(seen.boxes)
+        wanted = model.visual(torch.from_numpy(seen.features), boxes)
+    torch.testing.assert_close(both[1 + seen.tokens :], alone, atol=1e-6, rtol=0)
+    torch.testing.assert_close(both[1 : 1 + seen.tokens], wanted, atol=1e-6, rtol=0)
+
+
+def apart(visual: VisualConfig) -> Batch:
+    """Two pairs, whose texts and pictures stand alone, as both contrast and cosine ask about them."""
+    packer = Packer(*visual.features)
+    texts, _ = packer.add_many(np.concatenate([words(0), words(1)]), np.array([5, 5]))
+    images, _ = packer.add_many(np.zeros(2, np.int64), np.ones(2, np.int64), [picture(visual, 0), picture(visual, 1)])
+    alone = Alone(texts, images, np.arange(2), ["a", "b"], ["a", "b"])
+    for task in ("contrastive", "cosine"):
+        TASKS[task].ask(packer, PackedPairs(alone=alone))
+    return packer.finish(2)
+
+
+@pytest.mark.parametrize("batch", [text_only, empty, apart])
+def test_a_frozen_text_encoder_gets_no_gradient_and_all_the_rest_does(batch: object) -> None:
+    assert callable(batch)
+    visual = SOURCES["regions"]
+    model = build(visual, **TWO_TOWERS, dropout=0.5, freeze=["text"])
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    assert model.train() is model
+    backward(model(batch(visual)))
+    for name, parameter in model.named_parameters():
+        frozen = name.startswith(("text.", "encoder."))
+        assert (parameter.grad is None) == frozen, name
+        torch.testing.assert_close(parameter, before[name], atol=0, rtol=0)
+
+
+def test_a_frozen_text_encoder_drops_nothing_in_training() -> None:
+    visual = SOURCES["regions"]
+    model = build(visual, **TWO_TOWERS, dropout=0.5, freeze=["text"])
+    batch = pack(visual, Sequence(words()))
+    torch.testing.assert_close(model.train().encode(batch)[0], model.eval().encode(batch)[0], atol=0, rtol=0)
+
+
+def test_a_task_that_reads_anothers_head_gets_its_output_and_its_own_targets() -> None:
+    visual = SOURCES["regions"]
+    model = build(visual)
+    assert "cosine" not in model.heads
+    outputs = model(apart(visual))
+    assert outputs.tasks["cosine"] is outputs.tasks["contrastive"]
+    assert outputs.targets["cosine"]["rows"].tolist() == [0, 1]
+    assert "cosine" not in model(everything(visual)).tasks  # which asks for contrast alone

@@ -169,3 +169,17 @@ def test_fields_of_earlier_versions_are_taken_under_their_new_names(
     assert "old.yaml: run.most_skipped is called max_skipped now" in said
     for name in raw["objectives"]:
         assert f"objectives.{name}.most_tokens is called max_tokens now" in said
+
+
+def test_tasks_that_the_rest_of_the_recipe_cannot_serve_are_refused(tmp_path: Path) -> None:
+    raw = tiny_recipe(tmp_path)
+    apart = ["model.encode_pictures=false", "model.pooling=mean", "objectives.code_switched.weight=0"]
+    lines = mistakes(tmp_path, *apart)
+    assert [line.split(":")[0].strip("- ") for line in lines] == [
+        f"objectives.image_caption.tasks.{task}" for task in ("masked_words", "masked_regions", "matching")
+    ]
+    assert "model.encode_pictures = false never encodes together" in lines[0]
+    alone = "objectives.image_caption.tasks={contrastive: 1.0, cosine: 4.0}"
+    parse_recipe(raw, "tiny", [*apart, alone])
+    (line,) = mistakes(tmp_path, "objectives.code_switched.tasks={cosine: 1.0}", "objectives.image_caption.weight=0")
+    assert "tasks.cosine: reads what the head of contrastive gives; give tasks.contrastive a weight too" in line

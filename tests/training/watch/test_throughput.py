@@ -12,7 +12,7 @@ SIZES = NetworkSizes(EncoderShape(layers=2, width=64, heads=2), 100)
 
 
 def test_a_cpu_has_teraflops_and_no_mfu() -> None:
-    throughput = Throughput(SIZES, torch.device("cpu"), torch.float32, 2, frozen=False)
+    throughput = Throughput(SIZES, torch.device("cpu"), torch.float32, 2, partly=False)
     figures = throughput.figures(3 * 10**12, 2.0)
     assert figures.keys() == {"teraflops", "peak_memory_gib"}
     assert figures["teraflops"] == 1.5
@@ -29,7 +29,7 @@ def test_a_gpu_has_its_share_of_the_peak_of_all_ranks(monkeypatch: pytest.Monkey
 
 
 def test_what_a_rank_forwards_to_keep_in_step_is_no_work() -> None:
-    throughput = Throughput(SIZES, torch.device("cpu"), torch.float32, 1, frozen=False)
+    throughput = Throughput(SIZES, torch.device("cpu"), torch.float32, 1, partly=False)
     packer = Packer(1)
     packer.add(Sequence(np.zeros(5, np.int64)))
     assert throughput.flops(packer.finish(1)) > 0

@@ -94,6 +94,8 @@ class Planner:
         self.assumptions: list[str] = []
         if recipe.model.freeze:
             self.assumptions.append("what model.freeze keeps still is counted as if it were trained; it takes less")
+        if not recipe.model.encode_pictures:
+            self.assumptions.append("pictures are counted as if they passed through the encoder; they take less")
         self.sizes = self._sizes()
         self.parameters = count_parameters(recipe, self.sizes)
         plan = recipe.plan()

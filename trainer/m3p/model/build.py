@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from m3p.errors import UserError
 from m3p.model.config import ModelConfig
@@ -111,6 +112,12 @@ def _check_vocabulary(config: ModelConfig, start: Path) -> None:
 
 
 def _freeze(model: M3P, config: ModelConfig) -> None:
-    parts = {"words": model.text.words, "positions": model.text.positions, "encoder": model.encoder}
+    text: dict[str, list[nn.Module]] = {
+        "words": [model.text.words],
+        "positions": [model.text.positions],
+        "encoder": [model.encoder],
+        "text": [model.text, model.encoder],
+    }
     for name in config.freeze:
-        parts[name].requires_grad_(False)
+        for part in text[name]:
+            part.requires_grad_(False)

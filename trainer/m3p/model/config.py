@@ -41,8 +41,15 @@ class ModelConfig(BaseModel):
     projection: int | None = Field(None, ge=2, description="Size of the contrastive space; the width if left out.")
     temperature: float = Field(0.07, gt=0.01, le=1, description="Contrastive temperature at the start.")
     learn_temperature: bool = Field(True, description="Train the temperature, or keep it.")
-    freeze: list[Literal["words", "positions", "encoder"]] = Field(
-        [], description="Parts that keep their starting weights."
+    freeze: list[Literal["words", "positions", "encoder", "text"]] = Field(
+        [],
+        description="Parts that keep their starting weights. text: embeddings and encoder; they then drop nothing, and no "
+        "gradient is computed in them.",
+    )
+    encode_pictures: bool = Field(
+        True,
+        description="Whether a picture's tokens pass through the encoder. false: two towers; the contrastive head pools what "
+        "the visual source gives, and only tasks on texts and pictures apart can be trained.",
     )
 
     @model_validator(mode="after")
@@ -53,4 +60,13 @@ class ModelConfig(BaseModel):
             raise ValueError("`tokenizer` is missing: name a folder with sentencepiece.bpe.model or tokenizer.json")
         if self.layers is not None and self.initialise is None:
             raise ValueError("`layers` cuts `initialise`; for a model from scratch set shape.layers")
+        if not self.encode_pictures and self.pooling == "first":
+            raise ValueError(
+                "pooling = first: with encode_pictures: false a picture's `<s>` knows nothing of the picture; set pooling: mean"
+            )
+        if "text" in self.freeze and self.encode_pictures:
+            raise ValueError(
+                "freeze: [text] wants encode_pictures: false, since a picture's tokens would have to learn through the frozen "
+                "encoder; to keep the encoder's weights with such pictures, freeze words, positions and encoder"
+            )
         return self

@@ -75,6 +75,8 @@ class HeadOwner(ABC):
 
     name: ClassVar[str]
     """In recipes, batches, figures and names of weights (`heads.NAME...`)."""
+    reads: ClassVar[str | None] = None
+    """Name of another task: this one reads the output of that one's head, of the same rows, and has no head of its own."""
 
     @abstractmethod
     def head(self, config: "ModelConfig", sizes: "NetworkSizes", words: nn.Embedding) -> Head:

@@ -55,7 +55,12 @@ class M3P(nn.Module):
         self._least = (1, 1) if visual is None else visual.least
         self._predicts_embedder = visual is not None and visual.predicts_embedder
         self.encoder = Encoder(shape, config.dropout, config.attention_dropout, config.recompute)
-        self.heads = nn.ModuleDict({task.name: task.head(config, sizes, self.text.words) for task in tasks})
+        self.heads = nn.ModuleDict(
+            {task.name: task.head(config, sizes, self.text.words) for task in tasks if task.reads is None}
+        )
+        self._readers = {task.name: task.reads for task in tasks if task.reads is not None}
+        self._encodes_pictures = config.encode_pictures
+        self._frozen_text = "text" in config.freeze
         self.attention: str | None = None
         _initialise(self)
         for head in self.heads.values():
@@ -70,6 +75,14 @@ class M3P(nn.Module):
                 module.kernel = kernels["layer_norm"].name
             elif isinstance(module, Head):
                 module.use(kernels["word_head"].name)
+
+    def train(self, mode: bool = True) -> "M3P":
+        """Switch to training, with dropout, or back; a frozen text encoder stays in evaluation mode."""
+        super().train(mode)
+        if self._frozen_text:
+            self.text.eval()
+            self.encoder.eval()
+        return self
 
     def forward(self, batch: Batch) -> Outputs:
         """Run every module once over the whole micro-batch."""
@@ -87,6 +100,9 @@ class M3P(nn.Module):
                 # a gradient, as real ones do: ZeRO-3 frees what it gathered for a module when the gradient of its input
                 # is there, and a rank that has not freed it stays out of the next gathering: a deadlock.
                 found.touch = found.touch + _touch(head, 0.0 * hidden[:1])
+        for name, source in self._readers.items():
+            if name in batch.targets and source in found.tasks:
+                found.tasks[name], found.targets[name] = found.tasks[source], batch.targets[name]
         return found
 
     def encode(self, batch: Batch) -> tuple[Tensor, Layout, Tensor]:
@@ -97,16 +113,24 @@ class M3P(nn.Module):
     def _encode(self, batch: Batch) -> tuple[Tensor, Layout, Tensor, Tensor | None]:
         """Return what `encode` does, and what the visual embedder says of each row [R, F] where that is to be predicted."""
         layout = Layout(batch.lengths, batch.longest, self.attention)
-        x, touch, seen = self._embed(batch)
-        return self.encoder(x, layout), layout, touch, seen
+        text = self._read(batch)
+        x, touch, seen = self._join(text, batch)
+        return self.encoder(x, layout) if self._encodes_pictures else x, layout, touch, seen
 
-    def _embed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Put words and picture tokens in their slots.
+    def _read(self, batch: Batch) -> Tensor:
+        """Embed the words: -> [W, width]. Of two towers, each sequence's words are encoded too, without its picture."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_text):
+            text: Tensor = self.text(batch.token_ids, batch.token_places)
+            if not self._encodes_pictures:
+                text = self.encoder(text, Layout(batch.words, batch.longest, self.attention))
+        return text
+
+    def _join(self, text: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Put words `text` [W, width] and picture tokens in their slots.
 
         Returns vectors [T, width], the touch of the visual embedder, and what it says of each row [R, F] where that is to be
         predicted.
         """
-        text = self.text(batch.token_ids, batch.token_places)
         touch = text.new_zeros(())
         if self.visual is None:
             return text, touch, None

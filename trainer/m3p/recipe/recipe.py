@@ -19,6 +19,7 @@ from m3p.model.config import ModelConfig
 from m3p.objectives import OBJECTIVES
 from m3p.objectives.objective import ObjectiveConfig
 from m3p.objectives.tasks import TASKS, Task, choose_tasks
+from m3p.objectives.tasks.forms import Form
 from m3p.optim.optimizer import OptimizerConfig
 from m3p.optim.schedules import ScheduleConfig, decay_begins
 from m3p.paths import FileName, PathField
@@ -151,6 +152,16 @@ def _combinations(recipe: Recipe) -> Iterator[str]:
                 yield (
                     f"objectives.{name}.batch_size = {config.batch_size}: {task.name} compares pairs of a turn; set "
                     f"{task.least_samples} or more, or tasks.{task.name} = 0"
+                )
+            if config.needs_pictures and not recipe.model.encode_pictures and task.forms - {Form.ALONE}:
+                yield (
+                    f"objectives.{name}.tasks.{task.name}: asks about text and picture in one sequence, which "
+                    f"model.encode_pictures = false never encodes together; set tasks.{task.name} = 0, or encode_pictures = true"
+                )
+            if task.reads is not None and task.reads not in config.active_tasks:
+                yield (
+                    f"objectives.{name}.tasks.{task.name}: reads what the head of {task.reads} gives; give "
+                    f"tasks.{task.reads} a weight too"
                 )
         longest = recipe.model.shape.positions - 2 if recipe.model.shape else None
         if longest is not None and config.max_tokens > longest:

@@ -112,7 +112,8 @@ def _run(
 
 def _throughput(recipe: Recipe, engine: Engine, ranks: Ranks) -> Throughput:
     sizes = network_sizes(recipe.model, open_tokenizer(recipe.tokenizer_folder).size, recipe.visual, recipe.tasks)
-    return Throughput(sizes, ranks.device, engine.precision, ranks.world_size, bool(recipe.model.freeze))
+    whole = not recipe.model.freeze and recipe.model.encode_pictures
+    return Throughput(sizes, ranks.device, engine.precision, ranks.world_size, not whole)
 
 
 def _batches(

@@ -14,6 +14,7 @@ to know of it is an attribute of `Task`.
 from collections.abc import Iterable
 
 from m3p.objectives.tasks.contrastive import Contrastive
+from m3p.objectives.tasks.cosine import Cosine
 from m3p.objectives.tasks.masked_regions import MaskedRegions
 from m3p.objectives.tasks.masked_words import MaskedWords
 from m3p.objectives.tasks.matching import Matching
@@ -28,6 +29,7 @@ TASKS: dict[str, Task] = {
         MaskedRegions(),
         Matching(),
         Contrastive(),
+        Cosine(),
     )
 }
 """In the order of their heads in the network, which is the same on every rank."""

@@ -4,14 +4,15 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from m3p.model.config import ModelConfig
 from m3p.model.flops import NetworkSizes
-from m3p.model.heads import HeadOwner, Targets
+from m3p.model.heads import Head, HeadOwner, Targets
 from m3p.objectives.tasks.forms import Form, PackedPairs
 from m3p.packing import Packer
 
-__all__ = ["Marks", "Targets", "Task", "TurnTask"]
+__all__ = ["Marks", "ReaderTask", "Targets", "Task", "TurnTask"]
 
 
 class Marks(NamedTuple):
@@ -77,6 +78,18 @@ class Task(HeadOwner):
     def show(self, targets: Targets) -> Marks:
         """Return what it asks of a micro-batch, to be shown."""
         return Marks()
+
+
+class ReaderTask(Task):
+    """A task on the output of another task's head (`reads`), of the same rows: it has no head of its own."""
+
+    def head(self, config: ModelConfig, sizes: NetworkSizes, words: nn.Embedding) -> Head:
+        """Never called: raises AssertionError."""
+        raise AssertionError(f"{self.name} reads the head of {self.reads}")
+
+    def flops(self, sizes: NetworkSizes) -> float:
+        """None: the head is counted where it belongs."""
+        return 0.0
 
 
 class TurnTask(Task):

@@ -13,12 +13,12 @@ class Throughput:
     """Counts operations, and says them as a share of the peak of all ranks' GPUs."""
 
     def __init__(
-        self, sizes: NetworkSizes, device: torch.device, precision: torch.dtype, ranks: int, frozen: bool
+        self, sizes: NetworkSizes, device: torch.device, precision: torch.dtype, ranks: int, partly: bool
     ) -> None:
         self._sizes, self._device = sizes, device
         peak = peak_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
-        # With frozen parts the formula would count gradients that nobody takes.
-        self._peak = None if peak is None or frozen else peak * ranks
+        # With frozen parts, or pictures beside the encoder, the formula would count what nobody computes.
+        self._peak = None if peak is None or partly else peak * ranks
 
     def flops(self, batch: Batch) -> int:
         """Return the operations of training on `batch`, which is on the CPU."""
