@@ -331,6 +331,16 @@ def test_reranking_without_the_task_is_refused(tiny: Path, tmp_path: Path) -> No
         evaluate_run(tmp_path / "run", rerank=5)
 
 
+def test_a_run_without_a_dual_encoder_is_scored_by_its_cross_encoder(tiny: Path, tmp_path: Path) -> None:
+    matching = [f"objectives.{name}.tasks={{matching: 1}}" for name in ("image_caption", "code_switched")]
+    write_run(tiny, tmp_path / "run", *matching)
+    (evaluation,) = evaluate_run(tmp_path / "run")
+    assert evaluation.scoring == "cross"
+    assert (tmp_path / "run" / "evaluation" / "train.json").is_file()
+    with pytest.raises(UserError, match=r"scores by contrastive, but no active objective .* score otherwise \(--scoring\)"):
+        evaluate_run(tmp_path / "run", scoring="dual")
+
+
 def test_a_query_that_is_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"query 'a\\udcff' is not Unicode text"):
         search(tmp_path, "a\udcff", "", 3)

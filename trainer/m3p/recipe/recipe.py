@@ -174,10 +174,10 @@ def _combinations(recipe: Recipe) -> Iterator[str]:
     scores = [task.name for task in TASKS.values() if task.scores_pairs]
     trained = {task.name for task in recipe.tasks}
     for name, evaluation in recipe.evaluation.items():
-        for able in (scores, embeds) if evaluation.rerank else (embeds,):
+        for able in (scores, embeds) if evaluation.rerank else (embeds + scores,):
             if trained.isdisjoint(able):
-                names = " or ".join(able)
-                yield f"evaluation.{name}: scores by {names}, but no active objective trains it; give tasks.{names} a weight"
+                names, fields = " or ".join(able), " or ".join(f"tasks.{task}" for task in able)
+                yield f"evaluation.{name}: scores by {names}, but no active objective trains it; give {fields} a weight"
 
 
 def _lengths(recipe: Recipe) -> Iterator[str]:

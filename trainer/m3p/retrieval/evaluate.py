@@ -92,7 +92,7 @@ def _settle(
                 f"--rerank {rerank}: goes with --scoring rerank, not with --scoring {scoring}; leave one out"
             )
         config = config.model_copy(update={"rerank": rerank})
-    way: Scoring = scoring or ("rerank" if config.rerank else "dual")
+    way = scoring or _usual_scoring(run, config)
     config = config.model_copy(update={"rerank": (config.rerank or SHORTLIST) if way == "rerank" else 0})
     option = f"--rerank {rerank}" if rerank else f"evaluation.{name}, scoring {way}"
     for needed, able in (
@@ -108,12 +108,18 @@ def _settle(
     return config, way
 
 
+def _usual_scoring(run: Run, config: EvaluationConfig) -> Scoring:
+    """Return how an evaluation is scored where nobody says: by the cross-encoder alone where the run has no dual encoder."""
+    if config.rerank:
+        return "rerank"
+    return "dual" if any(task.embeds for task in run.recipe.tasks) else "cross"
+
+
 def _file_name(run: Run, name: str, config: EvaluationConfig, own: EvaluationConfig, way: Scoring) -> str:
     """Return the name of the result's files: that of the evaluation, and what differs from scoring it as the recipe says."""
-    usual: Scoring = "rerank" if own.rerank else "dual"
     if way == "rerank" and config.rerank != own.rerank:
         name += f"-rerank{config.rerank}"
-    elif way != usual:
+    elif way != _usual_scoring(run, own):
         name += f"-{way}"
     return name if run.is_newest else f"{name}-step-{run.step:08d}"
 
