@@ -93,6 +93,36 @@ def test_what_does_not_fit_says_what_to_change(capsys: pytest.CaptureFixture[str
     assert "does not fit: divide micro_batch by" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("micro_batch", "batch_size", "ranks", "says", "raised"),
+    [
+        (8, 1024, 8, "micro-batches are small: raise objectives.*.micro_batch.", {"micro_batch": 128}),
+        (
+            128,
+            128,
+            8,
+            "a rank has as few as 16 samples of a turn, and a larger micro_batch is not enough: raise objectives.*.batch_size",
+            {"micro_batch": 128, "batch_size": 1024},
+        ),
+    ],
+)
+def test_where_python_sets_the_pace_the_advice_helps(
+    capsys: pytest.CaptureFixture[str], micro_batch: int, batch_size: int, ranks: int, says: str, raised: dict[str, int]
+) -> None:
+    def plan(**sizes: int) -> str:
+        objectives = ("multilingual_text", "image_caption", "code_switched")
+        fields = [f"objectives.{name}.{field}={value}" for name in objectives for field, value in sizes.items()]
+        planned = load_recipe(BASE, fields)
+        print_plan(planned, ROOT / "ds_configs" / "zero1.json", ranks, "H100", PlainConsole(width=300))
+        return capsys.readouterr().out
+
+    sizes = {"micro_batch": micro_batch, "batch_size": batch_size}
+    assert says in plan(**sizes)
+    assert "Python sets the pace" not in plan(**{**sizes, **raised})
+    if "batch_size" in raised:
+        assert "Python sets the pace" in plan(**{**sizes, "micro_batch": 4096}), "what the message does not say"
+
+
 def test_data_that_is_there_is_looked_at(tiny: Path) -> None:
     planner = Planner(load_recipe(tiny), ROOT / "ds_configs" / "zero1.json")
     assert planner.assumptions == []

@@ -130,6 +130,19 @@ def test_field_mistakes_and_impossible_combinations_come_together(tmp_path: Path
         assert part in text
 
 
+def test_an_evaluation_wants_a_task_that_scores(tmp_path: Path) -> None:
+    none = [f"objectives.{name}.tasks={{masked_words: 1}}" for name in ("image_caption", "code_switched")]
+    (line,) = mistakes(tmp_path, *none)
+    assert line.endswith(
+        "evaluation.train: scores by contrastive or matching, but no active objective trains it; "
+        "give tasks.contrastive or tasks.matching a weight"
+    )
+    raw, matching = tiny_recipe(tmp_path), ["objectives.image_caption.tasks={matching: 1}", none[1]]
+    assert parse_recipe(raw, "tiny", matching).evaluation
+    (line,) = mistakes(tmp_path, *matching, "evaluation.train.rerank=5")
+    assert "evaluation.train: scores by contrastive, but no active objective trains it" in line
+
+
 def test_combinations_over_sections(tmp_path: Path) -> None:
     lines = mistakes(
         tmp_path,

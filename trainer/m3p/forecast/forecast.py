@@ -113,7 +113,7 @@ class Planner:
         device = "cpu" if kind is None else "cuda"
         return setting_of(self._config, ranks, 2 if sixteen else 4, model.dropout > 0, model.recompute, device)
 
-    def forecast(self, setting: Setting, kind: Gpu | None, smaller: int = 1) -> Forecast:
+    def forecast(self, setting: Setting, kind: Gpu | None, smaller: float = 1) -> Forecast:
         """Return the forecast; micro-batches are the recipe's divided by `smaller`."""
         total = sum(self.parameters.values())
         memory = model_memory(total, setting)
@@ -150,23 +150,34 @@ class Planner:
             "nothing of micro_batch, model.recompute and ZeRO stage is enough: take more GPUs, or offload the optimizer"
         )
 
-    def _largest(self, stream: Turns, ranks: int, smaller: int) -> int:
+    def pace_advice(self, setting: Setting, kind: Gpu) -> str:
+        """Return what to raise where Python sets the pace: a rank forwards no more at once than it has of a turn."""
+        whole = 1 / max(stream.batch_size for stream in self.streams.values())
+        if not self.forecast(setting, kind, whole).waits:
+            return "micro-batches are small: raise objectives.*.micro_batch"
+        least = min(ceil(stream.batch_size / setting.ranks) for stream in self.streams.values())
+        return (
+            f"a rank has as few as {least} samples of a turn, and a larger micro_batch is not enough: raise "
+            "objectives.*.batch_size and objectives.*.micro_batch, or take fewer GPUs"
+        )
+
+    def _largest(self, stream: Turns, ranks: int, smaller: float) -> int:
         """Samples of the largest micro-batch."""
         micro = ceil(stream.micro_batch / smaller)
         return max(len(part) for part in split(range(stream.batch_size), ranks, 0, micro))
 
-    def _passes(self, ranks: int, smaller: int) -> int:
+    def _passes(self, ranks: int, smaller: float) -> int:
         """Micro-batches of a rank in one step."""
         return sum(
             stream.turns * micro_batches(stream.batch_size, ranks, ceil(stream.micro_batch / smaller))
             for stream in self.streams.values()
         )
 
-    def _launching(self, ranks: int, smaller: int) -> float:
+    def _launching(self, ranks: int, smaller: float) -> float:
         """Seconds a step that Python needs for its micro-batches."""
         return HOST * self.sizes.shape.layers * self._passes(ranks, smaller)
 
-    def _communication(self, setting: Setting, kind: Gpu, smaller: int) -> float:
+    def _communication(self, setting: Setting, kind: Gpu, smaller: float) -> float:
         """Seconds a step for gradients and weights, as if nothing of it were hidden behind computing."""
         if setting.ranks == 1:
             return 0.0
@@ -232,9 +243,7 @@ def print_plan(recipe: Recipe, ds_config: Path, ranks: int, kind_name: str, cons
     if kind is None:
         return True
     if found.waits:
-        console.print(
-            "Python sets the pace, since micro-batches are small: raise objectives.*.micro_batch.", highlight=False
-        )
+        console.print(f"Python sets the pace, since {planner.pace_advice(setting, kind)}.", highlight=False)
     fits = found.total <= kind.memory_gib * GIB
     console.print("It fits." if fits else f"It does not fit: {planner.advice(setting, kind)}.", highlight=False)
     return fits
