@@ -337,7 +337,9 @@ def test_a_run_without_a_dual_encoder_is_scored_by_its_cross_encoder(tiny: Path,
     (evaluation,) = evaluate_run(tmp_path / "run")
     assert evaluation.scoring == "cross"
     assert (tmp_path / "run" / "evaluation" / "train.json").is_file()
-    with pytest.raises(UserError, match=r"scores by contrastive, but no active objective .* score otherwise \(--scoring\)"):
+    with pytest.raises(
+        UserError, match=r"scores by contrastive, but no active objective .* score otherwise \(--scoring\)"
+    ):
         evaluate_run(tmp_path / "run", scoring="dual")
 
 
