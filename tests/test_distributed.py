@@ -79,6 +79,30 @@ def test_half_an_environment_is_refused_with_the_way_out(environment: dict[str, 
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"RANK": "3", "WORLD_SIZE": "4"}, "or unset RANK, LOCAL_RANK and WORLD_SIZE to train with one process"),
+        ({**LAUNCHED, "RANK": "4"}, "unset RANK, LOCAL_RANK and WORLD_SIZE to train with one process"),
+        ({**SRUN, **MEET, "SLURM_PROCID": "9"}, "unset SLURM_STEP_ID to train with one process"),
+        ({"SLURM_STEP_ID": "0"}, "start the ranks with srun, or unset it"),
+        ({"WORLD_SIZE": "4", "LOCAL_RANK": "0"}, "Unset them to train with one process"),
+    ],
+)
+def test_unsetting_what_the_message_names_trains_with_one_process(environment: dict[str, str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        find(environment)
+    named = ["SLURM_STEP_ID"] if "SLURM_STEP_ID" in environment else ["RANK", "LOCAL_RANK", "WORLD_SIZE"]
+    left = {name: value for name, value in environment.items() if name not in named}
+    assert find(left) == LauncherInfo(0, 0, 1, "127.0.0.1", 0, "python")
+
+
+def test_what_srun_is_to_be_given_lets_its_ranks_meet() -> None:
+    with pytest.raises(UserError, match="or export before srun: MASTER_PORT=29500 and MASTER_ADDR="):
+        find(SRUN)
+    assert find({**SRUN, "MASTER_PORT": "29500", "MASTER_ADDR": "node1"}).world_size == int(SRUN["SLURM_NTASKS"])
+
+
 def test_helpers_of_a_process_that_joined_nobody() -> None:
     import torch
 

@@ -83,7 +83,7 @@ def _from_launcher(environment: Mapping[str, str]) -> LauncherInfo:
         raise OneRankError(
             f"RANK={environment['RANK']} is set but not {', '.join(missing)}: a rank needs all of "
             f"{', '.join(LAUNCHER_VARIABLES)}. Start with `deepspeed trainer/run.py ...`, torchrun or "
-            "`sbatch slurm/pretrain.sh ...`, which set them; or unset RANK"
+            "`sbatch slurm/pretrain.sh ...`, which set them; or unset RANK, LOCAL_RANK and WORLD_SIZE to train with one process"
         )
     _check_no_stray_rank(environment)
     launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in environment else "deepspeed"
@@ -131,8 +131,9 @@ def _place(
 ) -> LauncherInfo:
     rank, local_rank, world_size = (_number(environment, name) for name in names)
     if not rank < world_size:
+        numbering = "SLURM_STEP_ID" if by == "srun" else "RANK, LOCAL_RANK and WORLD_SIZE"
         raise OneRankError(
-            f"{names[0]}={rank} must be below {names[2]}={world_size}; unset both to train with one process"
+            f"{names[0]}={rank} must be below {names[2]}={world_size}; unset {numbering} to train with one process"
         )
     return LauncherInfo(rank, local_rank, world_size, address, port, by)
 

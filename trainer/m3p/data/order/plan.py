@@ -80,7 +80,7 @@ class Plan:
             weights = ", ".join(f"{stream.name} {stream.weight}" for stream in streams)
             raise UserError(
                 f"objectives: the weights {weights} make a cycle of {self.cycle} turns, and a step is one whole cycle of "
-                f"at most {LONGEST_CYCLE}. Write weights in small whole numbers (2, 1, 1), or set turns_per_step."
+                f"at most {LONGEST_CYCLE}. Write weights in small whole numbers (2, 1, 1), or set run.turns_per_step."
             )
         self.turns_per_step = turns_per_step or self.cycle
 
