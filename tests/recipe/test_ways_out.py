@@ -69,7 +69,11 @@ WAYS_OUT: list[tuple[list[str], str, list[list[str]]]] = [
     (["model.tokenizer=null"], "name a folder with sentencepiece.bpe.model", [["model.tokenizer=folder"]]),
     (["model.layers=1"], "set shape.layers", [["model.layers=null", "model.shape.layers=1"]]),
     (["run.steps=null"], r"run\.steps", [["run.steps=20"]]),
-    (["run.folder=2024-09-31"], "a text that looks like a date or a number wants quotes", [["run.folder='2024-09-31'"]]),
+    (
+        ["run.folder=2024-09-31"],
+        "a text that looks like a date or a number wants quotes",
+        [["run.folder='2024-09-31'"]],
+    ),
     (
         ["evaluation={../x: {path: shards}}"],
         "begin with a letter or digit",
@@ -107,7 +111,9 @@ def test_the_field_that_was_meant_is_there(tmp_path: Path) -> None:
 def test_weights_that_make_too_long_a_cycle_have_two_ways_out(tmp_path: Path) -> None:
     names = ("multilingual_text", *PAIRS)
     awkward = [f"objectives.{name}.weight={weight}" for name, weight in zip(names, (0.333, 0.3337, 0.1), strict=True)]
-    with pytest.raises(UserError, match=r"Write weights in small whole numbers \(2, 1, 1\), or set run\.turns_per_step"):
+    with pytest.raises(
+        UserError, match=r"Write weights in small whole numbers \(2, 1, 1\), or set run\.turns_per_step"
+    ):
         parse_recipe(tiny_recipe(tmp_path), "tiny", awkward).plan()
     small = [f"objectives.{name}.weight={weight}" for name, weight in zip(names, (2, 1, 1), strict=True)]
     assert parse_recipe(tiny_recipe(tmp_path), "tiny", small).plan().turns_per_step == 4

@@ -147,7 +147,7 @@ def test_a_manifest_without_a_checksum_or_laid_out_anew_is_read(source: Path) ->
     assert Manifest.load(source) == wanted
     content["shards"][0]["fingerprint"] = "0" * 48
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"damaged, or was changed by hand: .*delete the line checksum"):
+    with pytest.raises(UserError, match=r"damaged, or was changed by hand: .*delete the field checksum"):
         Manifest.load(source)
     del content["checksum"]
     path.write_text(json.dumps(content))

@@ -21,8 +21,8 @@ class EvaluationConfig(BaseModel):
     rerank: int = Field(
         0,
         ge=0,
-        description="Best candidates of the dual encoder that the cross-encoder scores again; 0: none, all pairs are scored by the "
-        "dual encoder, or by the cross-encoder where no task trains the dual one.",
+        description="Best candidates of the dual encoder that the cross-encoder scores again; 0: none, all pairs are scored by "
+        "the dual encoder, or by the cross-encoder where no task trains the dual one.",
     )
     caption_source: str | None = Field(None, description="Who wrote the captions; stands beside every figure.")
     batch_size: int = Field(64, ge=1, description="Pictures, captions or pairs that are forwarded at once.")

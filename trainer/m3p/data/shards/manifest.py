@@ -131,8 +131,8 @@ class Manifest(BaseModel):
             raise UserError(f"{path}: {field}: {first['msg']}: {again}.") from None
         if checksum is not None and checksum != found.checksum():
             raise UserError(
-                f"{path} is damaged, or was changed by hand: its checksum is another. If it was meant to change, delete the line "
-                f"checksum in it; else {again}."
+                f"{path} is damaged, or was changed by hand: its checksum is another. If it was meant to change, delete the "
+                f"field checksum in it; else {again}."
             )
         return found
 
@@ -144,8 +144,9 @@ class Manifest(BaseModel):
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest` into `folder`; a reader sees the old file or the new one, never a part."""
-    body = manifest.model_dump_json(indent=1).removesuffix("\n}")
-    write_text(folder / MANIFEST_FILE, f'{body},\n "checksum": "{manifest.checksum()}"\n}}\n')
+    # The checksum stands in a line of its own behind the brace: what is left without that line can be read.
+    body = manifest.model_dump_json(indent=1).removeprefix("{")
+    write_text(folder / MANIFEST_FILE, f'{{\n "checksum": "{manifest.checksum()}",{body}\n')
 
 
 def check_shards(folder: Path, manifest: Manifest) -> None:

@@ -33,6 +33,9 @@ MAX_LOST = 3
 """Times that a shard may be deleted from the cache between fetching and opening it, before that is an error."""
 
 
+WAY_OUT = "run `m3p index` again, or copy the shard and its index again; if that was done meanwhile, start again"
+"""For a shard that is not what the manifest said when the run began."""
+
 Made = TypeVar("Made")
 
 
@@ -199,11 +202,11 @@ class ShardReader:
                 FileNotFoundError
             ):  # the cache has deleted it again: its bound is too small for the processes
                 for fault in index_faults(index, entry.samples, entry.bytes, entry.fingerprint):
-                    raise _DamagedShardError(f"{self._folder}/{entry.name} {fault}: run `m3p index` again")
+                    raise _DamagedShardError(f"{self._folder}/{entry.name} {fault}: {WAY_OUT}")
                 opened = _Opened(os.open(path, os.O_RDONLY | os.O_CLOEXEC), open_index(index, entry.samples))
                 if moved := has_moved(opened.descriptor, entry.bytes, opened.index.offsets, opened.index.probe):
                     os.close(opened.descriptor)
-                    raise _DamagedShardError(f"{self._folder}/{entry.name} {moved}: run `m3p index` again")
+                    raise _DamagedShardError(f"{self._folder}/{entry.name} {moved}: {WAY_OUT}")
                 return opened
         raise OneRankError(
             f"{self._folder}/{entry.name} or its index was deleted while in use. Copy it there again; if it is remote, "
