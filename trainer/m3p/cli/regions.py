@@ -1,11 +1,11 @@
-"""The command `m3p prepare regions`: region features of pictures, by a detector."""
+"""The commands `m3p prepare regions` and `import-regions`: region features of pictures, by a detector or as published."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from m3p.cli.prepare import FollowLinks
+from m3p.cli.prepare import FollowLinks, Output, Overwrite, SkipBad
 from m3p.errors import UserError
 from m3p.prepare.pairs import report
 from m3p.prepare.pictures import PictureFolder
@@ -66,6 +66,51 @@ def regions_command(
     )
 
 
+def import_regions_command(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A TSV of bottom-up attention or LXMERT, a folder of MMF's .npy or of VinVL's TSVs, or M3P's HDF5."
+        ),
+    ],
+    output: Output,
+    format: Annotated[
+        str | None, typer.Option(help="bottom-up, mmf, vinvl or m3p-hdf5; recognised by the file if left out.")
+    ] = None,
+    named_by: Annotated[
+        Literal["id", "image"] | None,
+        typer.Option(
+            help="What the file calls pictures by: the ids of records, or names of files. By default the format's."
+        ),
+    ] = None,
+    classes: Annotated[int, typer.Option(min=1, help="Classes of a region to keep of a whole distribution.")] = 10,
+    class_names: Annotated[
+        Path | None, typer.Option(help="Names of VinVL's classes: a name a line, or JSON with label_to_idx.")
+    ] = None,
+    skip_bad: SkipBad = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Published region features to a folder of NAME.npz, for `--regions` of the commands that write shards.
+
+    Boxes in pixels become shares of the picture. Nothing in a file is executed: MMF's pickled _info.npy are read as plain data.
+    """
+    from m3p.prepare.import_regions import import_regions, read_class_names
+    from m3p.prepare.region_folder import NamedBy
+    from m3p.prepare.region_formats.stored import ReadOptions
+
+    options = ReadOptions(classes, read_class_names(class_names) if class_names else None)
+    name = NamedBy(named_by) if named_by else None
+    done = import_regions(source, output, options, format, name, skip_bad, overwrite)
+    if done.bad:
+        say(f"skipped: {report(str(source), done.bad)}")
+    kept = "with classes" if done.classes else "without classes: set visual.classes to 0"
+    say(
+        f"{output}: regions of {done.pictures:,} pictures ({done.format}), {done.feature_size} wide, {kept}; named by "
+        f"{'the names of the pictures' if done.named_by is NamedBy.IMAGE else 'the ids of records'}"
+    )
+
+
 def add_regions(app: typer.Typer) -> None:
-    """Add the command to `m3p prepare`."""
+    """Add the commands to `m3p prepare`."""
     app.command("regions")(regions_command)
+    app.command("import-regions")(import_regions_command)

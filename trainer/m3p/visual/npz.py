@@ -45,6 +45,20 @@ def read_shapes(data: bytes | memoryview) -> dict[str, tuple[int, ...]]:
     return {name: archive.header(name)[0] for name in archive}
 
 
+def read_npy(content: bytes, name: str = "it") -> NDArray[Any]:
+    """Return the array of an npy file, which messages call `name`. Raises nearly anything where it is broken."""
+    shape, kind, rest = split_npy(content)
+    if math.prod(shape) * max(kind.itemsize, 1) > len(rest) and not kind.hasobject:
+        raise ValueError(f"{name} says it is {shape} of {kind}, but has {len(rest):,} bytes")
+    return npy.read_array(io.BytesIO(content), allow_pickle=False)
+
+
+def split_npy(content: bytes) -> tuple[tuple[int, ...], np.dtype[Any], memoryview]:
+    """Return the shape and type of the array of an npy file, and what stands behind its header. Raises as `read_npy`."""
+    shape, kind, start = _any_header(content)
+    return shape, kind, memoryview(content)[start:]
+
+
 class _Archive(Mapping[str, Any]):
     """The arrays of any npz, each read by numpy when it is asked for; none is larger than the whole may be."""
 
@@ -62,12 +76,7 @@ class _Archive(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         """Return an array; the bytes of a member that is none."""
         content = self._open(name).read(LARGEST_NPZ + 1)
-        if not content.startswith(npy.MAGIC_PREFIX):
-            return content
-        shape, kind, start = _any_header(content)
-        if math.prod(shape) * max(kind.itemsize, 1) > len(content) - start and not kind.hasobject:
-            raise ValueError(f"{name} says it is {shape} of {kind}, but has {len(content) - start:,} bytes")
-        return npy.read_array(io.BytesIO(content), allow_pickle=False)
+        return read_npy(content, name) if content.startswith(npy.MAGIC_PREFIX) else content
 
     def header(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
         """Return the shape and type of an array, from the beginning of its file."""
