@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from m3p.cli.prepare import FollowLinks, Output, Overwrite, Regions, SamplesPerShard, SkipBad, say_pairs
-from m3p.prepare.coco import read_coco
-from m3p.prepare.multi30k import SOURCES, read_multi30k
+from m3p.prepare.sets.coco import read_coco
+from m3p.prepare.sets.multi30k import SOURCES, read_multi30k
 from m3p.prepare.pairs import Options, write_pairs
 from m3p.prepare.pictures import PictureFolder
 

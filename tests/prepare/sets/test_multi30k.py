@@ -11,7 +11,7 @@ from m3p.cli.main import app
 from m3p.data.sample import BadSamples
 from m3p.data.shards.manifest import Manifest
 from m3p.errors import UserError
-from m3p.prepare.multi30k import read_multi30k
+from m3p.prepare.sets.multi30k import read_multi30k
 from tests.data.broken import source
 
 NAMES = ["1000092795.jpg", "10002456.jpg", "1000268201.jpg"]

@@ -1,0 +1,1 @@
+"""Published sets of captions, as they are published: one file a format."""
