@@ -76,8 +76,10 @@ def test_karpathys_splits(karpathy: Path) -> None:
     found = captions(karpathy.parent / "out", 3)
     assert sorted(found) == ["400000", "400001", "400004"]
     assert found["400001"] == {"en": [f"{text} 1" for text in FIVE]}
-    origin = {"set": "coco", "file": "dataset_coco.json", "split": "train restval"}
-    assert Manifest.load(karpathy.parent / "out").origin == origin
+    assert Manifest.load(karpathy.parent / "out").origin == {
+        "set": "coco", "file": "dataset_coco.json", "split": "train restval", "caption_source": "human",
+        "captions_per_picture": "5", "licence": "CC BY 4.0",
+    }  # fmt: skip
 
 
 def test_karpathys_flickr30k(tmp_path: Path) -> None:

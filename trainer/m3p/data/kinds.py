@@ -112,7 +112,7 @@ class Captions:
     """Pictures with captions in one or more languages. A record is a `Caption`."""
 
     name: ClassVar[str] = "captions"
-    needs: ClassVar[str] = "a picture (jpg, png, webp), a caption, and regions that can be read if it has any"
+    needs: ClassVar[str] = "a picture (jpg, png, webp) or region features (regions.npz), and a caption"
     has_pictures: ClassVar[bool] = True
     needs_language: ClassVar[bool] = False
     files: ClassVar[frozenset[str]] = frozenset({"json", "regions.npz", *IMAGE_KINDS})

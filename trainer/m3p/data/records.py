@@ -28,7 +28,9 @@ Members = Mapping[str, bytes | memoryview]
 
 LARGEST_FILE = 16 * 2**20
 """Bytes of a text or JSON file of a sample. A larger one is a bad sample: it is no caption, and would fill the memory."""
-OWN_FIELDS = ("id", "concept", "category", "captions")
+PUBLISHED_ID = "published_id"
+"""Field with the name of a picture in a published set, SET/ID: pictures of one such name are one picture in all sources."""
+OWN_FIELDS = ("id", "concept", "category", "captions", PUBLISHED_ID)
 """Fields of a record that mean something to this program, whatever the layout."""
 OBJECT = "captions in KEY.json by language"
 LIST = "captions in KEY.json without a language"
@@ -41,6 +43,7 @@ CAPTION = "the field caption of KEY.json"
 FROM_FILES = (ONE_LINE, LINES, FILES)
 _FIELD = re.compile(r"captions?[_-](.+)")
 _NUMBERED = re.compile(r"\d{1,4}\.txt")
+_PUBLISHED = re.compile(r"[a-z0-9][a-z0-9_-]*/\S+")
 
 
 class Record(NamedTuple):
@@ -65,6 +68,11 @@ class Record(NamedTuple):
     def unread(self) -> list[str]:
         """Fields of the JSON that nothing is read from."""
         return [name for name in self.fields if name not in OWN_FIELDS and name not in self.used]
+
+
+def is_published_id(text: str) -> bool:
+    """Tell whether a text is SET/ID."""
+    return bool(_PUBLISHED.fullmatch(text))
 
 
 def passage(content: bytes | memoryview | None) -> str:

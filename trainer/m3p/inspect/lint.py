@@ -91,7 +91,7 @@ def _open(recipe: Recipe, name: str, config: ObjectiveConfig, number: int, path:
     load = pictures.load if pictures else None
     source = Source(folder, config.sources[number], (recipe.run.seed, name, number), data.window, load)
     if pictures:
-        pictures.check(str(folder), source.manifest.region_features)
+        pictures.check_source(str(folder), source.manifest.region_features, source.manifest.without_picture)
     config.check_source(source)
     return source
 

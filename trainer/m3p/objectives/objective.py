@@ -178,7 +178,8 @@ class Objective:
                 owner = (context.seed, context.name, len(sources))
                 sources.append(Source(folder, entry, owner, context.window, load, augments, self.kind))
                 if load and context.visual:
-                    context.visual.check(str(folder), sources[-1].manifest.region_features)
+                    manifest = sources[-1].manifest
+                    context.visual.check_source(str(folder), manifest.region_features, manifest.without_picture)
                 weights.append(entry.weight)
         self._buffer = PictureBuffer(context.visual.memory_shape if load and context.visual else None)
         self.mix = Mix(sources, weights, config.temperature)

@@ -1,12 +1,15 @@
 """Lines of raw text files, compressed or not, and names of what a folder holds beside them."""
 
 import bz2
+import csv
 import gzip
+import io
 import lzma
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TextIO
 
 from tqdm import tqdm
 
@@ -50,6 +53,27 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 bar.update(raw.tell() - bar.n)
         except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(f"{path}, after line {number}: cannot be unpacked ({error}): copy it again.") from None
+
+
+@contextmanager
+def open_text(path: Path, wanted: str) -> Iterator[TextIO]:
+    """Open a file of UTF-8 text for `csv`, compressed or not, line ends as they are.
+
+    Raises UserError where it does not exist, saying what is `wanted`, and where it is compressed in a way that is not read, is
+    broken or is no table of text.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}: {wanted}.")
+    if path.suffix in OTHERS:
+        raise UserError(f"{path}: this compression is not read: unpack it, or compress it with gzip or xz.")
+    csv.field_size_limit(LONGEST_LINE)
+    with path.open("rb") as raw:
+        file = OPENERS[path.suffix](raw) if path.suffix in OPENERS else raw
+        with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+            try:
+                yield text
+            except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError, csv.Error) as error:
+                raise UserError(f"{path} cannot be read ({error}): {wanted}, or copy it again.") from None
 
 
 def files_of(folder: Path) -> list[Path]:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from m3p.data.languages import LANGUAGE_TAG
-from m3p.data.records import OWN_FIELDS, find_captions
+from m3p.data.records import OWN_FIELDS, PUBLISHED_ID, find_captions, is_published_id
 from m3p.data.shards.manifest import Manifest
 from m3p.errors import BadSample, UserError
-from m3p.prepare.pictures import PictureFolder
+from m3p.prepare.pictures import PictureFolder, checked_extension
 from m3p.prepare.region_folder import RegionFolder
 from m3p.prepare.regions import pack_regions
 from m3p.prepare.shards import ShardWriter
@@ -33,14 +33,19 @@ class Entry(NamedTuple):
     where: str
     """Where it stands, for messages: "line 3"."""
     record: Fields | str
-    """{"id", "image", "captions", "concept"?, "category"?}; or why it cannot be read."""
+    """{"id", "image", "captions", "concept"?, "category"?, "published_id"?}; or why it cannot be read.
+
+    "image" is a path in the folder of the pictures, several of which the first that exists counts, or the bytes of a picture.
+    "published_id" is SET/ID, the name that a picture has in a published set, whichever source it comes from.
+    """
 
 
 @dataclass(frozen=True)
 class Options:
     """What every importer of captions is told."""
 
-    pictures: PictureFolder
+    pictures: PictureFolder | None
+    """None where there are no pictures, but region features alone."""
     language: str | None = None
     """Of captions that name none; without it they are mistakes."""
     regions: Path | None = None
@@ -50,7 +55,7 @@ class Options:
     samples_per_shard: int = 1000
     overwrite: bool = False
     origin: dict[str, str] = field(default_factory=dict)
-    """What the manifest says of a published set: its name, task, split, source of the captions."""
+    """What the manifest says of a published set: set, task, split, caption_source, licence."""
 
 
 @dataclass
@@ -64,6 +69,10 @@ class _Checker:
     width: tuple[int, str] | None = None
     unread: Counter[str] = field(default_factory=Counter)
     """Records by fields that are not kept."""
+    least: dict[str, int] = field(default_factory=dict)
+    """Fewest captions of a picture that has any, by language."""
+    most: dict[str, int] = field(default_factory=dict)
+    """Most captions of a picture, by language."""
 
     def members(self, entry: Entry) -> tuple[dict[str, bytes], list[str]]:
         """Return the members of a sample, and what is wrong with the record: nothing, one or several sentences."""
@@ -82,8 +91,25 @@ class _Checker:
             self.width = width
             return {}, mistakes
         self.first[record["id"]] = entry.where
+        self._count(captions)
         self.unread.update(name for name in record if name not in (*OWN_FIELDS, "image", *used))
         return members | {"json": _json({**record, "captions": captions})}, []
+
+    def _count(self, captions: object) -> None:
+        """Note how many captions a good record has in each language."""
+        assert isinstance(captions, dict)
+        for language, texts in captions.items():
+            number = len(texts) if isinstance(texts, list) else 1
+            self.least[language] = min(number, self.least.get(language, number))
+            self.most[language] = max(number, self.most.get(language, number))
+
+    def per_picture(self) -> str:
+        """Return how many captions a picture has, if all languages agree, else by language: "5", "en 5 to 7, fr 1"."""
+        spans = {
+            language: f"{low}" if low == self.most[language] else f"{low} to {self.most[language]}"
+            for language, low in sorted(self.least.items())
+        }
+        return next(iter(spans.values())) if len(set(spans.values())) == 1 else ", ".join(map(" ".join, spans.items()))
 
     def _captions(self, record: Fields) -> tuple[object, tuple[str, ...]]:
         """Return the captions by language, in whatever layout, and the fields they were read from."""
@@ -102,10 +128,16 @@ class _Checker:
         return [f"id {identity!r} is that of {first} again; ids name one record each"] if first else []
 
     def _picture(self, image: object) -> tuple[dict[str, bytes], list[str]]:
-        if not isinstance(image, str) or not image:
-            return {}, [f"image is {image!r}; the rule is a path in {self.options.pictures.folder}"]
+        """Return the picture by its extension, and what is wrong with it."""
         try:
-            extension, content = self.options.pictures.read(image)
+            if isinstance(image, bytes):
+                return {checked_extension(image): image}, []
+            names = [image] if isinstance(image, str) else image
+            if self.options.pictures is None:
+                return {}, [] if self.options.regions else ["it has no picture; give --images, --regions, or both"]
+            if not (isinstance(names, list) and names and all(isinstance(name, str) and name for name in names)):
+                return {}, [f"image is {image!r}; the rule is a path in {self.options.pictures.folder}"]
+            extension, content = self.options.pictures.read(*names)
         except ValueError as error:
             return {}, [str(error)]
         return {extension: content}, []
@@ -133,6 +165,9 @@ def name_mistakes(record: Fields) -> list[str]:
             found.append(f"{name} is {record[name]!r}; the rule is text")
     if record.get("concept") == "":
         found.append("concept is ''; the rule is text that names it: leave it out where there is none")
+    published = record.get(PUBLISHED_ID)
+    if published is not None and not (isinstance(published, str) and is_published_id(published)):
+        found.append(f"{PUBLISHED_ID} is {published!r}; the rule is SET/ID, such as coco/391895")
     return found
 
 
@@ -202,6 +237,7 @@ def write_pairs(
             raise UserError(f"{report(name, bad)}\nNothing was written. Mend them, or leave them out with --skip-bad.")
         if not writer.samples:
             raise UserError(f"{name} holds no usable record.\n{report(name, bad)}")
+        writer.origin = {**options.origin, "captions_per_picture": checker.per_picture()}
     for note in _unread(name, checker.unread):
         say(note)
     return writer.manifest, bad

@@ -29,20 +29,20 @@ class PictureFolder:
     def __init__(self, folder: Path, follow_links: bool = False) -> None:
         self.folder, self._follow_links = folder, follow_links
 
-    def read(self, name: str) -> tuple[str, bytes]:
-        """Return extension and bytes of a picture that can be decoded to its end. Raises ValueError with what is wrong."""
-        path = self.folder / name
-        try:
-            self._check_place(path, name)
-            content = _read_regular(path)
-            extension = image_extension(content)
-            # At an eighth of its size if it is a JPEG, which still reads all of it.
-            decode(content, size=1, max_pixels=LARGEST)
-        except FileNotFoundError:
-            raise ValueError(f"image {name!r} does not exist (looked for {path})") from None
-        except (OSError, RuntimeError, ValueError, Image.DecompressionBombError, BadSample) as error:
-            raise ValueError(f"image {name!r} cannot be used: {error}") from None
-        return extension, content
+    def read(self, *names: str) -> tuple[str, bytes]:
+        """Return extension and bytes of the first picture of `names` that exists. Raises ValueError with what is wrong."""
+        for name in names:
+            path = self.folder / name
+            try:
+                self._check_place(path, name)
+                content = _read_regular(path)
+            except FileNotFoundError:
+                continue
+            except (OSError, RuntimeError, ValueError) as error:
+                raise ValueError(f"image {name!r} cannot be used: {error}") from None
+            return checked_extension(content, name), content
+        looked = ", ".join(str(self.folder / name) for name in names)
+        raise ValueError(f"image {names[0]!r} does not exist (looked for {looked})")
 
     def _check_place(self, path: Path, name: str) -> None:
         """Raise ValueError unless the path lies in the folder, and what it leads to as well."""
@@ -67,6 +67,17 @@ def _read_regular(path: Path) -> bytes:
     if status.st_size > LARGEST_FILE or len(content) > LARGEST_FILE:
         raise ValueError(f"it has more than {LARGEST_FILE:,} bytes")
     return content
+
+
+def checked_extension(content: bytes, name: str = "") -> str:
+    """Return the extension of a picture that can be decoded to its end. Raises ValueError with what is wrong."""
+    try:
+        extension = image_extension(content)
+        # At an eighth of its size if it is a JPEG, which still reads all of it.
+        decode(content, size=1, max_pixels=LARGEST)
+    except (OSError, RuntimeError, ValueError, Image.DecompressionBombError, BadSample) as error:
+        raise ValueError(f"image {name!r} cannot be used: {error}") from None
+    return extension
 
 
 def image_extension(content: bytes) -> str:

@@ -47,13 +47,21 @@ class RegionFolder:
         self.folder, self._record = folder, read_record(folder)
 
     def load(self, identity: str, image: object) -> tuple[str, Arrays]:
-        """Return the name of a record's file and its regions; `image` is the path of its picture. Raises ValueError."""
-        name = identity
-        if self._record is not None and self._record.named_by is NamedBy.IMAGE:
-            name = Path(str(image)).stem
-        elif "/" in identity or "\\" in identity:
-            raise ValueError(f"id {identity!r} names no file; with --regions the rule is an id without slashes")
-        file = f"{name}.npz"
+        """Return the name of a record's file and its regions. Raises ValueError.
+
+        `image` is the path of its picture, or several at which it may be. The file is named by the id, or, where there is none
+        of that name or the folder says so, by the picture.
+        """
+        others = [image] if isinstance(image, str) else image if isinstance(image, list) else []
+        images = [Path(str(other)).stem for other in others]
+        by_image = self._record is not None and self._record.named_by is NamedBy.IMAGE
+        names = [] if by_image or "/" in identity or "\\" in identity else [identity]
+        files = [f"{name}.npz" for name in dict.fromkeys((*names, *images))]
+        found = [file for file in files if (self.folder / file).exists()]
+        if not found and not names and not (by_image and files):
+            rule = "a path of its picture" if by_image else "an id without slashes"
+            raise ValueError(f"id {identity!r} names no file; with --regions the rule is {rule}")
+        file = (found or files)[0]
         try:
             return file, load_regions(self.folder / file)
         except ValueError as error:

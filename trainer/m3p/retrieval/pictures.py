@@ -41,7 +41,8 @@ def open_source(recipe: Recipe, name: str, config: EvaluationConfig) -> Source:
     assert recipe.visual is not None, "a recipe without pictures has no evaluation"
     try:
         source = Source(Path(config.path), SourceConfig(path=config.path), (0, name, 0), 1, recipe.visual.load)
-        recipe.visual.check(str(source.folder), source.manifest.region_features)
+        manifest = source.manifest
+        recipe.visual.check_source(str(source.folder), manifest.region_features, manifest.without_picture)
     except UserError as error:
         raise UserError(f"evaluation.{name}: {error}") from error
     known = source.manifest.captions

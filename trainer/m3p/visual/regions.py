@@ -1,7 +1,7 @@
 """Stored region features of an object detector: M3P's own visual source (`KEY.regions.npz`)."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -53,6 +53,7 @@ class RegionTokens(NamedTuple):
 class Regions(VisualSource):
     """Region features, L2-normalised, with their boxes and object classes."""
 
+    needs_pictures: ClassVar[bool] = False
     kind: Literal["regions"]
     feature_size: int = Field(2048, ge=1, description="Width of a region's feature, as stored in the shards.")
     classes: int = Field(1600, ge=0, description="Object classes of the detector; 0: no class loss.")

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from m3p.batch import Picture
+from m3p.errors import UserError
 from m3p.visual.decode import MAX_PIXELS
 
 Members = Mapping[str, bytes | memoryview]
@@ -24,6 +25,8 @@ class VisualSource(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    needs_pictures: ClassVar[bool] = True
+    """Whether a sample must hold its picture; region features alone do not do."""
     predicts_embedder: ClassVar[bool] = False
     """Whether masked tokens are predicted as the embedder sees them in the whole picture.
 
@@ -76,6 +79,21 @@ class VisualSource(BaseModel):
 
     def check(self, folder: str, width: int | None) -> None:
         """Raise UserError where the source in `folder`, whose stored region features have `width` numbers, does not fit."""
+
+    def check_source(self, folder: str, region_features: int | None, without_picture: int) -> None:
+        """Raise UserError where the source in `folder` does not fit.
+
+        Args:
+            folder: for messages.
+            region_features: numbers of a stored region feature; None where there are none.
+            without_picture: samples that have region features and no picture.
+        """
+        if self.needs_pictures and without_picture:
+            raise UserError(
+                f"visual.kind needs pictures, but {without_picture:,} samples of {folder} have region features alone: use kind: "
+                "regions, or prepare the source again with --images"
+            )
+        self.check(folder, region_features)
 
     def load(self, members: Members, draw: Iterator[float] | None, into: NDArray[np.uint8] | None = None) -> Picture:
         """Return the picture of a sample, decoded into `into` where it fits; `draw` augments it. Raises BadSample."""

@@ -44,7 +44,9 @@ class TarIndex:
     unnamed: int = 0
     """Samples whose captions name no language, such as those of a KEY.txt."""
     unusable: int = 0
-    """Samples without a picture and a caption, with unreadable regions, or without text; training skips them."""
+    """Samples without picture and regions, or a caption, with unreadable regions, or without text; training skips them."""
+    without_picture: int = 0
+    """Samples that have region features and no picture."""
     layouts: Counter[str] = field(default_factory=Counter)
     """Samples by where their captions were found, in the words of records.py."""
     unread: Counter[str] = field(default_factory=Counter)
@@ -146,7 +148,7 @@ class _Scan:
         self.captions, self.layouts = Counter[str](), Counter[str]()
         self.unread, self.reasons = Counter[str](), Counter[str]()
         self.width: int | None = None
-        self.unnamed = self.unusable = 0
+        self.unnamed = self.unusable = self.without_picture = 0
         self.dotted = ""
 
     def run(self, size: int) -> TarIndex:
@@ -183,6 +185,7 @@ class _Scan:
             region_features=self.width,
             unnamed=self.unnamed,
             unusable=self.unusable,
+            without_picture=self.without_picture,
             layouts=self.layouts,
             unread=self.unread,
             reasons=self.reasons,
@@ -232,11 +235,13 @@ class _Scan:
         if not kind.has_pictures:
             self.unusable += not self.has_text(kind, extents)
             return
-        usable = self.has_captions(extents) and picture_kind(extents) is not None
+        has_picture = picture_kind(extents) is not None
+        usable = self.has_captions(extents) and (has_picture or "regions.npz" in extents)
         if "regions.npz" in extents:
             width = feature_width(self.read(extents, "regions.npz", LARGEST_NPZ))
             usable = usable and width is not None
             self.check_width(key, width)
+            self.without_picture += usable and not has_picture
         self.unusable += not usable
 
     def has_text(self, kind: Kind, extents: dict[str, tuple[int, int]]) -> bool:

@@ -91,6 +91,7 @@ def _manifest(folder: Path, paths: list[Path], indexes: list[TarIndex], kind: Ki
         samples=samples,
         captions=dict(sorted(captions.items())),
         region_features=next(iter(widths), None),
+        without_picture=sum(index.without_picture for index in indexes),
         shards=ShardTable(
             Shard(name=path.name, samples=index.samples, bytes=index.bytes, fingerprint=index.fingerprint)
             for path, index in zip(paths, indexes, strict=True)

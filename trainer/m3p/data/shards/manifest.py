@@ -66,8 +66,10 @@ class Manifest(BaseModel):
     """How many samples have a caption in each language; empty for text."""
     region_features: Annotated[int, Field(ge=1)] | None = None
     """Width D of the stored region features; null without regions."""
+    without_picture: Annotated[int, Field(ge=0)] = 0
+    """Samples that have region features and no picture, as features are handed round."""
     origin: dict[str, str] = {}
-    """Of a published set: what was imported, such as set, task, split and where the captions come from. Empty otherwise."""
+    """What was imported: set, task, split, caption_source and licence of a published set; captions_per_picture of all."""
     shards: Annotated[ShardTable, BeforeValidator(_is_table)]
     """In the order that positions count them."""
 

@@ -1,61 +1,107 @@
-"""Captions of MSCOCO and Flickr30K in the two JSON files in which they are handed round.
+"""Captions of MSCOCO in the two JSON files in which they are handed round; other sets of captions have these forms too.
 
 dataset_coco.json, dataset_flickr30k.json   Karpathy's splits: {"images": [{"filename", "filepath"?, "split", "imgid",
                                             "cocoid"?, "sentences": [{"raw"}, ...]}]}
 captions_train2017.json                     {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]};
-                                            STAIR's Japanese captions have this form too
+                                            the Japanese captions of STAIR and YJ have this form
 """
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from m3p.errors import UserError
 from m3p.prepare.pairs import Entry
+from m3p.prepare.published import HUMAN, Published, coco_id, coco_images, origin_of
 
 LARGEST_FILE = 2**30
 """Bytes of a JSON file that is read: Karpathy's of MSCOCO has 144 MB."""
+Splits = Annotated[
+    list[str] | None, typer.Option("--split", help="Split of Karpathy's file; may be given again (train, restval).")
+]
+CaptionsFile = Annotated[
+    Path, typer.Argument(metavar="FILE.json", help="dataset_*.json (Karpathy) or captions_*.json.")
+]
 
 
-def read_coco(source: Path, splits: Collection[str], language: str) -> Iterator[Entry]:
-    """Yield a record a picture, with all its captions in `language`. `splits`: of Karpathy's file, which has all of them.
+def coco(
+    source: CaptionsFile,
+    split: Splits = None,
+    language: Annotated[str, typer.Option(help="Language of the captions.")] = "en",
+) -> Published:
+    """MSCOCO's captions to shards: Karpathy's dataset_coco.json, or captions_*.json."""
+    entries = read_coco(source, split or [], language)
+    origin = origin_of("coco", HUMAN, " ".join(split or []), "CC BY 4.0", file=source.name)
+    return Published(str(source), entries, origin, language)
+
+
+def read_coco(
+    source: Path, splits: Collection[str], language: str, name_of: Callable[[str], str] = coco_id
+) -> Iterator[Entry]:
+    """Yield a record a picture, with all its captions in `language`.
+
+    Args:
+        source: the JSON file.
+        splits: of Karpathy's file, which has all of them.
+        language: of the captions.
+        name_of: gives the published id of a picture from its file's name.
 
     Raises UserError for a file of neither form, and for splits that it does not have.
     """
-    content = _load(source)
+    content = load_json(source)
     images = content.get("images")
     if not isinstance(images, list) or not images or not all(isinstance(image, dict) for image in images):
         raise UserError(f"{source} has no list `images` of objects: give dataset_*.json (Karpathy) or captions_*.json.")
     if "annotations" in content:
         if splits:
             raise UserError(f"{source} is of one split, as its name says: leave out --split {' '.join(splits)}.")
-        yield from _annotated(source, images, content["annotations"], language)
-    else:
-        yield from _karpathy(source, images, splits, language)
+        return _annotated(source, images, content["annotations"], language)
+    _check_splits(source, images, splits)
+    return _karpathy([image for image in images if image.get("split") in splits], language, name_of)
 
 
-def _karpathy(source: Path, images: list[dict[str, Any]], splits: Collection[str], language: str) -> Iterator[Entry]:
-    """Yield the pictures of the `splits`. Raises UserError where a picture names none, or none is of a split."""
+def _check_splits(source: Path, images: list[dict[str, Any]], splits: Collection[str]) -> None:
+    """Raise UserError where no split is named, or one that no picture is of."""
     counts = Counter(str(image.get("split")) for image in images)
     listed = ", ".join(f"{name} {number:,}" for name, number in counts.most_common(8))
     missing = [split for split in splits if split not in counts]
     if missing or not splits:
         wrong = f"has no split {', '.join(missing)}" if missing else "holds all splits"
         raise UserError(f"{source} {wrong}: say --split (MSCOCO: train and restval are trained on); it has {listed}.")
+
+
+def _karpathy(images: list[dict[str, Any]], language: str, name_of: Callable[[str], str]) -> Iterator[Entry]:
+    """Yield the `images` of Karpathy's form."""
     for number, image in enumerate(images):
-        if image.get("split") not in splits:
-            continue
         sentences, name = image.get("sentences"), image.get("filename")
         where = f"picture {number} ({name!r})"
         if not isinstance(sentences, list) or not all(isinstance(one, dict) for one in sentences):
             yield Entry(where, f"sentences are {str(sentences)[:60]!r}; the rule is a list of objects with `raw`")
-            continue
-        identity = image.get("cocoid", image.get("imgid"))
-        path = f"{image['filepath']}/{name}" if image.get("filepath") else name
-        captions = {language: [one.get("raw") for one in sentences]}
-        yield Entry(where, {"id": identity, "image": path, "captions": captions})
+        elif not isinstance(name, str):
+            yield Entry(where, f"filename is {name!r}; the rule is text")
+        else:
+            inside = [f"{image['filepath']}/{name}"] if image.get("filepath") else []
+            captions = {language: [one.get("raw") for one in sentences]}
+            yield _entry(where, image.get("cocoid", image.get("imgid")), inside, name, captions, name_of)
+
+
+def _entry(
+    where: str,
+    identity: object,
+    inside: list[str],
+    name: str,
+    captions: dict[str, list[Any]],
+    name_of: Callable[[str], str],
+) -> Entry:
+    """Return a record; `inside` are paths at which its picture may lie besides those of `name`."""
+    published = name_of(name)
+    names = coco_images(name) if published.startswith("coco/") else [name]
+    record = {"id": identity, "image": [*inside, *names], "captions": captions}
+    return Entry(where, record | ({"published_id": published} if published else {}))
 
 
 def _annotated(source: Path, images: list[dict[str, Any]], annotations: object, language: str) -> Iterator[Entry]:
@@ -72,19 +118,21 @@ def _annotated(source: Path, images: list[dict[str, Any]], annotations: object, 
             "copy the file again."
         )
     for number, image in enumerate(images):
-        texts = captions.get(str(image.get("id")))
-        where = f"picture {number} ({image.get('file_name')!r})"
+        name = image.get("file_name")
+        texts, where = captions.get(str(image.get("id"))), f"picture {number} ({name!r})"
         if texts is None:
             yield Entry(where, "it has no caption; the rule is one or more annotations with its id")
+        elif not isinstance(name, str):
+            yield Entry(where, f"file_name is {name!r}; the rule is text")
         else:
-            yield Entry(where, {"id": image.get("id"), "image": image.get("file_name"), "captions": {language: texts}})
+            yield _entry(where, image.get("id"), [], name, {language: texts}, coco_id)
 
 
-def _load(source: Path) -> dict[str, Any]:
-    """Return the object that a JSON file holds. Raises UserError."""
+def load_json(source: Path, wanted: str = "dataset_*.json (Karpathy) or captions_*.json") -> dict[str, Any]:
+    """Return the object that a JSON file holds. Raises UserError, which names the file that is `wanted`."""
     if not source.is_file():
         what = "is a folder" if source.is_dir() else "does not exist"
-        raise UserError(f"{source} {what}: give dataset_*.json (Karpathy) or captions_*.json.")
+        raise UserError(f"{source} {what}: give {wanted}.")
     with source.open("rb") as file:
         text = file.read(LARGEST_FILE + 1)
     if len(text) > LARGEST_FILE:
@@ -94,5 +142,5 @@ def _load(source: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{source}: broken JSON ({error}): copy it again.") from None
     if not isinstance(content, dict):
-        raise UserError(f"{source} is no JSON object: give dataset_*.json (Karpathy) or captions_*.json.")
+        raise UserError(f"{source} is no JSON object: give {wanted}.")
     return content

@@ -11,15 +11,44 @@ Line n of a caption file belongs to line n of the list of pictures. The two task
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+import typer
 
 from m3p.errors import UserError
-from m3p.prepare.lines import check_once, files_of, numbered_lines, plain_name
+from m3p.prepare.lines import check_once, files_of, plain_name
 from m3p.prepare.pairs import Entry
+from m3p.prepare.published import (
+    HUMAN,
+    HUMAN_TRANSLATION,
+    Published,
+    flickr_or_coco,
+    origin_of,
+    text_lines,
+)
 
-SOURCES = {1: "translations of the English captions", 2: "written independently in each language"}
-"""Where the captions of a task come from."""
+SOURCES = {1: HUMAN_TRANSLATION, 2: HUMAN}
+"""Who wrote the captions of a task."""
+WORDS = {1: "translations of the English captions", 2: "written independently in each language"}
+"""The same in the words of messages."""
 _NAME = re.compile(r"(?P<split>.+?)(?:\.(?P<number>[1-5]))?\.(?P<language>[a-z]{2})")
+
+
+def multi30k(
+    folder: Annotated[Path, typer.Argument(help="data/task1 or data/task2 of github.com/multi30k/dataset.")],
+    task: Annotated[
+        int, typer.Option(min=1, max=2, help="1: translations, a caption a picture; 2: written independently, five.")
+    ],
+    split: Annotated[
+        str, typer.Option(help="As its list of pictures is called: train, val, test_2016_flickr.")
+    ] = "train",
+    languages: Annotated[
+        list[str] | None, typer.Option("--language", help="Only this one; may be given again.")
+    ] = None,
+) -> Published:
+    """Multi30K to shards: Task 1 in en, de, fr and cs, or Task 2 in en and de. The manifest says which."""
+    origin = origin_of("multi30k", SOURCES[task], split, task=str(task))
+    return Published(str(folder), read_multi30k(folder, task, split, languages), origin)
 
 
 class CaptionFile(NamedTuple):
@@ -33,9 +62,9 @@ class CaptionFile(NamedTuple):
 
 def read_multi30k(folder: Path, task: int, split: str, languages: list[str] | None = None) -> Iterator[Entry]:
     """Yield a record a picture of `folder` (data/task1 or data/task2). Raises UserError for files that do not belong together."""
-    names = _lines(_image_list(folder, task, split))
+    names = text_lines(_image_list(folder, task, split))
     files = _caption_files(folder, task, split, languages)
-    texts = [_lines(file.path) for file in files]
+    texts = [text_lines(file.path) for file in files]
     for file, lines in zip(files, texts, strict=True):
         if len(lines) != len(names):
             raise UserError(
@@ -48,9 +77,8 @@ def read_multi30k(folder: Path, task: int, split: str, languages: list[str] | No
             captions.setdefault(file.language, []).append(lines[number])
         # test_2017_mscoco's list names the caption of MSCOCO too: COCO_train2014_000000000009.jpg#48
         image = name.partition("#")[0]
-        yield Entry(
-            f"line {number + 1}", {"id": image.rpartition(".")[0] or image, "image": image, "captions": captions}
-        )
+        record = {"id": image.rpartition(".")[0] or image, "captions": captions, **flickr_or_coco(image)}
+        yield Entry(f"line {number + 1}", record)
 
 
 def _image_list(folder: Path, task: int, split: str) -> Path:
@@ -75,8 +103,8 @@ def _caption_files(folder: Path, task: int, split: str, languages: list[str] | N
     if not found:
         if other:
             raise UserError(
-                f"{folder}/raw holds {other[0].name}, a file of Task {3 - task}: {SOURCES[3 - task]}. Say --task "
-                f"{3 - task}, or give the folder of Task {task}, {SOURCES[task]}."
+                f"{folder}/raw holds {other[0].name}, a file of Task {3 - task}: {WORDS[3 - task]}. Say --task "
+                f"{3 - task}, or give the folder of Task {task}, {WORDS[task]}."
             )
         raise UserError(f"{folder}/raw holds no captions of {split}, such as {split}.en.gz or {split}.1.en.gz.")
     check_once(found, "they are one file")
@@ -92,14 +120,3 @@ def _caption_file(path: Path) -> CaptionFile:
     match = _NAME.fullmatch(plain_name(path))
     assert match is not None, "chosen by it"
     return CaptionFile(match["language"], int(match["number"] or 0), path)
-
-
-def _lines(path: Path) -> list[str]:
-    """Return the lines of a file; one that is empty stands for itself."""
-    lines = []
-    for number, line in numbered_lines(path):
-        try:
-            lines.append(line.decode("utf-8-sig" if number == 1 else "utf-8").strip())
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}, line {number}: not valid UTF-8 ({error.reason}): copy it again.") from None
-    return lines
