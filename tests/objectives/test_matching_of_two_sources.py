@@ -72,7 +72,7 @@ def accuracy(tiny: Path, folder: Path) -> float:
         logits, targets = found.tasks["matching"], found.targets["matching"]
         if number < STEPS:
             optimizer.zero_grad()
-            (Matching().loss(logits, targets) / len(logits)).backward()
+            torch.autograd.backward(Matching().loss(logits, targets) / len(logits))
             optimizer.step()
         else:
             right += int(((logits > 0) == (targets["labels"] > 0.5)).sum())
