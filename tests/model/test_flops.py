@@ -29,6 +29,7 @@ SOURCES: list[VisualConfig] = [
 def picture(visual: VisualConfig, rng: np.random.Generator, regions: int) -> Picture:
     if isinstance(visual, Patches):
         return PatchTokens(rng.integers(0, 256, visual.memory_shape, np.uint8), visual.patch)
+    assert isinstance(visual, Regions)
     boxes = np.tile(np.array([0, 0, 0.5, 0.5], np.float32), (regions, 1))
     features = rng.standard_normal((regions, visual.feature_size), np.float32)
     return RegionTokens(features, boxes, rng.integers(visual.classes, size=regions))

@@ -178,28 +178,40 @@ def test_what_is_to_be_predicted_is_what_the_embedder_says_of_the_whole_picture(
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_loaded_weights_outlive_the_drawing_of_the_others(frozen: bool) -> None:
-    weights = dict(network(frozen).named_parameters())
-    name = "visual.tower.module.mix.weight" if frozen else "visual.tower.mix.weight"
-    assert torch.equal(weights[name], torch.full((SEEN - 1, TOKENS), 0.7))
+    model = network(frozen)
+    weights = dict(model.named_parameters())
+    tower = model.get_submodule("visual.tower")
+    mix = tower.module.mix.weight if isinstance(tower, Frozen) else weights["visual.tower.mix.weight"]
+    assert torch.equal(mix, torch.full((SEEN - 1, TOKENS), 0.7))
     assert weights["visual.out.bias"].eq(0).all()
     assert weights["visual.out.weight"].std() < 0.05, "the new layer is drawn like every other"
 
 
 def test_a_frozen_embedder_has_no_gradient_and_drops_no_units_while_the_network_trains() -> None:
     model = network().train()
-    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    assert frozen == ["visual.tower.module.mix.weight", "visual.tower.module.mix.bias"]
+    tower = model.get_submodule("visual.tower")
+    assert isinstance(tower, Frozen)
+    assert not [name for name in model.state_dict() if "mix" in name], "it stands apart from the network"
+    assert not tower.module.training
     batch = pack([1.0, 2.0, 3.0, 4.0], [])
     first, second = model.encode(batch)[0], model.encode(batch)[0]
     assert torch.equal(first, second)
     assert model.training
     torch.autograd.backward(first.sum())
-    assert all(parameter.grad is None for name, parameter in model.named_parameters() if name in frozen)
+    assert all(parameter.grad is None for parameter in tower.module.parameters())
     thawed = network(frozen=False).train()
     passes = [
         thawed.encode(batch)[0] for _ in range(20)
     ]  # each alike by chance sometimes, for it drops few of few units
     assert not all(torch.equal(one, passes[0]) for one in passes), "else nothing would be dropped here anyhow"
+
+
+def test_what_is_frozen_moves_with_the_network_from_format_to_format() -> None:
+    model = network()
+    tower = model.get_submodule("visual.tower")
+    assert isinstance(tower, Frozen)
+    model.to(torch.bfloat16)
+    assert {parameter.dtype for parameter in tower.module.parameters()} == {torch.bfloat16}
 
 
 def test_its_work_is_counted_as_the_source_says() -> None:

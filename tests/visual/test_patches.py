@@ -30,6 +30,7 @@ def test_patches_are_numbered_row_by_row() -> None:
         wanted = gradient()[top : top + 8, left : left + 8].reshape(-1)
         np.testing.assert_array_equal(found.targets_at(np.array([number]))[0], wanted)
         grey, hidden, numbers = found.blank(np.array([number]))
+        assert grey is not None
         assert hidden.tolist() == numbers.tolist() == [number], "at the place of the one that it hides"
         assert (grey.features == MID_GREY).all()
         assert grey is found.blank(np.array([0]))[0], "held once, whatever it hides"

@@ -29,7 +29,7 @@ class Picture(Protocol):
     """A picture that the network sees as R tokens, in the form that its visual source's embedder takes."""
 
     @property
-    def features(self) -> NDArray[np.float32] | NDArray[np.uint8]:
+    def features(self) -> NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint8]:
         """[N, ...]: the pictures of a micro-batch are laid end to end along the first axis."""
 
     @property
@@ -57,20 +57,22 @@ class Picture(Protocol):
     def blank(self, places: NDArray[np.int64]) -> "Blank":
         """Return what is seen where the tokens at `places` [K] are hidden.
 
-        If the embedder mixes tokens, every token of a picture tells of every other. Then it is not enough to show others in
-        the place of the hidden ones: all tokens must be those of a copy in which what is hidden is painted over.
+        If the embedder mixes tokens, every token of a picture tells of every other. Then what is shown in the place of the hidden
+        ones must not come of the picture, and the others still tell of them what the mixing has carried there: where that is
+        too much, all tokens must be those of a copy in which what is hidden is painted over.
         """
 
 
 class Blank(NamedTuple):
     """What is seen of a picture some tokens of which are hidden."""
 
-    picture: Picture
-    """Another picture: of nothing, or a copy in which what is hidden is painted over."""
+    picture: Picture | None
+    """Another picture: of nothing, or a copy in which what is hidden is painted over. None: rows that the embedder has for hidden
+    tokens, behind those of all pictures."""
     places: NDArray[np.int64]
     """[P] tokens of the picture that show it: the hidden ones, or all."""
     tokens: NDArray[np.int64]
-    """[P] the token of the other picture that each shows."""
+    """[P] the token of the other picture, or the embedder's row for hidden tokens, that each shows."""
 
 
 class Sequence(NamedTuple):
@@ -100,13 +102,13 @@ class Batch:
     visual_starts: Tensor
     """[S] int64: the row of the first token of the picture that a sequence shows; 0 where it shows none."""
     visual_features: Tensor
-    """[N, ...]: what the embedder of the visual source turns into R rows; float32, or uint8 for pixels."""
+    """[N, ...]: what the embedder of the visual source turns into R rows; uint8 for pixels, else float32 or float16."""
     visual_boxes: Tensor
     """[R, 4] float32; [0, 4] where the visual source needs none."""
     hidden: Tensor
     """[H] int64: which of the visual tokens show another row, since they or others of their picture are hidden."""
     hidden_rows: Tensor
-    """[H] int64: the rows that they show instead."""
+    """[H] int64: the rows that they show instead; from R on, rows that the embedder has for hidden tokens."""
     targets: dict[str, dict[str, Tensor]]
     """Task name -> its tensors; `slots` [M] or `sequences` [N] says where the task's head reads."""
     tokens: int

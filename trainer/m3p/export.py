@@ -2,6 +2,7 @@
 
 config.json, model.safetensors, tokenizer.json, tokenizer_config.json: text encoder, word head and tokenizer as `transformers`
 loads an XLM-RoBERTa. modules.json and its folders, if asked for: text embeddings as `sentence-transformers` computes them.
+vision_tower/: the run's vision tower as `transformers` loads it, where it has one.
 m3p.safetensors, recipe.yaml, m3p.json: the whole network and its record, for `open_run` and for the `model.weights` of a recipe.
 """
 
@@ -29,6 +30,7 @@ from m3p.quiet import quiet
 from m3p.recipe.load import dump_recipe
 from m3p.runs import RECIPE, Run, load_exported, open_run
 from m3p.terminal import warn
+from m3p.transformers_folder import quiet
 
 Format = Literal["transformers", "sentence-transformers"]
 
@@ -69,6 +71,8 @@ def _write(opened: Run, output: Path) -> None:
     write_folder(output, weights, read_encoder_shape(recipe.model, opened.tokenizer.size))
     write_tokenizer(opened.tokenizer, _positions(model), output)
     save_file({name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}, output / EXPORTED)
+    if recipe.visual is not None and model.visual is not None:
+        recipe.visual.export(model.visual, output)
     (output / RECIPE).write_text(dump_recipe(recipe))
     (output / RECORD).write_text(opened.record.model_dump_json(indent=1) + "\n")
 

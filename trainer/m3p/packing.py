@@ -13,6 +13,8 @@ from m3p.batch import Allocate, Batch, Picture, Sequence, allocate_nothing
 from m3p.data.loader.picture_buffer import PictureBuffer
 
 _NONE = np.zeros(0, np.int64)
+AS_THEY_ARE = {np.dtype(np.uint8): torch.uint8, np.dtype(np.float16): torch.float16}
+"""Formats of features that are packed as they are: pixels, and stored features of half the bytes; others become float32."""
 
 
 class Packer:
@@ -33,8 +35,9 @@ class Packer:
         """Number of tokens of the picture that each sequence shows (0 where it shows none), in pieces."""
         self._first_rows: list[NDArray[np.int64]] = []
         """First row of that picture among the rows of all pictures (0 where there is none), in pieces."""
-        self._hidden: list[tuple[int, NDArray[np.int64], NDArray[np.int64]]] = []
-        """Number of a sequence, tokens of its picture that show something else, and the rows that they show instead."""
+        self._hidden: list[tuple[int, NDArray[np.int64], NDArray[np.int64], int | None]] = []
+        """Number of a sequence, tokens of its picture that show something else, the tokens that they show instead, and the first
+        row of those: None for the rows that the embedder has for hidden tokens, behind those of all pictures."""
         self._sequences = 0
         self._slots = 0
         self._pictures: list[Picture] = []
@@ -77,7 +80,8 @@ class Packer:
         """Hide the tokens at `places` of `picture`, which `sequence` shows: it shows what `Picture.blank` says instead."""
         if len(places):
             blank = picture.blank(places)
-            self._hidden.append((sequence, blank.places, self.row_of(blank.picture) + blank.tokens))
+            first = None if blank.picture is None else self.row_of(blank.picture)
+            self._hidden.append((sequence, blank.places, blank.tokens, first))
 
     def row_of(self, picture: Picture) -> int:
         """Return the first row of a picture among the rows of all pictures; it is packed if it was not yet."""
@@ -116,7 +120,8 @@ class Packer:
             self.add(Sequence(np.zeros(1, np.int64)))
         words, visual_tokens = np.concatenate(self._words), np.concatenate(self._visual_tokens)
         lengths, firsts = words + visual_tokens, visual_tokens.cumsum() - visual_tokens
-        hidden = [firsts[sequence] + places for sequence, places, _ in self._hidden]
+        hidden = [firsts[sequence] + places for sequence, places, _, _ in self._hidden]
+        rows = [tokens + (self._rows if first is None else first) for _, _, tokens, first in self._hidden]
         boxes = [picture.boxes for picture in self._pictures if picture.boxes is not None]
         return Batch(
             token_ids=torch.from_numpy(np.concatenate(self._ids)),
@@ -126,7 +131,7 @@ class Packer:
             visual_features=self._join_features([picture.features for picture in self._pictures], buffer),
             visual_boxes=self._stack(boxes, (4,)),
             hidden=torch.from_numpy(np.concatenate([_NONE, *hidden])),
-            hidden_rows=torch.from_numpy(np.concatenate([_NONE, *(rows for _, _, rows in self._hidden)])),
+            hidden_rows=torch.from_numpy(np.concatenate([_NONE, *rows])),
             targets={
                 task: {name: self._join(parts) for name, parts in arrays.items()}
                 for task, arrays in self._targets.items()
@@ -163,7 +168,7 @@ class Packer:
         if not arrays:
             return torch.zeros(0, *shape)
         whole_shape = (sum(len(array) for array in arrays), *shape)
-        dtype = torch.uint8 if arrays[0].dtype == np.uint8 else torch.float32
+        dtype = AS_THEY_ARE.get(arrays[0].dtype, torch.float32)
         whole = self._allocate(whole_shape, dtype)
         whole = torch.empty(whole_shape, dtype=dtype) if whole is None else whole
         np.concatenate(arrays, out=whole.numpy())

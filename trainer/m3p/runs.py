@@ -12,7 +12,7 @@ from torch import Tensor
 from m3p.checkpoints.files import STATE_FILE, State, read_state
 from m3p.checkpoints.init_from import EXPORTED, RECORD, start_from
 from m3p.checkpoints.read import load_weights, none_whole, read_newest, why_not_whole
-from m3p.checkpoints.resumable import check_vocabulary
+from m3p.checkpoints.resumable import check_visual, check_vocabulary, visual_fingerprints
 from m3p.data.tokenizer import Tokenizer, open_tokenizer
 from m3p.errors import UserError
 from m3p.model.build import build_model
@@ -97,20 +97,21 @@ def _open_checkpoint(path: Path, folder: Path, recipe_file: Path | None, newest:
     state = read_state(path)
     recipe = load_recipe(recipe_file) if recipe_file else parse_recipe(dict(state.recipe), str(path / STATE_FILE))
     check_vocabulary(path, state, recipe.tokenizer_folder)
+    check_visual(path, state, recipe.visual)
     tokenizer = open_tokenizer(recipe.tokenizer_folder)
     model = build_model(recipe.model, tokenizer.size, recipe.visual, recipe.tasks, recipe.run.seed, load=False)
     load_weights(model, path)
-    record = _record(folder, path, state, model)
+    record = _record(folder, path, state, _hash_of(recipe, model))
     return Run(folder, recipe, record, _ready(model), tokenizer, newest)
 
 
-def _record(folder: Path, checkpoint: Path, state: State, model: M3P) -> Record:
+def _record(folder: Path, checkpoint: Path, state: State, weights: str) -> Record:
     name, step = folder.resolve().name, state.step
     return Record(
         run=name,
         checkpoint=checkpoint.resolve().name,
         step=step,
-        weights=weights_hash(dict(model.named_parameters())),
+        weights=weights,
         captioned_languages=state.captioned,
     )
 
@@ -118,7 +119,7 @@ def _record(folder: Path, checkpoint: Path, state: State, model: M3P) -> Record:
 def _open_export(folder: Path) -> Run:
     recipe, model = load_exported(folder)
     record = read_record(folder)
-    found = weights_hash(dict(model.named_parameters()))
+    found = _hash_of(recipe, model)
     if record.weights != found:
         raise UserError(
             f"{folder / EXPORTED}: its weights have the hash {found}, and {RECORD} says {record.weights}: the two files are not "
@@ -130,11 +131,12 @@ def _open_export(folder: Path) -> Run:
 def load_exported(folder: Path) -> tuple[Recipe, M3P]:
     """Return the recipe of an exported run and its whole network, float32, on the CPU, in evaluation mode. Raises UserError.
 
-    Its model section has the sizes and the vocabulary of `folder`: those that the run was made from may be elsewhere now.
+    Its model and visual sections name files of `folder`: those that the run was made from may be elsewhere now.
     """
     recipe = load_recipe(folder / RECIPE)
     inside = {"initialise": folder, "tokenizer": folder, "shape": None, "layers": None}
-    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=inside)})
+    visual = recipe.visual if recipe.visual is None else recipe.visual.exported_to(folder)
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=inside), "visual": visual})
     size = open_tokenizer(folder).size
     model = build_model(recipe.model, size, recipe.visual, recipe.tasks, recipe.run.seed, load=False)
     start_from(model, folder, None)
@@ -151,9 +153,18 @@ def read_record(folder: Path) -> Record:
         ) from error
 
 
-def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """Return a hash of names, shapes and float32 values, whatever the order and the device."""
+def _hash_of(recipe: Recipe, model: M3P) -> str:
+    """Return the hash of a network's weights, and of the files that those come from which stand apart from it."""
+    apart = recipe.visual is not None and recipe.visual.frozen_parameters > 0
+    told = visual_fingerprints(recipe.visual) if recipe.visual is not None and apart else {}
+    return weights_hash(dict(model.named_parameters()), told)
+
+
+def weights_hash(weights: Mapping[str, Tensor], others: Mapping[str, str] | None = None) -> str:
+    """Return a hash of names, shapes and float32 values, whatever the order and the device; and of `others`, name -> hash."""
     digest = hashlib.sha256()
+    for name, value in sorted((others or {}).items()):
+        digest.update(f"{name} {value}\n".encode())
     for part in _parts(weights):
         digest.update(part)
     return digest.hexdigest()[:16]

@@ -12,6 +12,7 @@ from m3p.objectives.objective import Objective
 from m3p.recipe.load import take_new_names
 from m3p.recipe.recipe import Recipe
 from m3p.recipe.schema import may_change
+from m3p.visual.source import VisualSource
 from m3p.vocabulary import vocabulary_file
 
 _TOKENIZER = "model.tokenizer"
@@ -43,7 +44,25 @@ def fingerprints(recipe: Recipe, objectives: Mapping[str, Objective]) -> dict[st
     """Return what, beside the recipe, must be as it was: hashes of sources, word lists and tokenizer, by recipe field."""
     found = {place: value for objective in objectives.values() for place, value in objective.fingerprints().items()}
     found[_TOKENIZER] = vocabulary_hash(recipe.tokenizer_folder)
+    if recipe.visual is not None and any(objective.kind.has_pictures for objective in objectives.values()):
+        found |= visual_fingerprints(recipe.visual)
     return found
+
+
+def visual_fingerprints(visual: VisualSource) -> dict[str, str]:
+    """Return the hashes of the files that the visual source names, by recipe field."""
+    return {f"visual.{field}": value for field, value in visual.fingerprints().items()}
+
+
+def check_visual(path: Path, found: State, visual: VisualSource | None) -> None:
+    """Raise UserError where the checkpoint `path` was trained with other files than those that the visual source names now."""
+    for field, now in ({} if visual is None else visual_fingerprints(visual)).items():
+        then = found.data.get(field, now)
+        if then != now:
+            raise UserError(
+                f"{path} was trained with another {field} (hash {then}) than the one that it names now (hash {now}); put back "
+                "the files that the run was trained with, or name their folder"
+            )
 
 
 def vocabulary_hash(tokenizer: Path) -> str:

@@ -90,20 +90,30 @@ class Planner:
     """A recipe and a file of ds_configs/, read once; forecasts for any number of ranks."""
 
     def __init__(self, recipe: Recipe, ds_config: Path) -> None:
-        self._recipe, self._config = recipe, read_deepspeed_config(ds_config)
         self.assumptions: list[str] = []
+        self._recipe, self._config = self._with_files(recipe), read_deepspeed_config(ds_config)
+        recipe = self._recipe
         if recipe.model.freeze:
             self.assumptions.append("what model.freeze keeps still is counted as if it were trained; it takes less")
         if not recipe.model.encode_pictures:
             self.assumptions.append("pictures are counted as if they passed through the encoder; they take less")
         self.sizes = self._sizes()
         self.parameters = count_parameters(recipe, self.sizes)
+        self.frozen_parameters = 0 if recipe.visual is None else recipe.visual.frozen_parameters
+        """Parameters that stand apart from the network, in whatever it sees with."""
         plan = recipe.plan()
         served = [turn.objective for turn in plan.turns(0)]
         self.streams = {
             name: Turns(served.count(name), config.batch_size, config.micro_batch, self._sample(name, config))
             for name, config in recipe.active_objectives.items()
         }
+
+    def _with_files(self, recipe: Recipe) -> Recipe:
+        """Return the recipe; where files that its visual source names are not here, with others of a usual size."""
+        visual, told = (None, "") if recipe.visual is None else recipe.visual.stand_in()
+        if told:
+            self.assumptions.append(told)
+        return recipe.model_copy(update={"visual": visual})
 
     def setting(self, ranks: int, kind: Gpu | None) -> Setting:
         """Return what memory depends on, for `ranks` GPUs of `kind`."""
@@ -115,8 +125,7 @@ class Planner:
 
     def forecast(self, setting: Setting, kind: Gpu | None, smaller: float = 1) -> Forecast:
         """Return the forecast; micro-batches are the recipe's divided by `smaller`."""
-        total = sum(self.parameters.values())
-        memory = model_memory(total, setting)
+        memory = model_memory(sum(self.parameters.values()), setting, self.frozen_parameters)
         parts = [
             activation_memory(self.sizes, stream.sample * self._largest(stream, setting.ranks, smaller), setting)
             for stream in self.streams.values()
@@ -230,6 +239,8 @@ def print_plan(recipe: Recipe, ds_config: Path, ranks: int, kind_name: str, cons
     table = Table(title=f"{recipe.run.folder} on {ranks} x {kind_name}, ZeRO {setting.stage}", show_header=False)
     for part, number in found.parameters.items():
         table.add_row(f"parameters: {part}", f"{number:,}")
+    if frozen := planner.frozen_parameters:
+        table.add_row("parameters: frozen", f"{frozen:,}")
     for part, size in found.memory.items():
         table.add_row(f"memory of a rank: {part}", f"{size / GIB:.2f} GiB")
     table.add_row("memory of a rank", f"{found.total / GIB:.2f} GiB" + (f" of {kind.memory_gib:g}" if kind else ""))

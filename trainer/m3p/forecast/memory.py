@@ -60,8 +60,11 @@ def setting_of(
     )
 
 
-def model_memory(parameters: int, setting: Setting) -> dict[str, float]:
-    """Return bytes of weights, gradients, optimizer and communication buffers."""
+def model_memory(parameters: int, setting: Setting, frozen: int = 0) -> dict[str, float]:
+    """Return bytes of weights, gradients, optimizer and communication buffers.
+
+    `frozen` parameters stand apart from the network: every rank holds them whole, and nothing else of them.
+    """
     stage, share = setting.stage, 1 / setting.ranks
     element = setting.element
     mine = parameters * share if stage else parameters
@@ -77,6 +80,7 @@ def model_memory(parameters: int, setting: Setting) -> dict[str, float]:
         "gradients": gradients,
         "optimizer": optimizer,
         "buffers": _buffers(parameters, setting),
+        **({"frozen weights": float(frozen * element)} if frozen else {}),
     }
 
 
@@ -120,4 +124,5 @@ def activation_memory(sizes: NetworkSizes, work: Work, setting: Setting) -> dict
     layers = shape.layers * width * setting.element + layer if setting.recompute else shape.layers * layer
     embedding = 3 * width * setting.element + 8 * sizes.feature_size * work.visual_rows / max(work.slots, 1)
     head = sum(TASKS[name].memory(terms, sizes, setting.element, setting.device) for name, terms in work.terms.items())
-    return {"activations": work.slots * (layers + embedding), "head": head}
+    pixels = sizes.pixel_memory * work.pixel_rows * setting.element
+    return {"activations": work.slots * (layers + embedding) + pixels, "head": head}

@@ -5,7 +5,7 @@ trained (the visual embedder), once. With w the width, f the feed-forward, n a s
 
     a slot:                layers * (8 w^2 + 4 w f)
     a sequence:            layers * 4 w n^2                 (attention: scores, and weights times values)
-    a picture's token:     what its visual source says (`embedder_flops`, with the backward)
+    a picture's token:     what its visual source says (`embedder_flops`, with the backward; and `pixel_flops` where pixels come)
     a term of a task:      what the task says (`flops`)
 
 Not counted: element-wise work, padding (there is none), layers computed again (`model.recompute`), the second forward
@@ -33,7 +33,9 @@ class Work:
     squared_lengths: float = 0
     """Sum of n^2 over sequences."""
     visual_rows: float = 0
-    """Rows that the visual embedder takes: tokens of a picture that several sequences show count once."""
+    """Rows that the visual embedder makes: tokens of a picture that several sequences show count once."""
+    pixel_rows: float = 0
+    """Those that it makes of pixels; the others come of features that are stored."""
     terms: Mapping[str, float] = field(default_factory=dict)
     """Task -> terms of its loss."""
 
@@ -44,6 +46,7 @@ class Work:
             slots=batch.tokens,
             squared_lengths=int(batch.lengths.square().sum()),
             visual_rows=batch.embedded_rows,
+            pixel_rows=batch.embedded_rows if batch.visual_features.dtype == torch.uint8 else 0,
             terms={name: len(next(iter(of.values()))) for name, of in batch.targets.items()},
         )
 
@@ -53,12 +56,14 @@ class Work:
             self.slots + other.slots,
             self.squared_lengths + other.squared_lengths,
             self.visual_rows + other.visual_rows,
+            self.pixel_rows + other.pixel_rows,
             {name: self.terms.get(name, 0) + other.terms.get(name, 0) for name in names},
         )
 
     def __mul__(self, factor: float) -> "Work":
         terms = {name: number * factor for name, number in self.terms.items()}
-        return Work(self.slots * factor, self.squared_lengths * factor, self.visual_rows * factor, terms)
+        rows, pixels = self.visual_rows * factor, self.pixel_rows * factor
+        return Work(self.slots * factor, self.squared_lengths * factor, rows, pixels, terms)
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,10 @@ class NetworkSizes:
     """Size of the contrastive space."""
     embedder_flops: float = 0
     """Operations of forward and backward through the visual embedder, for a picture token."""
+    pixel_flops: float = 0
+    """Operations for a picture token that is made of pixels, where features may be stored instead."""
+    pixel_memory: float = 0
+    """Numbers that are kept for their backward."""
     term_flops: Mapping[str, float] = field(default_factory=dict)
     """Task -> operations of the forward through its head, for a term."""
 
@@ -84,7 +93,7 @@ class NetworkSizes:
         slot = shape.layers * (8 * width**2 + 4 * width * shape.feed_forward)
         forward = slot * work.slots + shape.layers * 4 * width * work.squared_lengths
         forward += sum(self.term_flops[name] * number for name, number in work.terms.items())
-        return 3 * forward + self.embedder_flops * work.visual_rows
+        return 3 * forward + self.embedder_flops * work.visual_rows + self.pixel_flops * work.pixel_rows
 
 
 def measure_network(
@@ -93,8 +102,14 @@ def measure_network(
     """Return the sizes of the network with these parts."""
     sizes = NetworkSizes(shape, vocabulary, projection=config.projection or shape.width)
     if visual is not None:
-        embedder = visual.embedder_flops(shape.width)
-        sizes = replace(sizes, feature_size=visual.target_size, classes=visual.target_classes, embedder_flops=embedder)
+        sizes = replace(
+            sizes,
+            feature_size=visual.target_size,
+            classes=visual.target_classes,
+            embedder_flops=visual.embedder_flops(shape.width),
+            pixel_flops=visual.pixel_flops(),
+            pixel_memory=visual.pixel_memory(),
+        )
     return replace(sizes, term_flops={task.name: task.flops(sizes) for task in tasks})
 
 

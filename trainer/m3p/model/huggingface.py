@@ -11,7 +11,8 @@ from torch import Tensor
 
 from m3p.errors import UserError
 from m3p.model.encoder import PAD, EncoderShape
-from m3p.model.weight_files import WeightFiles, has_weights
+from m3p.model.weight_files import WeightFiles
+from m3p.transformers_folder import CONFIG_FILE, has_weights, read_json
 
 Weights = dict[str, Tensor]
 
@@ -54,8 +55,6 @@ _DIMENSIONS = {
 _ONLY = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
 """What the encoder computes; a config says nothing, or this."""
 MAX_WORDS = 1 << 24
-_MAX_CONFIG = 1 << 20
-"""Largest config.json that is read, in bytes."""
 
 
 def read_shape(folder: Path) -> tuple[EncoderShape, int]:
@@ -170,17 +169,8 @@ def write_folder(folder: Path, weights: Weights, shape: EncoderShape) -> None:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"{path} is missing: model.initialise wants a local `transformers` XLM-RoBERTa folder")
-    if path.stat().st_size > _MAX_CONFIG:
-        raise UserError(f"{path}: has {path.stat().st_size:,} bytes; a config has at most {_MAX_CONFIG:,}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # of bytes that are no text too
-        raise UserError(f"{path}: not JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: not a JSON object of fields; want the config of an XLM-RoBERTa model")
+    path = folder / CONFIG_FILE
+    config = read_json(path, "model.initialise wants a local `transformers` XLM-RoBERTa folder")
     if config.get("model_type") not in ("xlm-roberta", "bert"):
         raise UserError(
             f"{path}: model_type is {config.get('model_type')!r}, but only 'xlm-roberta', and 'bert' with XLM-R's "

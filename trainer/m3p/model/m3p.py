@@ -7,7 +7,7 @@ and the returned `touch` (zero) joins every such call to the loss.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from m3p.model.config import ModelConfig
 from m3p.model.encoder import Encoder, EncoderShape, ResidualNorm, TextEmbedder
 from m3p.model.flops import measure_network
 from m3p.model.heads import Head, HeadOwner, Targets
-from m3p.visual.pretrained import keeps_weights
+from m3p.visual.pretrained import LookingFirst, Recomputing, keeps_weights
 from m3p.visual.source import VisualSource
 
 
@@ -51,6 +51,9 @@ class M3P(nn.Module):
         sizes = measure_network(config, shape, vocabulary, visual, tasks)
         self.text = TextEmbedder(shape, vocabulary, config.dropout)
         self.visual = None if visual is None else visual.embedder(shape.width, shape.layer_norm_eps)
+        for module in () if self.visual is None else self.visual.modules():
+            if isinstance(module, Recomputing):
+                module.recompute = config.recompute
         self.features = (1,) if visual is None else visual.features
         self._least = (1, 1) if visual is None else visual.least
         self._predicts_embedder = visual is not None and visual.predicts_embedder
@@ -104,6 +107,15 @@ class M3P(nn.Module):
             if name in batch.targets and source in found.tasks:
                 found.tasks[name], found.targets[name] = found.tasks[source], batch.targets[name]
         return found
+
+    def look(self, batch: Batch) -> Batch:
+        """Return the batch with what the frozen part of the visual embedder says of its pictures, in place of their pixels.
+
+        Forwards on it compute the same as on the batch itself, however many there are, and the frozen part runs once.
+        """
+        if not isinstance(self.visual, LookingFirst) or not len(batch.visual_features):
+            return batch
+        return replace(batch, visual_features=self.visual.look(batch.visual_features))
 
     def encode(self, batch: Batch) -> tuple[Tensor, Layout, Tensor]:
         """Return hidden states [T, width], where the sequences lie, and the touch of the visual embedder."""

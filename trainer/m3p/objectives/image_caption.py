@@ -58,10 +58,12 @@ class ImageCaptionConfig(ObjectiveConfig):
         # Of each pair words or regions are masked, at a coin's toss.
         masked_words = self.mask_rate * words / 2 if any(task.masks_words for task in tasks) else 0.0
         masked_regions = self.mask_rate * tokens / 2 if any(task.masks_regions for task in tasks) else 0.0
+        rows = tokens + len(joint) * visual.rows_to_hide(0.9 * masked_regions)
         return Work(
             slots=sum(lengths),
             squared_lengths=sum(length**2 for length in lengths),
-            visual_rows=tokens + len(joint) * visual.rows_to_hide(0.9 * masked_regions),
+            visual_rows=rows,
+            pixel_rows=rows,
             terms={task.name: task.terms(masked_words, masked_regions) for task in tasks},
         )
 

@@ -7,6 +7,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from m3p.visual.pretrained import keeps_weights
+
 PLACES = ("positions.weight", "types.weight", "places.weight")
 """Tables that do not decay; nor does any vector: biases, norms, the temperature."""
 
@@ -20,7 +22,8 @@ class OptimizerConfig(BaseModel):
     new_learning_rate: float | None = Field(
         None,
         gt=0,
-        description="Peak rate of the visual embedder and the heads, which start from nothing; the same if left out.",
+        description="Peak rate of the visual embedder and the heads, which start from nothing; the same if left out. A vision "
+        "tower, which is loaded, follows learning_rate (visual.rate).",
     )
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the mean of gradients.")
     beta2: float = Field(0.98, ge=0, lt=1, description="Decay of the mean of squared gradients.")
@@ -31,21 +34,31 @@ class OptimizerConfig(BaseModel):
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Return the groups of trained parameters; `peak` in each is the rate that the schedule scales."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    new_rate = config.new_learning_rate or config.learning_rate
+    loaded = _loaded_rates(model)
+    groups: dict[tuple[int, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            new = name.startswith(("visual.", "heads."))
             decayed = parameter.ndim > 1 and not name.endswith(PLACES)
-            groups.setdefault((new, decayed), []).append(parameter)
-    new_rate = config.new_learning_rate or config.learning_rate
+            if name in loaded:
+                place, peak = 2, loaded[name] * config.learning_rate
+            else:
+                place, peak = (1, new_rate) if name.startswith(("visual.", "heads.")) else (0, config.learning_rate)
+            groups.setdefault((place, peak, decayed), []).append(parameter)
     return [
-        {
-            "params": parameters,
-            "peak": new_rate if new else config.learning_rate,
-            "weight_decay": config.weight_decay if decayed else 0.0,
-        }
-        for (new, decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
+        {"params": parameters, "peak": peak, "weight_decay": config.weight_decay if decayed else 0.0}
+        for (_, peak, decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
+
+
+def _loaded_rates(model: nn.Module) -> dict[str, float]:
+    """Return the parameters inside modules that `keep_weights` marks, by name, and the multiple of the rate of each."""
+    return {
+        f"{place}.{name}": module.rate
+        for place, module in model.named_modules()
+        if keeps_weights(module)
+        for name, _ in module.named_parameters()
+    }
 
 
 def make_optimizer(

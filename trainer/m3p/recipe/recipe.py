@@ -145,7 +145,7 @@ def _combinations(recipe: Recipe) -> Iterator[str]:
         yield "objectives: none has a weight above 0; give one a weight"
     pairs = [name for name, config in active.items() if config.needs_pictures]
     if pairs and recipe.visual is None:
-        yield f"visual: missing, but objectives.{pairs[0]} trains on pictures; add a section with kind: regions or patches"
+        yield f"visual: missing, but objectives.{pairs[0]} trains on pictures; add a section with kind: regions, patches or tower"
     for name, config in active.items():
         for task in map(TASKS.__getitem__, config.active_tasks):
             if config.batch_size < task.least_samples:
@@ -162,6 +162,11 @@ def _combinations(recipe: Recipe) -> Iterator[str]:
                 yield (
                     f"objectives.{name}.tasks.{task.name}: reads what the head of {task.reads} gives; give "
                     f"tasks.{task.reads} a weight too"
+                )
+            if task.masks_regions and recipe.visual is not None and not recipe.visual.has_targets:
+                yield (
+                    f"objectives.{name}.tasks.{task.name}: the features to be predicted would be learnt themselves, and move; "
+                    "set it to 0, or use a frozen tower with pool: average"
                 )
         longest = recipe.model.shape.positions - 2 if recipe.model.shape else None
         if longest is not None and config.max_tokens > longest:

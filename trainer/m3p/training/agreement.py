@@ -30,7 +30,7 @@ SHOWN = 20
 # Where files lie may differ from node to node: their content is compared.
 _PLACES = re.compile(
     r"objectives\.\w+\.sources\.\d+\.path|objectives\.\w+\.switching\.dictionary|model\.(tokenizer|initialise|weights)"
-    r"|data\.cache_folder"
+    r"|data\.cache_folder|visual\.folder"
 )
 
 

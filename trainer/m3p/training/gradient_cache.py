@@ -116,7 +116,8 @@ class GradientCache:
 def drops(network: nn.Module) -> bool:
     """Say whether any part of the network drops units at random while it is trained."""
     rates = [getattr(module, name, 0.0) for module in network.modules() for name in ("dropout", "attention_dropout")]
-    return any(rate > 0 for rate in rates)
+    # Loaded networks have layers of that name, which are modules of their own.
+    return any(rate > 0 for rate in rates if isinstance(rate, float))
 
 
 def _turn_task(name: str) -> TurnTask:

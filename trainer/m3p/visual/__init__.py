@@ -12,11 +12,13 @@ from pydantic import Field
 from m3p.visual.patches import Patches
 from m3p.visual.regions import Regions
 from m3p.visual.source import VisualSource
+from m3p.visual.tower.source import Tower
 
 __all__ = ["VisualConfig", "VisualSource"]
 
 VisualConfig = Annotated[
     Regions
-    | Patches,
+    | Patches
+    | Tower,
     Field(discriminator="kind"),
 ]  # fmt: skip

@@ -1,10 +1,8 @@
 """Raw pictures cut into square patches (ViT, arXiv 2010.11929): no detector needed."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 
 from m3p.batch import Blank
 from m3p.errors import BadSample
+from m3p.visual.augment import augment
 from m3p.visual.decode import IMAGE_KINDS, MAX_PIXELS, Pixels, decode, picture_kind
 from m3p.visual.pixels import scaled
 from m3p.visual.source import VisualSource
@@ -146,7 +145,7 @@ class Patches(VisualSource):
     def _paint(self, pixels: Pixels, draw: Iterator[float] | None, into: Pixels) -> None:
         """Crop, resize, and lay onto `into` [size, size, 3], in whose memory `pixels` may lie."""
         if draw is not None:
-            pixels = _augment(pixels, draw, self.crop, self.flip)
+            pixels = augment(pixels, draw, self.crop, self.flip)
         if pixels.shape != into.shape:
             resized = Image.fromarray(pixels).resize((self.size, self.size), Image.Resampling.BILINEAR)
             pixels = np.asarray(resized)
@@ -190,15 +189,3 @@ class PatchEmbedder(nn.Module):
         places = self.places(torch.arange(side**2, device=features.device))
         vectors = self.pixels(pixels.to(self.pixels.weight.dtype)).view(-1, *places.shape) + places
         return self.norm(vectors).flatten(0, 1)
-
-
-def _augment(pixels: Pixels, draw: Iterator[float], crop: float, flip: bool) -> Pixels:
-    area, x, y, mirror = islice(draw, 4)  # always four draws, so that one option does not change another's choices
-    if crop < 1:
-        scale = math.sqrt(crop + (1 - crop) * area)
-        height, width = pixels.shape[0] * scale, pixels.shape[1] * scale
-        left, top = x * (pixels.shape[1] - width), y * (pixels.shape[0] - height)
-        # At least one pixel is left of a picture that has few.
-        bottom, right = max(round(top + height), round(top) + 1), max(round(left + width), round(left) + 1)
-        pixels = pixels[round(top) : bottom, round(left) : right]
-    return pixels[:, ::-1] if flip and mirror < 0.5 else pixels

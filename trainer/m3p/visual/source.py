@@ -1,6 +1,7 @@
 """What a visual source is: one class that holds all that the program knows of it."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -30,7 +31,8 @@ class VisualSource(BaseModel):
     predicts_embedder: ClassVar[bool] = False
     """Whether masked tokens are predicted as the embedder sees them in the whole picture.
 
-    The embedder then returns (vectors [R, width], numbers to be predicted [R, target_size]), and `Picture.targets_at` None."""
+    The embedder then returns (vectors [R, width], numbers to be predicted [R, target_size]), and `Picture.targets_at` None.
+    Rows of vectors behind those of all pictures are the embedder's own, for hidden tokens (`Blank.picture` None)."""
 
     @property
     def features(self) -> tuple[int, ...]:
@@ -58,6 +60,11 @@ class VisualSource(BaseModel):
         return 0
 
     @property
+    def has_targets(self) -> bool:
+        """Whether a hidden token can be predicted."""
+        return True
+
+    @property
     def background_class(self) -> int | None:
         """A class of tokens that are never masked."""
         return None
@@ -76,6 +83,13 @@ class VisualSource(BaseModel):
     def shown_pixels(self) -> int:
         """Pixels of the largest stored picture that `m3p data peek` decodes."""
         return MAX_PIXELS
+
+    def export(self, embedder: nn.Module, folder: Path) -> None:
+        """Write the files that the fields name into an exported run, those of `embedder` where they were trained."""
+
+    def exported_to(self, folder: Path) -> "VisualSource":
+        """Return the source as it is in an exported run: its fields name the files that `export` has written there."""
+        return self
 
     def check(self, folder: str, width: int | None) -> None:
         """Raise UserError where the source in `folder`, whose stored region features have `width` numbers, does not fit."""
@@ -108,8 +122,32 @@ class VisualSource(BaseModel):
         raise NotImplementedError
 
     def embedder_flops(self, width: int) -> float:
-        """Return the operations of forward and backward through the embedder, for a token."""
+        """Return the operations of forward and backward through the embedder, for a token.
+
+        Without what it does with pixels alone, and not with what is stored of them: that is `pixel_flops`.
+        """
         raise NotImplementedError
+
+    def pixel_flops(self) -> float:
+        """Return the operations, a token, that a picture costs which comes as pixels, where it may come otherwise too."""
+        return 0.0
+
+    def pixel_memory(self) -> float:
+        """Return how many numbers, a token, are kept for the backward of `pixel_flops`; for the forecast."""
+        return 0.0
+
+    def stand_in(self) -> tuple["VisualSource", str]:
+        """Return a source of usual sizes, and what is assumed, where files that the fields name are not here; else itself, ""."""
+        return self, ""
+
+    @property
+    def frozen_parameters(self) -> int:
+        """Parameters that stand apart from the network (`Frozen`); for the forecast."""
+        return 0
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return hashes of the files that the fields name, by field: a run goes on only if they are as they were."""
+        return {}
 
     def rows_to_hide(self, tokens: float) -> float:
         """Return how many rows a batch has besides, where so many tokens of a picture are hidden; for the forecast."""

@@ -59,7 +59,7 @@ class DeepSpeedEngine:
         turns_per_step: int,
         timeout_seconds: float,
     ) -> None:
-        self._ranks, self._turns_per_step = ranks, turns_per_step
+        self._ranks, self._turns_per_step, self._network = ranks, turns_per_step, model
         settings = deepspeed_config.resolve(deepspeed_config.read_deepspeed_config(ds_config), config, ranks.device)
         self.precision = deepspeed_config.precision(settings)
         zero = settings.get("zero_optimization", {})
@@ -95,7 +95,7 @@ class DeepSpeedEngine:
         """Compute one turn of a step; see `Engine.turn`."""
         counts = self._counts(weights, batches)
         targets = self._cache.whole_turn(counts, batches)
-        batches = self._fetch(batches)
+        batches = [self._network.look(batch) for batch in self._fetch(batches)]
         of_turn = losses.begin(objective, weights, counts, self._ranks.device)
         cached = self._cache.first_pass(self._forward_alone, batches, targets, of_turn) if targets else None
         for number, batch in enumerate(batches):

@@ -1,0 +1,132 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from m3p.errors import UserError
+from m3p.visual.tower.embedder import GridTower
+from m3p.visual.tower.folder import grid_tokens, make_tower, tower_facts, tower_files, tower_hash, tower_layers
+from tests.visual.tower.towers import NAMES, SIZE, grid_by_transformers
+
+Towers = Callable[[str], Path]
+
+
+@pytest.fixture
+def vit(towers: Towers, tmp_path: Path) -> Path:
+    """A ViT's folder to be changed."""
+    return Path(shutil.copytree(towers("vit"), tmp_path / "vit"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_grid_is_the_one_that_transformers_gives(towers: Towers, name: str) -> None:
+    folder = towers(name)
+    facts, model = tower_facts(folder), make_tower(folder, weights=True)
+    pixels = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, SIZE, SIZE)).astype(np.float32))
+    with torch.inference_mode():
+        grid = grid_tokens(model, pixels, facts.prefix)
+    assert grid.shape == (2, facts.tokens, facts.width)
+    wanted = grid_by_transformers(folder, pixels, facts.tokens)
+    assert float(wanted.std()) > 0.01
+    torch.testing.assert_close(grid, wanted, rtol=0, atol=1e-5)
+    stored = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (1, SIZE, SIZE, 3)).astype(np.uint8))
+    scale, offset = (torch.tensor(part) for part in (facts.preparation.scale, facts.preparation.offset))
+    prepared = (stored * scale + offset).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        seen = GridTower(model, facts)(stored)
+    torch.testing.assert_close(seen, grid_by_transformers(folder, prepared, facts.tokens), rtol=0, atol=1e-5)
+
+
+def test_facts_are_those_of_the_network(towers: Towers) -> None:
+    facts, model = tower_facts(towers("vit")), make_tower(towers("vit"))
+    assert (facts.side, facts.tokens, facts.width, facts.prefix, facts.layers) == (4, 16, 16, 1, 3)
+    assert facts.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert facts.unused == {"pooler.dense.weight", "pooler.dense.bias"}
+    patches = 2 * 16 * 16 * (3 * 8 * 8)
+    layer = 17 * (4 * 2 * 16 * 16 + 2 * 2 * 16 * 24) + 2 * 2 * 17 * 17 * 16
+    pooler = 2 * 16 * 16
+    assert facts.flops == patches + 3 * layer + pooler
+
+
+def test_training_can_begin_at_stages_where_a_tower_has_them(towers: Towers) -> None:
+    found = {name: len(tower_layers(make_tower(towers(name)))) for name in NAMES}
+    assert found == {"vit": 3, "dinov2": 3, "clip": 3, "siglip": 3, "swin": 2, "convnext": 3, "efficientnet": 7}
+
+
+def test_loading_draws_no_random_number(towers: Towers) -> None:
+    before = torch.get_rng_state()
+    make_tower(towers("clip"), weights=True)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_hash_tells_another_tower_apart_wherever_it_lies(vit: Path, towers: Towers) -> None:
+    assert tower_hash(vit) == tower_hash(towers("vit"))
+    weights = load_file(vit / "model.safetensors")
+    weights["layernorm.bias"][0] += 1e-3
+    save_file(weights, vit / "model.safetensors", {"format": "pt"})
+    assert tower_hash(vit) != tower_hash(towers("vit"))
+    assert [path.name for path in tower_files(vit)] == [
+        "config.json",
+        "preprocessor_config.json",
+        "model.safetensors",
+    ]
+
+
+def open_tower(folder: Path) -> None:
+    """Read a tower's settings, then its weights, as a run does."""
+    tower_facts(folder)
+    make_tower(folder, weights=True)
+
+
+def drop(folder: Path, name: str) -> None:
+    """Take a tensor out of a folder's weights."""
+    weights = load_file(folder / "model.safetensors")
+    del weights[next(key for key in weights if key.endswith(name))]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def change(folder: Path, file: str, **fields: object) -> None:
+    """Change fields of a JSON file of a folder."""
+    path = folder / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), "config.json is missing: visual.folder wants a local"),
+        (lambda f: (f / "config.json").write_text("[1"), "config.json: not JSON"),
+        (lambda f: (f / "config.json").write_text(" " * 2**21), "a config has at most 1,048,576"),
+        (lambda f: change(f, "config.json", model_type="nobody"), "config.json: no model that `transformers` knows"),
+        (lambda f: change(f, "config.json", model_type="xlm-roberta"), "is no vision model that takes square pictures"),
+        (lambda f: change(f, "config.json", model_type="siglip2_vision_model"), "is no vision model that takes square"),
+        (lambda f: change(f, "config.json", image_size=48), "cannot take a picture of 32 x 32 pixels"),
+        (lambda f: change(f, "config.json", hidden_size="wide"), "config.json: no model that `transformers` knows"),
+        (lambda f: (f / "preprocessor_config.json").unlink(), "preprocessor_config.json is missing: it says how"),
+        (lambda f: change(f, "preprocessor_config.json", do_resize=False), "do_resize is false"),
+        (
+            lambda f: change(f, "preprocessor_config.json", size={"height": 32, "width": 48}),
+            "want height and width alike",
+        ),
+        (lambda f: change(f, "preprocessor_config.json", size={"height": 9999, "width": 9999}), "at most 4096"),
+        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "is a pickle, which runs code"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"x" * 99), "its weights cannot be read"),
+        (lambda f: drop(f, "layer.1.intermediate.dense.weight"), "1 weights of the vision model are missing, such as"),
+        (lambda f: change(f, "config.json", intermediate_size=32), "its weights cannot be read"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_the_way_out(
+    vit: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    spoil(vit)
+    with pytest.raises(UserError, match=message):
+        open_tower(vit)
+
+
+def test_a_part_that_is_not_used_may_be_missing(vit: Path) -> None:
+    drop(vit, "pooler.dense.weight")
+    make_tower(vit, weights=True)

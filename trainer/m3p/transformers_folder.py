@@ -1,0 +1,90 @@
+"""What all readers of local `transformers` folders share: bounded JSON, files of weights, and a quiet library.
+
+Nothing of such a folder is executed: weights are safetensors alone, and code in it (`auto_map`) is never run.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from m3p.errors import UserError
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+MAX_CONFIG = 1 << 20
+"""Bytes of a config.json that is read, at most."""
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_MAX_INDEX = 1 << 24
+"""Bytes of an index of weights that is read, at most."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep back the warnings and progress bars of `transformers`, which speak of parts that are not used here."""
+    from transformers.utils import logging
+
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def read_json(path: Path, wanted: str) -> dict[str, Any]:
+    """Return the content of a JSON file of settings. Raises UserError; `wanted` says in words what should be there."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {wanted}")
+    if path.stat().st_size > MAX_CONFIG:
+        raise UserError(f"{path}: has {path.stat().st_size:,} bytes; a config has at most {MAX_CONFIG:,}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # of bytes that are no text too
+        raise UserError(f"{path}: not JSON ({error}); put back the model's own file") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: not a JSON object of fields; put back the model's own file")
+    return config
+
+
+def has_weights(folder: Path) -> bool:
+    """Tell whether `folder` has safetensors files."""
+    return (folder / WEIGHTS_FILE).is_file() or (folder / INDEX_FILE).is_file()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of weights. Raises UserError where there are none, or only ones that would be executed."""
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    if (folder / INDEX_FILE).is_file():
+        return _indexed(folder / INDEX_FILE)
+    pickle = next((name for name in _PICKLES if (folder / name).exists()), None)
+    why = f"; {pickle} is a pickle, which runs code when it is read, so it is not" if pickle else ""
+    raise UserError(
+        f"{folder / WEIGHTS_FILE} is missing{why}: save the model with safe_serialization, where you trust it: python -c "
+        f"\"from transformers import AutoModel; AutoModel.from_pretrained('{folder}').save_pretrained('NEW_FOLDER')\", and "
+        "copy the other files of the folder beside it"
+    )
+
+
+def _indexed(index: Path) -> list[Path]:
+    """Return the files that an index names. Raises UserError where one is missing or lies elsewhere."""
+    try:
+        if index.stat().st_size > _MAX_INDEX:
+            raise ValueError(f"has more than {_MAX_INDEX:,} bytes")
+        names = sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{index}: not an index of weights ({error}); put back the model's own") from error
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise UserError(f"{index}: names {name!r}; want safetensors files of the same folder, without a path")
+        if not (index.parent / name).is_file():
+            raise UserError(f"{index.parent / name} is missing, which {index.name} names; copy all files of the model")
+    if not names:
+        raise UserError(f"{index}: names no file; put back the model's own")
+    return [index.parent / name for name in names]
