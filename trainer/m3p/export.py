@@ -30,7 +30,6 @@ from m3p.quiet import quiet
 from m3p.recipe.load import dump_recipe
 from m3p.runs import RECIPE, Run, load_exported, open_run
 from m3p.terminal import warn
-from m3p.transformers_folder import quiet
 
 Format = Literal["transformers", "sentence-transformers"]
 

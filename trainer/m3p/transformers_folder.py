@@ -1,11 +1,9 @@
-"""What all readers of local `transformers` folders share: bounded JSON, files of weights, and a quiet library.
+"""What all readers of local `transformers` folders share: bounded JSON, and files of weights.
 
 Nothing of such a folder is executed: weights are safetensors alone, and code in it (`auto_map`) is never run.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +17,6 @@ MAX_CONFIG = 1 << 20
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _MAX_INDEX = 1 << 24
 """Bytes of an index of weights that is read, at most."""
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep back the warnings and progress bars of `transformers`, which speak of parts that are not used here."""
-    from transformers.utils import logging
-
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def read_json(path: Path, wanted: str) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Runs that see by a tower, with the real launcher: ZeRO stages, ranks, resuming, export and back."""
 
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from m3p.errors import UserError
 from m3p.export import export_run
 from tests.launch import launch, metrics
 from tests.test_equality import zero
+from tests.visual.tower.test_source import png
 from tests.visual.tower.towers import NAMES
 
 Towers = Callable[[str], Path]
@@ -47,3 +46,47 @@ def train(recipe: Path, folder: Path, name: str, stage: int, ranks: int, *overri
     """Train under `folder`/`name`; return its metrics."""
     launch(recipe, zero(folder, stage), ranks, *STEPS, f"run.folder={folder / name}", *overrides)
     return metrics(folder / name)
+
+
+def test_every_stage_trains_alike_resumes_and_comes_back_from_an_export(
+    tiny: Path, tmp_path: Path, towers: Towers
+) -> None:
+    """Frozen. In the last stage the run is stopped in the middle, and goes on bit for bit."""
+    recipe = write_recipe(tiny, tmp_path, towers("vit"))
+    wanted = train(recipe, tmp_path, "zero0", 0, 2)
+    for stage in (1, 2, 3):
+        same_losses(train(recipe, tmp_path, f"zero{stage}", stage, 2), wanted)
+    train(recipe, tmp_path, "stopped", 3, 2, "run.stop_after=2")
+    again = train(recipe, tmp_path, "stopped", 3, 2)
+    whole = metrics(tmp_path / "zero3")
+    for one, other in zip(again, whole, strict=True):
+        assert (one["losses"], one["gradient_norm"]) == (other["losses"], other["gradient_norm"])
+    comes_back(tmp_path / "stopped", tmp_path / "exported", towers("vit"))
+
+
+def comes_back(run: Path, export: Path, tower: Path) -> None:
+    """Export a run, and compare what it sees with what the run sees, where the tower's own folder is gone."""
+    export_run(run, export)
+    picture = png(np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8))
+    mine = load(run).embed_pictures([picture])
+    moved = tower.rename(tower.with_name("gone"))
+    try:
+        with pytest.raises(UserError, match=r"visual.folder wants a local `transformers` folder"):
+            load(run)
+        np.testing.assert_array_equal(load(export).embed_pictures([picture]), mine)
+    finally:
+        moved.rename(tower)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("trained", ["none", "all", 1])
+def test_every_architecture_trains_alike_in_every_stage(
+    tiny: Path, tmp_path: Path, towers: Towers, name: str, trained: Any
+) -> None:
+    recipe = write_recipe(tiny, tmp_path, towers(name), trained=trained)
+    wanted = train(recipe, tmp_path, "zero0", 0, 1)
+    for stage in (1, 2, 3):
+        same_losses(train(recipe, tmp_path, f"zero{stage}", stage, 2), wanted)
+    same_losses(train(recipe, tmp_path, "recompute", 3, 2, "model.recompute=true"), wanted)
+    comes_back(tmp_path / "zero3", tmp_path / "exported", towers(name))

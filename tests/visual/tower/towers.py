@@ -33,7 +33,7 @@ _SQUARE = {"height": SIZE, "width": SIZE}
 
 def make_tower_folder(folder: Path, name: str) -> Path:
     """Write a tower and its image processor into `folder`; return the folder."""
-    from m3p.transformers_folder import quiet
+    from m3p.quiet import quiet
 
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(NAMES.index(name))
@@ -90,7 +90,7 @@ def grid_by_transformers(folder: Path, pixels: Tensor, tokens: int) -> Tensor:
     """Return the grid of so many tokens that the folder's whole model gives, row by row: [1, tokens, D]."""
     from transformers import AutoModel
 
-    from m3p.transformers_folder import quiet
+    from m3p.quiet import quiet
 
     with quiet():
         model = AutoModel.from_pretrained(folder, local_files_only=True).eval()

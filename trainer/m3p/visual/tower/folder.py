@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from m3p.errors import UserError
-from m3p.transformers_folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, quiet, read_json, weight_files
+from m3p.quiet import quiet
+from m3p.transformers_folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, read_json, weight_files
 from m3p.visual.tower.pixels import PREPROCESSOR_FILES, Preparation, preprocessor_file, read_preparation
 
 WANTED = "visual.folder wants a local `transformers` folder of a vision model"

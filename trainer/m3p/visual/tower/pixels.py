@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from m3p.errors import UserError
-from m3p.transformers_folder import quiet, read_json
+from m3p.quiet import quiet
+from m3p.transformers_folder import read_json
 from m3p.visual.decode import Pixels
 
 PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
