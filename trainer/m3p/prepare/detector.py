@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from m3p.errors import UserError
-from m3p.model.weight_files import INDEX_FILE, WEIGHTS_FILE, has_weights
 from m3p.prepare.regions import Arrays
 from m3p.quiet import quiet
+from m3p.transformers_folder import INDEX_FILE, WEIGHTS_FILE, has_weights
 from m3p.visual.decode import Pixels
 
 Inputs = dict[str, Tensor]
