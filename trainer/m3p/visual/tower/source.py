@@ -30,6 +30,9 @@ USUAL = Path(__file__).parent / "usual"
 """Settings, without weights, of the tower that a forecast takes for one that is not here."""
 EXPORTED_TOWER = "vision_tower"
 """Folder of an exported run that holds its tower."""
+SPARE = 2
+"""A JPEG is scaled while it is decoded, but not below so many times the size that it is resized to: a tower was trained on
+pictures resized from their full size, and less than this shows."""
 GREY = 128
 """What is shown in the place of a hidden token."""
 
@@ -210,7 +213,7 @@ class Tower(VisualSource):
         kind = picture_kind(members)
         if kind is None:
             raise BadSample(f"no picture (a member {', '.join(IMAGE_KINDS)})")
-        pixels = decode(members[kind], preparation.resized, self.max_pixels)
+        pixels = decode(members[kind], SPARE * preparation.resized, self.max_pixels)
         if draw is not None:
             pixels = np.ascontiguousarray(augment(pixels, draw, self.crop, self.flip))
         into = np.empty(self.memory_shape, np.uint8) if into is None else into
