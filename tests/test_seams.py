@@ -97,6 +97,7 @@ def test_one_file_and_one_line_are_what_a_registry_wants() -> None:
     for folder, names in ((PACKAGE / "objectives" / "tasks", set(TASKS)), (PACKAGE / "visual", KINDS)):
         for name in names:
             homes = [path for path in folder.rglob("*.py") if declares(path, name)]
+            assert len(homes) == 1, (name, homes)
 
 
 def declares(path: Path, name: str) -> bool:
