@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from m3p.batch import Picture
 from m3p.data.loader.picture_buffer import PictureMemory
 from m3p.data.order.shuffle import Place
-from m3p.data.records import Members
+from m3p.data.records import Members, passage, read_record
 from m3p.data.sample import BadSamples, Sample
 from m3p.data.source import Source, SourceConfig
 from m3p.errors import BadSample, UserError
@@ -162,3 +162,16 @@ def test_too_many_in_a_row_are_given_up_with_the_last_reason(tmp_path: Path) -> 
 def test_a_language_that_no_caption_has_names_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no caption in tlh .*; it has captions in de, en"):
         source(tmp_path, languages=["en", "tlh"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_a_text_file_in_two_bytes_a_letter_is_bad(encoding: str) -> None:
+    with pytest.raises(BadSample, match="txt holds characters of 0, as texts in UTF-16 do"):
+        read_record({"txt": "a dog".encode(encoding)}, "en")
+    with pytest.raises(BadSample, match="txt holds characters of 0, as texts in UTF-16 do"):
+        passage("a dog".encode(encoding))
+
+
+def test_the_mark_in_front_of_a_text_file_is_no_part_of_it() -> None:
+    assert passage("\ufeffa dog\n".encode()) == "a dog"
+    assert read_record({"txt": "\ufeffa dog".encode()}, "en").captions == {"en": ["a dog"]}

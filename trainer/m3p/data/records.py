@@ -221,9 +221,12 @@ def _text(content: bytes | memoryview, name: str) -> str:
     if len(content) > LARGEST_FILE:
         raise BadSample(f"{name} has more than {LARGEST_FILE:,} bytes")
     try:
-        return str(content, "utf-8")
+        text = str(content, "utf-8")
     except UnicodeDecodeError as error:
         raise BadSample(f"{name} is not UTF-8 ({error.reason})") from error
+    if "\0" in text:
+        raise BadSample(f"{name} holds characters of 0, as texts in UTF-16 do; the rule is UTF-8")
+    return text.removeprefix("\ufeff")  # the mark that Windows writes in front
 
 
 def _name(fields: dict[str, object], field: str) -> str:

@@ -15,8 +15,45 @@ from tqdm import tqdm
 
 from m3p.errors import UserError
 
+CHUNK = 2**16
+"""Bytes of a compressed file that are read at once."""
+
+
+class _Streams(io.RawIOBase):
+    """What an .xz or .bz2 file holds: one stream, or several behind each other.
+
+    Python's own readers end in silence where a stream is followed by something that is none, as a damaged second one is.
+    """
+
+    def __init__(self, raw: IO[bytes], make: Callable[[], lzma.LZMADecompressor | bz2.BZ2Decompressor]) -> None:
+        self._raw, self._make, self._decoder = raw, make, make()
+
+    def readable(self) -> bool:
+        """Say that it is to be read."""
+        return True
+
+    def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
+        """Fill `buffer` from its start; return how many bytes, 0 at the end. Raises EOFError, LZMAError, OSError."""
+        while True:
+            given = b""
+            if self._decoder.eof:
+                given = (self._decoder.unused_data or self._raw.read(CHUNK)).lstrip(b"\0")  # xz pads its streams
+                if not given:
+                    return 0
+                self._decoder = self._make()
+            elif self._decoder.needs_input and not (given := self._raw.read(CHUNK)):
+                raise EOFError("it ends inside a stream")
+            if found := self._decoder.decompress(given, len(buffer)):
+                buffer[: len(found)] = found
+                return len(found)
+
+
 Open = Callable[[IO[bytes]], IO[bytes]]
-OPENERS: dict[str, Open] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}  # type: ignore[dict-item]
+OPENERS: dict[str, Open] = {
+    ".gz": lambda raw: gzip.GzipFile(fileobj=raw),  # type: ignore[dict-item,return-value]
+    ".xz": lambda raw: io.BufferedReader(_Streams(raw, lzma.LZMADecompressor)),
+    ".bz2": lambda raw: io.BufferedReader(_Streams(raw, bz2.BZ2Decompressor)),
+}
 """How to read what is compressed, by the ending of its name."""
 OTHERS = (".zst", ".zip", ".7z", ".lz4", ".Z", ".br")
 """Endings of what is compressed in ways that are not read."""
@@ -34,7 +71,8 @@ def plain_name(path: Path) -> str:
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield (number from 1, line) of a file, with a bar of bytes.
 
-    Raises UserError where the file is compressed in a way that is not read, is broken or has a line without an end.
+    Raises UserError where the file is compressed in a way that is not read, is broken, is no UTF-8 by its bytes of 0, or has
+    a line without an end.
     """
     if path.suffix in OTHERS:
         raise UserError(f"{path}: this compression is not read: unpack it, or compress it with gzip or xz.")
@@ -49,9 +87,16 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                     raise UserError(
                         f"{path}, line {number}: has more than {LONGEST_LINE:,} bytes; the rule is lines of text."
                     )
+                if b"\0" in line:
+                    raise UserError(
+                        f"{path}, line {number}: holds bytes of 0, as texts in UTF-16 do; the rule is UTF-8: convert it, for "
+                        "instance with iconv -f UTF-16LE -t UTF-8."
+                    )
                 yield number, line
                 bar.update(raw.tell() - bar.n)
-        except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+            if getattr(error, "errno", None) is not None:  # the disk's, and not bz2's or gzip's
+                raise
             raise UserError(f"{path}, after line {number}: cannot be unpacked ({error}): copy it again.") from None
 
 
@@ -91,9 +136,9 @@ def listed(paths: Iterable[Path]) -> str:
 
 
 def check_once(paths: Collection[Path], rule: str) -> None:
-    """Raise UserError if two files are the same one, compressed and not."""
+    """Raise UserError if two files are the same one: compressed and not, or in small letters and large ones."""
     seen: dict[str, Path] = {}
     for path in paths:
-        other = seen.setdefault(plain_name(path), path)
+        other = seen.setdefault(plain_name(path).casefold(), path)  # DE and de are one language tag
         if other != path:
             raise UserError(f"{path.parent} holds {other.name} and {path.name}: {rule}; keep one of them.")

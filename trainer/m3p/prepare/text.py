@@ -19,6 +19,8 @@ SENTENCE_END = re.compile(r"""[.!?։؟।॥۔။።]+["'»”’)\]]*\s+|[。�
 """Full stops of the scripts of the world: those that a space follows, and those of Chinese and Japanese."""
 
 
+JSON_DOCUMENT = re.compile(r"[\[{]|\[\s*\{.*[\]},]")
+"""A first line of a JSON document over several lines, or of a list of objects."""
 DOCUMENT = re.compile(r"<doc( [^>]*)?>|</doc>")
 """A line that WikiExtractor writes before or after an article."""
 
@@ -47,8 +49,8 @@ class Paragraphs:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.docs = self.objects = 0
-        """Lines left out, and lines of JSON."""
+        self.lines = self.docs = self.objects = 0
+        """Lines that are not blank, those of them that are left out, and those of JSON."""
         self.unread: set[str] = set()
         """Fields of the JSON that nothing is read from."""
 
@@ -62,6 +64,12 @@ class Paragraphs:
                     f"{self.path}, line {number}: byte {error.start + 1} is not valid UTF-8 ({error.reason}). Convert the "
                     "file, for instance with iconv."
                 ) from None
+            if not self.lines and JSON_DOCUMENT.fullmatch(paragraph):
+                raise UserError(
+                    f"{self.path}, line {number}: begins a JSON document; the rule is plain text, one paragraph a line, or "
+                    "one JSON object a line, with a field `text`: convert it, for instance with jq -c '.[]'."
+                )
+            self.lines += bool(paragraph)
             if DOCUMENT.fullmatch(paragraph):
                 self.docs += 1
             elif paragraph.startswith("{") and paragraph.endswith("}") and (fields := _object(line)) is not None:

@@ -172,10 +172,10 @@ def _find(recipe: Recipe, ranks: Ranks, now: State) -> tuple[Path | None, State 
     changes = check_resumable(newest, found, now, recipe.run.accept_changes)
     if distributed.is_main():
         for line in [
-            *(f"not whole: {problem}" for problem in problems),
-            *(f"accepted change: {line}" for line in changes),
+            *(f"{newest.name} is read, for a newer one is not whole: {problem}" for problem in problems),
+            *(f"{newest.name}: accepted change: {line}" for line in changes),
         ]:
-            warn(f"{newest.name}: {line}")
+            warn(line)
     return newest, found
 
 
