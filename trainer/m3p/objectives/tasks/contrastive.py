@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from m3p.kernels.pair_cross_entropy import pair_cross_entropy
 from m3p.keys import key
 from m3p.model.attention import Layout
 from m3p.model.config import ModelConfig
@@ -50,10 +51,7 @@ class Contrastive(TurnTask):
         `targets`: `captions` and `pictures`, [B] int64 names; equal names mean equal things.
         """
         text, image = output.float().chunk(2)
-        right = targets["captions"][:, None] == targets["captions"]
-        right |= targets["pictures"][:, None] == targets["pictures"]
-        logits = _hold_scale(text) @ image.T
-        return (_soft_cross_entropy(logits, right) + _soft_cross_entropy(logits.T, right.T)) / 2
+        return pair_cross_entropy(_hold_scale(text), image, targets["captions"], targets["pictures"])
 
     def turn_targets(self, terms: int, parts: list[Targets]) -> Targets:
         """Lay the names of this rank's micro-batches in the rows of the turn, [terms]; other ranks' rows are zero."""
@@ -151,12 +149,6 @@ class _HoldScale(torch.autograd.Function):
         rises = along.sum() < 0
         removed = torch.where(at_ceiling & rises, along / squares.clamp(min=1e-12), 0.0)
         return gradient - removed[:, None] * text
-
-
-def _soft_cross_entropy(logits: Tensor, right: Tensor) -> Tensor:
-    """Cross-entropy with the right answers of a row equally likely, summed over rows."""
-    wanted = right.float() / right.sum(1, keepdim=True)
-    return -(wanted * F.log_softmax(logits, 1)).sum()
 
 
 def ask_contrast(
