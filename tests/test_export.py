@@ -37,9 +37,9 @@ from m3p.runs import load_exported, open_run
 from tests.tiny import tiny_recipe
 
 
-def write_run(tiny: Path, run: Path, *overrides: str) -> M3P:
+def write_run(tiny: Path, run: Path, *overrides: str, visual: str = "regions") -> M3P:
     """Write what `m3p export` reads of a run; return its network."""
-    recipe = parse_recipe(tiny_recipe(tiny.parent), "tiny", overrides)
+    recipe = parse_recipe(tiny_recipe(tiny.parent, visual), "tiny", overrides)
     model = build_model(recipe.model, Tokenizer(recipe.tokenizer_folder).size, recipe.visual, recipe.tasks, seed=7)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -14,6 +14,7 @@ from m3p.cli.data import data_app
 from m3p.cli.prepare import index_command, prepare_app
 from m3p.cli.published import add_published
 from m3p.cli.regions import add_regions
+from m3p.cli.search import add_search
 from m3p.cli.train import default_ranks, recipes_command, slurm_command, train_command, train_program
 from m3p.console import PlainConsole
 from m3p.errors import UserError, no_room
@@ -26,6 +27,7 @@ app.command("recipes")(recipes_command)
 app.command("slurm")(slurm_command)
 add_published(prepare_app)
 add_regions(prepare_app)
+add_search(app)
 app.add_typer(prepare_app, name="prepare")
 app.command("index")(index_command)
 app.add_typer(data_app, name="data")
@@ -152,22 +154,6 @@ def evaluate_command(
     from m3p.retrieval.evaluate import evaluate_run
 
     evaluate_run(run, names or [], rerank, scoring, data, json)
-
-
-@app.command("search")
-def search_command(
-    run: Opened,
-    query: Annotated[str, typer.Argument(help="In any language of the run.")],
-    evaluation: Annotated[str, typer.Option(help="Whose pictures to search; the recipe's first if left out.")] = "",
-    most: Annotated[int, typer.Option(min=1, help="Pictures to show.")] = 5,
-) -> None:
-    """Find pictures by words: prints the best and writes RUN/search.html."""
-    from m3p.retrieval.search import search
-
-    hits, page = search(run, query, evaluation, most)
-    for place, hit in enumerate(hits, start=1):
-        say(f"{place:3} {hit.score:7.3f}  {hit.image}")
-    say(f"see {page}")
 
 
 @app.command("compare")

@@ -44,6 +44,12 @@ class PictureFolder:
         looked = ", ".join(str(self.folder / name) for name in names)
         raise ValueError(f"image {names[0]!r} does not exist (looked for {looked})")
 
+    def content(self, name: str) -> bytes:
+        """Return the bytes of a file of the folder, whatever they are. Raises ValueError, OSError."""
+        path = self.folder / name
+        self._check_place(path, name)
+        return _read_regular(path)
+
     def _check_place(self, path: Path, name: str) -> None:
         """Raise ValueError unless the path lies in the folder, and what it leads to as well."""
         inside = Path(os.path.normpath(self.folder.absolute() / name)).is_relative_to(self.folder.absolute())

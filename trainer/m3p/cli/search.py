@@ -1,0 +1,73 @@
+"""The commands `m3p search`, `m3p index-pictures` and `m3p serve`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from m3p.errors import UserError
+from m3p.terminal import say, warn
+
+Index = Annotated[Path, typer.Argument(help="A folder that `m3p index-pictures` wrote.", metavar="INDEX")]
+RunOption = Annotated[
+    Path | None, typer.Option("--run", help="Where the run of an index lies now, if it was moved.", metavar="RUN")
+]
+
+
+def search_command(
+    path: Annotated[
+        Path,
+        typer.Argument(help="An index of pictures; or a run folder, a checkpoint, an export.", metavar="INDEX|RUN"),
+    ],
+    query: Annotated[str, typer.Argument(help="In any language of the run.")] = "",
+    image: Annotated[Path | None, typer.Option(help="Find pictures like this one, instead of words.")] = None,
+    evaluation: Annotated[
+        str, typer.Option(help="Of a run: whose pictures to search; the recipe's first if left out.")
+    ] = "",
+    most: Annotated[int, typer.Option("--top", "--most", min=1, max=1000, help="Pictures to show.")] = 5,
+    run: RunOption = None,
+) -> None:
+    """Find pictures by words or by a picture: prints the best, and writes search.html into the folder."""
+    from m3p.retrieval.search import search
+
+    hits, page = search(path, query, evaluation, most, image, run)
+    for place, hit in enumerate(hits, start=1):
+        say(f"{place:3} {hit.score:7.3f}  {hit.image}")
+    say(f"see {page}")
+
+
+def index_pictures_command(
+    run: Annotated[Path, typer.Argument(help="A run folder, one of its checkpoints, or an export.", metavar="RUN")],
+    output: Annotated[Path, typer.Option(help="Folder of the index.", metavar="INDEX")],
+    pictures: Annotated[
+        Path | None, typer.Argument(help="A folder of shards, or of JPEG, PNG and WebP files.", metavar="SHARDS|FOLDER")
+    ] = None,
+    add: Annotated[
+        bool, typer.Option("--add", help="Take pictures of another place into an index that is there.")
+    ] = False,
+    remove: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Take this picture out; again for more.")
+    ] = None,
+) -> None:
+    """Embed pictures once, so that queries are answered in milliseconds.
+
+    Killed, it goes on where it stopped when the same command is given again; so are pictures that have come since.
+    """
+    from m3p.search.build import index_pictures, remove_pictures
+
+    if (pictures is None) == (not remove):
+        raise UserError("m3p index-pictures takes pictures to index, or --remove ID: one of the two")
+    report = index_pictures(run, pictures, output, add) if pictures else remove_pictures(output, remove or [])
+    if report.skipped:
+        warn(f"{report.skipped:,} pictures cannot be read and are left out: {'; '.join(report.unreadable)}")
+    if report.repeated:
+        warn(f"{report.repeated:,} pictures are left out: the index has the same picture under another id")
+    changes = {"added": report.added, "there already": report.known, "removed": report.removed}
+    said = ", ".join(f"{count:,} {what}" for what, count in changes.items() if count)
+    say(f"{output}: {said}; {report.search}")
+
+
+def add_search(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("search")(search_command)
+    app.command("index-pictures")(index_pictures_command)
