@@ -43,6 +43,9 @@ class ToyPicture:
     def targets_at(self, places: NDArray[np.int64]) -> None:
         """None: the embedder makes the targets."""
 
+    def class_distribution_at(self, places: NDArray[np.int64]) -> None:
+        """None: it has no classes."""
+
     def blank(self, places: NDArray[np.int64]) -> Blank:
         """A copy in which the hidden pixels are painted over; all tokens are the copy's."""
         copy = self.features.copy()

@@ -78,6 +78,40 @@ def test_of_several_classes_the_likeliest_is_taken() -> None:
     assert first.tolist() == [3, 7]
 
 
+WHOLE = Regions(kind="regions", feature_size=WIDTH, classes=CLASSES, max_regions=3, class_target="distribution")
+
+
+def test_the_stored_distribution_adds_up_to_one_over_all_classes() -> None:
+    ids, probs = np.array([[3, 5], [7, 1]]), np.array([[0.2, 0.6], [0.5, 0.0]], np.float16)
+    found = load(WHOLE, class_ids=ids, class_probs=probs)
+    assert found.class_ids is not None
+    assert found.class_ids.tolist() == [5, 7]  # as before: what background is goes by the likeliest
+    whole = found.class_distribution_at(np.array([1, 0, 0]))
+    assert whole is not None
+    assert whole.shape == (3, CLASSES)
+    np.testing.assert_allclose(whole[0], np.eye(CLASSES)[7])
+    np.testing.assert_allclose(whole[1], 0.25 * np.eye(CLASSES)[3] + 0.75 * np.eye(CLASSES)[5], rtol=1e-3)
+    np.testing.assert_array_equal(whole[1], whole[2])
+    one = load(WHOLE, class_probs=np.array([0.5, 0.1], np.float16)).class_distribution_at(np.arange(2))
+    np.testing.assert_array_equal(one, np.eye(CLASSES)[:2])
+    assert load(class_ids=ids, class_probs=probs).class_distribution_at(np.arange(2)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, "unreadable regions.npz.*class_probs"),
+        ({"class_probs": np.array([0.0, 0.5])}, "all zero"),
+        ({"class_probs": np.array([-0.1, 0.5])}, "negative"),
+        ({"class_probs": np.array([np.nan, 0.5])}, "not finite"),
+        ({"class_ids": np.array([[0, 99], [1, 2]]), "class_probs": np.array([[0.9, 0.1]] * 2)}, r"0\.\.99 is outside"),
+    ],
+)
+def test_a_distribution_that_is_none_is_a_bad_sample(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(BadSample, match=reason):
+        load(WHOLE, **changes)
+
+
 def test_classes_are_not_asked_for_where_the_recipe_has_none() -> None:
     regions = Regions(kind="regions", feature_size=WIDTH, classes=0)
     assert load(regions, class_ids=None).class_ids is None

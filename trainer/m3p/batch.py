@@ -50,6 +50,12 @@ class Picture(Protocol):
         None where the numbers to be predicted are made by the visual embedder.
         """
 
+    def class_distribution_at(self, places: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """Return the distribution over object classes of the tokens at `places` [K], which is to be predicted: [K, C].
+
+        None where the one class of `class_ids` is to be predicted, or none at all.
+        """
+
     @property
     def least_length(self) -> float:
         """Least squared length of such numbers by which the error is divided; some have next to none."""

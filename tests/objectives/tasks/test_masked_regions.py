@@ -12,7 +12,7 @@ from m3p.objectives.tasks.matching import Matching
 from m3p.packing import Packer
 from m3p.visual.patches import PatchTokens
 from m3p.visual.pixels import scaled
-from m3p.visual.regions import RegionTokens
+from m3p.visual.regions import ClassDistribution, RegionTokens
 
 
 def picture(regions: int, classes: list[int] | None = None) -> RegionTokens:
@@ -96,6 +96,35 @@ def test_the_loss_is_the_relative_error_of_the_feature_and_the_entropy_of_the_cl
     entropy = np.log(3) + np.log(np.exp(2) + np.exp(1) + 1) - 2
     assert float(MaskedRegions().loss(torch.cat([feature, logits], 1), targets)) == pytest.approx(9.25 + entropy)
     assert MaskedRegions().count({"slots": torch.tensor([3, 4])}) == 2
+
+
+def test_the_loss_of_a_distribution_is_its_divergence() -> None:
+    wanted = torch.tensor([[0.5, 0.5, 0.0], [0.1, 0.2, 0.7]])
+    targets = {"features": torch.zeros(2, 1), "classes": torch.tensor([0, 2]), "least": torch.ones(2)}
+    soft = {**targets, "distribution": wanted}
+    output = torch.cat([torch.zeros(2, 1), wanted.clamp(min=1e-30).log()], 1)
+    assert float(MaskedRegions().loss(output, soft)) == pytest.approx(0, abs=1e-6)
+    even = torch.zeros(2, 4)
+    entropies = -sum(p * np.log(p) for p in (0.5, 0.5, 0.1, 0.2, 0.7))
+    assert float(MaskedRegions().loss(even, soft)) == pytest.approx(2 * np.log(3) - entropies, rel=1e-5)
+    sure = {**targets, "distribution": torch.eye(3)[[0, 2]]}  # of one class alone it is the cross-entropy
+    logits = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    logits[:, 0] = 0
+    assert float(MaskedRegions().loss(logits, sure)) == pytest.approx(float(MaskedRegions().loss(logits, targets)))
+
+
+def test_distributions_of_several_widths_share_a_batch() -> None:
+    packer, pictures = Packer(3), list[RegionTokens]()
+    for kept in (1, 3):
+        ids = np.arange(2 * kept).reshape(2, kept)
+        distribution = ClassDistribution(ids, np.full((2, kept), 1 / kept, np.float32), 9)
+        pictures.append(picture(2)._replace(class_ids=ids[:, 0], distribution=distribution))
+    packer.add(Sequence(np.array([0, 2])))
+    ask_regions(packer, np.array([0, 1, 2]), [(pictures[0], np.array([1])), (pictures[1], np.array([0, 1]))])
+    asked = packer.finish(1).targets["masked_regions"]["distribution"]
+    assert asked.shape == (3, 9)
+    assert asked.sum(1).tolist() == pytest.approx([1, 1, 1])
+    assert asked.argmax(1).tolist() == [1, 0, 3]
 
 
 def test_pixels_are_foretold_as_the_network_sees_them() -> None:

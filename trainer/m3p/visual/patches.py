@@ -52,6 +52,9 @@ class PatchTokens:
         cells = self._cells()
         return cells[np.divmod(places, len(cells))].reshape(len(places), 3 * self.patch**2)
 
+    def class_distribution_at(self, places: NDArray[np.int64]) -> None:
+        """None: patches have no classes."""
+
     @property
     def least_length(self) -> float:
         """Of a patch whose pixels are next to mid grey."""

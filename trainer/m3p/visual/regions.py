@@ -22,6 +22,24 @@ BOX_INPUTS = 5
 """Numbers of a box as the embedder takes it: its corners and its area."""
 
 
+class ClassDistribution(NamedTuple):
+    """What the detector holds R regions to be: some classes of each, and how probable they are."""
+
+    ids: NDArray[np.int64]
+    """[R, K]"""
+    probs: NDArray[np.float32]
+    """[R, K]; a region's add up to 1."""
+    classes: int
+    """Classes of the detector."""
+
+    def at(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the probability of every class of the regions at `places` [N]: [N, classes]."""
+        found = np.zeros((len(places), self.classes), np.float32)
+        rows = np.arange(len(places))[:, None]
+        np.add.at(found, (rows, self.ids[places]), self.probs[places])
+        return found
+
+
 class RegionTokens(NamedTuple):
     """Regions of a picture, each with a feature and a box."""
 
@@ -29,6 +47,8 @@ class RegionTokens(NamedTuple):
     """[R, F]"""
     boxes: NDArray[np.float32]
     class_ids: NDArray[np.int64] | None = None
+    distribution: ClassDistribution | None = None
+    """Predicted instead of `class_ids`, where it is there."""
 
     @property
     def tokens(self) -> int:
@@ -38,6 +58,10 @@ class RegionTokens(NamedTuple):
     def targets_at(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the features at `places` [K]: [K, F]."""
         return self.features[places]
+
+    def class_distribution_at(self, places: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """Return the probability of every class of the regions at `places` [K], or None: [K, C]."""
+        return None if self.distribution is None else self.distribution.at(places)
 
     @property
     def least_length(self) -> float:
@@ -57,6 +81,11 @@ class Regions(VisualSource):
     kind: Literal["regions"]
     feature_size: int = Field(2048, ge=1, description="Width of a region's feature, as stored in the shards.")
     classes: int = Field(1600, ge=0, description="Object classes of the detector; 0: no class loss.")
+    class_target: Literal["likeliest", "distribution"] = Field(
+        "likeliest",
+        description="What the class loss of masked regions compares with: the likeliest class (cross-entropy), or the whole "
+        "stored distribution (KL divergence, UNITER's mrc-kl), which needs class_probs in the shards.",
+    )
     max_regions: int = Field(100, ge=1, description="Regions of a picture that are used, in stored order.")
     background: int | None = Field(
         None, ge=0, description="A class that is never a masking target (0 in Visual Genome)."
@@ -114,19 +143,24 @@ class Regions(VisualSource):
             arrays = read_npz(members["regions.npz"])
             boxes, features = _array(arrays, "boxes"), _array(arrays, "features")
             ids = _array(arrays, "class_ids") if self.classes else None
-            probs = _array(arrays, "class_probs") if self.classes and "class_probs" in arrays else None
+            wanted = self.classes and ("class_probs" in arrays or self._predicts_distribution)
+            probs = _array(arrays, "class_probs") if wanted else None
         except Exception as error:  # on broken bytes its parsers raise nearly anything, from KeyError to TokenError
             raise BadSample(f"unreadable regions.npz: {error}") from error
         _check(boxes, features, self.feature_size)
+        most, distribution = self.max_regions, None
         if ids is not None:
             _check_classes(ids, probs, len(features))
-            ids = _most_likely(
-                ids[: self.max_regions], None if probs is None else probs[: self.max_regions], self.classes
-            )
-        _check_finite("features", features[self.max_regions :])
-        return RegionTokens(
-            _normalised(features[: self.max_regions]), boxes[: self.max_regions].astype(np.float32), ids
-        )
+            ids, probs = ids[:most], None if probs is None else probs[:most]
+            if self._predicts_distribution:
+                distribution = _distribution(ids, probs, self.classes)
+            ids = _most_likely(ids, probs, self.classes)
+        _check_finite("features", features[most:])
+        return RegionTokens(_normalised(features[:most]), boxes[:most].astype(np.float32), ids, distribution)
+
+    @property
+    def _predicts_distribution(self) -> bool:
+        return self.class_target == "distribution"
 
     def embedder(self, width: int, eps: float) -> nn.Module:
         """Return the module that turns features and boxes into vectors."""
@@ -211,12 +245,32 @@ def _check_classes(ids: NDArray[np.generic], probs: NDArray[np.generic] | None, 
         raise BadSample(f"class_probs are {probs.dtype} {probs.shape}: want floats, {ids.shape} like class_ids")
 
 
+def _distribution(ids: NDArray[Any], probs: NDArray[Any] | None, classes: int) -> ClassDistribution:
+    """Return the stored classes of each region with probabilities that add up to 1. Raises BadSample.
+
+    Where only the likeliest classes are stored, the others have none.
+    """
+    assert probs is not None, "asked for"
+    if ids.ndim == 1:
+        ids, probs = ids[:, None], probs[:, None]
+    _check_ids(ids, classes)
+    probs = probs.astype(np.float32)
+    total = probs.sum(1, keepdims=True)
+    if not (np.isfinite(total).all() and probs.min() >= 0 and total.min() > 0):
+        raise BadSample("class_probs of a region are negative, not finite, or all zero")
+    return ClassDistribution(ids.astype(np.int64), probs / total, classes)
+
+
 def _most_likely(ids: NDArray[Any], probs: NDArray[Any] | None, classes: int) -> NDArray[np.int64]:
     """Return the class of each region: as stored, or the likeliest of the stored few."""
     if ids.ndim == 2:
         best = np.zeros(len(ids), np.int64) if probs is None else probs.argmax(1)
         ids = ids[np.arange(len(ids)), best]
     ids = ids.astype(np.int64)
+    _check_ids(ids, classes)
+    return ids
+
+
+def _check_ids(ids: NDArray[Any], classes: int) -> None:
     if not (ids.min() >= 0 and ids.max() < classes):
         raise BadSample(f"a class id of {ids.min()}..{ids.max()} is outside 0..{classes - 1} (visual.classes)")
-    return ids

@@ -1,8 +1,8 @@
-"""Masked regions (M3P's MC-MRM): regress the hidden feature, and name its object class where the source has classes."""
+"""Masked regions (M3P's MC-MRM): regress the hidden feature, and predict its object class where the source has classes."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,11 @@ Ids = NDArray[np.int64]
 
 
 class MaskedRegions(Task):
-    """Squared error of the feature relative to its squared length, plus cross-entropy of the class."""
+    """Squared error of the feature relative to its squared length, plus the loss of the class.
+
+    That is the cross-entropy of the likeliest class, or the KL divergence from the detector's whole distribution (UNITER's
+    mrc-kl, arXiv 1909.11740) where the visual source gives one.
+    """
 
     name = "masked_regions"
     needs_pictures = True
@@ -52,9 +56,11 @@ class MaskedRegions(Task):
         feature, classes = output.float().tensor_split([wanted.shape[1]], 1)
         error = (feature - wanted).square().sum(1) / wanted.square().sum(1).clamp(min=targets["least"])
         total = error.sum()
-        if classes.shape[1]:
-            total = total + F.cross_entropy(classes, targets["classes"], reduction="sum")
-        return total
+        if not classes.shape[1]:
+            return total
+        if "distribution" in targets:
+            return total + F.kl_div(classes.log_softmax(-1), targets["distribution"], reduction="sum")
+        return total + F.cross_entropy(classes, targets["classes"], reduction="sum")
 
     def flops(self, sizes: NetworkSizes) -> float:
         """A masked region: 2 w F, and where there are classes 2 w^2 + 2 w classes."""
@@ -140,7 +146,12 @@ def ask_regions(packer: Packer, slots: Ids, wanted: Sequence[tuple[Picture, Ids]
         end = first + len(places)
         features = picture.targets_at(places)
         # Where the visual embedder makes the targets, they are those of the rows of the whole, unhidden picture.
-        made = {"embedded_rows": packer.row_of(picture) + places} if features is None else {"features": features}
+        made: dict[str, NDArray[Any]] = (
+            {"embedded_rows": packer.row_of(picture) + places} if features is None else {"features": features}
+        )
+        distribution = picture.class_distribution_at(places)
+        if distribution is not None:
+            made["distribution"] = distribution
         packer.target(
             MaskedRegions.name,
             slots=slots[first:end],
