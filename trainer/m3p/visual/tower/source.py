@@ -56,6 +56,9 @@ class TowerTokens:
     def targets_at(self, places: NDArray[np.int64]) -> None:
         """Return None: the tower makes the targets."""
 
+    def class_distribution_at(self, places: NDArray[np.int64]) -> None:
+        """None: a tower's tokens have no classes."""
+
     @property
     def least_length(self) -> float:
         """Of a feature: its squared length is 1."""
