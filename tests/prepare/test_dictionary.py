@@ -172,3 +172,19 @@ def test_parts_alone_and_one_list_twice_are_refused(tmp_path: Path) -> None:
     (tmp_path / "en-de.txt.xz").write_bytes(lzma.compress(b"dog Hund\n"))
     with pytest.raises(UserError, match=r"holds en-de\.txt and en-de\.txt\.xz: they are one list; keep one"):
         prepare_dictionary(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['"dog"\t"Hund"', "dog ||| Hund ||| 0.3 0.2", "dog|||Hund", "dog\tHund\tnoun", "dog Hund 0.3", " dog \t Hund "],
+)
+def test_a_pair_in_the_layout_of_another_program_is_the_pair(tmp_path: Path, line: str) -> None:
+    (tmp_path / "en-de.txt").write_text(line + "\n")
+    assert read_pairs(tmp_path / "en-de.txt") == [("dog", "Hund")]
+
+
+@pytest.mark.parametrize("translation", ["Hund {m}", "Hund [zool.]", "Hund; Rüde", "Hund | Rüde", "<b>Hund</b>"])
+def test_notes_and_lists_of_translations_are_dropped_and_counted(translation: str) -> None:
+    found = clean([("dog", translation), ("cat", "Katze")])
+    assert found.translations == {"cat": ["Katze"]}
+    assert sum(found.dropped.values()) == 1

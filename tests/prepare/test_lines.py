@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import json
 import lzma
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from m3p.errors import UserError
+from m3p.prepare.captions import read_jsonl
 from m3p.prepare.lines import numbered_lines
 from m3p.prepare.text import prepare_text
 
@@ -63,3 +65,21 @@ def test_two_files_of_one_language_in_small_and_large_letters_are_refused(tmp_pa
         pytest.skip("file names are the same in small and large letters here")
     with pytest.raises(UserError, match="keep one of them"):
         prepare_text(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_json_document_is_no_list_of_records_and_the_way_out_leads_out(tmp_path: Path, indent: int | None) -> None:
+    records = [{"id": "a", "image": "a.png", "captions": {"en": "a dog"}}]
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps(records, indent=indent))
+    with pytest.raises(UserError, match=r"begins a JSON document; .* with id, image and captions: .* jq -c '\.\[\]'"):
+        list(read_jsonl(path))
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))  # what `jq -c '.[]'` writes
+    assert [entry.record for entry in read_jsonl(path)] == records
+
+
+def test_a_field_that_stands_twice_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"id": "a", "image": "a.png", "captions": {"en": "a dog", "en": "a cat"}}\n')
+    (entry,) = read_jsonl(path)
+    assert "the field 'en' stands twice in one object" in str(entry.record)

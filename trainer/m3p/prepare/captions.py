@@ -6,7 +6,7 @@ from pathlib import Path
 
 from m3p.data.shards.manifest import Manifest
 from m3p.errors import UserError
-from m3p.prepare.lines import numbered_lines
+from m3p.prepare.lines import check_no_document, numbered_lines
 from m3p.prepare.pairs import Entry, Options, write_pairs
 from m3p.prepare.pictures import PictureFolder
 
@@ -26,12 +26,16 @@ def prepare_captions(
 
 def read_jsonl(source: Path) -> Iterator[Entry]:
     """Yield the records of the lines that are not blank. Raises UserError as `numbered_lines` does."""
+    first = True
     for number, line in numbered_lines(source):
         if not line.strip():
             continue
+        if first:
+            check_no_document(source, number, line, "with id, image and captions")
+            first = False
         where = f"line {number}"
         try:
-            record = json.loads(line)
+            record = json.loads(line, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
             yield Entry(where, f"broken JSON: {error}")
             continue
@@ -41,3 +45,12 @@ def read_jsonl(source: Path) -> Iterator[Entry]:
             yield Entry(
                 where, f"the record is {type(record).__name__}; the rule is an object with id, image and captions"
             )
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return the fields of an object. Raises ValueError where one stands in it twice: Python would keep the last alone."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = next(name for number, (name, _) in enumerate(pairs) if name in dict(pairs[:number]))
+        raise ValueError(f"the field {twice!r} stands twice in one object")
+    return fields

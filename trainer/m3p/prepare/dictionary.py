@@ -55,6 +55,10 @@ PARTS_OF_SPEECH = frozenset(
     noun verb adj adjective adv adverb prep preposition pron pronoun conj conjunction det num intj propn n v a r nn nns vb
     """.split()  # noqa: SIM905 (a list would take a line a word)
 )
+MARKS = re.compile(r"[][{}<>|;]")
+"""What other programs write around notes ("Hund {m}") or between several translations: nothing of it belongs in a caption."""
+MOSES = re.compile(r"\s*\|\|\|\s*")
+"""Between the columns of Moses' phrase tables."""
 MOSTLY = 0.8
 """Share of a list's lines that end with a part of speech where these are a column."""
 
@@ -112,6 +116,8 @@ def drop_reason(word: str, translation: str, latin: bool, keep_function_words: b
         return "source without letters"
     if not any(letter.isalpha() for letter in translation):
         return "translation without letters"
+    if MARKS.search(translation):
+        return "translation with one of []{}<>|; in it"
     # "ring" -> "Ring" is kept: capital letters are other pieces of the vocabulary.
     if word == translation:
         return "identity"
@@ -141,7 +147,7 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
 def _read_rows(path: Path) -> list[tuple[str, str, bool]]:
     """Return word, translation and whether more columns were left out, for each line.
 
-    Columns are parted by tabs; in lines without any by spaces. There, numbers at the end are columns; so are parts of speech,
+    Columns are parted by tabs or |||; in lines without any by spaces. There, numbers at the end are columns; so are parts of speech,
     if nearly all lines of the list end with one.
     """
     rows = []
@@ -158,7 +164,7 @@ def _read_rows(path: Path) -> list[tuple[str, str, bool]]:
                 f"{path}, line {number}: {text[:60]!r} is one word; the rule is an English word, a tab or a space, "
                 "and its translation."
             )
-        rows.append((word, translation, more, "\t" not in text))
+        rows.append((word, translation, more, "\t" not in text and not MOSES.search(text)))
     tagged = [spaced and _has_part_of_speech(translation) for _, translation, _, spaced in rows]
     if sum(tagged) < MOSTLY * len(rows):
         tagged = [False] * len(rows)
@@ -170,14 +176,21 @@ def _read_rows(path: Path) -> list[tuple[str, str, bool]]:
 
 def _split(text: str) -> tuple[str, str, bool]:
     """Return word and translation ("" without one) of a line, and whether there were more columns."""
-    if "\t" in text:
-        word, translation, *more = (column.strip() for column in text.split("\t"))
+    columns = text.split("\t") if "\t" in text else MOSES.split(text)
+    if len(columns) > 1:
+        word, translation, *more = map(_unquoted, columns)
         return word, translation, bool(more)
     word, *rest = text.split()
     kept = list(rest)
     while len(kept) > 1 and NUMBER.fullmatch(kept[-1]):
         kept.pop()
     return word, " ".join(kept), len(kept) < len(rest)
+
+
+def _unquoted(column: str) -> str:
+    """Return a column without the spaces and the quotes that stand around it, as spreadsheets write them."""
+    column = column.strip()
+    return column[1:-1].strip() if len(column) > 2 and column[0] == column[-1] == '"' else column
 
 
 def _has_part_of_speech(translation: str) -> bool:

@@ -1,10 +1,12 @@
 """Lines of raw text files, compressed or not, and names of what a folder holds beside them."""
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -61,6 +63,19 @@ LONGEST_LINE = 64 * 2**20
 """Bytes. A longer line is no line of text, and would fill the memory."""
 NAMED = 8
 """Files that a message names."""
+
+
+JSON_DOCUMENT = re.compile(rb"\s*([\[{]|\[\s*\{.*[\]},])\s*", re.DOTALL)
+"""A first line of a JSON document over several lines, or of a list of objects."""
+
+
+def check_no_document(path: Path, number: int, line: bytes, fields: str) -> None:
+    """Raise UserError if the first line of a file begins a JSON document; `fields` says what an object of a line has."""
+    if JSON_DOCUMENT.fullmatch(line.removeprefix(codecs.BOM_UTF8)):
+        raise UserError(
+            f"{path}, line {number}: begins a JSON document; the rule is one JSON object a line, {fields}: convert it, for "
+            "instance with jq -c '.[]'."
+        )
 
 
 def plain_name(path: Path) -> str:

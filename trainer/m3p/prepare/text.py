@@ -8,7 +8,7 @@ from pathlib import Path
 from m3p.data.languages import LANGUAGE_TAG
 from m3p.data.shards.manifest import Manifest
 from m3p.errors import UserError
-from m3p.prepare.lines import OTHERS, check_once, files_of, listed, numbered_lines, plain_name
+from m3p.prepare.lines import OTHERS, check_no_document, check_once, files_of, listed, numbered_lines, plain_name
 from m3p.prepare.shards import ShardWriter
 from m3p.prepare.staging import staged_folder
 from m3p.terminal import say
@@ -19,8 +19,6 @@ SENTENCE_END = re.compile(r"""[.!?։؟।॥۔။።]+["'»”’)\]]*\s+|[。�
 """Full stops of the scripts of the world: those that a space follows, and those of Chinese and Japanese."""
 
 
-JSON_DOCUMENT = re.compile(r"[\[{]|\[\s*\{.*[\]},]")
-"""A first line of a JSON document over several lines, or of a list of objects."""
 DOCUMENT = re.compile(r"<doc( [^>]*)?>|</doc>")
 """A line that WikiExtractor writes before or after an article."""
 
@@ -64,11 +62,8 @@ class Paragraphs:
                     f"{self.path}, line {number}: byte {error.start + 1} is not valid UTF-8 ({error.reason}). Convert the "
                     "file, for instance with iconv."
                 ) from None
-            if not self.lines and JSON_DOCUMENT.fullmatch(paragraph):
-                raise UserError(
-                    f"{self.path}, line {number}: begins a JSON document; the rule is plain text, one paragraph a line, or "
-                    "one JSON object a line, with a field `text`: convert it, for instance with jq -c '.[]'."
-                )
+            if not self.lines:
+                check_no_document(self.path, number, line, "with a field `text`, or plain text, one paragraph a line")
             self.lines += bool(paragraph)
             if DOCUMENT.fullmatch(paragraph):
                 self.docs += 1
