@@ -7,6 +7,7 @@ silent change. Run by `python -m tests.data.fuzz`, which see.
 import contextlib
 import shutil
 import signal
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -120,15 +121,17 @@ def fuzz_remote(home: Path, number: int, seed: int) -> int:
 
     def one(rng: np.random.Generator) -> None:
         for name, stored in files.items():
-            shutil.rmtree(home / "cache", ignore_errors=True)
+            # One of its own each time: what is fetched ahead may still be on its way.
+            cache = Cache(Path(tempfile.mkdtemp(dir=home)), 10**6)
             url = f"memory://fuzz/{name}"
             for file, content in stored.items():
                 memory.pipe(f"/fuzz/{name}/{file}", content)
             file = sorted(stored)[int(rng.integers(len(stored)))]
             memory.pipe(f"/fuzz/{name}/{file}", mutate(stored[file], rng))
-            folders.check(name, url, Cache(home / "cache", 10**6))
+            folders.check(name, url, cache)
             memory.pipe(f"/fuzz/{name}/{file}", stored[file])
-            assert folders.read(name, url, Cache(home / "cache", 10**6)) == folders.whole[name], "the damage has stayed"
+            assert folders.read(name, url, cache) == folders.whole[name], "the damage has stayed"
+            shutil.rmtree(cache.folder, ignore_errors=True)
 
     with _no_pauses():
         return _repeat(one, number, seed)

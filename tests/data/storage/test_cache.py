@@ -19,6 +19,7 @@ import aiohttp
 import fsspec
 import pytest
 
+from m3p.atomic import publish
 from m3p.data.sample import BadSamples
 from m3p.data.shards.index_folder import index_folder
 from m3p.data.source import Source, SourceConfig
@@ -444,3 +445,24 @@ def test_a_folder_that_cannot_hold_the_cache_is_named(url: str, tmp_path: Path, 
 
 def test_both_kinds_of_folder_name_themselves(url: str, shards: Path, tmp_path: Path) -> None:
     assert (str(LocalFolder(shards)), str(RemoteFolder(f"{url}/", Cache(tmp_path, 1)))) == (str(shards), url)
+
+
+def test_a_cache_that_somebody_deletes_under_way_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, calls = fsspec.filesystem("memory"), list[Path]()
+    memory.pipe("/deleted/a.tar", b"content")
+
+    def deletes_first(aside: Path, path: Path) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            shutil.rmtree(path.parents[1])
+        publish(aside, path)
+
+    monkeypatch.setattr(caching, "publish", deletes_first)
+    monkeypatch.setattr(remotely, "FIRST_PAUSE", 0.0)
+    cache = Cache(tmp_path, 10**6)
+    found = cache.get("memory://deleted/a.tar", "place/a.tar", Wanted(100))
+    assert found is not None
+    assert found.read_bytes() == b"content"
+    assert len(calls) == 2
+    with pytest.raises(OneRankError, match=r"memory://deleted/b\.tar does not exist"):
+        cache.get("memory://deleted/b.tar", "place/b.tar", Wanted(100))

@@ -147,8 +147,8 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
 def _read_rows(path: Path) -> list[tuple[str, str, bool]]:
     """Return word, translation and whether more columns were left out, for each line.
 
-    Columns are parted by tabs or |||; in lines without any by spaces. There, numbers at the end are columns; so are parts of speech,
-    if nearly all lines of the list end with one.
+    Columns are parted by tabs or |||; in lines without any by spaces. There, numbers at the end are columns; so are parts of
+    speech, if nearly all lines of the list end with one.
     """
     rows = []
     for number, line in numbered_lines(path):

@@ -97,17 +97,22 @@ class Cache:
                     raise _WrongFileError(fault)
                 publish(partial, path)
                 return
-            except FileNotFoundError as error:
-                raise OneRankError(
-                    f"{masked(url)} does not exist: copy the shards there, or index them again"
-                ) from error
             # Every store has exceptions of its own (aiohttp's, botocore's), with no common class but this one.
             except Exception as error:
                 partial.unlink(missing_ok=True)
+                if isinstance(error, FileNotFoundError) and not self._is_inside(error.filename):
+                    raise OneRankError(
+                        f"{masked(url)} does not exist: copy the shards there, or index them again"
+                    ) from error
+                path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have deleted the cache meanwhile
                 if last:
                     raise OneRankError(self._explain(url, error)) from error
                 if not _is_full(error):
                     pause(attempt)
+
+    def _is_inside(self, place: object) -> bool:
+        """Tell whether a path that an error names lies in the cache, and not behind a URL."""
+        return isinstance(place, str | os.PathLike) and Path(place).is_relative_to(self.folder)
 
     def _explain(self, url: str, error: Exception) -> str:
         url = masked(url)
