@@ -30,7 +30,7 @@ from m3p.objectives.tasks.contrastive import ContrastiveHead
 from m3p.packing import Packer
 from m3p.prepare.tokenizer import prepare_tokenizer
 from m3p.recipe.load import dump_recipe, parse_recipe
-from m3p.retrieval.evaluate import evaluate_run
+from m3p.retrieval.evaluate import Options, evaluate_run
 from m3p.retrieval.scoring import scorer_of
 from m3p.retrieval.search import search
 from m3p.runs import load_exported, open_run
@@ -328,7 +328,7 @@ def test_reranking_without_the_task_is_refused(tiny: Path, tmp_path: Path) -> No
     contrast = [f"objectives.{name}.tasks={{contrastive: 1}}" for name in ("image_caption", "code_switched")]
     write_run(tiny, tmp_path / "run", *contrast)
     with pytest.raises(UserError, match=r"--rerank 5: scores by matching, but no active objective of .*run trains it"):
-        evaluate_run(tmp_path / "run", rerank=5)
+        evaluate_run(tmp_path / "run", options=Options(rerank=5))
 
 
 def test_a_run_without_a_dual_encoder_is_scored_by_its_cross_encoder(tiny: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import m3p
 from m3p.checkpoints.files import State, read_state, write_state
 from m3p.errors import UserError
 from m3p.export import export_run
-from m3p.retrieval.evaluate import evaluate_run
+from m3p.retrieval.evaluate import Options, evaluate_run
 from m3p.retrieval.pictures import gallery_of
 from m3p.retrieval.scoring import scorer_of
 from m3p.retrieval.search import search
@@ -96,8 +96,8 @@ def test_captions_that_are_cut_are_counted(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_every_pair_can_be_scored_by_the_cross_encoder(run: Path) -> None:
-    (every,) = evaluate_run(run, scoring="cross")
-    (short,) = evaluate_run(run, rerank=1000)
+    (every,) = evaluate_run(run, options=Options(scoring="cross"))
+    (short,) = evaluate_run(run, options=Options(rerank=1000))
     assert every.scoring == "cross"
     assert every.shortlist is None
     for language, result in every.languages.items():
@@ -110,13 +110,15 @@ def test_any_folder_of_shards_and_an_export_are_scored(run: Path, tiny: Path, tm
     export_run(run, tmp_path / "export")
     (own,) = evaluate_run(run)
     shutil.copytree(tiny.parent / "shards" / "train", tmp_path / "elsewhere")
-    (result,) = evaluate_run(tmp_path / "export", data=tmp_path / "elsewhere", json_file=tmp_path / "result.json")
+    (result,) = evaluate_run(
+        tmp_path / "export", options=Options(data=tmp_path / "elsewhere", json_file=tmp_path / "result.json")
+    )
     for language, found in result.languages.items():
         assert found.fingerprint == own.languages[language].fingerprint
         assert found.mean_recall == pytest.approx(own.languages[language].mean_recall, abs=1)  # ties, other batches
     assert json.loads((tmp_path / "result.json").read_text())["split"] == "elsewhere"
     with pytest.raises(UserError, match=r"leave out train"):
-        evaluate_run(run, ["train"], data=tmp_path / "elsewhere")
+        evaluate_run(run, ["train"], Options(data=tmp_path / "elsewhere"))
 
 
 def test_the_results_of_an_older_checkpoint_stand_beside_those_of_the_run(run: Path) -> None:

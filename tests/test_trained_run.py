@@ -18,7 +18,7 @@ from m3p.errors import UserError
 from m3p.export import export_run
 from m3p.packing import Packer
 from m3p.recipe.load import load_recipe
-from m3p.retrieval.evaluate import evaluate_run
+from m3p.retrieval.evaluate import Options, evaluate_run
 from m3p.retrieval.pictures import gallery_of
 from m3p.retrieval.scoring import Scorer, shortlist
 from m3p.retrieval.search import search
@@ -81,7 +81,7 @@ def test_weights_of_another_vocabulary_of_the_same_size_are_refused(run: Path, t
 
 
 def test_reranking_by_the_cross_encoder_stands_beside_the_first_result(run: Path) -> None:
-    (result,) = evaluate_run(run, ["train"], rerank=4)
+    (result,) = evaluate_run(run, ["train"], Options(rerank=4))
     assert result.scoring == "dual+cross"
     assert result.shortlist is not None
     assert result.shortlist.k == 4

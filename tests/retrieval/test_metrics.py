@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
+import pytrec_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from m3p.keys import generator
 from m3p.retrieval import metrics
-from m3p.retrieval.metrics import QueryRanks, chance, query_ranks, rank_both_ways, recalls
+from m3p.retrieval.metrics import Beyond, QueryRanks, chance, query_ranks, rank_both_ways, rank_queries, recalls
 
 
 def one_owner(owners: list[int], images: int) -> NDArray[np.bool_]:
@@ -117,3 +118,63 @@ def test_chance_agrees_with_random_scores() -> None:
 
 def test_query_ranks_takes_candidates_in_columns() -> None:
     assert query_ranks(np.array([[1.0, 2.0, 3.0]]), np.array([[True, False, False]])).tolist() == [3]
+
+
+def trec(scores: NDArray[np.float64], right: NDArray[np.bool_]) -> tuple[list[float], list[float]]:
+    """nDCG@10 and hit@1 of each query that has a right candidate, by trec_eval.
+
+    trec_eval puts the larger name first where scores are equal, so wrong candidates get larger ones: ties against the system.
+    """
+    names = [[f"{'a' if good else 'z'}{place}" for place, good in enumerate(row)] for row in right]
+    wanted = {str(n): {name: 1 for name in names[n] if name[0] == "a"} for n in range(len(right)) if right[n].any()}
+    run = {query: dict(zip(names[int(query)], scores[int(query)].tolist(), strict=True)) for query in wanted}
+    found = pytrec_eval.RelevanceEvaluator(wanted, {"ndcg_cut.10", "success.1"}).evaluate(run)
+    return [found[query]["ndcg_cut_10"] for query in wanted], [found[query]["success_1"] for query in wanted]
+
+
+@given(tables())
+def test_ndcg_and_hits_are_those_of_trec_eval(table: tuple[NDArray[np.float64], NDArray[np.bool_]]) -> None:
+    scores, right = table
+    scores = np.maximum(scores, -9.0)  # trec_eval has no infinity
+    for given_scores, given_right in ((scores, right), (scores.T, right.T)):
+        found, asked = rank_queries(given_scores, given_right), given_right.any(axis=1)
+        ndcg, hits = trec(given_scores, given_right)
+        np.testing.assert_allclose(found.ndcg[asked], ndcg, atol=1e-9)
+        assert (found.ranks[asked] == 1).astype(float).tolist() == hits
+        assert np.isnan(found.ndcg[~asked]).all()
+
+
+@given(st.integers(11, 40), st.integers(1, 30), st.integers(0, 2**31))
+def test_ndcg_of_large_pools_with_many_right_answers_is_that_of_trec_eval(size: int, rights: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 12, (3, size)).astype(float)
+    right = np.array([rng.permutation(size) < min(rights, size) for _ in range(3)])
+    np.testing.assert_allclose(rank_queries(scores, right).ndcg, trec(scores, right)[0], atol=1e-9)
+
+
+@given(tables())
+def test_ties_by_order_take_the_candidate_with_the_lower_number_first(
+    table: tuple[NDArray[np.float64], NDArray[np.bool_]],
+) -> None:
+    scores, right = table
+    found = query_ranks(scores, right, "order")
+    for row, good, rank in zip(scores, right, found.tolist(), strict=True):
+        order = sorted(range(len(row)), key=lambda place: (-row[place], place))
+        first = next((n for n, place in enumerate(order, start=1) if good[place]), 0)
+        assert rank == first
+
+
+@given(tables(), st.integers(1, 7), st.integers(0, 2**31))
+def test_a_shortlist_ranks_as_if_all_else_scored_minus_infinity(
+    table: tuple[NDArray[np.float64], NDArray[np.bool_]], most: int, seed: int
+) -> None:
+    scores, right = np.maximum(table[0], -9.0), table[1]
+    rng = np.random.default_rng(seed)
+    listed = np.stack([rng.permutation(scores.shape[1])[:most] for _ in scores])
+    whole = np.full(scores.shape, -np.inf)
+    np.put_along_axis(whole, listed, np.take_along_axis(scores, listed, 1), 1)
+    beyond = Beyond(right.sum(axis=1), right.shape[1])
+    short = rank_queries(np.take_along_axis(scores, listed, 1), np.take_along_axis(right, listed, 1), "against", beyond)
+    long = rank_queries(whole, right)
+    assert short.ranks.tolist() == long.ranks.tolist()
+    np.testing.assert_allclose(short.ndcg, long.ndcg)

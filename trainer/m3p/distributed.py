@@ -249,6 +249,20 @@ def is_main() -> bool:
     return not _joined() or sys.modules["torch.distributed"].get_rank() == 0
 
 
+def join(timeout_seconds: float = 3600.0) -> None:
+    """Meet the other ranks, in a program that a launcher may have started on several; nothing to do alone, or once met."""
+    if not _joined() and find(os.environ).world_size > 1:
+        start(timeout_seconds)
+
+
+def place() -> tuple[int, int]:
+    """Return this process' number among all ranks and how many there are; (0, 1) in a process that has joined no others."""
+    if not _joined():
+        return 0, 1
+    dist = sys.modules["torch.distributed"]
+    return int(dist.get_rank()), int(dist.get_world_size())
+
+
 def _joined() -> bool:
     # A process that has not imported torch has joined nobody; asking must not cost a data worker that import.
     dist = sys.modules.get("torch.distributed")

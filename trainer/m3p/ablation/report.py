@@ -80,10 +80,7 @@ def rows(found: Mapping[Variant, Sequence[Evaluation]]) -> list[Row]:
     for label, languages in groups.items():
         made.append(Row(variant=baseline.name, languages=label, **_recalls(base_runs, languages)))
         for variant, runs in others:
-            ranks = [
-                tuple({name: one.grouped_ranks(name) for name in languages} for one in pair)
-                for pair in zip(runs, base_runs, strict=True)
-            ]
+            ranks = [tuple(one.grouped(languages) for one in pair) for pair in zip(runs, base_runs, strict=True)]
             gain = difference([(mine, theirs) for mine, theirs in ranks])
             made.append(
                 Row(

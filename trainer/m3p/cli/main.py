@@ -18,6 +18,7 @@ from m3p.cli.search import add_search
 from m3p.cli.train import default_ranks, recipes_command, slurm_command, train_command, train_program
 from m3p.console import PlainConsole
 from m3p.errors import UserError, no_room
+from m3p.recipe.evaluation import ProtocolName
 from m3p.shipped import find_ds_config, find_recipe
 from m3p.terminal import say, warn
 
@@ -148,12 +149,26 @@ def evaluate_command(
         typer.Option(help="Cosines; every pair through the encoder; or a shortlist of the one scored by the other."),
     ] = None,
     rerank: Annotated[int | None, typer.Option(min=0, help="Length of the shortlist that is scored again.")] = None,
+    protocol: Annotated[
+        ProtocolName | None,
+        typer.Option(help="Which pictures and captions are the pool, and how is counted; or native."),
+    ] = None,
+    dual_weight: Annotated[
+        float | None, typer.Option(min=0, help="Add the cosine, times this, to the score of the cross-encoder.")
+    ] = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="Write scores with the ids of pictures and captions too.")
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="Write the one result to this file too.")] = None,
+    local_rank: Annotated[int, typer.Option("--local_rank", "--local-rank", hidden=True)] = 0,
 ) -> None:
-    """Score image retrieval of a run, a checkpoint or an export; writes evaluation/ in its folder."""
-    from m3p.retrieval.evaluate import evaluate_run
+    """Score image retrieval of a run, a checkpoint or an export; writes evaluation/ in its folder.
 
-    evaluate_run(run, names or [], rerank, scoring, data, json)
+    Under torchrun, deepspeed or srun, all ranks share the work. Started again after a kill, it goes on where it was.
+    """
+    from m3p.retrieval.evaluate import Options, evaluate_run
+
+    evaluate_run(run, names or [], Options(rerank, scoring, protocol, dual_weight, data, json, save))
 
 
 @app.command("compare")

@@ -117,16 +117,23 @@ class M3P(nn.Module):
             return batch
         return replace(batch, visual_features=self.visual.look(batch.visual_features))
 
-    def encode(self, batch: Batch) -> tuple[Tensor, Layout, Tensor]:
-        """Return hidden states [T, width], where the sequences lie, and the touch of the visual embedder."""
-        hidden, layout, touch, _ = self._encode(batch)
+    def encode(self, batch: Batch, vectors: Tensor | None = None) -> tuple[Tensor, Layout, Tensor]:
+        """Return hidden states [T, width], where the sequences lie, and the touch of the visual embedder.
+
+        Where `vectors` [R, width] are given, which `embed_visual` returned, the pictures of the batch are rows of them.
+        """
+        hidden, layout, touch, _ = self._encode(batch, vectors)
         return hidden, layout, touch
 
-    def _encode(self, batch: Batch) -> tuple[Tensor, Layout, Tensor, Tensor | None]:
+    def embed_visual(self, features: Tensor, boxes: Tensor) -> Tensor:
+        """Embed pictures alone, so that many batches can show them: features [N, ...] and boxes [R, 4] -> [R, width]."""
+        return self._see(features, boxes)[0]
+
+    def _encode(self, batch: Batch, vectors: Tensor | None = None) -> tuple[Tensor, Layout, Tensor, Tensor | None]:
         """Return what `encode` does, and what the visual embedder says of each row [R, F] where that is to be predicted."""
         layout = Layout(batch.lengths, batch.longest, self.attention)
         text = self._read(batch)
-        x, touch, seen = self._join(text, batch)
+        x, touch, seen = self._join(text, batch, vectors)
         return self.encoder(x, layout) if self._encodes_pictures else x, layout, touch, seen
 
     def _read(self, batch: Batch) -> Tensor:
@@ -137,8 +144,8 @@ class M3P(nn.Module):
                 text = self.encoder(text, Layout(batch.words, batch.longest, self.attention))
         return text
 
-    def _join(self, text: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Put words `text` [W, width] and picture tokens in their slots.
+    def _join(self, text: Tensor, batch: Batch, vectors: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Put words `text` [W, width] and picture tokens in their slots; these are rows of `vectors`, or embedded here.
 
         Returns vectors [T, width], the touch of the visual embedder, and what it says of each row [R, F] where that is to be
         predicted.
@@ -146,15 +153,16 @@ class M3P(nn.Module):
         touch = text.new_zeros(())
         if self.visual is None:
             return text, touch, None
-        features, boxes = batch.visual_features, batch.visual_boxes
-        if not len(features):
+        features, boxes, seen = batch.visual_features, batch.visual_boxes, None
+        if vectors is None and not len(features):
             least = features.new_zeros(self._least), boxes.new_zeros(1, 4)
             return text, touch + _touch(lambda: self._see(*least)[0]), None
         words = len(batch.token_ids)
         order = batch.token_ids.new_empty(batch.tokens)
         order[batch.token_slots] = torch.arange(words, device=order.device)
         order[batch.visual_slots] = words + batch.visual_rows
-        vectors, seen = self._see(features, boxes)
+        if vectors is None:
+            vectors, seen = self._see(features, boxes)
         return torch.cat([text, vectors])[order], touch, seen
 
     def _see(self, features: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -1,12 +1,14 @@
 """One entry of the recipe's `evaluation` section."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from m3p.paths import AddressField
 from m3p.terminal import warn
 
+ProtocolName = Literal["native", "m3p-compat", "folds5x1k", "full5k", "iglue", "xtd", "xm3600"]
+"""Names of the evaluation protocols; what each is: retrieval/protocols.py."""
 LABELS = {"captioned", "selected_on"}
 """Fields that stated what training had seen and what was selected, true or not."""
 
@@ -23,6 +25,16 @@ class EvaluationConfig(BaseModel):
         ge=0,
         description="Best candidates of the dual encoder that the cross-encoder scores again; 0: none, all pairs are scored by "
         "the dual encoder, or by the cross-encoder where no task trains the dual one.",
+    )
+    dual_weight: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="With the cross-encoder: the dual encoder's cosine, times this, is added to its logit.",
+    )
+    protocol: ProtocolName = Field(
+        "native",
+        description="Which pictures and captions are the pool, and how is counted: native takes all as they are.",
     )
     caption_source: str | None = Field(None, description="Who wrote the captions; stands beside every figure.")
     batch_size: int = Field(64, ge=1, description="Pictures, captions or pairs that are forwarded at once.")

@@ -14,10 +14,7 @@ def differences(a: Evaluation, b: Evaluation) -> dict[str, Interval]:
 
     Raises UserError when they share no language or were asked different queries in one.
     """
-    return {
-        row: difference_interval({n: a.grouped_ranks(n) for n in names}, {n: b.grouped_ranks(n) for n in names})
-        for row, names in shared_rows(a, b).items()
-    }
+    return {row: difference_interval(a.grouped(names), b.grouped(names)) for row, names in shared_rows(a, b).items()}
 
 
 def shared_rows(first: Evaluation, *others: Evaluation) -> dict[str, list[str]]:

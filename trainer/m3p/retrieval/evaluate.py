@@ -3,65 +3,85 @@
 Writes evaluation/NAME.json (the figures), evaluation/NAME.html (pictures found), and, of a run, the same to TensorBoard.
 """
 
+import glob
+import hashlib
+import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from m3p import __version__, distributed
 from m3p.errors import UserError
 from m3p.objectives.tasks import TASKS
-from m3p.recipe.evaluation import EvaluationConfig
+from m3p.recipe.evaluation import EvaluationConfig, ProtocolName
+from m3p.retrieval.blocks import Blocks
 from m3p.retrieval.gallery import Finding, contact_sheet, html_page
-from m3p.retrieval.metrics import QueryRanks, query_ranks
 from m3p.retrieval.pictures import Pictures, load_pictures, picture_bytes
+from m3p.retrieval.protocols import PROTOCOLS
+from m3p.retrieval.ranking import Ranker, Ranking, Scoring, Way
 from m3p.retrieval.result import Conditions, Evaluation, Shortlist
-from m3p.retrieval.scoring import Floats, Scorer, scorer_of, shortlist
+from m3p.retrieval.scoring import scorer_of
 from m3p.retrieval.table import print_table, write_tensorboard
 from m3p.runs import Run, open_run
 
-Scoring = Literal["dual", "cross", "rerank"]
 SHORTLIST = 128
 """Candidates of each query that are scored again, where re-ranking is asked for and nothing says how many."""
-SHOWN_QUERIES, SHOWN_PICTURES = 3, 5
+SHOWN_QUERIES = 3
+"""Queries of a language that are shown with the pictures that they found."""
 SHOWN_LANGUAGES = 12
+"""Languages that are shown so."""
 
 
-def evaluate_run(
-    path: Path,
-    names: Sequence[str] = (),
-    rerank: int | None = None,
-    scoring: Scoring | None = None,
-    data: Path | None = None,
-    json_file: Path | None = None,
-) -> list[Evaluation]:
+@dataclass(frozen=True)
+class Options:
+    """What a call asks for in place of what the recipe's evaluations say; None: as they say."""
+
+    rerank: int | None = None
+    """Length of the shortlist that the cross-encoder scores again."""
+    scoring: Scoring | None = None
+    """How pairs are scored."""
+    protocol: ProtocolName | None = None
+    """Which pictures and captions are the pool, and how is counted."""
+    dual_weight: float | None = None
+    """What the dual encoder's cosine is multiplied by before it is added to the cross-encoder's logit."""
+    data: Path | None = None
+    """A folder of shards that is scored, named or not in the recipe."""
+    json_file: Path | None = None
+    """A further file for the result, where there is one."""
+    save: bool = False
+    """Whether scores are written too, with the ids of pictures and captions."""
+
+
+def evaluate_run(path: Path, names: Sequence[str] = (), options: Options | None = None) -> list[Evaluation]:
     """Evaluate a run, checkpoint or export on the evaluations `names` of its recipe (all, if none is named).
 
-    Args:
-        path: what `open_run` opens.
-        names: entries of the recipe's `evaluation` section.
-        rerank: length of the shortlist, in place of the recipe's.
-        scoring: how pairs are scored, in place of the recipe's way.
-        data: a folder of shards that is scored instead, named or not in the recipe.
-        json_file: a further file for the result; only where there is one.
-
-    Prints, writes and returns the results. Raises UserError.
+    Started on several ranks (torchrun, deepspeed, srun), they share the work, and rank 0 prints and writes. What a killed call
+    had scored is not scored again. Returns the results. Raises UserError.
     """
+    options = options or Options()
+    distributed.join()
+    distributed.gather_objects(None)  # after training, rank 0 may still be writing the checkpoint
     run = open_run(path)
-    chosen = _choose(run, names, data)
-    if json_file is not None and len(chosen) != 1:
-        raise UserError(f"--json {json_file}: it holds one result, and {', '.join(chosen)} would be scored; name one")
-    asked = {name: _settle(run, name, config, scoring, rerank) for name, config in chosen.items()}
+    chosen = _choose(run, names, options.data)
+    if options.json_file is not None and len(chosen) != 1:
+        raise UserError(
+            f"--json {options.json_file}: it holds one result, and {', '.join(chosen)} would be scored; name one"
+        )
+    asked = {name: _settle(run, name, config, options) for name, config in chosen.items()}
     done = []
     for name, (config, way) in asked.items():
-        evaluation, found = _evaluate(run, name, config, way)
         file = run.folder / "evaluation" / f"{_file_name(run, name, config, chosen[name], way)}.json"
-        for place in (file, *([json_file] if json_file else [])):
-            evaluation.save(place)
-        print_table(evaluation)
-        _show(run, evaluation, found, file)
+        evaluation, found, blocks = _evaluate(run, name, config, way, file, options.save)
+        if distributed.is_main():
+            for place in (file, *([options.json_file] if options.json_file else [])):
+                evaluation.save(place)
+            print_table(evaluation)
+            _show(run, evaluation, found, file)
+            blocks.remove()
         done.append(evaluation)
     return done
 
@@ -82,22 +102,25 @@ def _choose(run: Run, names: Sequence[str], data: Path | None) -> dict[str, Eval
     return {f"data-{name}" if taken else name: EvaluationConfig(path=str(data))}
 
 
-def _settle(
-    run: Run, name: str, config: EvaluationConfig, scoring: Scoring | None, rerank: int | None
-) -> tuple[EvaluationConfig, Scoring]:
-    """Return the evaluation with its shortlist (0: none) and its scoring. Raises UserError where the run cannot score so."""
-    if rerank is not None:
-        if rerank and scoring not in (None, "rerank"):
-            raise UserError(
-                f"--rerank {rerank}: goes with --scoring rerank, not with --scoring {scoring}; leave one out"
-            )
-        config = config.model_copy(update={"rerank": rerank})
-    way = scoring or _usual_scoring(run, config)
-    config = config.model_copy(update={"rerank": (config.rerank or SHORTLIST) if way == "rerank" else 0})
-    option = f"--rerank {rerank}" if rerank else f"evaluation.{name}, scoring {way}"
+def _settle(run: Run, name: str, config: EvaluationConfig, options: Options) -> tuple[EvaluationConfig, Way]:
+    """Return the evaluation as it is asked for, and how it is scored. Raises UserError where the run cannot score so."""
+    rerank, scoring = options.rerank, options.scoring
+    if rerank and scoring not in (None, "rerank"):
+        raise UserError(f"--rerank {rerank}: goes with --scoring rerank, not with --scoring {scoring}; leave one out")
+    given = {"rerank": rerank, "protocol": options.protocol, "dual_weight": options.dual_weight}
+    config = config.model_copy(update={field: value for field, value in given.items() if value is not None})
+    scoring = scoring or _usual_scoring(run, config)
+    if config.dual_weight and scoring == "dual":
+        raise UserError(
+            f"evaluation.{name}.dual_weight = {config.dual_weight:g}: there is no cross-encoder's score to add to; leave it out, "
+            "or take --scoring cross or rerank"
+        )
+    config = config.model_copy(update={"rerank": (config.rerank or SHORTLIST) if scoring == "rerank" else 0})
+    option = f"--rerank {rerank}" if rerank else f"evaluation.{name}, scoring {scoring}"
+    embeds = scoring != "cross" or config.dual_weight > 0
     for needed, able in (
-        (way != "dual", [task for task in TASKS.values() if task.scores_pairs]),
-        (way != "cross", [task for task in TASKS.values() if task.embeds]),
+        (scoring != "dual", [task for task in TASKS.values() if task.scores_pairs]),
+        (embeds, [task for task in TASKS.values() if task.embeds]),
     ):
         if needed and not set(able) & set(run.recipe.tasks):
             words = " or ".join(task.name for task in able)
@@ -105,7 +128,7 @@ def _settle(
                 f"{option}: scores by {words}, but no active objective of {run.folder} trains it; score otherwise (--scoring), "
                 f"or train a run whose tasks.{words} has a weight"
             )
-    return config, way
+    return config, Way(scoring, config.rerank, config.dual_weight, PROTOCOLS[config.protocol].ties)
 
 
 def _usual_scoring(run: Run, config: EvaluationConfig) -> Scoring:
@@ -115,108 +138,82 @@ def _usual_scoring(run: Run, config: EvaluationConfig) -> Scoring:
     return "dual" if any(task.embeds for task in run.recipe.tasks) else "cross"
 
 
-def _file_name(run: Run, name: str, config: EvaluationConfig, own: EvaluationConfig, way: Scoring) -> str:
+def _file_name(run: Run, name: str, config: EvaluationConfig, own: EvaluationConfig, way: Way) -> str:
     """Return the name of the result's files: that of the evaluation, and what differs from scoring it as the recipe says."""
-    if way == "rerank" and config.rerank != own.rerank:
+    if way.scoring == "rerank" and config.rerank != own.rerank:
         name += f"-rerank{config.rerank}"
-    elif way != _usual_scoring(run, own):
-        name += f"-{way}"
+    elif way.scoring != _usual_scoring(run, own):
+        name += f"-{way.scoring}"
+    if config.dual_weight != own.dual_weight:
+        name += f"-dual{config.dual_weight:g}"
+    if config.protocol != own.protocol:
+        name += f"-{config.protocol}"
     return name if run.is_newest else f"{name}-step-{run.step:08d}"
 
 
-def _evaluate(run: Run, name: str, config: EvaluationConfig, way: Scoring) -> tuple[Evaluation, list[Finding]]:
-    """Score all queries: -> the figures, and what a few of them found."""
+def _evaluate(
+    run: Run, name: str, config: EvaluationConfig, way: Way, file: Path, save: bool
+) -> tuple[Evaluation, list[Finding], Blocks]:
+    """Score all queries, on all ranks of the job: -> the figures, what a few of the queries found, and what may be deleted."""
     pictures = load_pictures(run.recipe, name, config)
-    scorer = scorer_of(run, config.batch_size)
-    images = None if way == "cross" else scorer.embed_pictures(pictures.visuals)
-    ranks: dict[str, QueryRanks] = {}
-    found: list[Finding] = []
-    in_shortlist: dict[str, float] = {}
-    truncated: dict[str, int] = {}
-    for language, captions in pictures.pool.captions.items():
-        texts = [caption.text for caption in captions]
-        right = pictures.pool.right(language)
-        truncated[language] = scorer.truncated(texts)
-        if images is None:
-            to_images = scorer.match_all(texts, pictures.visuals)
-            to_texts = to_images.T
-        else:
-            to_texts = images @ scorer.embed_texts(texts).T
-            to_images = to_texts.T
-        if way == "rerank":
-            to_images, to_texts, in_shortlist[language] = _rerank(
-                scorer, pictures, texts, to_texts, right, config.rerank
-            )
-        ranks[language] = QueryRanks(query_ranks(to_images, right.T), query_ranks(to_texts, right))
-        if len(found) < SHOWN_QUERIES * SHOWN_LANGUAGES:
-            found += _findings(pictures, language, texts, to_images, right)
-    conditions = _conditions(run, name, config, way, pictures, in_shortlist, truncated)
-    return Evaluation.of(pictures.pool, ranks, conditions), found
+    place, ranks = distributed.place()
+    folder = file.with_name(f".{file.stem}.blocks-{_key(run, pictures, config, way)}")
+    blocks = Blocks(folder, place, ranks)
+    if place == 0:
+        _remove_others(folder, file.stem)
+    saved = file.with_suffix(".scores") if save else None
+    found = Ranker(scorer_of(run, config.batch_size), pictures, way, blocks, SHOWN_QUERIES, saved).rank()
+    evaluation = Evaluation.of(pictures.pool, found.ranks, _conditions(run, name, config, way, pictures, found))
+    shown = [
+        Finding(
+            language, query, [(data, score, right) for n, score, right in best if (data := picture_bytes(pictures, n))]
+        )
+        for language, query, best in found.found[: SHOWN_QUERIES * SHOWN_LANGUAGES]
+    ]
+    return evaluation, shown, blocks
+
+
+def _key(run: Run, pictures: Pictures, config: EvaluationConfig, way: Way) -> str:
+    """Hash what the blocks of a scoring follow from: blocks of another key are not gone on with."""
+    visual = run.recipe.visual
+    assert visual is not None, "a source of pictures was opened"
+    shards = [(shard.name, shard.samples, shard.fingerprint) for shard in pictures.source.manifest.shards]
+    parts = (
+        *(__version__, torch.__version__, run.record.weights, run.max_tokens, config.batch_size, way),
+        *(visual.model_dump_json(), pictures.pool, shards),
+    )
+    return hashlib.blake2b(repr(parts).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+
+
+def _remove_others(folder: Path, stem: str) -> None:
+    """Delete what earlier calls left of this evaluation with other weights, data or settings."""
+    for other in folder.parent.glob(f".{glob.escape(stem)}.blocks-*"):
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _conditions(
-    run: Run,
-    name: str,
-    config: EvaluationConfig,
-    way: Scoring,
-    pictures: Pictures,
-    in_shortlist: dict[str, float],
-    truncated: dict[str, int],
+    run: Run, name: str, config: EvaluationConfig, way: Way, pictures: Pictures, found: Ranking
 ) -> Conditions:
+    reranks = way.scoring == "rerank"
     return Conditions(
         dataset=config.path,
         split=name,
-        scoring="dual+cross" if way == "rerank" else way,
-        shortlist=Shortlist(k=config.rerank, recall=in_shortlist) if way == "rerank" else None,
+        protocol=config.protocol,
+        scoring="dual+cross" if reranks else way.scoring,
+        shortlist=Shortlist(k=way.shortlist, recall=found.shortlist_recall) if reranks else None,
+        dual_weight=way.dual_weight,
         caption_source=config.caption_source,
+        origin=pictures.source.manifest.origin,
         system=run.record.run,
         step=run.step,
         checkpoint=run.record.checkpoint,
         weights=run.record.weights,
         seed=run.recipe.run.seed,
         captioned_languages=run.record.captioned_languages,
-        truncated_captions=truncated,
+        truncated_captions=found.truncated,
         unreadable=pictures.unreadable,
     )
-
-
-def _rerank(
-    scorer: Scorer, pictures: Pictures, texts: list[str], scores: Floats, right: NDArray[np.bool_], most: int
-) -> tuple[Floats, Floats, float]:
-    """Score each query's shortlist by the cross-encoder: -> (scores [C, N], scores [N, C], share of queries kept in %).
-
-    What is not in a query's shortlist scores -inf: it ranks behind all that is.
-    """
-    best_images, best_texts = shortlist(scores.T, most), shortlist(scores, most)
-    to_images = np.full(scores.T.shape, -np.inf, np.float32)
-    to_texts = np.full(scores.shape, -np.inf, np.float32)
-    wanted = np.zeros(scores.T.shape, bool)
-    np.put_along_axis(wanted, best_images, True, 1)
-    np.put_along_axis(wanted.T, best_texts, True, 1)
-    pairs = np.argwhere(wanted)
-    logits = np.full(scores.T.shape, -np.inf, np.float32)
-    logits[wanted] = scorer.match(texts, pictures.visuals, pairs)
-    np.put_along_axis(to_images, best_images, np.take_along_axis(logits, best_images, 1), 1)
-    np.put_along_axis(to_texts, best_texts, np.take_along_axis(logits.T, best_texts, 1), 1)
-    asked = right.sum(axis=1) > 0  # a picture without a caption in this language asks for none
-    kept = [
-        np.take_along_axis(right.T, best_images, 1).sum(axis=1) > 0,
-        np.take_along_axis(right[asked], best_texts[asked], 1).sum(axis=1) > 0,
-    ]
-    return to_images, to_texts, 100 * float(np.concatenate(kept).mean())
-
-
-def _findings(
-    pictures: Pictures, language: str, texts: list[str], scores: Floats, right: NDArray[np.bool_]
-) -> list[Finding]:
-    """Take a few queries, evenly spread, with the pictures that scored highest."""
-    queries = np.linspace(0, len(texts) - 1, min(SHOWN_QUERIES, len(texts))).astype(int).tolist()
-    found = []
-    for query in queries:
-        best = shortlist(scores[query : query + 1], SHOWN_PICTURES)[0].tolist()
-        shown = [(picture_bytes(pictures, n), float(scores[query, n]), bool(right[n, query])) for n in best]
-        found.append(Finding(language, texts[query], [(data, score, good) for data, score, good in shown if data]))
-    return found
 
 
 def _show(run: Run, evaluation: Evaluation, found: list[Finding], file: Path) -> None:

@@ -10,7 +10,7 @@ the pictures and captions that are ranked against (ranks are taken as they are, 
 of settings on the same split. A recall of 0 or 100 gives an interval of no width.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,58 @@ def mean_recall_interval(languages: Mapping[str, GroupedRanks], *, seed: int = 0
     hits, asked = _table(languages)
     values = np.concatenate([_statistic(counts, hits, asked) for counts in _draws(hits.shape[0], seed)])
     return _percentiles(float(_statistic(np.ones((1, hits.shape[0])), hits, asked)[0]), values)
+
+
+def query_interval(languages: Mapping[str, GroupedRanks], *, seed: int = 0) -> Interval:
+    """Return the mean recall averaged over `languages` with the interval that single queries, drawn apart, would give.
+
+    It takes queries about one picture as independent, which they are not: it is what other tools print, and mostly too narrow.
+    """
+    apart, first = dict[str, GroupedRanks](), 0
+    for name, grouped in languages.items():
+        captions, images = len(grouped.caption_groups), len(grouped.image_groups)
+        numbers = np.arange(first, first + captions + images)
+        apart[name] = GroupedRanks(grouped.ranks, numbers[captions:], numbers[:captions])
+        first += captions + images
+    return mean_recall_interval(apart, seed=seed)
+
+
+def seeds_interval(runs: Sequence[Mapping[str, GroupedRanks]], *, seed: int = 0) -> Interval:
+    """Return the mean recall averaged over `runs` that differ in their seed, with its interval over seeds and concepts.
+
+    Each resample draws runs and, for all of them alike, concepts. With few seeds it is too narrow: three draws of three runs
+    cannot show what a fourth would give. All runs must hold the same queries in the same order.
+    """
+    tables = [_table(languages) for languages in runs]
+    assert all(np.array_equal(asked, tables[0][1]) for _, asked in tables), "the runs were asked different queries"
+    groups = len(tables[0][1])
+    drawn = generator("seeds", seed).integers(len(runs), size=(RESAMPLES, len(runs)))
+    values = np.stack(
+        [np.concatenate([_statistic(counts, *table) for counts in _draws(groups, seed)]) for table in tables]
+    )
+    resampled = np.take_along_axis(values.T, drawn, 1).mean(axis=1)
+    value = float(np.mean([_statistic(np.ones((1, groups)), *table)[0] for table in tables]))
+    return _percentiles(value, resampled)
+
+
+def split_folds(name: str, grouped: GroupedRanks, folds: NDArray[np.int64]) -> dict[str, GroupedRanks]:
+    """Return the ranks of each fold that is asked about, as if it were a language of its own; `folds` [N] is of each picture.
+
+    A mean over these is the mean over folds, also where they differ in captions.
+    """
+    if not folds.any():
+        return {name: grouped}
+    fold_of = np.zeros(int(grouped.image_groups.max()) + 1, np.int64)
+    fold_of[grouped.image_groups] = folds
+    caption_folds = fold_of[grouped.caption_groups]
+    parts = {}
+    for fold in np.unique(caption_folds).tolist():
+        images, captions = folds == fold, caption_folds == fold
+        ranks = QueryRanks(grouped.ranks.text_to_image[captions], grouped.ranks.image_to_text[images])
+        parts[f"{name}, fold {fold + 1}"] = GroupedRanks(
+            ranks, grouped.image_groups[images], grouped.caption_groups[captions]
+        )
+    return parts
 
 
 def difference_interval(a: Mapping[str, GroupedRanks], b: Mapping[str, GroupedRanks], *, seed: int = 0) -> Interval:

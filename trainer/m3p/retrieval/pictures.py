@@ -1,8 +1,9 @@
 """The gallery of an evaluation: every picture of its source, with the captions that ask for it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from tqdm import tqdm
 
@@ -16,10 +17,13 @@ from m3p.errors import BadSample, UserError
 from m3p.recipe.evaluation import EvaluationConfig
 from m3p.recipe.recipe import Recipe
 from m3p.retrieval.pool import Pool
+from m3p.retrieval.protocols import PROTOCOLS
 from m3p.runs import Run
 from m3p.terminal import warn
 from m3p.visual.decode import decode, picture_kind
 
+KEPT_BYTES = 512 << 20
+"""Bytes of pictures, as the network takes them, that a gallery keeps in memory."""
 SHOWN = 96
 """Side of a picture when it is shown, in pixels."""
 
@@ -30,10 +34,33 @@ class Pictures:
 
     source: Source
     places: list[Place]
-    visuals: list[Picture]
+    visuals: Sequence[Picture]
     pool: Pool
     unreadable: list[str]
     """Samples that cannot be read and are left out of the pool, as "shard, sample NUMBER: reason"."""
+
+
+class Visuals(Sequence[Picture]):
+    """The pictures of a gallery: the first `KEPT_BYTES` of them stay in memory, others are read again when they are asked for."""
+
+    def __init__(self, source: Source, places: list[Place], kept: list[Picture]) -> None:
+        self._source, self.places, self._kept = source, places, kept
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, wanted: int) -> Picture: ...
+    @overload
+    def __getitem__(self, wanted: slice) -> "Visuals": ...
+
+    def __getitem__(self, wanted: int | slice) -> "Picture | Visuals":
+        if isinstance(wanted, slice):
+            return Visuals(self._source, self.places[wanted], self._kept[wanted])
+        if 0 <= wanted < len(self._kept):
+            return self._kept[wanted]
+        place = self.places[wanted]
+        return self._source.try_sample(place.shard, place.sample).picture
 
 
 def open_source(recipe: Recipe, name: str, config: EvaluationConfig) -> Source:
@@ -88,7 +115,9 @@ def load_pictures(recipe: Recipe, name: str, config: EvaluationConfig) -> Pictur
             f"{source.manifest.samples:,} samples count as {len(gallery.places):,} pictures with all their captions"
         )
     languages = config.languages or sorted(source.manifest.captions)
-    return Pictures(source, gallery.places, gallery.visuals, Pool.of(gallery.records, languages), unreadable)
+    pool = PROTOCOLS[config.protocol].pool(gallery.records, languages)
+    visuals = Visuals(source, gallery.places[: len(pool.images)], gallery.kept)
+    return Pictures(source, visuals.places, visuals, pool, unreadable)
 
 
 def gallery_of(run: Run, name: str) -> Pictures:
@@ -111,7 +140,9 @@ class _Gallery:
     def __init__(self, name: str, path: str) -> None:
         self._name, self._path = name, path
         self.places: list[Place] = []
-        self.visuals: list[Picture] = []
+        self.kept: list[Picture] = []
+        """The first pictures, as many as `KEPT_BYTES` hold."""
+        self._kept_bytes = 0
         self.records: list[dict[str, Any]] = []
         """Of each picture its id, concept and captions."""
         self.repeated = 0
@@ -137,9 +168,15 @@ class _Gallery:
         self._seen[own] = here
         record = {"id": own, "concept": concept, "captions": dict(sample.captions)}
         self._by_content[content, concept] = record
+        self._keep(sample.picture)
         self.places.append(place)
-        self.visuals.append(sample.picture)
         self.records.append(record)
+
+    def _keep(self, picture: Picture) -> None:
+        """Keep the picture of the next place in memory, unless one before was left out for lack of room."""
+        self._kept_bytes += picture.features.nbytes
+        if self._kept_bytes <= KEPT_BYTES:
+            self.kept.append(picture)
 
 
 def _content(members: Members) -> str:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from m3p.batch import Picture
 from m3p.batch import Sequence as Packed
@@ -17,12 +16,15 @@ from m3p.model.attention import Layout
 from m3p.model.heads import EmbeddingHead, Head, PairHead
 from m3p.model.m3p import M3P
 from m3p.packing import Packer
+from m3p.retrieval.pairs import Captions, EmbeddedPictures, caption_batches, pair_batches
 from m3p.runs import Run
 
 Floats = NDArray[np.float32]
 Read = Callable[[Tensor, Layout, Tensor], Tensor]
-_BLOCK = 1 << 16
-"""Pairs that are listed at once: bounds the memory of an exhaustive scoring."""
+PICTURES_AT_ONCE = 64
+"""Pictures that are read and embedded together, to be matched: bounds the memory of their features."""
+_BLOCK = 1 << 22
+"""Scores that are looked at together: bounds the copies made of a large score matrix."""
 Wanted = TypeVar("Wanted", bound=Head)
 
 
@@ -43,37 +45,73 @@ class Scorer:
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
         """Return [C, projection] of unit length."""
-        head = self._head(EmbeddingHead)
-        sequences = [Packed(self._tokenizer.encode(text, self._most_tokens)) for text in texts]
-        return self._run(sequences, lambda hidden, layout, every: head.embed_text(head.pool(hidden, layout, every, 0)))
+        return self.embed_captions(self.tokenize(texts))
+
+    def embed_captions(self, captions: Captions) -> Floats:
+        """Return [C, projection] of unit length."""
+        head, order, parts = self._head(EmbeddingHead), [], []
+        with torch.inference_mode():
+            for rows, batch in caption_batches(captions, self._batch_size):
+                hidden, layout, _ = self._model.encode(batch.to(self._device))
+                every = torch.arange(len(rows), device=self._device)
+                order.append(rows)
+                parts.append(head.embed_text(head.pool(hidden, layout, every, 0)).float().cpu())
+        vectors = torch.cat(parts).numpy()
+        found = np.empty_like(vectors)
+        found[np.concatenate(order)] = vectors
+        return found
 
     def embed_pictures(self, pictures: Sequence[Picture]) -> Floats:
         """Return [N, projection] of unit length."""
         head = self._head(EmbeddingHead)
-        sequences = [Packed(np.array([BOS], np.int64), picture) for picture in pictures]
+        sequences = (Packed(np.array([BOS], np.int64), picture) for picture in pictures)
         return self._run(sequences, lambda hidden, layout, every: head.embed_image(head.pool(hidden, layout, every, 1)))
 
     def match(self, texts: Sequence[str], pictures: Sequence[Picture], pairs: NDArray[np.int64]) -> Floats:
-        """Return the matching logit [P] of each (caption, picture) of `pairs` [P, 2]."""
-        head = self._head(PairHead)
-        tokens = [self._tokenizer.encode(text, self._most_tokens) for text in texts]
-        sequences = (Packed(tokens[caption], pictures[picture]) for caption, picture in pairs.tolist())
-        shown = tqdm(sequences, total=len(pairs), desc="cross-encoder", unit="pair", leave=False, disable=None)
-        return self._run(shown, head.score_pairs)
+        """Return the matching logit [P] of each (caption, picture) of `pairs` [P, 2]. Each picture is embedded once."""
+        captions, found = self.tokenize(texts), np.empty(len(pairs), np.float32)
+        by_picture = pairs[:, 1].argsort(kind="stable")
+        numbers, firsts = np.unique(pairs[by_picture, 1], return_index=True)
+        for first in range(0, len(numbers), PICTURES_AT_ONCE):
+            some = slice(first, first + PICTURES_AT_ONCE)
+            end = firsts[some.stop] if some.stop < len(numbers) else len(pairs)
+            rows = by_picture[firsts[first] : end]
+            embedded = self.embed_visual([pictures[number] for number in numbers[some].tolist()])
+            inside = np.searchsorted(numbers[some], pairs[rows, 1])
+            found[rows] = self.match_embedded(captions, embedded, np.stack([pairs[rows, 0], inside], 1))
+        return found
 
-    def match_all(self, texts: Sequence[str], pictures: Sequence[Picture]) -> Floats:
-        """Return the matching logit of every caption with every picture, [C, N]; pairs are made in blocks."""
-        rows = max(1, _BLOCK // len(pictures))
-        parts = []
-        for first in tqdm(range(0, len(texts), rows), desc="captions", unit="block", leave=False, disable=None):
-            block = texts[first : first + rows]
-            pairs = np.indices((len(block), len(pictures)), np.int64).reshape(2, -1).T
-            parts.append(self.match(block, pictures, pairs).reshape(len(block), len(pictures)))
-        return np.concatenate(parts)
+    def tokenize(self, texts: Sequence[str]) -> Captions:
+        """Return the texts as token ids, cut to the length of training."""
+        return Captions.of(texts, self._tokenizer, self._most_tokens)
 
-    def truncated(self, texts: Sequence[str]) -> int:
-        """Return how many of the texts have more tokens than the network is given."""
-        return sum(len(self._tokenizer.encode(text, self._most_tokens + 1)) > self._most_tokens for text in texts)
+    def embed_visual(self, pictures: Sequence[Picture]) -> EmbeddedPictures:
+        """Return pictures as the visual embedder gives them, so that any number of pairs can show them."""
+        with torch.inference_mode():
+            parts = [
+                self._embed_visual(pictures[n : n + self._batch_size])
+                for n in range(0, len(pictures), self._batch_size)
+            ]
+        return EmbeddedPictures(torch.cat(parts), np.array([picture.tokens for picture in pictures], np.int64))
+
+    def match_embedded(self, captions: Captions, pictures: EmbeddedPictures, pairs: NDArray[np.int64]) -> Floats:
+        """Return the matching logit [P] of each (caption, picture) of `pairs` [P, 2]; the pictures are embedded already."""
+        head, found = self._head(PairHead), torch.empty(len(pairs))
+        with torch.inference_mode():
+            for rows, batch in pair_batches(captions, pictures, pairs, self._batch_size):
+                hidden, layout, _ = self._model.encode(batch.to(self._device), pictures.vectors)
+                every = torch.arange(len(rows), device=self._device)
+                found[torch.from_numpy(rows)] = head.score_pairs(hidden, layout, every).float().cpu()
+        return found.numpy()
+
+    def _embed_visual(self, pictures: Sequence[Picture]) -> Tensor:
+        """Move pictures to the device and embed them: -> [R, width]."""
+        features = np.concatenate([picture.features for picture in pictures])
+        boxes = [picture.boxes for picture in pictures if picture.boxes is not None]
+        corners = np.concatenate(boxes) if boxes else np.zeros((0, 4), np.float32)
+        return self._model.embed_visual(
+            torch.from_numpy(features).to(self._device), torch.from_numpy(corners).to(self._device)
+        )
 
     def _head(self, kind: type[Wanted]) -> Wanted:
         """Return the first head of this kind; the recipe's evaluations are checked for a task that has one."""
@@ -99,11 +137,15 @@ def scorer_of(run: Run, batch_size: int = 64) -> Scorer:
 
 
 def shortlist(scores: Floats, most: int) -> NDArray[np.int64]:
-    """Return the `most` best candidates of each query, best first: [Q, P] -> [Q, most]."""
+    """Return the `most` best candidates of each query, best first: [Q, P] -> [Q, most]; a block of queries at a time."""
     most = min(most, scores.shape[1])
-    best = np.argpartition(-scores, most - 1, axis=1)[:, :most]
-    order = np.take_along_axis(-scores, best, 1).argsort(1, kind="stable")
-    return np.take_along_axis(best, order, 1)
+    rows, parts = max(1, _BLOCK // scores.shape[1]), []
+    for first in range(0, len(scores), rows):
+        worst_first = -scores[first : first + rows]
+        best = np.argpartition(worst_first, most - 1, axis=1)[:, :most]
+        order = np.take_along_axis(worst_first, best, 1).argsort(1, kind="stable")
+        parts.append(np.take_along_axis(best, order, 1))
+    return np.concatenate(parts)
 
 
 def _groups(sequences: Iterator[Packed], size: int) -> Iterator[list[Packed]]:

@@ -43,12 +43,12 @@ def main(arguments: Sequence[str]) -> None:
     from m3p.training.train import train
 
     complete = train(recipe, ds_config, ranks)
+    if complete and evaluates:
+        from m3p.retrieval.evaluate import evaluate_run
+
+        evaluate_run(recipe.run.folder)
     distributed.finish()
     if complete and ranks.rank == 0:
-        if evaluates:
-            from m3p.retrieval.evaluate import evaluate_run
-
-            evaluate_run(recipe.run.folder)
         # Not before: a run that is done is never started again, and a lost evaluation would stay lost.
         write_done(recipe.run.folder)
 

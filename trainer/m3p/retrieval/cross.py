@@ -1,0 +1,178 @@
+"""Many pairs through the cross-encoder: picture by picture, in blocks, on all ranks, resumable.
+
+Every picture is read, moved to the device and embedded once, and meets there all captions of all languages that it is to be
+scored with. Memory holds the pictures of one block and the scores of one language.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3p import distributed
+from m3p.batch import Picture
+from m3p.retrieval.blocks import Blocks, cut, duration
+from m3p.retrieval.pairs import Captions
+from m3p.retrieval.scoring import PICTURES_AT_ONCE, Scorer
+from m3p.terminal import say
+
+Floats = NDArray[np.float32]
+PAIRS_OF_A_BLOCK = 1 << 17
+"""Pairs of a block, at most, unless one picture has more: what a kill can cost."""
+PROBED_PAIRS = 256
+"""Pairs that are scored to estimate the time of all."""
+WORTH_AN_ESTIMATE = 20_000
+"""Pairs from which on the time of all is estimated before it starts."""
+
+
+@dataclass(frozen=True)
+class WantedPairs:
+    """The pairs of one language that are scored, picture by picture."""
+
+    captions: NDArray[np.int64]
+    """[P] the number of each pair's caption, in rising order for each picture."""
+    starts: NDArray[np.int64]
+    """[N + 1] where the pairs of each picture begin, and where those of the last one end."""
+
+    @classmethod
+    def listed(cls, pairs: NDArray[np.int64], pictures: int) -> "WantedPairs":
+        """Take `pairs` [P, 2] (picture, caption), in any order and each any number of times."""
+        most = int(pairs[:, 1].max()) + 1
+        keys = np.unique(pairs[:, 0] * most + pairs[:, 1])
+        return cls(keys % most, np.searchsorted(keys // most, np.arange(pictures + 1)))
+
+    @classmethod
+    def every(cls, parts: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]], pictures: int) -> "WantedPairs":
+        """Take all pairs within each part, (pictures, captions); the parts' pictures follow each other and are all there are."""
+        if len(parts) == 1:
+            return _AllPairs(pictures, parts[0][1])
+        captions = [np.tile(texts, len(images)) for images, texts in parts]
+        counts = np.concatenate([np.full(len(images), len(texts)) for images, texts in parts])
+        return cls(np.concatenate(captions), np.concatenate([[0], counts.cumsum()]))
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """[N] pairs of each picture."""
+        return np.diff(self.starts)
+
+    def of(self, first: int, end: int) -> NDArray[np.int64]:
+        """Return the pairs of pictures `first` to `end`: [P, 2] (caption, number of the picture behind `first`)."""
+        pictures = np.arange(end - first).repeat(self.counts[first:end])
+        return np.stack([self.captions[self.starts[first] : self.starts[end]], pictures], 1)
+
+    def find(self, pictures: NDArray[np.int64], captions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the place among all pairs of each pair of picture and caption, which must be wanted: arrays of one shape."""
+        return np.searchsorted(self._keys, pictures * self._most + captions)
+
+    @cached_property
+    def _most(self) -> int:
+        return int(self.captions.max()) + 1
+
+    @cached_property
+    def _keys(self) -> NDArray[np.int64]:
+        """[P] one number for each pair, in rising order."""
+        keys: NDArray[np.int64] = np.arange(len(self.counts)).repeat(self.counts) * self._most + self.captions
+        return keys
+
+
+class _AllPairs(WantedPairs):
+    """Every picture with each of `captions` [C], without a list of the pairs."""
+
+    def __init__(self, pictures: int, captions: NDArray[np.int64]) -> None:
+        super().__init__(captions, np.arange(pictures + 1) * len(captions))
+
+    def of(self, first: int, end: int) -> NDArray[np.int64]:
+        """Return the pairs of pictures `first` to `end`: [P, 2] (caption, number of the picture behind `first`)."""
+        pictures = np.arange(end - first).repeat(len(self.captions))
+        return np.stack([np.tile(self.captions, end - first), pictures], 1)
+
+
+def match_pairs(
+    scorer: Scorer,
+    captions: Mapping[str, Captions],
+    pictures: Sequence[Picture],
+    wanted: Mapping[str, WantedPairs],
+    blocks: Blocks,
+    most: int = PAIRS_OF_A_BLOCK,
+) -> dict[str, list[Floats]]:
+    """Return, for each language, the matching logits of its wanted pairs, in their order, as arrays to be joined end to end."""
+    counts = np.sum([pairs.counts for pairs in wanted.values()], axis=0)
+    bounds = cut(counts, most)
+    sizes = [int(counts[first:end].sum()) for first, end in bounds]
+
+    def work(number: int) -> Floats:
+        return _match_block(scorer, captions, pictures, wanted, *bounds[number])
+
+    _announce(scorer, captions, pictures, wanted, blocks, sizes)
+    found = blocks.compute("cross-encoder", sizes, work, "pairs")
+    parts: dict[str, list[Floats]] = {language: [] for language in wanted}
+    for (first, end), scores in zip(bounds, found, strict=True):
+        place = 0
+        for language, pairs in wanted.items():
+            number = int(pairs.starts[end] - pairs.starts[first])
+            parts[language].append(scores[place : place + number])
+            place += number
+    return parts
+
+
+def _match_block(
+    scorer: Scorer,
+    captions: Mapping[str, Captions],
+    pictures: Sequence[Picture],
+    wanted: Mapping[str, WantedPairs],
+    first: int,
+    end: int,
+) -> Floats:
+    """Score the pairs of pictures `first` to `end`, language by language: their logits end to end."""
+    found: dict[str, list[Floats]] = {language: [] for language in wanted}
+    for start in range(first, end, PICTURES_AT_ONCE):
+        stop = min(start + PICTURES_AT_ONCE, end)
+        embedded = scorer.embed_visual([pictures[number] for number in range(start, stop)])
+        for language, pairs in wanted.items():
+            found[language].append(scorer.match_embedded(captions[language], embedded, pairs.of(start, stop)))
+    return np.concatenate([scores for parts in found.values() for scores in parts])
+
+
+def _announce(
+    scorer: Scorer,
+    captions: Mapping[str, Captions],
+    pictures: Sequence[Picture],
+    wanted: Mapping[str, WantedPairs],
+    blocks: Blocks,
+    sizes: Sequence[int],
+) -> None:
+    """Say how many passes there are and, where they are many, how long they will take: a few are tried."""
+    done = distributed.broadcast_object(blocks.done(sizes, "cross-encoder"))
+    left = sum(sizes) - done
+    if blocks.rank or not left:
+        return
+    line = f"cross-encoder: {left:,} passes, one for each pair of caption and picture"
+    if done:
+        line += f"; {done:,} were done before"
+    if left >= WORTH_AN_ESTIMATE:
+        speed = _pairs_per_second(scorer, captions, pictures, wanted)
+        line += (
+            f"; about {duration(left / speed / blocks.ranks)} at {speed:,.0f} a second on each of {blocks.ranks} ranks"
+        )
+    say(line)
+
+
+def _pairs_per_second(
+    scorer: Scorer,
+    captions: Mapping[str, Captions],
+    pictures: Sequence[Picture],
+    wanted: Mapping[str, WantedPairs],
+) -> float:
+    """Score some pairs twice, and time the second go."""
+    language, pairs = next(iter(wanted.items()))
+    end = int(np.searchsorted(pairs.starts, PROBED_PAIRS)) or 1
+    embedded = scorer.embed_visual([pictures[number] for number in range(min(end, len(pictures)))])
+    some = pairs.of(0, min(end, len(pictures)))[:PROBED_PAIRS]
+    for _ in range(2):
+        start = time.perf_counter()
+        scorer.match_embedded(captions[language], embedded, some)
+        seconds = time.perf_counter() - start
+    return len(some) / seconds
