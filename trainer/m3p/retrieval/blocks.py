@@ -6,7 +6,7 @@ What a block holds does not depend on which rank computes it, so any number of r
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -66,17 +66,13 @@ class Blocks:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-@dataclass
 class _Progress:
     """Prints how far this rank is; the others are as far, since blocks are dealt out in turn."""
 
-    name: str
-    unit: str
-    total: int
-    quiet: bool
-    _done: int = 0
-    _start: float = field(default_factory=time.monotonic)
-    _said: float = field(default_factory=time.monotonic)
+    def __init__(self, name: str, unit: str, total: int, quiet: bool) -> None:
+        self.name, self.unit, self.total, self.quiet = name, unit, total, quiet
+        self._done, self._start = 0, time.monotonic()
+        self._said = self._start
 
     def add(self, number: int) -> None:
         """Count `number` units of work as done."""
