@@ -173,14 +173,30 @@ def evaluate_command(
 
 @app.command("compare")
 def compare_command(
-    first: Annotated[Path, typer.Argument(help="An evaluation/NAME.json.")],
-    second: Annotated[Path, typer.Argument(help="Another, of the same pictures and captions.")],
+    results: Annotated[
+        list[Path],
+        typer.Argument(help="Two evaluation/NAME.json of the same pictures and captions; or runs and results."),
+    ],
+    published: Annotated[
+        str,
+        typer.Option(help="Set runs and results beside this published table: multi30k, coco, xflickrco, xtd, xm3600."),
+    ] = "",
 ) -> None:
-    """Print the paired difference of two evaluations; one whose interval holds zero is called none."""
+    """Print the paired difference of two evaluations, or runs beside published figures that were measured alike.
+
+    A difference whose interval holds zero is called none.
+    """
     from m3p.retrieval.comparison import compare
+    from m3p.retrieval.published import beside_published, results_of
     from m3p.retrieval.result import Evaluation
 
-    PlainConsole().print(compare(Evaluation.load(first), Evaluation.load(second)))
+    if published:
+        for table in beside_published(published, results_of(results)):
+            PlainConsole().print(table)
+        return
+    if len(results) != 2:
+        raise UserError(f"compare: {len(results)} results; give two files, or any number of runs with --published")
+    PlainConsole().print(compare(*map(Evaluation.load, results)))
 
 
 @app.command("export")
