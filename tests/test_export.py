@@ -340,7 +340,7 @@ def test_a_run_without_a_dual_encoder_is_scored_by_its_cross_encoder(tiny: Path,
     with pytest.raises(
         UserError, match=r"scores by contrastive, but no active objective .* score otherwise \(--scoring\)"
     ):
-        evaluate_run(tmp_path / "run", scoring="dual")
+        evaluate_run(tmp_path / "run", options=Options(scoring="dual"))
 
 
 def test_a_query_that_is_no_text_is_refused(tmp_path: Path) -> None:
