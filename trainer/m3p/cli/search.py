@@ -67,7 +67,37 @@ def index_pictures_command(
     say(f"{output}: {said}; {report.search}")
 
 
+def serve_command(
+    index: Index,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than loopback let other machines ask.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    rate: Annotated[float, typer.Option(min=0.1, help="Queries a second of one address, on average.")] = 50.0,
+    name: Annotated[
+        list[str] | None, typer.Option(help="A name by which clients call this host; again for more.")
+    ] = None,
+    run: RunOption = None,
+) -> None:
+    """Serve a page with a query box, and a JSON API, over an index of pictures."""
+    from m3p.search.index import SearchIndex
+    from m3p.search.serve.server import Server, is_loopback
+
+    opened = SearchIndex(index)
+    server = Server((host, port), opened, opened.open_model(run), rate, tuple(name or ()))
+    if not is_loopback(host):
+        warn(f"{host}: everyone who reaches this address may search and see the pictures; there is no password")
+    say(f"{len(opened):,} pictures at {server.url} (stop with Ctrl-C)")
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        say("stopped")
+    finally:
+        server.server_close()
+
+
 def add_search(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("search")(search_command)
     app.command("index-pictures")(index_pictures_command)
+    app.command("serve")(serve_command)

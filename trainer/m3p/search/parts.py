@@ -27,8 +27,8 @@ ROW_BITS = 20
 """Bits of a picture's number that count rows."""
 MAX_TABLE_BYTES = 256 * 2**20
 """Bytes of a part's list that is read."""
-LISTS_KEPT = 64
-"""Lists of parts that stay in memory while queries are answered: some 1 MB each."""
+LISTS_KEPT = 256
+"""Lists of parts that stay in memory while queries are answered: some 1.5 MB each."""
 FOLDER = "parts"
 
 

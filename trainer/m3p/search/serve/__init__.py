@@ -1,0 +1,1 @@
+"""The local page and JSON API over an index."""
