@@ -87,7 +87,7 @@ def tiny_recipe(folder: Path, visual: str = "regions") -> dict[str, Any]:
         "data": {"workers": 0, "window": 2},
         "optimizer": {"learning_rate": 0.003, "clip": 1.0},
         "schedule": {"shape": "linear", "warmup_steps": 4},
-        "evaluation": {"train": {"path": str(shards / "train"), "batch_size": 8}},
+        "evaluation": {"train": {"path": str(shards / "train"), "batch_size": 8, "seen_in_training": True}},
     }  # fmt: skip
 
 

@@ -67,7 +67,7 @@ def pairs(folder: Path, bad: Members, key: str = "3") -> Path:
 
 
 def as_before(folder: Path) -> None:
-    """Make a folder one that an earlier version indexed: fingerprints of 20 bytes, indexes without contents and seal."""
+    """Make a folder one that an earlier version indexed: fingerprints of 20 bytes, indexes without contents, names and seal."""
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest.pop("checksum", None)
@@ -75,7 +75,7 @@ def as_before(folder: Path) -> None:
         shard["fingerprint"] = shard["fingerprint"][:40]
         index = folder / shard["name"].replace(".tar", ".idx")
         content = index.read_bytes()
-        index.write_bytes(content[: len(content) - (2 * HEADER + 8 * shard["samples"] + SEAL)])
+        index.write_bytes(content[: len(content) - (3 * HEADER + 16 * shard["samples"] + SEAL)])
     path.write_text(json.dumps(manifest))
 
 

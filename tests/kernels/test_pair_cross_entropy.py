@@ -49,3 +49,15 @@ def test_no_tensor_has_a_cell_for_each_two_pairs() -> None:
         pair_cross_entropy(text.requires_grad_(), image, captions, pictures, max_cells=3000).backward()  # type: ignore[no-untyped-call]
     assert plain.elements == 300 * 300
     assert chunked.elements <= 3000
+
+
+def test_pictures_with_several_names_are_one_where_any_is_equal() -> None:
+    text, image, captions, pictures = pairs(20, 4, 1.0)
+    others = torch.arange(20) // 2
+    several = torch.stack([pictures, others], 1)
+    right = (pictures[:, None] == pictures) | (others[:, None] == others)
+    logits, wanted = text @ image.T, (captions[:, None] == captions) | right
+    shares = wanted / wanted.sum(1, keepdim=True)
+    plain = -(shares * logits.log_softmax(1) + (shares * logits.T.log_softmax(1))).sum() / 2
+    torch.testing.assert_close(pair_cross_entropy_reference(text, image, captions, several), plain, rtol=1e-6, atol=0)
+    torch.testing.assert_close(pair_cross_entropy(text, image, captions, several, 60), plain, rtol=1e-6, atol=0)

@@ -229,7 +229,7 @@ def apart(visual: VisualConfig) -> Batch:
     packer = Packer(*visual.features)
     texts, _ = packer.add_many(np.concatenate([words(0), words(1)]), np.array([5, 5]))
     images, _ = packer.add_many(np.zeros(2, np.int64), np.ones(2, np.int64), [picture(visual, 0), picture(visual, 1)])
-    alone = Alone(texts, images, np.arange(2), ["a", "b"], ["a", "b"])
+    alone = Alone(texts, images, np.arange(2), *[["a", "b"]] * 4)
     for task in ("contrastive", "cosine"):
         TASKS[task].ask(packer, PackedPairs(alone=alone))
     return packer.finish(2)

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from m3p.checkpoints.init_from import EXPORTED, RECORD
+from m3p.checkpoints.seen_pictures import copy_seen
 from m3p.errors import UserError
 from m3p.export_check import (
     LARGEST_DIFFERENCE,
@@ -73,6 +74,7 @@ def _write(opened: Run, output: Path) -> None:
     if recipe.visual is not None and model.visual is not None:
         recipe.visual.export(model.visual, output)
     (output / RECIPE).write_text(dump_recipe(recipe))
+    copy_seen(opened.folder, output)
     (output / RECORD).write_text(opened.record.model_dump_json(indent=1) + "\n")
 
 

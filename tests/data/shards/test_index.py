@@ -186,8 +186,10 @@ def test_sizes_of_index_files_tell_parts_and_other_versions(samples: int, member
     assert is_index_size(whole, samples)
     column = index_bytes(samples, 1) - index_bytes(samples, 0)
     # A part may be as long as a file without a seal; opening tells it from one, by the fingerprint that the manifest has.
-    unsealed = whole - (2 * HEADER + 8 * samples + SEAL)
+    unsealed = whole - (3 * HEADER + 16 * samples + SEAL)
     sizes = {whole - column * fewer for fewer in range(members)}
+    without_names = whole - (HEADER + 8 * samples)
+    sizes |= {without_names + column * more for more in range(1 - members, MOST_MEMBERS - members + 1)}
     sizes |= {unsealed + column * more for more in range(1 - members, MOST_MEMBERS - members + 1)}
     assert is_index_size(whole - less, samples) == (whole - less in sizes)
     former = 2 * 128 + 8 * (samples + 1) + 4 * samples  # of the version before, which had offsets and sizes alone

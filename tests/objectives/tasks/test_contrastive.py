@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from m3p.objectives.tasks import contrastive
 from m3p.objectives.tasks.contrastive import Contrastive, ContrastiveHead
+from m3p.objectives.tasks.task import Targets
 
 
 def literal(text: torch.Tensor, image: torch.Tensor, right: list[list[bool]]) -> float:
@@ -22,10 +23,25 @@ def literal(text: torch.Tensor, image: torch.Tensor, right: list[list[bool]]) ->
     return total
 
 
+def named(captions: torch.Tensor, pictures: torch.Tensor) -> Targets:
+    """Return the targets of pairs whose pictures have one name each, whatever it is called by."""
+    return {"captions": captions, "pictures": pictures, "contents": pictures, "published": pictures}
+
+
+@pytest.mark.parametrize("name", ["pictures", "contents", "published"])
+def test_pictures_that_agree_in_one_name_are_right_for_each_other(name: str) -> None:
+    torch.manual_seed(0)
+    text, image = F.normalize(torch.randn(2, 3, 8), dim=-1)
+    targets = named(torch.arange(3), torch.arange(3)) | {name: torch.tensor([7, 8, 7])}
+    right = [[True, False, True], [False, True, False], [True, False, True]]
+    found = Contrastive().loss(torch.cat([text * 5, image]), targets)
+    assert math.isclose(float(found), literal(text * 5, image, right), rel_tol=1e-5)
+
+
 def test_identical_captions_and_pictures_of_one_concept_count_as_right() -> None:
     torch.manual_seed(0)
     text, image = F.normalize(torch.randn(2, 4, 8), dim=-1)
-    targets = {"captions": torch.tensor([1, 2, 1, 3]), "pictures": torch.tensor([5, 6, 7, 6])}
+    targets = named(torch.tensor([1, 2, 1, 3]), torch.tensor([5, 6, 7, 6]))
     right = [
         [True, False, True, False],
         [False, True, False, True],
@@ -37,7 +53,7 @@ def test_identical_captions_and_pictures_of_one_concept_count_as_right() -> None
 
 
 def test_names_are_laid_in_the_rows_of_the_turn() -> None:
-    part = {"rows": torch.tensor([3, 1]), "captions": torch.tensor([30, 10]), "pictures": torch.tensor([31, 11])}
+    part = {"rows": torch.tensor([3, 1]), **named(torch.tensor([30, 10]), torch.tensor([31, 11]))}
     whole = Contrastive().turn_targets(5, [part])
     assert whole["captions"].tolist() == [0, 10, 0, 30, 0]
     assert whole["pictures"].tolist() == [0, 11, 0, 31, 0]
@@ -64,7 +80,7 @@ def trained(steps: int, head: ContrastiveHead, optimizer: torch.optim.Optimizer,
     """Train the temperature alone, on pairs that all match or of which none does; return the parameter."""
     one = fan(head.log_scale.dtype)
     rows = torch.cat([one, one if matching else one.roll(3, 0)])
-    targets = {"captions": torch.arange(6), "pictures": torch.arange(6)}
+    targets = named(torch.arange(6), torch.arange(6))
     for _ in range(steps):
         optimizer.zero_grad()
         torch.autograd.backward(Contrastive().loss(head(rows), targets))
@@ -89,7 +105,7 @@ def test_the_temperature_does_not_wind_up_behind_its_ceiling(dtype: torch.dtype)
 
 def test_holding_the_scale_changes_no_other_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.cat([fan(), fan() + 0.01])
-    targets = {"captions": torch.arange(6), "pictures": torch.arange(6)}
+    targets = named(torch.arange(6), torch.arange(6))
     gradients = []
     for hold in (False, True):
         head = identity_head()

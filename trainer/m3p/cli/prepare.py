@@ -27,6 +27,10 @@ SamplesPerShard = Annotated[int, typer.Option(min=1, help="Samples in one tar.")
 
 Regions = Annotated[Path | None, typer.Option(help="Folder of ID.npz with stored region features.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave wrong records out instead of stopping.")]
+LeaveOut = Annotated[
+    list[Path] | None,
+    typer.Option("--leave-out", help="Shards whose pictures are left out, such as a test's; may be given again."),
+]
 FollowLinks = Annotated[bool, typer.Option("--follow-links", help="Read pictures through links out of their folder.")]
 
 
@@ -40,6 +44,7 @@ def captions_command(
     follow_links: FollowLinks = False,
     language: Annotated[str | None, typer.Option(help="Language of captions that name none.")] = None,
     regions: Regions = None,
+    leave_out: LeaveOut = None,
     skip_bad: SkipBad = False,
     samples_per_shard: SamplesPerShard = 1000,
     overwrite: Overwrite = False,
@@ -51,7 +56,9 @@ def captions_command(
     and stay inside it. Every record is checked; all mistakes are reported at once and nothing is written.
     """
     pictures = PictureFolder(images or source.parent, follow_links)
-    options = Options(pictures, language, regions, skip_bad, samples_per_shard, overwrite)
+    options = Options(
+        pictures, language, regions, skip_bad, samples_per_shard, overwrite, leave_out=tuple(leave_out or ())
+    )
     say_pairs(str(source), output, prepare_captions(source, output, options))
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from m3p.cli.prepare import FollowLinks, Output, Overwrite, Regions, SamplesPerShard, SkipBad, say_pairs
+from m3p.cli.prepare import FollowLinks, LeaveOut, Output, Overwrite, Regions, SamplesPerShard, SkipBad, say_pairs
 from m3p.errors import UserError
 from m3p.prepare.pairs import Options, write_pairs
 from m3p.prepare.pictures import PictureFolder
@@ -26,6 +26,7 @@ def _write(
     images: Images = None,
     regions: Regions = None,
     licence: Licence = "",
+    leave_out: LeaveOut = None,
     follow_links: FollowLinks = False,
     skip_bad: SkipBad = False,
     samples_per_shard: SamplesPerShard = 1000,
@@ -39,7 +40,8 @@ def _write(
         )
     pictures = None if folder is None else PictureFolder(folder, follow_links)
     origin = {**published.origin, **({"licence": licence} if licence else {})}
-    options = Options(pictures, published.language, regions, skip_bad, samples_per_shard, overwrite, origin)
+    unwanted = tuple(leave_out or ())
+    options = Options(pictures, published.language, regions, skip_bad, samples_per_shard, overwrite, origin, unwanted)
     say_pairs(published.name, output, write_pairs(published.name, published.entries, output, options))
 
 

@@ -106,6 +106,8 @@ class Caption(NamedTuple):
     """Pictures of one concept share their captions; "" where the record names none."""
     id: str
     """The picture's name; "" where the record has none."""
+    published: str = ""
+    """The picture's name in published sets, SET/ID; "" where the record has none."""
 
 
 class Captions:
@@ -124,7 +126,8 @@ class Captions:
 
         def read(members: Members) -> Caption:
             record = read_record(members, language)
-            return Caption(choose_captions(record.captions, chosen), record.concept, record.id)
+            captions = choose_captions(record.captions, chosen)
+            return Caption(captions, record.concept, record.id, record.published)
 
         return read
 

@@ -65,6 +65,12 @@ class Record(NamedTuple):
     """Fields of the JSON that captions were read from, but for `captions`; `caption` also where KEY.txt repeats it."""
 
     @property
+    def published(self) -> str:
+        """Its picture's name in published sets, SET/ID; "" where it has none, or one that is none."""
+        name = self.fields.get(PUBLISHED_ID)
+        return name if isinstance(name, str) and is_published_id(name) else ""
+
+    @property
     def unread(self) -> list[str]:
         """Fields of the JSON that nothing is read from."""
         return [name for name in self.fields if name not in OWN_FIELDS and name not in self.used]

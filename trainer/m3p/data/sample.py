@@ -46,6 +46,20 @@ class Sample:
         return self.record.concept or self.content or self.name
 
     @property
+    def published(self) -> str:
+        """The name of a pair's picture in published sets, the same in all of them; "" where its record has none."""
+        found: str = self.record.published
+        return found
+
+    def has_same_picture(self, other: "Sample") -> bool:
+        """Tell whether another pair's captions fit this one's picture: of one concept, content, or name in published sets."""
+        return (
+            self.concept == other.concept
+            or (bool(self.content) and self.content == other.content)
+            or (bool(self.published) and self.published == other.published)
+        )
+
+    @property
     def id(self) -> str:
         """The id of a pair; "" where the record has none."""
         found: str = self.record.id

@@ -18,6 +18,7 @@ from m3p.errors import BadSample, UserError
 from m3p.objectives.objective import ObjectiveConfig
 from m3p.recipe.load import load_recipe
 from m3p.recipe.recipe import Recipe
+from m3p.retrieval.leaks import leaks, not_known
 from m3p.retrieval.pictures import open_source
 
 NOTE = "note: "
@@ -33,16 +34,28 @@ def lint(path: Path, overrides: Sequence[str], samples: int) -> Iterator[str]:
         first, *others = str(error).splitlines()
         yield from (f"{path}: {line.removeprefix('  - ')}" for line in others or [first.removeprefix(f"{path}: ")])
         return
+    opened: dict[str, Source] = {}
     for make in (recipe.plan, partial(Tokenizer, recipe.tokenizer_folder)):
         if problem := _fails(make):
             yield problem
     for name, config in recipe.active_objectives.items():
         if problem := _fails(config.check_files):
             yield f"objectives.{name}.{problem}"
-        yield from _objective(recipe, name, config, samples)
+        yield from _objective(recipe, name, config, samples, opened)
     for name, evaluation in recipe.evaluation.items():
         if problem := _fails(partial(open_source, recipe, name, evaluation)):
             yield problem
+            return
+    yield from _pictures_seen(recipe, {name: source for name, source in opened.items() if source.kind.has_pictures})
+
+
+def _pictures_seen(recipe: Recipe, sources: dict[str, Source]) -> Iterator[str]:
+    """Yield which pictures of evaluations training sees too, and why that may not be known."""
+    try:
+        yield from map(_line, leaks(recipe, sources))
+        yield from (f"{NOTE}{line}" for line in not_known(recipe, sources))
+    except UserError as error:
+        yield _line(error)
 
 
 def _fails(make: Callable[[], object]) -> str | None:
@@ -54,11 +67,14 @@ def _fails(make: Callable[[], object]) -> str | None:
     return None
 
 
-def _line(error: Exception) -> str:
+def _line(error: Exception | str) -> str:
     return " ".join(str(error).split())
 
 
-def _objective(recipe: Recipe, name: str, config: ObjectiveConfig, samples: int) -> Iterator[str]:
+def _objective(
+    recipe: Recipe, name: str, config: ObjectiveConfig, samples: int, opened: dict[str, Source]
+) -> Iterator[str]:
+    """Check the sources of an objective; those that can be opened are put into `opened`."""
     total = 0
     for number, entry in enumerate(config.sources):
         field = f"objectives.{name}.sources.{number}"
@@ -75,6 +91,7 @@ def _objective(recipe: Recipe, name: str, config: ObjectiveConfig, samples: int)
                 yield text if text.startswith(field) else f"{field}: {text}"
                 continue
             total += source.manifest.samples
+            opened[f"objectives.{name}, {folder}"] = source
             yield from _source(source, recipe, samples)
     if 0 < total < config.batch_size:
         yield (

@@ -27,7 +27,7 @@ def pair_cross_entropy(
         text: [B, size] float32, scaled by the inverse temperature.
         image: [B, size] float32.
         captions: [B] int64 names of the captions.
-        pictures: [B] int64 names of the pictures.
+        pictures: [B] int64 names of the pictures, or [B, n] where they have several, of which one that is equal is enough.
         max_cells: logits that may exist at once.
     """
     if len(text) ** 2 <= max_cells:
@@ -51,7 +51,10 @@ def _soft_cross_entropy(logits: Tensor, right: Tensor) -> Tensor:
 
 def _right(captions: Tensor, pictures: Tensor, rows: slice) -> Tensor:
     """Say which pictures are right for the texts `rows`: bool [rows, B]."""
-    return (captions[rows, None] == captions) | (pictures[rows, None] == pictures)
+    right = captions[rows, None] == captions
+    for names in pictures.reshape(len(pictures), -1).unbind(1):
+        right |= names[rows, None] == names
+    return right
 
 
 class _InChunks(torch.autograd.Function):

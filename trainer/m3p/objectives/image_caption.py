@@ -170,7 +170,11 @@ class ImageCaption(Objective):
         images, _ = packer.add_many(np.full(count, BOS), np.ones(count, np.int64), pairs.pictures)
         # By the caption as it was written: two that were switched apart still say the same.
         captions = [self.choose(sample).casefold() for sample in pairs.samples]
-        return Alone(texts, images, rows, captions, [sample.concept for sample in pairs.samples])
+        concepts = [sample.concept for sample in pairs.samples]
+        # Where one name of a picture is not known, its concept stands for it: equal names still mean equal pictures.
+        contents = [sample.content or concept for sample, concept in zip(pairs.samples, concepts, strict=True)]
+        published = [sample.published or concept for sample, concept in zip(pairs.samples, concepts, strict=True)]
+        return Alone(texts, images, rows, captions, concepts, contents, published)
 
     def _add_joint(self, packer: Packer, pairs: Pairs, masked: Masked) -> Joint:
         """Pack pairs, text and picture in one sequence, as they are seen masked."""
@@ -239,11 +243,11 @@ class Candidates:
 
 
 def _partner(candidates: Candidates, position: int, read: Read) -> int | None:
-    """Return the first candidate with another concept and no caption in common; None if there is none."""
+    """Return the first candidate with another picture and no caption in common; None if there is none."""
     mine = read(position)
     for partner in candidates.of(position).tolist():
         other = read(partner)
-        if other.concept != mine.concept and _texts(other).isdisjoint(_texts(mine)):
+        if not other.has_same_picture(mine) and _texts(other).isdisjoint(_texts(mine)):
             return int(partner)
     return None
 

@@ -6,14 +6,20 @@ is left behind, and all mistakes are reported at once.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from m3p.data.identity import Numbers, picture_numbers, unknown
+from m3p.data.kinds import CAPTIONS
 from m3p.data.languages import LANGUAGE_TAG
 from m3p.data.records import OWN_FIELDS, PUBLISHED_ID, find_captions, is_published_id
+from m3p.data.shards.fingerprint import content_digest, content_number, published_number
 from m3p.data.shards.manifest import Manifest
+from m3p.data.source import Source, SourceConfig
 from m3p.errors import BadSample, UserError
 from m3p.prepare.pictures import PictureFolder, checked_extension
 from m3p.prepare.region_folder import RegionFolder
@@ -56,6 +62,8 @@ class Options:
     overwrite: bool = False
     origin: dict[str, str] = field(default_factory=dict)
     """What the manifest says of a published set: set, task, split, caption_source, licence."""
+    leave_out: Sequence[Path] = ()
+    """Sources whose pictures are left out, such as those of a test."""
 
 
 @dataclass
@@ -67,6 +75,10 @@ class _Checker:
     first: dict[str, str] = field(default_factory=dict)
     """Where each id stands."""
     width: tuple[int, str] | None = None
+    unwanted: Numbers = field(default_factory=lambda: np.zeros(0, np.uint64))
+    """Numbers of the pictures that are left out, sorted (data/identity.py)."""
+    left_out: int = 0
+    """Records that were left out for their pictures."""
     unread: Counter[str] = field(default_factory=Counter)
     """Records by fields that are not kept."""
     least: dict[str, int] = field(default_factory=dict)
@@ -75,7 +87,10 @@ class _Checker:
     """Most captions of a picture, by language."""
 
     def members(self, entry: Entry) -> tuple[dict[str, bytes], list[str]]:
-        """Return the members of a sample, and what is wrong with the record: nothing, one or several sentences."""
+        """Return the members of a sample, and what is wrong with the record: nothing, one or several sentences.
+
+        Of a record that is left out for its picture there are neither.
+        """
         if not isinstance(entry.record, dict):
             return {}, [entry.record]
         record, width = dict(entry.record), self.width
@@ -91,9 +106,22 @@ class _Checker:
             self.width = width
             return {}, mistakes
         self.first[record["id"]] = entry.where
+        if self._is_unwanted(members, record):
+            self.left_out += 1
+            return {}, []
         self._count(captions)
         self.unread.update(name for name in record if name not in (*OWN_FIELDS, "image", *used))
         return members | {"json": _json({**record, "captions": captions})}, []
+
+    def _is_unwanted(self, files: dict[str, bytes], record: Fields) -> bool:
+        """Tell whether a good record, stored as `files`, is of a picture that is to be left out."""
+        if not self.unwanted.size:
+            return False
+        main = next(iter(files.values()))  # the picture, or the region features where there is none
+        numbers = [content_number(content_digest(main))]
+        if record.get(PUBLISHED_ID):
+            numbers.append(published_number(record[PUBLISHED_ID]))
+        return bool(np.isin(np.array(numbers, np.uint64), self.unwanted).any())
 
     def _count(self, captions: object) -> None:
         """Note how many captions a good record has in each language."""
@@ -222,7 +250,7 @@ def write_pairs(
     regions = None if options.regions is None else RegionFolder(options.regions)
     if options.language is not None and not LANGUAGE_TAG.fullmatch(options.language):
         raise UserError(f"--language {options.language} is no language tag; write it like de, zh-Hant or ca-valencia.")
-    checker, bad = _Checker(options, regions), dict[str, list[str]]()
+    checker, bad = _Checker(options, regions, unwanted=_numbers_of(options.leave_out)), dict[str, list[str]]()
     with (
         staged_folder(output, MARKER, options.overwrite) as folder,
         ShardWriter(folder, "captions", options.samples_per_shard, origin=options.origin) as writer,
@@ -231,16 +259,30 @@ def write_pairs(
             members, mistakes = checker.members(entry)
             if mistakes:
                 bad[entry.where] = mistakes
-            elif not bad or options.skip_bad:  # else nothing will be kept
+            elif members and (not bad or options.skip_bad):  # else nothing will be kept
                 writer.write(members)
         if bad and not options.skip_bad:
             raise UserError(f"{report(name, bad)}\nNothing was written. Mend them, or leave them out with --skip-bad.")
         if not writer.samples:
             raise UserError(f"{name} holds no usable record.\n{report(name, bad)}")
         writer.origin = {**options.origin, "captions_per_picture": checker.per_picture()}
+    if checker.left_out:
+        sources = ", ".join(map(str, options.leave_out))
+        say(f"{name}: {checker.left_out:,} records were left out, whose pictures are in {sources}.")
     for note in _unread(name, checker.unread):
         say(note)
     return writer.manifest, bad
+
+
+def _numbers_of(folders: Sequence[Path]) -> Numbers:
+    """Return the numbers of the pictures of sources, sorted. Raises UserError where one does not know them."""
+    found = [np.zeros(0, np.uint64)]
+    for folder in folders:
+        source = Source(folder, SourceConfig(path=str(folder)), (0, "", 0), 1, None, kind=CAPTIONS)
+        if why := unknown(source):
+            raise UserError(f"--leave-out {folder}: {why}")
+        found.append(picture_numbers(source))
+    return np.unique(np.concatenate(found))
 
 
 def _unread(name: str, unread: Counter[str]) -> Iterator[str]:

@@ -37,6 +37,9 @@ class EvaluationConfig(BaseModel):
         description="Which pictures and captions are the pool, and how is counted: native takes all as they are.",
     )
     caption_source: str | None = Field(None, description="Who wrote the captions; stands beside every figure.")
+    seen_in_training: bool = Field(
+        False, description="Allow pictures that training sees too, to measure what was learnt by heart."
+    )
     batch_size: int = Field(64, ge=1, description="Pictures, captions or pairs that are forwarded at once.")
 
     @model_validator(mode="before")

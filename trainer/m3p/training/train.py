@@ -22,6 +22,7 @@ from m3p.keys import key
 from m3p.model.build import build_model, network_sizes
 from m3p.objectives.objective import Objective
 from m3p.recipe.recipe import Recipe
+from m3p.retrieval.leaks import check_leaks, not_known, record_seen, training_sources
 from m3p.terminal import warn
 from m3p.training.agreement import check_agreement, facts_of_network, facts_of_run
 from m3p.training.build_objectives import build_objectives
@@ -57,6 +58,7 @@ def train(recipe: Recipe, ds_config: Path, ranks: Ranks) -> bool:
     owner = RunOwner(folder)
     with StopSignal(folder) as stop:
         objectives = build_objectives(recipe)
+        _check_pictures(recipe, objectives)
         plan = recipe.plan()
         now = _state(recipe, ranks, objectives)
         check_agreement(ranks, facts_of_run(now, ds_config))
@@ -139,6 +141,23 @@ def _with_captions(now: State, before: list[str] | None) -> State:
     """Return the state with the languages of captions seen `before` added; None, which is not recorded, stays so."""
     captioned = None if before is None or now.captioned is None else sorted({*now.captioned, *before})
     return now.model_copy(update={"captioned": captioned})
+
+
+def _check_pictures(recipe: Recipe, objectives: dict[str, Objective]) -> None:
+    """Raise UserError, on every rank, where training sees a picture of an evaluation; note which pictures it sees."""
+    problem = None
+    if distributed.is_main():
+        sources = training_sources(objectives)
+        try:
+            check_leaks(recipe, sources)
+            for line in (*not_known(recipe, sources), record_seen(recipe, sources)):
+                if line:
+                    warn(line)
+        except UserError as error:
+            problem = str(error)
+    problem = distributed.broadcast_object(problem)
+    if problem is not None:
+        raise UserError(problem)
 
 
 def _make_folder(folder: Path) -> Path:

@@ -48,6 +48,11 @@ class Fingerprint:
         return self._digest.hexdigest()
 
 
+def content_digest(content: bytes | memoryview) -> bytes:
+    """Return the hash of a file's content, as `Fingerprint.add` gives it."""
+    return hashlib.blake2b(content, digest_size=CONTENT).digest()
+
+
 def content_number(digest: bytes) -> int:
     """Return the hash of a file, as `Fingerprint.add` gives it, as the number that indexes hold; never 0."""
     return int.from_bytes(digest[:8], "little") or 1
@@ -58,9 +63,15 @@ def content_name(number: int) -> str:
     return f"picture {number:016x}"
 
 
+def published_number(name: str) -> int:
+    """Return the name of a picture in published sets, SET/ID, as the number that indexes hold; never 0."""
+    digest = hashlib.blake2b(f"published {name}".encode("utf-8", "surrogateescape"), digest_size=CONTENT).digest()
+    return content_number(digest)
+
+
 def name_of(content: bytes | memoryview) -> str:
     """Return the name of a picture by its bytes: what an index without contents does not know."""
-    return content_name(content_number(hashlib.blake2b(content, digest_size=CONTENT).digest()))
+    return content_name(content_number(content_digest(content)))
 
 
 def tar_fingerprint(path: Path) -> str:

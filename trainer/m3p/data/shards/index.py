@@ -14,7 +14,7 @@ from m3p.data.kinds import KINDS, Kind
 from m3p.data.records import FROM_FILES, Record, choose_captions, read_record, text_files
 from m3p.data.records import LARGEST_FILE as LARGEST_TEXT
 from m3p.data.shards.file_bytes import FileBytes
-from m3p.data.shards.fingerprint import Fingerprint, content_number, probe
+from m3p.data.shards.fingerprint import Fingerprint, content_number, probe, published_number
 from m3p.data.shards.index_file import LONGEST_EXTENSION, MOST_MEMBERS, OTHER, IndexFile, name_bytes, write_index
 from m3p.data.shards.shard_table import index_name
 from m3p.data.shards.tar import BLOCK, Member, TarError, head_sum, is_followed, walk
@@ -139,6 +139,8 @@ class _Scan:
         """Bytes of each sample's text or region features."""
         self.contents: list[int] = []
         """Of each sample, as in an `IndexFile`."""
+        self.published: list[int] = []
+        """Of each sample, as in an `IndexFile`."""
         self.members: list[str] = []
         """Extensions of the files of the sample under way."""
         self.kinds: list[tuple[str, ...]] = []
@@ -216,8 +218,8 @@ class _Scan:
         lengths[usual], sums[usual] = np.array(self.lengths, np.uint32)[rows], np.array(self.sums, np.uint16)[rows]
         sizes, offsets = np.array(self.sizes, np.uint32), np.array(self.offsets, np.uint64).data
         probed = probe(lambda first, size: self.content[first : first + size], self.offsets)
-        contents = np.array(self.contents, np.uint64).data
-        return IndexFile(offsets, sizes, extensions, lengths, sums, contents, fingerprint, probed)
+        contents, published = np.array(self.contents, np.uint64).data, np.array(self.published, np.uint64).data
+        return IndexFile(offsets, sizes, extensions, lengths, sums, contents, published, fingerprint, probed)
 
     def finish(self, key: str, extents: dict[str, tuple[int, int]], hashes: dict[str, bytes]) -> None:
         """Count what the sample `key` offers."""
@@ -230,6 +232,7 @@ class _Scan:
         self.sizes.append(min(size, LARGEST_SIZE))
         main = (kind.has_pictures and picture_kind(extents)) or kind.measured
         self.contents.append(content_number(hashes[main]) if main in hashes and extents[main][1] else 0)
+        self.published.append(0)  # until its record is read
         read = kind.files.union(text_files(extents)) if kind.has_pictures else kind.files
         self.count_unread(f"KEY.{extension}" for extension in extents if extension not in read)
         if not kind.has_pictures:
@@ -267,6 +270,7 @@ class _Scan:
         files = {name: self.read(extents, name, LARGEST_TEXT) for name in (*texts, *text_files(extents))}
         try:
             record = read_record(files, self.language)
+            self.published[-1] = published_number(record.published) if record.published else 0
             self.unnamed += record.unnamed
             self.count_layout(record, files)
             good = [language for language in record.captions if self.is_good(record, language)]

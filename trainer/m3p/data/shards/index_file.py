@@ -1,6 +1,6 @@
 """The index file of a shard: where each sample lies in the tar, what is in it, and how long what makes it long is.
 
-The index of shard-000000.tar is shard-000000.idx, seven arrays in numpy's .npy format, one behind the other:
+The index of shard-000000.tar is shard-000000.idx, eight arrays in numpy's .npy format, one behind the other:
 
     offsets     uint64 [samples + 1]  sample i is the bytes offsets[i]..offsets[i + 1] of the tar, headers included
     sizes       uint32 [samples]      bytes of its text or region features
@@ -8,11 +8,13 @@ The index of shard-000000.tar is shard-000000.idx, seven arrays in numpy's .npy 
     lengths     uint32 [samples, members]  bytes of each of them
     sums        uint16 [samples, members]  of its header
     contents    uint64 [samples]      a hash of its picture; of its region features without one; of its text
+    published   uint64 [samples]      a hash of the name that its picture has in published sets; 0 without one
     seal        uint8 [61]            the shard's fingerprint, its probe (fingerprint.py), a version, and the CRC-32 of all before
 
-Files of earlier versions have the first five alone, and are read too. `np.load(path, mmap_mode="r", allow_pickle=False)`
-reads the first without a copy. The idea is webdataset's wids and NVIDIA DALI's wds2idx, which store one text line a member
-instead. Headers are parsed once, when a tar is indexed; whoever reads a sample only looks whether they are still the same.
+Files of earlier versions lack `published`, or have the first five alone, and are read too.
+`np.load(path, mmap_mode="r", allow_pickle=False)` reads the first without a copy. The idea is webdataset's wids and NVIDIA
+DALI's wds2idx, which store one text line a member instead. Headers are parsed once, when a tar is indexed; whoever reads a
+sample only looks whether they are still the same.
 """
 
 import os
@@ -44,7 +46,9 @@ MOVED = "was prepared or indexed again since its manifest was read, or copied in
 """What the index of another state of the shard tells. To go on would train on other samples than the manifest says."""
 FORMER = 5
 """Arrays of a file of an earlier version: the first fields of an `IndexFile`."""
-VERSION = b"\1"
+VERSION = b"\2"
+WITHOUT_PUBLISHED = b"\1"
+"""The version before, which lacks that array."""
 CHECKSUM = 4
 """Bytes of a CRC-32."""
 SEAL = DIGEST + PROBE + len(VERSION) + CHECKSUM
@@ -66,6 +70,8 @@ class IndexFile(NamedTuple):
     """[samples, members] `m3p.data.shards.tar.head_sum` of the files' headers, or OTHER."""
     contents: memoryview
     """[samples] a hash of the picture, the region features or the text; 0 for none or an empty one. Empty in older files."""
+    published: memoryview
+    """[samples] a hash of `published_id`, as `content_number`; 0 for none. Empty in older files."""
     fingerprint: str
     """The shard's, as in the manifest; "" in older files."""
     probe: bytes
@@ -84,14 +90,19 @@ def _unsealed_bytes(samples: Count, members: int) -> Count:
 
 def index_bytes(samples: Count, members: int) -> Count:
     """Return the size of the index file of a shard of so many samples, most of them of so many files."""
-    return _unsealed_bytes(samples, members) + HEADER + 8 * samples + HEADER + SEAL
+    return _unsealed_bytes(samples, members) + 2 * (HEADER + 8 * samples) + HEADER + SEAL
+
+
+def _bytes_without_published(samples: Count, members: int) -> Count:
+    """Return the size that such a file had in the version before."""
+    return index_bytes(samples, members) - (HEADER + 8 * samples)
 
 
 def is_index_size(size: Count, samples: Count) -> "bool | NDArray[np.bool_]":
     """Tell whether an index file of so many bytes can be one of so many samples."""
     column = index_bytes(samples, 1) - index_bytes(samples, 0)
     found: bool | NDArray[np.bool_] = False
-    for least in (index_bytes(samples, 0), _unsealed_bytes(samples, 0)):
+    for least in (index_bytes(samples, 0), _bytes_without_published(samples, 0), _unsealed_bytes(samples, 0)):
         rest = size - least
         found = found | ((rest % column == 0) & (rest >= column) & (rest <= MOST_MEMBERS * column))
     return found
@@ -102,8 +113,8 @@ def write_index(path: Path, index: IndexFile) -> None:
     extensions = np.array([name_bytes(name) for name in index.extensions], NAME)
     offsets = np.frombuffer(index.offsets, np.uint64)
     with replacing(path, durable=False) as aside, aside.open("w+b") as file:
-        contents = np.frombuffer(index.contents, np.uint64)
-        for array in (offsets, index.sizes, extensions, index.lengths, index.sums, contents):
+        contents, published = np.frombuffer(index.contents, np.uint64), np.frombuffer(index.published, np.uint64)
+        for array in (offsets, index.sizes, extensions, index.lengths, index.sums, contents, published):
             np.save(file, array, allow_pickle=False)
         file.seek(0)
         body = bytes.fromhex(index.fingerprint) + index.probe + VERSION
@@ -119,7 +130,9 @@ def open_index(path: Path, samples: int) -> IndexFile:
     content = path.read_bytes()
     column = index_bytes(samples, 1) - index_bytes(samples, 0)
     sealed = _is_sealed(len(content))
-    members = (len(content) - (index_bytes if sealed else _unsealed_bytes)(samples, 0)) // column
+    version = content[-CHECKSUM - 1 : -CHECKSUM] if sealed else b""
+    least = {VERSION: index_bytes, WITHOUT_PUBLISHED: _bytes_without_published}.get(version, _unsealed_bytes)
+    members = (len(content) - least(samples, 0)) // column
     end = 0
 
     def take(items: int, kind: str) -> memoryview:
@@ -135,9 +148,10 @@ def open_index(path: Path, samples: int) -> IndexFile:
     sums = np.frombuffer(take(samples * members, "u2"), np.uint16).reshape(samples, members)
     names = tuple(name.decode("utf-8", "surrogateescape") for name in extensions.tolist())
     contents = take(samples, "u8").cast("Q") if sealed else memoryview(b"")
+    published = take(samples, "u8").cast("Q") if version == VERSION else memoryview(b"")
     seal = bytes(take(SEAL, "u1")) if sealed else b""
     fingerprint, probe = seal[:DIGEST].hex(), seal[DIGEST : DIGEST + PROBE]
-    return IndexFile(offsets, sizes, names, lengths, sums, contents, fingerprint, probe)
+    return IndexFile(offsets, sizes, names, lengths, sums, contents, published, fingerprint, probe)
 
 
 def _is_sealed(size: int) -> bool:
@@ -198,4 +212,7 @@ def _is_intact(path: Path) -> bool:
     # numpy's header of the seal lies between: it is the same in every file.
     body, seal = memoryview(content)[: start - HEADER], memoryview(content)[start:]
     checksum = zlib.crc32(seal[:-CHECKSUM], zlib.crc32(body))
-    return seal[:-CHECKSUM][-1:] == VERSION and checksum.to_bytes(CHECKSUM, "little") == seal[-CHECKSUM:]
+    return (
+        seal[:-CHECKSUM][-1:] in (VERSION, WITHOUT_PUBLISHED)
+        and checksum.to_bytes(CHECKSUM, "little") == seal[-CHECKSUM:]
+    )

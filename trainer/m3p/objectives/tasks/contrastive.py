@@ -22,6 +22,8 @@ from m3p.objectives.tasks.forms import Form, PackedPairs
 from m3p.objectives.tasks.task import Targets, TurnTask
 from m3p.packing import Packer
 
+NAMES_OF_PICTURES = ("pictures", "contents", "published")
+"""Targets that name pictures; two pictures are one if any of them is equal."""
 MAX_SCALE = 100.0
 """Largest inverse of the temperature (CLIP's)."""
 
@@ -48,14 +50,15 @@ class Contrastive(TurnTask):
     def loss(self, output: Tensor, targets: Targets) -> Tensor:
         """Sum over pairs. `output` [2B, projection]: the texts of the turn (scaled by 1/temperature), then its pictures.
 
-        `targets`: `captions` and `pictures`, [B] int64 names; equal names mean equal things.
+        `targets`: `captions`, `pictures`, `contents` and `published`, [B] int64 names; equal names mean equal things.
         """
         text, image = output.float().chunk(2)
-        return pair_cross_entropy(_hold_scale(text), image, targets["captions"], targets["pictures"])
+        pictures = torch.stack([targets[name] for name in NAMES_OF_PICTURES], 1)
+        return pair_cross_entropy(_hold_scale(text), image, targets["captions"], pictures)
 
     def turn_targets(self, terms: int, parts: list[Targets]) -> Targets:
         """Lay the names of this rank's micro-batches in the rows of the turn, [terms]; other ranks' rows are zero."""
-        whole = {name: torch.zeros(terms, dtype=torch.int64) for name in ("captions", "pictures")}
+        whole = {name: torch.zeros(terms, dtype=torch.int64) for name in ("captions", *NAMES_OF_PICTURES)}
         for part in parts:
             for name, rows in whole.items():
                 rows[part["rows"]] = part[name]
@@ -152,19 +155,26 @@ class _HoldScale(torch.autograd.Function):
 
 
 def ask_contrast(
-    packer: Packer, texts: range, images: range, rows: NDArray[np.int64], captions: list[str], pictures: list[str]
+    packer: Packer,
+    texts: range,
+    images: range,
+    rows: NDArray[np.int64],
+    captions: list[str],
+    *pictures: list[str],
 ) -> None:
     """Contrast the sequences `texts` [N] with the sequences `images`: pairs `rows` of the turn.
 
-    The names in `captions` and `pictures` say what counts as identical.
+    The names in `captions` and `pictures` say what counts as identical; `pictures` are the `NAMES_OF_PICTURES` in that order,
+    the first of which stands for those that are left out.
     """
+    named = [_names(names) for names in pictures]
     packer.target(
         Contrastive.name,
         text_sequences=np.array(texts),
         image_sequences=np.array(images),
         rows=rows,
         captions=_names(captions),
-        pictures=_names(pictures),
+        **dict(zip(NAMES_OF_PICTURES, named + [named[0]] * (len(NAMES_OF_PICTURES) - len(named)), strict=True)),
     )
 
 

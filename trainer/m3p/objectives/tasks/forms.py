@@ -37,6 +37,10 @@ class Alone(NamedTuple):
     """[N] names of captions: equal ones mean equal captions."""
     concepts: list[str]
     """[N] names of what the pictures show: equal ones mean that captions of one fit the other."""
+    contents: list[str]
+    """[N] names of the pictures by their content: equal ones mean equal pictures, in whatever sources."""
+    published: list[str]
+    """[N] names of the pictures in published sets: equal ones mean equal pictures, in whatever sources."""
 
 
 class Joint(NamedTuple):

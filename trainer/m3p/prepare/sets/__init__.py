@@ -8,6 +8,7 @@ from m3p.prepare.sets.coco_cn import coco_cn
 from m3p.prepare.sets.flickr30k import flickr30k
 from m3p.prepare.sets.multi30k import multi30k
 from m3p.prepare.sets.open_clip import open_clip
+from m3p.prepare.sets.parquet import parquet
 from m3p.prepare.sets.stair import stair
 from m3p.prepare.sets.wit import wit
 from m3p.prepare.sets.xflickrco import xflickrco
@@ -21,6 +22,7 @@ IMPORTERS: dict[str, Callable[..., Published]] = {
     "flickr30k": flickr30k,
     "multi30k": multi30k,
     "open-clip": open_clip,
+    "parquet": parquet,
     "stair": stair,
     "wit": wit,
     "xflickrco": xflickrco,
