@@ -164,10 +164,10 @@ class Packer:
         return torch.from_numpy(np.concatenate(parts)) if parts[0].ndim == 1 else self._stack(parts, parts[0].shape[1:])
 
     def _stack(self, arrays: Sequences[NDArray[Any]], shape: tuple[int, ...]) -> Tensor:
-        """Lay arrays [N, *shape] end to end, in memory that `allocate` gives, or else in fresh memory."""
+        """Lay arrays end to end, in memory that `allocate` gives, or else in fresh memory; `shape` is that of none."""
         if not arrays:
             return torch.zeros(0, *shape)
-        whole_shape = (sum(len(array) for array in arrays), *shape)
+        whole_shape = (sum(len(array) for array in arrays), *arrays[0].shape[1:])
         dtype = AS_THEY_ARE.get(arrays[0].dtype, torch.float32)
         whole = self._allocate(whole_shape, dtype)
         whole = torch.empty(whole_shape, dtype=dtype) if whole is None else whole

@@ -98,7 +98,7 @@ def change(folder: Path, file: str, **fields: object) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda f: (f / "config.json").unlink(), "config.json is missing: visual.folder wants a local"),
+        (lambda f: (f / "config.json").unlink(), "config.json is missing: want a local"),
         (lambda f: (f / "config.json").write_text("[1"), "config.json: not JSON"),
         (lambda f: (f / "config.json").write_text(" " * 2**21), "a config has at most 1,048,576"),
         (lambda f: change(f, "config.json", model_type="nobody"), "config.json: no model that `transformers` knows"),

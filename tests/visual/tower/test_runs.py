@@ -71,7 +71,7 @@ def comes_back(run: Path, export: Path, tower: Path) -> None:
     mine = load(run).embed_pictures([picture])
     moved = tower.rename(tower.with_name("gone"))
     try:
-        with pytest.raises(UserError, match=r"visual.folder wants a local `transformers` folder"):
+        with pytest.raises(UserError, match=r"want a local `transformers` folder"):
             load(run)
         np.testing.assert_array_equal(load(export).embed_pictures([picture]), mine)
     finally:

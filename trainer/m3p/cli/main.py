@@ -11,6 +11,7 @@ import typer
 from m3p import __version__
 from m3p.cli.arguments import DsConfigOption, Overrides, Ranks, RecipeArgument
 from m3p.cli.data import data_app
+from m3p.cli.features import add_features
 from m3p.cli.prepare import index_command, prepare_app
 from m3p.cli.published import add_published
 from m3p.cli.regions import add_regions
@@ -29,6 +30,7 @@ app.command("slurm")(slurm_command)
 add_published(prepare_app)
 add_regions(prepare_app)
 add_search(app)
+add_features(prepare_app)
 app.add_typer(prepare_app, name="prepare")
 app.command("index")(index_command)
 app.add_typer(data_app, name="data")

@@ -109,6 +109,7 @@ def _open(recipe: Recipe, name: str, config: ObjectiveConfig, number: int, path:
     source = Source(folder, config.sources[number], (recipe.run.seed, name, number), data.window, load)
     if pictures:
         pictures.check_source(str(folder), source.manifest.region_features, source.manifest.without_picture)
+        pictures.check_stored(str(folder), source.manifest.stored_tower)
     config.check_source(source)
     return source
 

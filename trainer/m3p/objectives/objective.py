@@ -22,6 +22,7 @@ from m3p.data.source import Source, SourceConfig, find_folders
 from m3p.data.storage.cache import Cache
 from m3p.data.storage.folders import open_folder
 from m3p.data.tokenizer import Tokenizer
+from m3p.errors import UserError
 from m3p.fields import MAY_CHANGE
 from m3p.model.flops import Work
 from m3p.objectives.segments import encode_segments
@@ -180,8 +181,10 @@ class Objective:
                 if load and context.visual:
                     manifest = sources[-1].manifest
                     context.visual.check_source(str(folder), manifest.region_features, manifest.without_picture)
+                    context.visual.check_stored(str(folder), manifest.stored_tower)
                 weights.append(entry.weight)
-        self._buffer = PictureBuffer(context.visual.memory_shape if load and context.visual else None)
+        stored = _are_stored(sources, context)
+        self._buffer = PictureBuffer(context.visual.memory_shape if load and context.visual and not stored else None)
         self.mix = Mix(sources, weights, config.temperature)
 
     def costs(self, positions: range) -> NDArray[np.float64]:
@@ -285,3 +288,23 @@ class Objective:
     def add(self, packer: Packer, part: Part, read: Read) -> None:
         """Pack the samples of `part`: their sequences, and what the tasks ask of them. `read` reads others of its turn."""
         raise NotImplementedError
+
+
+def _are_stored(sources: Sequence[Source], context: Context) -> bool:
+    """Say whether the sources have tokens of a tower instead of pictures.
+
+    Raises UserError where only some have, or where pictures are to be changed.
+    """
+    stored = [source for source in sources if source.manifest.stored_tower is not None]
+    if stored and len(stored) < len(sources):
+        other = next(source for source in sources if source.manifest.stored_tower is None)
+        raise UserError(
+            f"objectives.{context.name}.sources: {stored[0].folder} has tokens of a tower and {other.folder} has pictures, which "
+            "one micro-batch cannot hold; make the features of both (`m3p prepare features`), or name the pictures of both"
+        )
+    if stored and context.visual is not None and context.visual.augments:
+        raise UserError(
+            f"objectives.{context.name}.sources: {stored[0].folder} has {stored[0].manifest.stored_tower}, and visual.crop or "
+            "visual.flip would change pictures, which are not there; leave them out, or train on the pictures"
+        )
+    return bool(stored)

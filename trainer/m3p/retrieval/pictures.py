@@ -70,6 +70,7 @@ def open_source(recipe: Recipe, name: str, config: EvaluationConfig) -> Source:
         source = Source(Path(config.path), SourceConfig(path=config.path), (0, name, 0), 1, recipe.visual.load)
         manifest = source.manifest
         recipe.visual.check_source(str(source.folder), manifest.region_features, manifest.without_picture)
+        recipe.visual.check_stored(str(source.folder), manifest.stored_tower)
     except UserError as error:
         raise UserError(f"evaluation.{name}: {error}") from error
     known = source.manifest.captions

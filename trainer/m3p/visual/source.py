@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from m3p.batch import Picture
 from m3p.errors import UserError
 from m3p.visual.decode import MAX_PIXELS
+from m3p.visual.tower.store import StoredTower
 
 Members = Mapping[str, bytes | memoryview]
 """Contents of a sample's files by extension: "json", "jpg", "regions.npz"."""
@@ -108,6 +109,14 @@ class VisualSource(BaseModel):
                 "regions, or prepare the source again with --images"
             )
         self.check(folder, region_features)
+
+    def check_stored(self, folder: str, stored: StoredTower | None) -> None:
+        """Raise UserError where the source in `folder` has tokens of a tower instead of pictures, which do not fit."""
+        if stored is not None:
+            raise UserError(
+                f"{folder} has {stored} instead of pictures; set visual.kind: tower with that tower's folder, or name the source "
+                "that it was made from"
+            )
 
     def load(self, members: Members, draw: Iterator[float] | None, into: NDArray[np.uint8] | None = None) -> Picture:
         """Return the picture of a sample, decoded into `into` where it fits; `draw` augments it. Raises BadSample."""

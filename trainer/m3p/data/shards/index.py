@@ -21,6 +21,7 @@ from m3p.data.shards.tar import BLOCK, Member, TarError, head_sum, is_followed, 
 from m3p.errors import BadSample, UserError
 from m3p.visual.decode import IMAGE_KINDS, picture_kind
 from m3p.visual.npz import LARGEST_NPZ, read_shapes
+from m3p.visual.tower.store import MEMBER, StoredTower, read_tokens
 
 LARGEST_SIZE = 2**32 - 1
 MOST_NAMES = 100
@@ -45,6 +46,8 @@ class TarIndex:
     """Samples whose captions name no language, such as those of a KEY.txt."""
     unusable: int = 0
     """Samples without picture and regions, or a caption, with unreadable regions, or without text; training skips them."""
+    stored_tower: StoredTower | None = None
+    """Which tower made the stored tokens, if any sample has them."""
     without_picture: int = 0
     """Samples that have region features and no picture."""
     layouts: Counter[str] = field(default_factory=Counter)
@@ -150,6 +153,7 @@ class _Scan:
         self.captions, self.layouts = Counter[str](), Counter[str]()
         self.unread, self.reasons = Counter[str](), Counter[str]()
         self.width: int | None = None
+        self.stored_tower: StoredTower | None = None
         self.unnamed = self.unusable = self.without_picture = 0
         self.dotted = ""
 
@@ -185,6 +189,7 @@ class _Scan:
             fingerprint=fingerprint.hex(),
             captions=self.captions,
             region_features=self.width,
+            stored_tower=self.stored_tower,
             unnamed=self.unnamed,
             unusable=self.unusable,
             without_picture=self.without_picture,
@@ -239,13 +244,34 @@ class _Scan:
             self.unusable += not self.has_text(kind, extents)
             return
         has_picture = picture_kind(extents) is not None
-        usable = self.has_captions(extents) and (has_picture or "regions.npz" in extents)
+        has_tokens = MEMBER in extents and self.has_tokens(key, extents, not has_picture)
+        usable = self.has_captions(extents) and (has_picture or has_tokens or "regions.npz" in extents)
         if "regions.npz" in extents:
             width = feature_width(self.read(extents, "regions.npz", LARGEST_NPZ))
             usable = usable and width is not None
             self.check_width(key, width)
-            self.without_picture += usable and not has_picture
+            self.without_picture += usable and not has_picture and not has_tokens
         self.unusable += not usable
+
+    def has_tokens(self, key: str, extents: dict[str, tuple[int, int]], are_its_picture: bool) -> bool:
+        """Say whether a sample has tokens of a tower that can be read; note the tower, and the picture that they are of.
+
+        Raises UserError where the samples before were made by another tower.
+        """
+        try:
+            stored = read_tokens(self.read(extents, MEMBER, LARGEST_NPZ))
+        except BadSample as reason:
+            self.count_reason(reason)
+            return False
+        self.stored_tower = self.stored_tower or stored.made_by
+        if stored.made_by != self.stored_tower:
+            raise UserError(
+                f"{self.path}: sample {key!r} has {stored.made_by}, those before it {self.stored_tower}: make all with one tower "
+                "(`m3p prepare features`)."
+            )
+        if are_its_picture:
+            self.contents[-1] = stored.picture
+        return True
 
     def has_text(self, kind: Kind, extents: dict[str, tuple[int, int]]) -> bool:
         """Say whether a sample without a picture can be read, and count the languages that it names."""

@@ -1,6 +1,5 @@
 """Index a whole folder of tars, in parallel and, after an interruption, from where it stopped; and write its manifest."""
 
-import json
 import multiprocessing
 import os
 import re
@@ -74,6 +73,13 @@ def _manifest(folder: Path, paths: list[Path], indexes: list[TarIndex], kind: Ki
     if len(widths) > 1:
         listed = ", ".join(f"{width} ({name})" for width, name in sorted(widths.items(), key=str))
         raise UserError(f"{folder}: region features of different widths: {listed}. Make them with one detector.")
+    towers = {index.stored_tower: path.name for path, index in zip(paths, indexes, strict=True)}
+    towers.pop(None, None)
+    if len(towers) > 1:
+        listed = ", ".join(f"{tower} ({name})" for tower, name in sorted(towers.items(), key=str))
+        raise UserError(
+            f"{folder}: features of different towers: {listed}. Make them with one (`m3p prepare features`)."
+        )
     samples = sum(index.samples for index in indexes)
     unusable = sum(index.unusable for index in indexes)
     if samples == unusable:
@@ -91,6 +97,7 @@ def _manifest(folder: Path, paths: list[Path], indexes: list[TarIndex], kind: Ki
         samples=samples,
         captions=dict(sorted(captions.items())),
         region_features=next(iter(widths), None),
+        stored_tower=next(iter(towers), None),
         without_picture=sum(index.without_picture for index in indexes),
         shards=ShardTable(
             Shard(name=path.name, samples=index.samples, bytes=index.bytes, fingerprint=index.fingerprint)
@@ -125,7 +132,7 @@ def _index_tars(paths: list[Path], kind: Kind, language: str, progress: TextIO) 
     with tqdm(total=len(paths), initial=len(found), unit="shard", desc="index", leave=False, disable=None) as bar:
         for path, index in _each(left, kind, language):
             found[path] = index
-            progress.write(json.dumps([_name(path), kind, language, vars(index)]) + "\n")
+            progress.write(_LINE.dump_json((_name(path), kind, language, index)).decode() + "\n")
             progress.flush()
             bar.update()
     return [found[path] for path in paths]

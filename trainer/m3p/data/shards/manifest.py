@@ -24,6 +24,7 @@ from m3p.data.kinds import KINDS
 from m3p.data.shards.index_file import index_faults, is_index_size
 from m3p.data.shards.shard_table import Shard, ShardTable, read_json
 from m3p.errors import UserError
+from m3p.visual.tower.store import StoredTower
 
 FORMAT_VERSION: Literal[1] = 1
 MANIFEST_FILE = "manifest.json"
@@ -66,6 +67,8 @@ class Manifest(BaseModel):
     """How many samples have a caption in each language; empty for text."""
     region_features: Annotated[int, Field(ge=1)] | None = None
     """Width D of the stored region features; null without regions."""
+    stored_tower: StoredTower | None = None
+    """Which tower made the tokens that stand in the place of pictures; null with pictures."""
     without_picture: Annotated[int, Field(ge=0)] = 0
     """Samples that have region features and no picture, as features are handed round."""
     origin: dict[str, str] = {}

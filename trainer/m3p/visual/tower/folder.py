@@ -21,7 +21,7 @@ from m3p.quiet import quiet
 from m3p.transformers_folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, read_json, weight_files
 from m3p.visual.tower.pixels import PREPROCESSOR_FILES, Preparation, preprocessor_file, read_preparation
 
-WANTED = "visual.folder wants a local `transformers` folder of a vision model"
+WANTED = "want a local `transformers` folder of a vision model"
 MAX_SIDE = 4096
 """Pixels of a side that a tower's picture has, at most."""
 FULL = 4
@@ -203,6 +203,8 @@ def grid_tokens(model: nn.Module, pixels: Tensor, prefix: int) -> Tensor:
 
 def tower_files(folder: Path) -> list[Path]:
     """Return the files of a folder that a tower is made of: settings and weights. Raises UserError where one is missing."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"{folder / CONFIG_FILE} is missing: {WANTED}")
     weights = weight_files(folder)
     index = [folder / INDEX_FILE] if weights[0].name != WEIGHTS_FILE else []
     return [folder / CONFIG_FILE, preprocessor_file(folder), *index, *weights]

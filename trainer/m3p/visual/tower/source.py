@@ -23,6 +23,7 @@ from m3p.visual.decode import IMAGE_KINDS, MAX_PIXELS, Pixels, decode, picture_k
 from m3p.visual.source import VisualSource
 from m3p.visual.tower.embedder import GridTower, TowerEmbedder, TrainedTower
 from m3p.visual.tower.folder import TowerFacts, make_tower, tower_facts, tower_files, tower_hash, write_tower
+from m3p.visual.tower.store import MEMBER, StoredTower, read_tokens
 
 LEAST_OF_FEATURE = 0.5
 """Least squared length of a target by which its error is divided: all have length 1."""
@@ -39,10 +40,10 @@ GREY = 128
 
 @dataclass(slots=True)
 class TowerTokens:
-    """A square picture that a tower turns into tokens."""
+    """A square picture that a tower turns into tokens, or the tokens that it did."""
 
-    features: Pixels
-    """[1, size, size, 3], 0..255."""
+    features: Pixels | NDArray[np.float16]
+    """[1, size, size, 3], 0..255; or stored tokens [1, T, D]."""
     tokens: int
 
     @property
@@ -144,7 +145,7 @@ class Tower(VisualSource):
     def least(self) -> tuple[int, ...]:
         """Shape of the least that the embedder takes: a picture; of a frozen tower, which need not run, its tokens."""
         facts = self.facts
-        return (1, self._grid_tokens, facts.width) if self.frozen else (1, *self.features)
+        return (1, self.grid_tokens, facts.width) if self.frozen else (1, *self.features)
 
     @property
     def memory_shape(self) -> tuple[int, ...]:
@@ -185,7 +186,7 @@ class Tower(VisualSource):
         )
 
     @property
-    def _grid_tokens(self) -> int:
+    def grid_tokens(self) -> int:
         """Tokens that leave the tower and the averaging."""
         return self.facts.tokens if self.pool == "queries" else self.tokens
 
@@ -211,7 +212,12 @@ class Tower(VisualSource):
     def load(
         self, members: Mapping[str, bytes | memoryview], draw: Iterator[float] | None, into: Pixels | None = None
     ) -> TowerTokens:
-        """Decode, crop (by the sample's own `draw`; None: never), and resize into `into`. Raises BadSample."""
+        """Decode, crop (by the sample's own `draw`; None: never), and resize into `into`; or read stored tokens.
+
+        Raises BadSample.
+        """
+        if MEMBER in members:
+            return self._load_stored(members[MEMBER])
         preparation = self.facts.preparation
         kind = picture_kind(members)
         if kind is None:
@@ -222,6 +228,36 @@ class Tower(VisualSource):
         into = np.empty(self.memory_shape, np.uint8) if into is None else into
         into[0] = preparation.resize(pixels)
         return TowerTokens(into, self.tokens)
+
+    def _load_stored(self, data: bytes | memoryview) -> TowerTokens:
+        """Read the tokens of a picture as this tower made them. Raises BadSample."""
+        stored = read_tokens(data)
+        wrong = self._misfit(stored.made_by)
+        if wrong:
+            raise BadSample(f"{MEMBER} has {stored.made_by}; {wrong}")
+        return TowerTokens(stored.features()[None], self.tokens)
+
+    def check_stored(self, folder: str, stored: StoredTower | None) -> None:
+        """Raise UserError where stored tokens are not those that this tower would make of the pictures."""
+        if stored is None:
+            return
+        wrong = self._misfit(stored)
+        if not self.frozen:
+            wrong = f"visual.trained = {self.trained} changes the tower: train on the pictures, or set trained: none"
+        if wrong:
+            raise UserError(f"{folder} has {stored}; {wrong}")
+
+    def _misfit(self, stored: StoredTower) -> str:
+        """Return why stored tokens are not those of this tower, and the way out; "" where they are."""
+        now = tower_hash(self.folder)
+        if stored.tower != now:
+            return f"visual.folder = {self.folder} is another tower ({now}): name theirs, or make the features again with it"
+        if (stored.tokens, stored.width) != (self.grid_tokens, self.facts.width):
+            needs = "all tokens of the grid" if self.pool == "queries" else f"visual.tokens = {self.tokens}"
+            return (
+                f"{needs} asks for {self.grid_tokens} x {self.facts.width}: make them with --tokens {self.grid_tokens}"
+            )
+        return ""
 
     def embedder(self, width: int, eps: float) -> nn.Module:
         """Return the module that turns pictures into vectors, the tower's weights loaded."""
