@@ -30,7 +30,7 @@ WAYS_OUT: list[tuple[list[str], str, list[list[str]]]] = [
     ),
     (
         ["visual=null"],
-        "add a section with kind: regions or patches",
+        "add a section with kind: regions, patches or tower",
         [["visual={kind: regions, feature_size: 6, classes: 10}"], ["visual={kind: patches}"]],
     ),
     (
