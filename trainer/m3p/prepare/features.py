@@ -263,7 +263,7 @@ class Looker:
 
     def _decode(self, members: Members) -> Pixels:
         """Return a picture as the tower takes it, [size, size, 3]. Raises BadSample."""
-        return self._job.tower.load(members, None).features[0]  # type: ignore[return-value]  # the members of a picture
+        return self._job.tower.load(members, None).features[0]
 
     def _finish(self, batch: "list[tuple[Sample, Future[Pixels]]]", name: str, bad: list[str]) -> Iterator[Sample]:
         """Yield the samples of a batch with tokens in the place of pictures; where there are none, with captions alone."""
