@@ -12,6 +12,7 @@ from torch import Tensor
 from m3p.batch import Picture
 from m3p.batch import Sequence as Packed
 from m3p.data.tokenizer import BOS, Tokenizer
+from m3p.errors import UserError
 from m3p.model.attention import Layout
 from m3p.model.heads import EmbeddingHead, Head, PairHead
 from m3p.model.m3p import M3P
@@ -114,8 +115,13 @@ class Scorer:
         )
 
     def _head(self, kind: type[Wanted]) -> Wanted:
-        """Return the first head of this kind; the recipe's evaluations are checked for a task that has one."""
-        return next(head for head in self._model.heads.values() if isinstance(head, kind))
+        """Return the first head of this kind. Raises UserError where no task of the run has trained one."""
+        found = next((head for head in self._model.heads.values() if isinstance(head, kind)), None)
+        if found is None:
+            wanted = "contrastive" if issubclass(kind, EmbeddingHead) else "matching"
+            trained = ", ".join(self._model.heads)
+            raise UserError(f"the run was trained on {trained}; this needs one whose tasks.{wanted} has a weight")
+        return found
 
     def _run(self, sequences: Iterable[Packed], read: Read) -> Floats:
         """Forward `sequences` in batches and return what `read` takes from each, in order."""
