@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from m3p.batch import Sequence
+from m3p.checkpoints.selection import read_selection
 from m3p.errors import UserError
 from m3p.export import export_run
 from m3p.packing import Packer
@@ -23,7 +24,7 @@ from m3p.retrieval.pictures import gallery_of
 from m3p.retrieval.scoring import Scorer, shortlist
 from m3p.retrieval.search import search
 from m3p.runs import open_run
-from tests.launch import ROOT
+from tests.launch import ROOT, launch, metrics
 
 pytestmark = pytest.mark.program
 
@@ -61,6 +62,25 @@ def test_the_run_folder_holds_what_other_tools_rely_on(run: Path) -> None:
     assert (found["captioned_languages"], found["selection_split"]) == (["en"], None)
     assert (found["checkpoint"], found["step"]) == ("step-00000006", 6)
     assert (run / "evaluation" / "train.html").read_text().count("data:image/png") > 5
+
+
+@pytest.mark.launcher
+def test_evaluations_during_training_choose_a_checkpoint_and_change_no_step(tiny: Path, tmp_path: Path) -> None:
+    usual = ("run.steps=6", "schedule.warmup_steps=1", "model.dropout=0.1", "run.checkpoint_every=2")
+    for name, settings in (("plain", ()), ("selected", ("run.select_on=train", "run.evaluate=true"))):
+        launch(tiny, ROOT / "ds_configs" / "zero2.json", 2, *usual, *settings, f"run.folder={tmp_path / name}")
+    plain, selected = (metrics(tmp_path / name) for name in ("plain", "selected"))
+    assert [line["losses"] for line in plain] == [line["losses"] for line in selected]
+    run = tmp_path / "selected"
+    scored = read_selection(run)
+    assert [one.step for one in scored] == [2, 4, 6]
+    best = max(scored, key=lambda one: one.mean_recall)
+    opened = open_run(run / "checkpoints" / "best")
+    assert (opened.step, opened.record.selected_on) == (best.step, "train")
+    found = json.loads((run / "evaluation" / f"train-step-{best.step:08d}.json").read_text())
+    assert (found["step"], found["selection_split"]) == (best.step, "train"), "the best is what is evaluated at the end"
+    others = [one.step for one in scored if one.step != best.step]
+    assert all(open_run(run / "checkpoints" / f"step-{step:08d}").record.selected_on is None for step in others[-1:])
 
 
 def test_an_evaluation_that_will_fail_is_refused_before_the_training(tiny: Path, tmp_path: Path) -> None:

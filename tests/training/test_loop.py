@@ -11,12 +11,14 @@ import pytest
 from m3p.batch import Batch
 from m3p.checkpoints.files import FORMAT_VERSION, State, read_state
 from m3p.checkpoints.save import Checkpoints
+from m3p.checkpoints.selection import Scored
 from m3p.distributed import Ranks
 from m3p.errors import UserError
 from m3p.packing import Packer
 from m3p.recipe.load import load_recipe
 from m3p.training.engine import Engine
 from m3p.training.loop import Loop, Saver
+from m3p.training.selecting import Score, Selection
 from m3p.training.stop import RunOwner, StopSignal
 from m3p.training.watch.loss_guard import Guard
 from m3p.training.watch.monitor import Monitor
@@ -38,10 +40,17 @@ def micro_batches() -> Iterator[Batch]:
         yield batch
 
 
+def never(checkpoint: Path, evaluation: str) -> Scored:
+    """Score nothing: these runs choose no checkpoint."""
+    raise AssertionError(checkpoint)
+
+
 class Run:
     """A run of the loop in `folder`, with everything real but the engine and the data."""
 
-    def __init__(self, tiny: Path, folder: Path, engine: FakeEngine, *overrides: str) -> None:
+    def __init__(
+        self, tiny: Path, folder: Path, engine: FakeEngine, *overrides: str, first: int = 0, score: Score = never
+    ) -> None:
         self.folder, self.engine = folder, engine
         typed: Engine = engine
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -55,13 +64,16 @@ class Run:
         checkpoints = Checkpoints(folder, owner.name, run.keep_checkpoints, None, ranks)
         saver = Saver(typed, checkpoints, owner, state, self.guard)
         plan = self._recipe.plan()
-        self._loop = Loop(self._recipe, typed, plan, TASKS, PARTS, self.guard, self._monitor, self._watchdog, saver)
+        selection = Selection(run, ranks, first, score)
+        watch = (self.guard, self._monitor, self._watchdog)
+        self.loop = Loop(self._recipe, typed, plan, TASKS, PARTS, *watch, saver, selection)
+        self._first = first
 
     def go(self, last: int, batches: Iterator[Batch] | None = None) -> tuple[int, Any]:
         """Run to step `last`."""
         try:
             with StopSignal(self.folder) as stop:
-                return self._loop.run(batches or micro_batches(), 0, last, stop)
+                return self.loop.run(batches or micro_batches(), self._first, last, stop)
         finally:
             self._monitor.close()
             self._watchdog.close()

@@ -13,6 +13,7 @@ from m3p.checkpoints.files import STATE_FILE, State, read_state
 from m3p.checkpoints.init_from import EXPORTED, RECORD, start_from
 from m3p.checkpoints.read import load_weights, none_whole, read_newest, why_not_whole
 from m3p.checkpoints.resumable import check_visual, check_vocabulary, visual_fingerprints
+from m3p.checkpoints.selection import BEST, best_checkpoint, selected_on
 from m3p.data.tokenizer import Tokenizer, open_tokenizer
 from m3p.errors import UserError
 from m3p.model.build import build_model
@@ -39,6 +40,8 @@ class Record(BaseModel):
     """Hash of the weights, the same in a checkpoint of any number of ranks and in an export of it."""
     captioned_languages: list[str] | None = None
     """Languages whose captions training saw, in the runs that it started from too; None where that was not recorded."""
+    selected_on: str | None = None
+    """Evaluation whose figure chose this checkpoint among those of its run; None where nothing was chosen."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,12 @@ class Run:
 
 
 def open_run(path: Path) -> Run:
-    """Open a run folder (its newest whole checkpoint), one of its checkpoints, or an exported folder. Raises UserError."""
+    """Open a run folder (its newest whole checkpoint), one of its checkpoints, or an exported folder. Raises UserError.
+
+    `checkpoints/best`, which names the checkpoint that a validation figure chose, opens that one.
+    """
+    if path.name == BEST and path.is_file():
+        path = best_checkpoint(path.parent) or path
     if (path / EXPORTED).is_file():
         return _open_export(path)
     if (path / STATE_FILE).is_file():
@@ -113,6 +121,7 @@ def _record(folder: Path, checkpoint: Path, state: State, weights: str) -> Recor
         step=step,
         weights=weights,
         captioned_languages=state.captioned,
+        selected_on=selected_on(checkpoint.resolve()),
     )
 
 

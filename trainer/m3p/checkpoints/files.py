@@ -151,11 +151,11 @@ def remove_partial(parent: Path) -> None:
         _remove(path)
 
 
-def prune(parent: Path, step: int, keep: int, keep_every: int | None) -> None:
-    """Remove all but the `keep` newest checkpoints up to `step`, and those at multiples of `keep_every`."""
+def prune(parent: Path, step: int, keep: int, keep_every: int | None, best: Path | None = None) -> None:
+    """Remove all but the `keep` newest checkpoints up to `step`, those at multiples of `keep_every`, and the `best`."""
     old = [path for path in checkpoints_in(parent) if step_of(path) <= step][:-keep]
     for path in old:
-        if not (keep_every and step_of(path) % keep_every == 0):
+        if path != best and not (keep_every and step_of(path) % keep_every == 0):
             gone = path.with_name(f".{path.name}.old.partial")  # so that a half-removed one has no name
             with suppress(FileNotFoundError):  # a start that has lost its folder may be at it too
                 os.replace(path, gone)

@@ -18,6 +18,7 @@ from torch import Tensor
 from m3p.checkpoints import files
 from m3p.checkpoints.files import State
 from m3p.checkpoints.fragment import Checkpointed
+from m3p.checkpoints.selection import best_checkpoint
 from m3p.distributed import Ranks, all_reduce_max, broadcast_object
 from m3p.errors import UserError
 
@@ -36,7 +37,8 @@ class Checkpoints:
     Args:
         run: the run folder.
         owner: name of this start of the run; two starts never write into one unfinished folder.
-        keep: newest checkpoints that are kept. keep_every: those at multiples of this many steps are kept too.
+        keep: newest checkpoints that are kept. keep_every: those at multiples of this many steps are kept too, and the
+            one that `best` names.
 
     Raises:
         UserError: the folder cannot be written.
@@ -102,7 +104,7 @@ class Checkpoints:
     def _publish(self, aside: Path, name: str, state: State) -> None:
         files.write_state(aside, state)
         files.publish(aside, name)
-        files.prune(self.folder, state.step, self._keep, self._keep_every)
+        files.prune(self.folder, state.step, self._keep, self._keep_every, best_checkpoint(self.folder))
 
     def _gather(self, value: Any) -> list[Any]:
         every: list[Any] = [None] * self._ranks.world_size

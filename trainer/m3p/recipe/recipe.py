@@ -76,6 +76,20 @@ class RunConfig(BaseModel):
         le=LONGEST_WAIT,
         description="From then on: a turn that takes longer ends the run, stacks in RUN/stacks/; 300, or timeout_seconds.",
     )
+    select_on: FileName | None = Field(
+        None,
+        description="Evaluation that chooses the best checkpoint during training; it is kept, and checkpoints/best names it.",
+    )
+    select_every: int | None = Field(
+        None,
+        ge=1,
+        description="Steps from one such evaluation to the next, a multiple of checkpoint_every; each checkpoint if left out.",
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="Such evaluations in a row without a better one that end the run early; never if left out.",
+    )
     evaluate: bool = Field(True, description="Run the recipe's evaluations when the last step is done.")
 
     @model_validator(mode="after")
@@ -83,6 +97,14 @@ class RunConfig(BaseModel):
         if self.stop_after is not None and self.stop_after > self.steps:
             raise ValueError(
                 f"stop_after = {self.stop_after} is beyond steps = {self.steps}: lower it, or leave it out"
+            )
+        if self.select_on is None and (self.select_every or self.patience):
+            field = "select_every" if self.select_every else "patience"
+            raise ValueError(f"{field} without select_on: name the evaluation that chooses, or leave {field} out")
+        if self.select_every and self.select_every % self.checkpoint_every:
+            raise ValueError(
+                f"select_every = {self.select_every} is no multiple of checkpoint_every = {self.checkpoint_every}: what is "
+                "evaluated is a checkpoint; change one of the two"
             )
         return self
 
@@ -178,6 +200,9 @@ def _combinations(recipe: Recipe) -> Iterator[str]:
     embeds = [task.name for task in TASKS.values() if task.embeds]
     scores = [task.name for task in TASKS.values() if task.scores_pairs]
     trained = {task.name for task in recipe.tasks}
+    if recipe.run.select_on is not None and recipe.run.select_on not in recipe.evaluation:
+        known = ", ".join(recipe.evaluation) or "none"
+        yield f"run.select_on = {recipe.run.select_on}: no evaluation of this name; the recipe has {known}"
     for name, evaluation in recipe.evaluation.items():
         for able in (scores, embeds) if evaluation.rerank else (embeds + scores,):
             if trained.isdisjoint(able):

@@ -211,6 +211,7 @@ def _conditions(
         weights=run.record.weights,
         seed=run.recipe.run.seed,
         captioned_languages=run.record.captioned_languages,
+        selection_split=run.record.selected_on,
         truncated_captions=found.truncated,
         unreadable=pictures.unreadable,
     )

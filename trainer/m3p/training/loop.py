@@ -12,6 +12,7 @@ from m3p.optim.schedules import share_of_peak
 from m3p.recipe.recipe import Recipe
 from m3p.training.engine import Engine, Update
 from m3p.training.losses import Figures, StepLosses
+from m3p.training.selecting import Selection
 from m3p.training.stop import Reason, RunOwner, StopSignal
 from m3p.training.watch.garbage_collection import GarbageCollection
 from m3p.training.watch.loss_guard import Guard, Verdict
@@ -72,10 +73,14 @@ class Loop:
         monitor: Monitor,
         watchdog: Watchdog,
         saver: Saver,
+        selection: Selection,
     ) -> None:
         self._recipe, self._engine, self._plan = recipe, engine, plan
         self._tasks, self._micro_batches = tasks, micro_batches
         self._guard, self._monitor, self._watchdog, self._saver = guard, monitor, watchdog, saver
+        self._selection = selection
+        self.ended_early = False
+        """Whether the selection of checkpoints has ended the training."""
 
     def run(self, batches: Iterator[Batch], first: int, last: int, stop: StopSignal) -> tuple[int, Reason | None]:
         """Run steps until `last` are done, of which `first` were done before, or until `stop` asks for an end.
@@ -85,8 +90,9 @@ class Loop:
         """
         done, reason = first, None
         self._engine.train_mode()
+        self._select(done)  # a start that was killed may have left it undone
         with GarbageCollection() as collector:
-            while done < last and not reason:
+            while done < last and not reason and not self.ended_early:
                 self.step(done + 1, batches)
                 done += 1
                 collector.step(done)
@@ -95,6 +101,7 @@ class Loop:
                 reason = stop.requested(done)
                 if reason or done == last or done % self._recipe.run.checkpoint_every == 0:
                     self._save(done)
+                    self._select(done)
         with self._watchdog.paused():
             self._saver.finish()
         return done, reason
@@ -135,6 +142,14 @@ class Loop:
 
     def _share_of_peak(self, number: int) -> float:
         return share_of_peak(number - 1, self._recipe.run.steps, self._recipe.schedule)
+
+    def _select(self, step: int) -> None:
+        """Score the checkpoint of `step` where that is due, once it is written."""
+        if self._selection.due(step):
+            self._watchdog.beat(f"step {step}: evaluation")
+            with self._watchdog.paused():
+                self._saver.finish()
+                self.ended_early = self._selection.after(step)
 
     def _save(self, step: int) -> None:
         self._watchdog.beat(f"step {step}: checkpoint")

@@ -29,6 +29,7 @@ from m3p.training.build_objectives import build_objectives
 from m3p.training.deepspeed.engine import DeepSpeedEngine
 from m3p.training.engine import Engine
 from m3p.training.loop import Loop, Saver
+from m3p.training.selecting import Selection
 from m3p.training.stop import (
     RunOwner,
     StopSignal,
@@ -97,13 +98,14 @@ def _run(
     monitor = Monitor(run.folder, first, run.steps, recipe.data.max_bad_share, distributed.is_main(), throughput)
     tasks = {name: objective.tasks for name, objective in objectives.items()}
     saver = Saver(engine, checkpoints, owner, state, guard)
-    loop = Loop(recipe, engine, plan, tasks, micro_batches.parts, guard, monitor, watchdog, saver)
+    selection = Selection(run, ranks, first)
+    loop = Loop(recipe, engine, plan, tasks, micro_batches.parts, guard, monitor, watchdog, saver, selection)
     try:
         done, reason = loop.run(_batches(recipe, micro_batches, objectives, ranks, first, last), first, last, stop)
     finally:
         monitor.close()
         watchdog.close()
-    if done == run.steps:
+    if done == run.steps or loop.ended_early:
         return True
     write_stopped(run.folder, reason or "planned", done)
     if distributed.is_main():
