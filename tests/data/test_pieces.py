@@ -100,7 +100,8 @@ def test_it_goes_to_a_worker_by_its_path(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda c: c["model"].update(type="WordPiece"), "a WordPiece model; want XLM-R's vocabulary"),
+        (lambda c: c["model"].update(type="WordLevel"), "a WordLevel model; want XLM-R's vocabulary"),
+        (lambda c: c["model"].update(type="WordPiece"), "its vocabulary cannot be read"),
         (lambda c: c["model"]["vocab"].reverse(), r"id 0 is '<mask>' in its model and '<s>' in added_tokens"),
         (
             lambda c: (c["model"]["vocab"].reverse(), c["added_tokens"].clear()),

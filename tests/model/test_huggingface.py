@@ -212,7 +212,7 @@ def cut_tensor(folder: Path) -> None:
     [
         (lambda f: (f / "config.json").unlink(), r"config.json is missing: model.initialise wants a local"),
         (lambda f: (f / "config.json").write_text("{"), r"config.json: not JSON"),
-        (lambda f: set_config(f, model_type="roberta"), r"model_type is 'roberta', but only 'xlm-roberta', and 'bert'"),
+        (lambda f: set_config(f, model_type="roberta"), r"model_type is 'roberta', but only 'xlm-roberta' and 'bert'"),
         (drop_config_field, r"config.json: no field 'hidden_size'"),
         (lambda f: (f / "config.json").write_text("[]"), r"config.json: not a JSON object of fields"),
         (lambda f: (f / "config.json").write_bytes(b'{"a": "\xff"}'), r"config.json: not JSON"),

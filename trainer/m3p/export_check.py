@@ -31,6 +31,7 @@ from m3p.retrieval.scoring import scorer_of
 from m3p.runs import Run
 from m3p.sample_texts import sample_texts
 from m3p.vocabulary import MASK, SPECIALS
+from m3p.wordpiece import BERT_MASK, BERT_SPECIALS
 
 LARGEST_DIFFERENCE = 1e-4
 """Between our hidden states or embeddings and those of the exported model, float32."""
@@ -41,7 +42,7 @@ SAMPLES_READ = 2000
 TIE = 1e-5
 """Two cuts of a text whose scores differ by less than this share are alike to float32."""
 
-_TYPED = re.compile("|".join([*map(re.escape, [*SPECIALS, MASK]), "<0x[0-9A-F]{2}>"]))
+_TYPED = re.compile("|".join([*map(re.escape, [*SPECIALS, MASK, *BERT_SPECIALS, BERT_MASK]), "<0x[0-9A-F]{2}>"]))
 _WRITTEN_APART = re.compile("[\u1100-\u11ff\u3130-\u318f\uff9e-\uffdc]")
 """Jamo, halfwidth jamo and voicing marks; besides them all that Unicode calls marks."""
 

@@ -9,17 +9,8 @@ from safetensors.torch import save_file
 from m3p.data.tokenizer import Tokenizer
 from m3p.data.tokenizer_json import convert_sentencepiece
 from m3p.objectives.tasks.contrastive import ContrastiveHead
-from m3p.vocabulary import SENTENCEPIECE_FILE, TOKENIZER_FILE
-
-SPECIAL_TOKENS = {
-    "bos_token": "<s>",
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-    "sep_token": "</s>",
-    "pad_token": "<pad>",
-    "cls_token": "<s>",
-    "mask_token": "<mask>",
-}
+from m3p.vocabulary import SENTENCEPIECE_FILE, TOKENIZER_FILE, read_tokenizer_json, row_order
+from m3p.wordpiece import VOCAB_FILE
 
 
 def write_tokenizer(tokenizer: Tokenizer, max_tokens: int, output: Path) -> None:
@@ -30,17 +21,29 @@ def write_tokenizer(tokenizer: Tokenizer, max_tokens: int, output: Path) -> None
     if tokenizer.path.name == SENTENCEPIECE_FILE:
         _write_json(output / TOKENIZER_FILE, convert_sentencepiece(tokenizer.path, tokenizer.by_word))
         shutil.copyfile(tokenizer.path, output / SENTENCEPIECE_FILE)
+    elif tokenizer.path.name == VOCAB_FILE or row_order(tokenizer.path.parent) is not None:
+        _write_json(output / TOKENIZER_FILE, read_tokenizer_json(tokenizer.path))
     else:
         shutil.copyfile(tokenizer.path, output / TOKENIZER_FILE)
+    begin, pad, end, unknown, mask = tokenizer.pieces.specials
+    specials = {
+        "bos_token": begin,
+        "eos_token": end,
+        "unk_token": unknown,
+        "sep_token": end,
+        "pad_token": pad,
+        "cls_token": begin,
+        "mask_token": mask,
+    }
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_tokens,
         "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
-        **SPECIAL_TOKENS,
+        **specials,
     }
     _write_json(output / "tokenizer_config.json", config)
-    _write_json(output / "special_tokens_map.json", SPECIAL_TOKENS)
+    _write_json(output / "special_tokens_map.json", specials)
 
 
 def write_sentence_transformers(head: ContrastiveHead, max_tokens: int, output: Path) -> None:

@@ -1,4 +1,4 @@
-"""The file that holds a folder's vocabulary: XLM-R's sentencepiece model, or the tokenizer.json that `transformers` writes."""
+"""The file that holds a folder's vocabulary: XLM-R's sentencepiece model, tokenizer.json of `transformers`, BERT's vocab.txt."""
 
 import filecmp
 import json
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from m3p.errors import UserError
+from m3p.wordpiece import BERT_MASK, BERT_SPECIALS, VOCAB_FILE, is_wordpiece, read_vocab_txt, renumbered, rows_in_order
 
 SENTENCEPIECE_FILE = "sentencepiece.bpe.model"
 """XLM-R's name for a sentencepiece model, whether it is unigram or bpe."""
@@ -19,14 +20,17 @@ SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 """XLM-R's pieces of ids 0 to 3."""
 MASK = "<mask>"
 
+_FILES = (SENTENCEPIECE_FILE, TOKENIZER_FILE, VOCAB_FILE)
+"""Files of a vocabulary; a folder with several is read from the first."""
+
 
 def vocabulary_file(folder: Path) -> Path:
-    """Return the sentencepiece model of `folder`, or its tokenizer.json where it has no model. Raises UserError."""
-    path = next((folder / name for name in (SENTENCEPIECE_FILE, TOKENIZER_FILE) if (folder / name).is_file()), None)
+    """Return the sentencepiece model of `folder`, else its tokenizer.json, else its vocab.txt. Raises UserError."""
+    path = next((folder / name for name in _FILES if (folder / name).is_file()), None)
     if path is None:
         raise UserError(
-            f"{folder / SENTENCEPIECE_FILE} is missing: model.tokenizer wants a folder with a {SENTENCEPIECE_FILE} or a "
-            f"{TOKENIZER_FILE}"
+            f"{folder / SENTENCEPIECE_FILE} is missing: model.tokenizer wants a folder with a {SENTENCEPIECE_FILE}, a "
+            f"{TOKENIZER_FILE} or BERT's {VOCAB_FILE}"
         )
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path}: has {path.stat().st_size:,} bytes; a vocabulary has at most {MAX_BYTES:,}")
@@ -35,7 +39,19 @@ def vocabulary_file(folder: Path) -> Path:
 
 def has_vocabulary(folder: Path) -> bool:
     """Tell whether `folder` holds a vocabulary file."""
-    return any((folder / name).is_file() for name in (SENTENCEPIECE_FILE, TOKENIZER_FILE))
+    return any((folder / name).is_file() for name in _FILES)
+
+
+def row_order(folder: Path) -> list[int] | None:
+    """Return, for each id of ours, the row that a word table of this folder has for it; None where it is the same row.
+
+    Raises UserError.
+    """
+    path = vocabulary_file(folder)
+    if path.name == SENTENCEPIECE_FILE:
+        return None
+    content = _read_content(path)
+    return rows_in_order(path, content) if is_wordpiece(content) else None
 
 
 def same_vocabulary(one: Path, other: Path) -> bool:
@@ -48,7 +64,7 @@ def same_vocabulary(one: Path, other: Path) -> bool:
 
 def read_pieces(path: Path) -> list[str]:
     """Return the pieces of a vocabulary file, by id. Raises UserError."""
-    if path.name == TOKENIZER_FILE:
+    if path.name != SENTENCEPIECE_FILE:
         return pieces_of(path, read_tokenizer_json(path))
     import sentencepiece
 
@@ -60,7 +76,15 @@ def read_pieces(path: Path) -> list[str]:
 
 
 def read_tokenizer_json(path: Path) -> dict[str, Any]:
-    """Return the content of a tokenizer.json. Raises UserError where it is no JSON object with a model."""
+    """Return the content of a tokenizer.json, or a vocab.txt as one; a WordPiece model with our ids. Raises UserError."""
+    content = _read_content(path)
+    return renumbered(path, content) if is_wordpiece(content) else content
+
+
+def _read_content(path: Path) -> dict[str, Any]:
+    """Return a tokenizer.json as it is, or a vocab.txt as one. Raises UserError where it is no JSON object with a model."""
+    if path.name == VOCAB_FILE:
+        return read_vocab_txt(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content["model"], dict) and isinstance(content.get("added_tokens", []), list):
@@ -79,10 +103,12 @@ def pieces_of(path: Path, content: dict[str, Any]) -> list[str]:
     try:
         if kind == "Unigram":
             ids = {number: str(piece) for number, (piece, _) in enumerate(vocabulary)}
-        elif kind == "BPE":
+        elif kind in ("BPE", "WordPiece"):
             ids = {int(number): str(piece) for piece, number in vocabulary.items()}
         else:
-            raise UserError(f"{path}: a {kind} model; want XLM-R's vocabulary, a Unigram or BPE model")
+            raise UserError(
+                f"{path}: a {kind} model; want XLM-R's vocabulary, a Unigram or BPE model, or BERT's, WordPiece"
+            )
         added = {int(one["id"]): str(one["content"]) for one in content.get("added_tokens", [])}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: its vocabulary cannot be read ({error!r}); put back the model's own file") from error
@@ -96,9 +122,16 @@ def pieces_of(path: Path, content: dict[str, Any]) -> list[str]:
     if sorted(ids) != list(range(len(ids))):
         raise UserError(f"{path}: its ids are not 0 to {len(ids) - 1}; put back the model's own file")
     pieces = [ids[number] for number in range(len(ids))]
+    if kind == "WordPiece":  # whose ids have been put into order
+        return pieces
     if tuple(pieces[: len(SPECIALS)]) != SPECIALS or MASK not in pieces:
         raise UserError(
             f"{path}: its first pieces are {', '.join(pieces[:4])}; want XLM-R's vocabulary: {', '.join(SPECIALS)} first, and "
             f"{MASK} among the others"
         )
     return pieces
+
+
+def special_names(content: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names of the special pieces of a tokenizer.json: of the ids 0 to 3, and of the mask."""
+    return (*BERT_SPECIALS, BERT_MASK) if is_wordpiece(content) else (*SPECIALS, MASK)

@@ -1,4 +1,4 @@
-"""What cuts a word into pieces: sentencepiece for its own models, `tokenizers` for a folder that has a tokenizer.json alone.
+"""What cuts a word into pieces: sentencepiece for its own models, `tokenizers` for a tokenizer.json and BERT's vocab.txt.
 
 Both give XLM-R's ids (fairseq's): `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3. A text never gives a special token, whatever is
 typed: `<mask>` is cut into letters.
@@ -13,7 +13,8 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 
 from m3p.errors import UserError
-from m3p.vocabulary import MASK, SPECIALS, TOKENIZER_FILE, pieces_of, read_tokenizer_json
+from m3p.vocabulary import MASK, SENTENCEPIECE_FILE, SPECIALS, pieces_of, read_tokenizer_json, special_names
+from m3p.wordpiece import CONTINUES, is_wordpiece
 
 BOS, PAD, EOS, UNK = range(len(SPECIALS))
 
@@ -25,6 +26,8 @@ class Pieces(Protocol):
     """Ids in all."""
     mask: int
     """The id of `<mask>`; ordinary pieces lie from 4 up to it."""
+    specials: tuple[str, ...]
+    """Names of the ids 0 to 3 and of the mask, as `transformers` knows them."""
     by_word: bool
     """Whether a text's pieces are those of its words, cut alone."""
 
@@ -39,11 +42,13 @@ class Pieces(Protocol):
 
 def read_pieces_of(path: Path) -> Pieces:
     """Open a vocabulary file of either kind. Raises UserError."""
-    return TokenizerJson(path) if path.name == TOKENIZER_FILE else SentencePiece(path)
+    return SentencePiece(path) if path.name == SENTENCEPIECE_FILE else TokenizerJson(path)
 
 
 class SentencePiece:
     """A sentencepiece model: piece i has the id i + 1, `<mask>` is the last."""
+
+    specials: tuple[str, ...] = (*SPECIALS, MASK)
 
     def __init__(self, path: Path) -> None:
         try:
@@ -70,21 +75,34 @@ class SentencePiece:
 
 
 class TokenizerJson:
-    """A tokenizer.json, read as the package `tokenizers` reads it, as `transformers` does."""
+    """A tokenizer.json (or a vocab.txt as one), read as the package `tokenizers` reads it, as `transformers` does."""
 
     def __init__(self, path: Path) -> None:
         content = read_tokenizer_json(path)
-        self._pieces = pieces_of(path, content)
-        self.size = len(self._pieces)
-        self.mask = self._pieces.index(MASK)
+        pieces, self.specials = pieces_of(path, content), special_names(content)
+        self.size = len(pieces)
+        self.mask = pieces.index(self.specials[-1])
         self._special = {*range(len(SPECIALS)), self.mask}
         added = content.get("added_tokens", [])
         self._special |= {int(one["id"]) for one in added if one.get("special")}
         try:
-            self._model = tokenizers.Tokenizer.from_str(json.dumps(_without_specials(content)))
+            self._model = tokenizers.Tokenizer.from_str(json.dumps(_without_specials(content, {*self.specials})))
         except Exception as error:  # `tokenizers` raises nothing narrower
             raise UserError(f"{path}: `tokenizers` cannot read it ({error}); put back the model's own file") from error
-        self.by_word = _splits_at_spaces(self, self._pieces) and not any(" " in str(one["content"]) for one in added)
+        self._pieces = self._shown(pieces) if is_wordpiece(content) else pieces
+        splits = _bert_splits(content) if is_wordpiece(content) else _splits_at_spaces(self, self._pieces)
+        self.by_word = splits and not any(" " in str(one["content"]) for one in added)
+
+    def _shown(self, pieces: list[str]) -> list[str]:
+        """Return WordPiece's pieces as sentencepiece writes them: `▁dog` where a word begins, `s` for `##s`."""
+        return [
+            piece
+            if number in self._special
+            else piece.removeprefix(CONTINUES)
+            if piece.startswith(CONTINUES)
+            else f"▁{piece}"
+            for number, piece in enumerate(pieces)
+        ]
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text."""
@@ -96,9 +114,9 @@ class TokenizerJson:
         return self._pieces[token]
 
 
-def _without_specials(content: dict[str, Any]) -> dict[str, Any]:
-    """Return a tokenizer.json that cuts the names of special tokens into letters, and frames, cuts and pads nothing."""
-    model, names = dict(content["model"]), {*SPECIALS, MASK}
+def _without_specials(content: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    """Return a tokenizer.json that cuts the `names` of special tokens into letters, and frames, cuts and pads nothing."""
+    model = dict(content["model"])
     if model["type"] == "Unigram":
         model["vocab"] = [[_hidden(piece, names), score] for piece, score in model["vocab"]]
     else:
@@ -112,6 +130,12 @@ def _without_specials(content: dict[str, Any]) -> dict[str, Any]:
 def _hidden(piece: str, names: set[str]) -> str:
     """Return a name with a space inside for a special piece: no normalised text has one."""
     return f" {piece} " if piece in names else piece
+
+
+def _bert_splits(content: dict[str, Any]) -> bool:
+    """Tell whether a WordPiece model cuts words alone: by BERT's own rules, which look at one letter at a time."""
+    rules, cut = ((content.get(name) or {}).get("type") for name in ("normalizer", "pre_tokenizer"))
+    return rules in (None, "BertNormalizer") and cut == "BertPreTokenizer"
 
 
 def _splits_at_spaces(vocabulary: Pieces, pieces: list[str]) -> bool:

@@ -16,7 +16,14 @@ from m3p.model.m3p import M3P
 from m3p.model.weight_files import WeightFiles
 from m3p.terminal import warn
 from m3p.visual.source import VisualSource
-from m3p.vocabulary import SENTENCEPIECE_FILE, TOKENIZER_FILE, has_vocabulary, same_vocabulary, vocabulary_file
+from m3p.vocabulary import (
+    SENTENCEPIECE_FILE,
+    TOKENIZER_FILE,
+    has_vocabulary,
+    row_order,
+    same_vocabulary,
+    vocabulary_file,
+)
 
 
 def build_model(
@@ -44,7 +51,9 @@ def build_model(
     if config.initialise is not None and load:
         _check_vocabulary(config, config.initialise)
         _say_padding(config.initialise, vocabulary, say)
-        weights = read_weights(config.initialise, shape, vocabulary)
+        own = config.initialise if has_vocabulary(config.initialise) else config.tokenizer
+        order = None if own is None else row_order(own)
+        weights = read_weights(config.initialise, shape, vocabulary, order)
         check_weights(config.initialise, weights, model.state_dict())
         _, unexpected = model.load_state_dict(weights, strict=False)
         assert all(name.startswith("heads.") for name in unexpected), unexpected

@@ -17,10 +17,11 @@ class ModelConfig(BaseModel):
     tokenizer: PathField | None = Field(
         None,
         json_schema_extra=MAY_CHANGE,
-        description="Folder with sentencepiece.bpe.model or tokenizer.json; the folder of `initialise` if left out.",
+        description="Folder with sentencepiece.bpe.model, tokenizer.json or vocab.txt; the folder of `initialise` if left out.",
     )
     initialise: PathField | None = Field(
-        None, description="A local `transformers` XLM-RoBERTa folder to start from; its sizes then replace `shape`."
+        None,
+        description="A local `transformers` folder of an XLM-RoBERTa or BERT to start from; its sizes then replace `shape`.",
     )
     weights: PathField | None = Field(
         None,

@@ -1,7 +1,7 @@
-"""To and from a local `transformers` folder: an XLM-RoBERTa, or a BERT with XLM-R's vocabulary."""
+"""To and from a local `transformers` folder: an XLM-RoBERTa, or a BERT with XLM-R's vocabulary or a WordPiece one."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ MAX_WORDS = 1 << 24
 def read_shape(folder: Path) -> tuple[EncoderShape, int]:
     """Return the encoder's sizes, in our terms, and the rows of the word table of `folder`. Raises UserError.
 
-    `model_type: bert` with XLM-R's vocabulary (multilingual-e5-small, multilingual MiniLM) counts positions from 0; ours, as
+    `model_type: bert` (mBERT, LaBSE, multilingual-e5-small, multilingual MiniLM) counts positions from 0; ours, as
     XLM-R's, from 2, so that its table has two rows more here.
     """
     config, path = _read_config(folder), folder / "config.json"
@@ -89,12 +89,14 @@ def _shift(config: Mapping[str, Any]) -> int:
     return PAD + 1 if config["model_type"] == "bert" else 0
 
 
-def read_weights(folder: Path, shape: EncoderShape, vocabulary: int) -> Weights:
+def read_weights(folder: Path, shape: EncoderShape, vocabulary: int, order: Sequence[int] | None = None) -> Weights:
     """Return our names -> tensors (float32) of the text encoder, and of the word head where the folder has one.
 
-    Of the word table the first `vocabulary` rows: those beyond are padding. Raises UserError where tensors are missing.
+    Of the word table the first `vocabulary` rows, those beyond being padding; or the rows `order`, where the folder's vocabulary
+    has other ids than ours. Raises UserError where tensors are missing.
     """
     files, config = WeightFiles(folder), _read_config(folder)
+    rows = slice(vocabulary) if order is None else torch.tensor(order)
     ours: Weights = {}
     try:
         for mine, name in _EMBEDDINGS.items():
@@ -103,12 +105,12 @@ def read_weights(folder: Path, shape: EncoderShape, vocabulary: int) -> Weights:
             ours |= _read_layer(files, layer)
         if "lm_head.dense.weight" in files:
             ours |= {mine: files.read(name) for mine, name in _WORD_HEAD.items()}
-            ours["heads.masked_words.bias"] = ours["heads.masked_words.bias"][:vocabulary]
+            ours["heads.masked_words.bias"] = ours["heads.masked_words.bias"][rows]
     except KeyError as error:
         raise UserError(
             f"{folder / files.name}: no tensor {error}; want the weights of an XLM-RoBERTa model"
         ) from error
-    ours["text.words.weight"] = ours["text.words.weight"][:vocabulary]
+    ours["text.words.weight"] = ours["text.words.weight"][rows]
     ours["text.types.weight"] = ours["text.types.weight"][:1]  # a text alone is of the first type
     positions = ours["text.positions.weight"]
     ours["text.positions.weight"] = torch.cat([positions.new_zeros(_shift(config), positions.shape[1]), positions])
@@ -173,8 +175,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     config = read_json(path, "model.initialise wants a local `transformers` XLM-RoBERTa folder")
     if config.get("model_type") not in ("xlm-roberta", "bert"):
         raise UserError(
-            f"{path}: model_type is {config.get('model_type')!r}, but only 'xlm-roberta', and 'bert' with XLM-R's "
-            "vocabulary, can be loaded"
+            f"{path}: model_type is {config.get('model_type')!r}, but only 'xlm-roberta' and 'bert' can be loaded"
         )
     for field, only in _ONLY.items():
         if config.get(field, only) != only:
