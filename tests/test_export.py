@@ -238,12 +238,13 @@ def test_the_folder_needs_no_sentencepiece_and_is_readable_by_all(tiny: Path, tm
     assert done.stdout == f"{Tokenizer(tmp_path / 'out').encode('dog', 64).tolist()}\n", done.stderr
 
 
-@pytest.mark.parametrize("pooling", ["first", "mean"])
+@pytest.mark.parametrize(("pooling", "centre"), [("first", False), ("mean", False), ("mean", True)])
 @pytest.mark.parametrize("installed", [True, False])
 def test_text_embeddings_of_sentence_transformers_are_ours(
     tiny: Path,
     tmp_path: Path,
     pooling: str,
+    centre: bool,
     installed: bool,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -252,7 +253,7 @@ def test_text_embeddings_of_sentence_transformers_are_ours(
         pytest.importorskip("sentence_transformers")
     else:
         monkeypatch.setattr("m3p.export_check.find_spec", lambda name: None)
-    write_run(tiny, tmp_path / "run", f"model.pooling={pooling}", "model.projection=8")
+    write_run(tiny, tmp_path / "run", f"model.pooling={pooling}", "model.projection=8", f"model.text_centre={centre}")
     said = export_run(tmp_path / "run", tmp_path / "out", "sentence-transformers")
     assert "LOAD REPORT" not in caplog.text
     assert re.search(r"embeddings differ from the run's by at most \d\.\de-0\d in ", said)

@@ -56,7 +56,9 @@ def test_the_formula_agrees_with_a_counted_run(visual: VisualConfig, recompute: 
         places = np.arange(0, count, 5)
         ask_regions(packer, first + length + places, [(seen, places)])
     batch = packer.finish(3)
-    config = ModelConfig.model_validate({"shape": SHAPE, "tokenizer": "t", "projection": 100, "recompute": recompute})
+    config = ModelConfig.model_validate(
+        {"shape": SHAPE, "tokenizer": "t", "projection": 100, "picture_hidden": 300, "recompute": recompute}
+    )
     model = build_model(config, 3000, visual, TASKS.values(), seed=0)
     # torch's counter does not know the CPU's flash attention, so plain multiplications stand in for it.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

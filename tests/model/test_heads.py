@@ -58,6 +58,43 @@ def test_products_of_texts_and_pictures_are_cosines_over_the_temperature() -> No
     torch.testing.assert_close(head.embed_image(rows[3:]), image, atol=1e-6, rtol=0)
 
 
+def with_residual(dropout: float = 0.0) -> ContrastiveHead:
+    torch.manual_seed(0)
+    head = ContrastiveHead(WIDTH, WIDTH, "mean", 0.1, True, hidden=12, dropout=dropout)
+    head.initialise()
+    return head
+
+
+def test_a_residual_layer_starts_as_nothing_and_is_of_pictures_alone() -> None:
+    head, rows = with_residual(), torch.randn(4, WIDTH)
+    torch.testing.assert_close(head.embed_image(rows), nn.functional.normalize(rows, dim=1))
+    assert head.down is not None
+    nn.init.ones_(head.down.weight)
+    assert not torch.allclose(head.embed_image(rows), nn.functional.normalize(rows, dim=1))
+    torch.testing.assert_close(head.embed_text(rows), nn.functional.normalize(rows, dim=1))
+
+
+def test_pictures_are_dropped_in_training_alone_and_texts_never() -> None:
+    head, rows = with_residual(dropout=0.5), torch.ones(64, WIDTH)
+    assert (head.embed_image(rows) == 0).float().mean() == pytest.approx(0.5, abs=0.1)
+    assert not (head.embed_text(rows) == 0).any()
+    head.eval()
+    assert not (head.embed_image(rows) == 0).any()
+
+
+def test_a_centre_moves_texts_of_unit_length_and_no_pictures() -> None:
+    torch.manual_seed(0)
+    head, rows = ContrastiveHead(WIDTH, WIDTH, "mean", 0.1, True, centre=True), 3 * torch.randn(4, WIDTH)
+    head.initialise()
+    unit = nn.functional.normalize(rows, dim=1)
+    torch.testing.assert_close(head.embed_text(rows), unit)
+    assert head.centre is not None
+    with torch.no_grad():
+        head.centre.fill_(-0.3)
+    torch.testing.assert_close(head.embed_text(rows), nn.functional.normalize(unit - 0.3, dim=1))
+    torch.testing.assert_close(head.embed_image(rows), unit)
+
+
 def test_matching_reads_the_start_of_each_pair_that_is_asked_for() -> None:
     hidden, layout = hidden_of([3, 4, 2])
     head = MatchingHead(WIDTH)

@@ -249,6 +249,12 @@ def test_a_frozen_text_encoder_gets_no_gradient_and_all_the_rest_does(batch: obj
         torch.testing.assert_close(parameter, before[name], atol=0, rtol=0)
 
 
+def test_the_projection_of_texts_is_frozen_alone() -> None:
+    model = build(SOURCES["regions"], freeze=["text_projection"], text_centre=True)
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["heads.contrastive.text.weight"]
+
+
 def test_a_frozen_text_encoder_drops_nothing_in_training() -> None:
     visual = SOURCES["regions"]
     model = build(visual, **TWO_TOWERS, dropout=0.5, freeze=["text"])

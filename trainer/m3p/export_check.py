@@ -212,7 +212,7 @@ def _difference(model: M3P, theirs: Any, tokens: np.ndarray[Any, np.dtype[np.int
 def compare_embeddings(opened: Run, folder: Path, texts: Texts) -> tuple[float, str]:
     """Return the largest difference of text embeddings from those of the exported modules, and who computed these.
 
-    It is the package `sentence-transformers` where it is installed, else the same four modules in plain torch.
+    It is the package `sentence-transformers` where it is installed, else the same modules in plain torch.
     Texts that AutoTokenizer cuts otherwise are left out here; `compare_tokens` judges them.
     """
     from transformers import AutoTokenizer
@@ -233,15 +233,18 @@ def compare_embeddings(opened: Run, folder: Path, texts: Texts) -> tuple[float, 
 
 
 def _embed(folder: Path, sequences: list[list[int]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Compute encoder, pooling, projection and unit length as the files of `folder` say: -> [N, projection]."""
+    """Compute encoder, pooling, scaling, projection and unit length as the files of `folder` say: -> [N, projection]."""
     from transformers import AutoModel
 
     encoder = AutoModel.from_pretrained(folder, add_pooling_layer=False).eval()
     first = json.loads((folder / "1_Pooling" / "config.json").read_text())["pooling_mode_cls_token"]
-    weight = load_file(folder / "2_Dense" / "model.safetensors")["linear.weight"]
+    scales = (folder / "2_Normalize").is_dir()
+    dense = load_file(folder / ("3_Dense" if scales else "2_Dense") / "model.safetensors")
     rows = []
     with torch.inference_mode():
         for tokens in sequences:
             hidden = encoder(torch.tensor([tokens])).last_hidden_state[0]
-            rows.append(F.normalize((hidden[0] if first else hidden.mean(0)) @ weight.T, dim=-1))
+            pooled = hidden[0] if first else hidden.mean(0)
+            pooled = F.normalize(pooled, dim=-1) if scales else pooled
+            rows.append(F.normalize(F.linear(pooled, dense["linear.weight"], dense.get("linear.bias")), dim=-1))
     return torch.stack(rows).numpy()

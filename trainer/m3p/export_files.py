@@ -52,7 +52,9 @@ def write_sentence_transformers(head: ContrastiveHead, max_tokens: int, output: 
     `max_tokens`: texts are cut there, as in training. Its modules: encoder, pooling, projection, unit length.
     """
     projection, width = head.text.weight.shape
-    names = ("Transformer", "Pooling", "Dense", "Normalize")
+    # With a centre c: W (x / |x| + c), as a Dense layer with a bias behind a first scaling to unit length.
+    scaled = ("Normalize",) if head.centre is not None else ()
+    names = ("Transformer", "Pooling", *scaled, "Dense", "Normalize")
     paths = ("", *(f"{number}_{name}" for number, name in enumerate(names) if number))
     modules = [
         {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{name}"}
@@ -72,11 +74,21 @@ def write_sentence_transformers(head: ContrastiveHead, max_tokens: int, output: 
     }
     _write_json(output / "1_Pooling" / "config.json", pooling)
     identity = "torch.nn.modules.linear.Identity"
-    dense = {"in_features": width, "out_features": projection, "bias": False, "activation_function": identity}
-    _write_json(output / "2_Dense" / "config.json", dense)
-    weight = head.text.weight.detach().cpu().contiguous()
-    save_file({"linear.weight": weight}, output / "2_Dense" / "model.safetensors", {"format": "pt"})
-    _write_json(output / "3_Normalize" / "config.json", {})
+    weights = {"linear.weight": head.text.weight.detach().cpu().contiguous()}
+    if head.centre is not None:
+        weights["linear.bias"] = weights["linear.weight"] @ head.centre.detach().cpu()
+    dense = {
+        "in_features": width,
+        "out_features": projection,
+        "bias": "linear.bias" in weights,
+        "activation_function": identity,
+    }
+    for path, name in zip(paths, names, strict=True):
+        if name == "Normalize":
+            _write_json(output / path / "config.json", {})
+        elif name == "Dense":
+            _write_json(output / path / "config.json", dense)
+            save_file(weights, output / path / "model.safetensors", {"format": "pt"})
 
 
 def open_to_group(output: Path) -> None:

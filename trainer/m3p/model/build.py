@@ -10,7 +10,7 @@ from m3p.errors import UserError
 from m3p.model.config import ModelConfig
 from m3p.model.encoder import EncoderShape
 from m3p.model.flops import NetworkSizes, measure_network
-from m3p.model.heads import HeadOwner
+from m3p.model.heads import EmbeddingHead, HeadOwner
 from m3p.model.huggingface import check_weights, read_shape, read_weights
 from m3p.model.m3p import M3P
 from m3p.model.weight_files import WeightFiles
@@ -126,6 +126,7 @@ def _freeze(model: M3P, config: ModelConfig) -> None:
         "positions": [model.text.positions],
         "encoder": [model.encoder],
         "text": [model.text, model.encoder],
+        "text_projection": [head.text_projection for head in model.heads.values() if isinstance(head, EmbeddingHead)],
     }
     for name in config.freeze:
         for part in text[name]:

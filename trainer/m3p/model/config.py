@@ -40,12 +40,28 @@ class ModelConfig(BaseModel):
         "first", description="Contrastive pooling: `<s>`, or the mean of the slots."
     )
     projection: int | None = Field(None, ge=2, description="Size of the contrastive space; the width if left out.")
+    picture_hidden: int = Field(
+        0,
+        ge=0,
+        description="Contrastive head: hidden units of a residual layer on pooled pictures, which starts as nothing; 0: none.",
+    )
+    picture_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Contrastive head: dropout of pooled pictures, and of what the residual layer adds.",
+    )
+    text_centre: bool = Field(
+        False,
+        description="Contrastive head: texts are scaled to unit length, and a learned vector is added before their projection: "
+        "mean-pooled states share one large direction.",
+    )
     temperature: float = Field(0.07, gt=0.01, le=1, description="Contrastive temperature at the start.")
     learn_temperature: bool = Field(True, description="Train the temperature, or keep it.")
-    freeze: list[Literal["words", "positions", "encoder", "text"]] = Field(
+    freeze: list[Literal["words", "positions", "encoder", "text", "text_projection"]] = Field(
         [],
         description="Parts that keep their starting weights. text: embeddings and encoder; they then drop nothing, and no "
-        "gradient is computed in them.",
+        "gradient is computed in them. text_projection: that of the contrastive head.",
     )
     encode_pictures: bool = Field(
         True,

@@ -78,6 +78,8 @@ class NetworkSizes:
     """Object classes of a picture token; 0 where there are none."""
     projection: int = 0
     """Size of the contrastive space."""
+    picture_hidden: int = 0
+    """Hidden units of the residual layer on pooled pictures; 0 where there is none."""
     embedder_flops: float = 0
     """Operations of forward and backward through the visual embedder, for a picture token."""
     pixel_flops: float = 0
@@ -100,7 +102,9 @@ def measure_network(
     config: ModelConfig, shape: EncoderShape, vocabulary: int, visual: VisualSource | None, tasks: Iterable[HeadOwner]
 ) -> NetworkSizes:
     """Return the sizes of the network with these parts."""
-    sizes = NetworkSizes(shape, vocabulary, projection=config.projection or shape.width)
+    sizes = NetworkSizes(
+        shape, vocabulary, projection=config.projection or shape.width, picture_hidden=config.picture_hidden
+    )
     if visual is not None:
         sizes = replace(
             sizes,

@@ -49,6 +49,11 @@ class Head(nn.Module):
 class EmbeddingHead(Head):
     """A head that puts texts and pictures, each encoded alone, into one space: evaluation ranks by their cosine."""
 
+    @property
+    def text_projection(self) -> nn.Module:
+        """The module that projects pooled texts, to be frozen alone."""
+        raise NotImplementedError
+
     def pool(self, hidden: Tensor, layout: Layout, sequences: Tensor, skip: int) -> Tensor:
         """Pool `sequences` [N] of `hidden` [T, width] without their first `skip` slots: -> [N, width]."""
         raise NotImplementedError

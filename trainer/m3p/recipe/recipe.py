@@ -199,6 +199,8 @@ def _combinations(recipe: Recipe) -> Iterator[str]:
     yield from _lengths(recipe)
     embeds = [task.name for task in TASKS.values() if task.embeds]
     scores = [task.name for task in TASKS.values() if task.scores_pairs]
+    if "text_projection" in recipe.model.freeze and not any(task.embeds for task in recipe.tasks):
+        yield "model.freeze: text_projection is that of contrastive, which no active objective trains; leave it out"
     trained = {task.name for task in recipe.tasks}
     if recipe.run.select_on is not None and recipe.run.select_on not in recipe.evaluation:
         known = ", ".join(recipe.evaluation) or "none"

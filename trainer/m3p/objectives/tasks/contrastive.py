@@ -39,8 +39,16 @@ class Contrastive(TurnTask):
 
     def head(self, config: ModelConfig, sizes: NetworkSizes, words: nn.Embedding) -> "ContrastiveHead":
         """Return projections of text and picture, and the temperature."""
-        width = sizes.shape.width
-        return ContrastiveHead(width, sizes.projection, config.pooling, config.temperature, config.learn_temperature)
+        return ContrastiveHead(
+            sizes.shape.width,
+            sizes.projection,
+            config.pooling,
+            config.temperature,
+            config.learn_temperature,
+            config.picture_hidden,
+            config.picture_dropout,
+            config.text_centre,
+        )
 
     def ask(self, packer: Packer, pairs: PackedPairs) -> None:
         """Contrast texts and pictures that stand alone."""
@@ -65,8 +73,9 @@ class Contrastive(TurnTask):
         return whole
 
     def flops(self, sizes: NetworkSizes) -> float:
-        """A pair: both projections, 4 w projection."""
-        return 4 * sizes.shape.width * sizes.projection
+        """A pair: both projections, 4 w projection, and 2 (w + projection) hidden for the residual layer."""
+        width, projection = sizes.shape.width, sizes.projection
+        return 4 * width * projection + 2 * (width + projection) * sizes.picture_hidden
 
 
 class ContrastiveHead(EmbeddingHead):
@@ -74,14 +83,33 @@ class ContrastiveHead(EmbeddingHead):
 
     The texts' rows carry the inverse temperature as a factor, so that their dot products with the pictures' rows are the
     logits, and the temperature gets its gradient through the features like every other parameter.
+
+    Args:
+        hidden: units of a residual layer on pictures; 0: none.
+        dropout: of pooled pictures, and of what the residual layer adds.
+        centre: whether texts are scaled to unit length and moved by a learned vector before they are projected.
     """
 
-    def __init__(self, width: int, projection: int, pooling: str, temperature: float, learn_temperature: bool) -> None:
+    def __init__(
+        self,
+        width: int,
+        projection: int,
+        pooling: str,
+        temperature: float,
+        learn_temperature: bool,
+        hidden: int = 0,
+        dropout: float = 0.0,
+        centre: bool = False,
+    ) -> None:
         super().__init__()
         self.pooling = pooling
         self.views, self.size = 2, projection  # features of a pair: its text's and its picture's
         self.text = nn.Linear(width, projection, bias=False)
         self.image = nn.Linear(width, projection, bias=False)
+        self.up = nn.Linear(width, hidden) if hidden else None
+        self.down = nn.Linear(hidden, projection) if hidden else None
+        self.dropout = dropout
+        self.centre = nn.Parameter(torch.zeros(width)) if centre else None
         # Of one dimension, as ZeRO wants its parameters.
         self.log_scale = nn.Parameter(torch.full((1,), -math.log(temperature)), requires_grad=learn_temperature)
 
@@ -90,6 +118,14 @@ class ContrastiveHead(EmbeddingHead):
         for linear in (self.text, self.image):
             if linear.in_features == linear.out_features:
                 nn.init.eye_(linear.weight)
+        if self.down is not None:
+            nn.init.zeros_(self.down.weight)
+            nn.init.zeros_(self.down.bias)
+
+    @property
+    def text_projection(self) -> nn.Module:
+        """The linear layer of texts; not their centre, which is trained even where this is frozen."""
+        return self.text
 
     def rows(self, hidden: Tensor, layout: Layout, targets: Targets) -> Tensor:
         """Pool the texts, then the pictures, that the targets name."""
@@ -108,11 +144,18 @@ class ContrastiveHead(EmbeddingHead):
 
     def embed_text(self, pooled: Tensor) -> Tensor:
         """[N, width] -> [N, projection] of unit length."""
+        if self.centre is not None:
+            pooled = F.normalize(pooled.float(), dim=-1, eps=1e-6).to(pooled.dtype) + self.centre
         return F.normalize(self.text(pooled).float(), dim=-1, eps=1e-6)
 
     def embed_image(self, pooled: Tensor) -> Tensor:
         """[N, width] -> [N, projection] of unit length."""
-        return F.normalize(self.image(pooled).float(), dim=-1, eps=1e-6)
+        seen = F.dropout(pooled, self.dropout, self.training)
+        embedded = self.image(seen)
+        if self.up is not None and self.down is not None:
+            added = self.down(F.gelu(self.up(seen)))
+            embedded = embedded + F.dropout(added, self.dropout, self.training)
+        return F.normalize(embedded.float(), dim=-1, eps=1e-6)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Of an even number of rows; a single one (the dummy) counts as a text and as a picture.
