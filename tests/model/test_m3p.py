@@ -249,6 +249,21 @@ def test_a_frozen_text_encoder_gets_no_gradient_and_all_the_rest_does(batch: obj
         torch.testing.assert_close(parameter, before[name], atol=0, rtol=0)
 
 
+def test_a_text_that_is_remembered_is_encoded_once_and_the_same() -> None:
+    visual = SOURCES["regions"]
+    settings = {**TWO_TOWERS, "freeze": ["text"]}
+    plain, remembering = build(visual, **settings), build(visual, **settings, remember_texts=True)
+    remembering.train()
+    batch, calls = apart(visual), []
+    remembering.encoder.register_forward_hook(lambda *_: calls.append(1))
+    first, again = remembering.encode(batch)[0], remembering.encode(batch)[0]
+    assert len(calls) == 3  # two texts, and the lone start of both pictures
+    torch.testing.assert_close(first, plain.train().encode(batch)[0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(again, first, atol=0, rtol=0)
+    remembering.eval().encode(batch)
+    assert len(calls) == 4  # evaluation encodes all at once
+
+
 def test_the_projection_of_texts_is_frozen_alone() -> None:
     model = build(SOURCES["regions"], freeze=["text_projection"], text_centre=True)
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]

@@ -63,6 +63,11 @@ class ModelConfig(BaseModel):
         description="Parts that keep their starting weights. text: embeddings and encoder; they then drop nothing, and no "
         "gradient is computed in them. text_projection: that of the contrastive head.",
     )
+    remember_texts: bool = Field(
+        False,
+        description="With freeze: [text]: encode each text once in training, alone, and keep its states in memory (1 GiB at most). "
+        "For data of some 100,000 captions; not with ZeRO 3.",
+    )
     encode_pictures: bool = Field(
         True,
         description="Whether a picture's tokens pass through the encoder. false: two towers; the contrastive head pools what "
@@ -81,6 +86,8 @@ class ModelConfig(BaseModel):
             raise ValueError(
                 "pooling = first: with encode_pictures: false a picture's `<s>` knows nothing of the picture; set pooling: mean"
             )
+        if self.remember_texts and "text" not in self.freeze:
+            raise ValueError("remember_texts: what an encoder in training says of a text changes; add text to freeze")
         if "text" in self.freeze and self.encode_pictures:
             raise ValueError(
                 "freeze: [text] wants encode_pictures: false, since a picture's tokens would have to learn through the frozen "

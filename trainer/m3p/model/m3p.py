@@ -19,6 +19,7 @@ from m3p.model.config import ModelConfig
 from m3p.model.encoder import Encoder, EncoderShape, ResidualNorm, TextEmbedder
 from m3p.model.flops import measure_network
 from m3p.model.heads import Head, HeadOwner, Targets
+from m3p.model.text_memory import TextMemory
 from m3p.visual.pretrained import LookingFirst, Recomputing, keeps_weights
 from m3p.visual.source import VisualSource
 
@@ -64,6 +65,7 @@ class M3P(nn.Module):
         self._readers = {task.name: task.reads for task in tasks if task.reads is not None}
         self._encodes_pictures = config.encode_pictures
         self._frozen_text = "text" in config.freeze
+        self.remembers = TextMemory() if config.remember_texts else None
         self.attention: str | None = None
         _initialise(self)
         for head in self.heads.values():
@@ -139,10 +141,19 @@ class M3P(nn.Module):
     def _read(self, batch: Batch) -> Tensor:
         """Embed the words: -> [W, width]. Of two towers, each sequence's words are encoded too, without its picture."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_text):
+            if self.remembers is not None and self.training:
+                return self.remembers.states(batch.token_ids, batch.words, self._read_one)
             text: Tensor = self.text(batch.token_ids, batch.token_places)
             if not self._encodes_pictures:
                 text = self.encoder(text, Layout(batch.words, batch.longest, self.attention))
         return text
+
+    def _read_one(self, token_ids: Tensor) -> Tensor:
+        """Encode the words [L] of one text: -> [L, width]."""
+        length = torch.tensor([len(token_ids)], device=token_ids.device)
+        text = self.text(token_ids, torch.arange(len(token_ids), device=token_ids.device))
+        states: Tensor = self.encoder(text, Layout(length, len(token_ids), self.attention))
+        return states
 
     def _join(self, text: Tensor, batch: Batch, vectors: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Put words `text` [W, width] and picture tokens in their slots; these are rows of `vectors`, or embedded here.

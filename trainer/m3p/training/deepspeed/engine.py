@@ -20,6 +20,7 @@ from torch import Tensor
 from m3p.batch import Batch
 from m3p.checkpoints.fragment import Fragment, Progress
 from m3p.distributed import Ranks, all_reduce_sum
+from m3p.errors import UserError
 from m3p.kernels.choice import KernelsConfig, Situation, choose
 from m3p.model.m3p import M3P, Outputs
 from m3p.objectives.tasks import TASKS
@@ -64,6 +65,11 @@ class DeepSpeedEngine:
         self.precision = deepspeed_config.precision(settings)
         zero = settings.get("zero_optimization", {})
         self._stage: int = zero.get("stage", 0)
+        if self._stage == 3 and model.remembers is not None:
+            raise UserError(
+                "model.remember_texts: with ZeRO 3 all ranks must encode in step, and each remembers other texts; use ZeRO 0 to 2 "
+                "or set it to false"
+            )
         self._sent = settings.get("communication_data_type", "fp32")
         offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
         self._kernels = choose(kernels, Situation(ranks.device.type, self.precision, self._stage, offloaded))
