@@ -3,9 +3,10 @@
 A picture's mean region vector is mapped linearly to where a frozen multilingual encoder puts its English caption
 (mean-pooled); queries of every language meet it there by cosine. Zero-shot transfer is then the encoder's own gift.
 
-    python benchmarks/ridge.py --data FOLDER --encoder FOLDER --languages en,de,fr,cs,ja,zh [--json FILE] [--save FILE]
+    python benchmarks/ridge.py --data FOLDER --encoder FOLDER [--tower FOLDER] --languages en,de [--json FILE] [--save FILE]
 
-FOLDER of data holds the raw form: train.jsonl, dev.jsonl ({"id", "captions"}) and regions/ID.npz with `features` [R, D].
+FOLDER of data holds the raw form: train.jsonl, dev.jsonl ({"id", "captions"}) and regions/ID.npz with `features` [R, D]; with
+--tower, the regions are the cells of that vision tower's grid instead, of the pictures ({"image"}).
 """
 
 import argparse
@@ -21,6 +22,7 @@ import torch
 from machine import machine
 from numpy.typing import NDArray
 from sentencepiece import SentencePieceProcessor
+from tower_regions import grids
 from transformers import XLMRobertaModel
 
 from m3p.console import PlainConsole
@@ -51,8 +53,11 @@ def unit(vectors: Array) -> Array:
     return vectors / np.maximum(length, 1e-12)
 
 
-def region_means(folder: Path, records: Sequence[dict[str, Any]]) -> Array:
-    """Return the mean of each picture's L2-normalised region features: float64 [N, D]."""
+def region_means(folder: Path, records: Sequence[dict[str, Any]], tower: Path | None) -> Array:
+    """Return the mean of each picture's L2-normalised region features, or cells of the tower: float64 [N, D]."""
+    if tower is not None:
+        cells = grids(tower, [folder / record["image"] for record in records])
+        return np.stack([unit(grid.astype(np.float64)).mean(axis=0) for grid in cells])
     means = []
     for record in records:
         path = folder / "regions" / f"{record['id']}.npz"
@@ -109,14 +114,14 @@ def evaluate(arguments: argparse.Namespace) -> Evaluation:
     """Fit on the English captions of train and evaluate on dev, in every language asked for."""
     encoder = FrozenEncoder(arguments.encoder)
     train, dev = (read_records(arguments.data / f"{split}.jsonl") for split in ("train", "dev"))
-    pool = Pool.of(dev, arguments.languages)
+    pool = Pool.of(dev, arguments.languages or sorted({code for record in dev for code in record["captions"]}))
     pairs = [(place, text) for place, record in enumerate(train) for text in texts_of(record, "en")]
     if not pairs:
         raise UserError(f"{arguments.data / 'train.jsonl'}: no record has a caption in 'en', which ridge is fitted on")
     places, texts = zip(*pairs, strict=True)
-    train_pictures = region_means(arguments.data, train)[list(places)]
+    train_pictures = region_means(arguments.data, train, arguments.tower)[list(places)]
     picture_mean, caption_mean, weights = fit(train_pictures, encoder.embed(texts))
-    pictures = unit(unit(region_means(arguments.data, dev) - picture_mean) @ weights)
+    pictures = unit(unit(region_means(arguments.data, dev, arguments.tower) - picture_mean) @ weights)
     found: dict[str, QueryRanks] = {}
     for language, captions in pool.captions.items():
         queries = unit(encoder.embed([caption.text for caption in captions]))
@@ -155,7 +160,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Closed-form ridge baseline of multilingual image retrieval.")
     parser.add_argument("--data", type=Path, required=True, help="raw records: train.jsonl, dev.jsonl, regions/")
     parser.add_argument("--encoder", type=Path, required=True, help="local transformers XLM-RoBERTa folder")
-    parser.add_argument("--languages", type=lambda text: text.split(","), default=["en"], help="comma-separated")
+    parser.add_argument("--tower", type=Path, help="local transformers folder of a vision model, in place of regions/")
+    parser.add_argument(
+        "--languages",
+        type=lambda text: [] if text == "all" else text.split(","),
+        default=["en"],
+        help="by commas, or all",
+    )
     parser.add_argument(
         "--centring",
         choices=["language", "english"],

@@ -235,3 +235,10 @@ def test_a_language_without_spaces_is_known_by_any_of_its_tags(tmp_path: Path, l
 def test_a_transcription_in_latin_letters_keeps_its_spaces(tmp_path: Path) -> None:
     write(tmp_path, {"zh-Latn": "red\thóng\ndog\tgǒu\n"})
     assert switched(tmp_path, "a red dog", "zh-Latn") == "a hóng gǒu"
+
+
+def test_the_translations_of_a_word_are_those_of_every_list(folder: Path) -> None:
+    found = switcher(folder, "de", "fr", "zh")
+    assert found.translations("“Dog”,") == ("Hund", "Köter", "chien", "狗")
+    assert found.translations("dogs") == ("Hunde", "chien", "狗"), "where a list lacks the form, by the lemma"
+    assert found.translations("house") == ()

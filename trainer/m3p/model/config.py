@@ -65,8 +65,8 @@ class ModelConfig(BaseModel):
     )
     remember_texts: bool = Field(
         False,
-        description="With freeze: [text]: encode each text once in training, alone, and keep its states in memory (1 GiB at most). "
-        "For data of some 100,000 captions; not with ZeRO 3.",
+        description="With freeze: [text]: encode each text once in training, alone, and keep its states in memory (1 GiB at "
+        "most). For data of some 100,000 captions; not with ZeRO 3.",
     )
     encode_pictures: bool = Field(
         True,

@@ -25,7 +25,7 @@ class TextMemory:
 
         `encode` turns the tokens [L] of one text into its states [L, width].
         """
-        return torch.cat([self._of(tokens, encode) for tokens in token_ids.split(lengths.tolist())])
+        return torch.cat([self._of(tokens, encode) for tokens in torch.split(token_ids, lengths.tolist())])
 
     def _of(self, tokens: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
         key = tuple(tokens.tolist())

@@ -151,6 +151,10 @@ class CodeSwitcher:
                 found.update(language for language, _ in token.options)
         return {language: found[language] / max(words, 1) for language in self.languages}
 
+    def translations(self, word: str) -> tuple[str, ...]:
+        """Return all that a word of a caption may be switched to, in any language; empty where no list holds it."""
+        return tuple(text for _, texts in self._look_up(word).options for text in texts)
+
     def _draw(self, found: Sequence[int], draw: Iterator[float]) -> list[tuple[int, float, float]]:
         """Choose among the places `found`; return each with a draw in [0, 1) for its language and its translation."""
         if not next(draw) < self._config.sentence_rate or not found:

@@ -67,8 +67,8 @@ class DeepSpeedEngine:
         self._stage: int = zero.get("stage", 0)
         if self._stage == 3 and model.remembers is not None:
             raise UserError(
-                "model.remember_texts: with ZeRO 3 all ranks must encode in step, and each remembers other texts; use ZeRO 0 to 2 "
-                "or set it to false"
+                "model.remember_texts: with ZeRO 3 all ranks must encode in step, and each remembers other texts; use ZeRO 0 to "
+                "2, or set it to false"
             )
         self._sent = settings.get("communication_data_type", "fp32")
         offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
