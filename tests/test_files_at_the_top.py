@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +96,17 @@ def test_issue_templates_have_what_makes_them_show(path: Path) -> None:
     _, head, body = path.read_text(encoding="utf-8").split("---\n", 2)
     assert {"name", "about"} <= yaml.safe_load(head).keys()
     assert body.strip()
+
+
+def test_the_wheel_carries_every_file_of_the_package() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = settings["tool"]["setuptools"]["package-data"]["m3p"]
+    listed = subprocess.check_output(["git", "ls-files", "trainer/m3p"], cwd=ROOT, text=True).splitlines()
+    package = ROOT / "trainer" / "m3p"
+    others = [ROOT / name for name in listed if not name.endswith(".py")]
+    left_out = [
+        path for path in others
+        if not path.is_dir() and not any(path.relative_to(package).match(pattern) for pattern in patterns)
+    ]  # fmt: skip
+    assert not left_out
+    assert package / "search/serve/page.html" in others
