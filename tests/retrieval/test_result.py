@@ -6,9 +6,11 @@ import pytest
 from pydantic import ValidationError
 
 from m3p.errors import UserError
-from m3p.retrieval.metrics import QueryRanks, chance, recalls
+from m3p.keys import generator
+from m3p.retrieval.metrics import QueryRanks, chance, rank_both_ways, recalls
+from m3p.retrieval.pool import Pool
 from m3p.retrieval.result import Evaluation, Shortlist
-from tests.retrieval.results import conditions, evaluation
+from tests.retrieval.results import RECORDS, conditions, evaluation
 
 
 def test_holds_what_makes_a_number_comparable() -> None:
@@ -26,6 +28,58 @@ def test_holds_what_makes_a_number_comparable() -> None:
     assert result.mean_never_captioned is not None
     assert result.mean_never_captioned.mean_recall == pytest.approx(np.mean(means[1:]), abs=1e-3)
     assert result.mean.interval[0] < result.mean.mean_recall < result.mean.interval[1]
+
+
+def test_holds_other_figures_of_the_same_ranks() -> None:
+    result = evaluation()
+    english = result.languages["en"]
+    assert english.rsum == pytest.approx(
+        sum([*english.text_to_image.values(), *english.image_to_text.values()]), abs=1e-3
+    )
+    assert english.mteb is not None
+    assert english.mteb["text_to_image"]["hit@1"] == english.text_to_image["R@1"]
+    ranks = np.array(english.text_to_image_ranks)
+    gains = np.where(ranks <= 10, 1 / np.log2(ranks + 1), 0)
+    assert english.mteb["text_to_image"]["nDCG@10"] == pytest.approx(100 * gains.mean(), abs=1e-3)
+    assert english.interval_over_queries is not None
+    assert english.interval_over_queries[0] < english.mean_recall < english.interval_over_queries[1]
+    fair, means = result.fairness, {name: one.mean_recall for name, one in result.languages.items()}
+    assert fair is not None
+    assert (means[fair.best], means[fair.worst]) == (max(means.values()), min(means.values()))
+    assert fair.gap == pytest.approx(max(means.values()) - min(means.values()), abs=1e-3)
+    assert fair.image_to_text is not None
+    assert fair.image_to_text.instances == 40
+    table = np.array([one.image_to_text_ranks for one in result.languages.values()])
+    assert fair.image_to_text.rank_std == pytest.approx(table.std(axis=0).mean(), abs=1e-3)
+
+
+def test_figures_of_folds_are_means_over_folds() -> None:
+    records = [
+        *RECORDS[:6],
+        {**RECORDS[6], "captions": {"en": ["only one"], "de": ["a", "b"], "cs": ["c"]}},
+        *RECORDS[7:],
+    ]
+    pool = Pool.of(records, ["en", "de"], merge=False, folds=2)
+    found = {}
+    for language in ("en", "de"):
+        right = pool.right(language)
+        scores = generator("folds", language).normal(size=right.shape) + right
+        ranks = QueryRanks(np.zeros(right.shape[1], np.int64), np.zeros(right.shape[0], np.int64))
+        for images, captions in pool.parts(language):
+            part = np.ix_(images, captions)
+            one = rank_both_ways(scores[part], right[part])
+            ranks.text_to_image[captions], ranks.image_to_text[images] = one.text_to_image, one.image_to_text
+        found[language] = ranks
+    result = Evaluation.of(pool, found, conditions())
+    parts = [(found["de"].text_to_image[texts] <= 5).mean() for _, texts in pool.parts("de")]
+    assert result.languages["de"].text_to_image["R@5"] == pytest.approx(100 * np.mean(parts), abs=1e-3)
+    low, high = result.languages["de"].interval
+    assert low < result.languages["de"].mean_recall < high
+    assert sorted(set(result.image_folds)) == [0, 1]
+    assert result.mean.mean_recall == pytest.approx(
+        np.mean([one.mean_recall for one in result.languages.values()]), abs=1e-3
+    )
+    assert list(result.grouped(["de"])) == ["de, fold 1", "de, fold 2"]
 
 
 def test_stored_ranks_give_the_stored_recalls() -> None:

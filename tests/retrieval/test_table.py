@@ -10,6 +10,10 @@ def test_table_shows_everything_in_eighty_columns() -> None:
     row = next(line.split() for line in text.splitlines() if line.startswith("de"))
     low, high = german.interval
     assert row[7:] == [f"{german.mean_recall:.1f}", f"{low:.1f}–{high:.1f}", f"{german.chance:.1f}", "40"]
+    assert result.fairness is not None
+    assert f"{result.fairness.best} less {result.fairness.worst}: {result.fairness.gap:.1f} points" in " ".join(
+        text.split()
+    )
     for part in ("run-1, step 7", "40 pictures", "never captioned", "all languages", "protocol native", "en *"):
         assert part in text
 

@@ -23,6 +23,8 @@ FOLDER = PACKAGE / "published_results"
 SLACK = 0.02
 """Captions a picture, on average, by which a pool may differ from the published number."""
 
+NO_RESULT = "no result in "
+
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -133,11 +135,12 @@ _Reasons = dict[tuple[str, str], dict[str, list[str]]]
 def _shortest(published: PublishedTable, reasons: _Reasons, label: str) -> str:
     """Return what keeps a result out of the board and column that it is nearest to."""
     every = [
-        (len(why), f"{board.name}, {column}: {'; '.join(why)}")
+        (why[-1].startswith(NO_RESULT), len(why), f"{board.name}, {column}: {'; '.join(why)}")
         for board in published.boards
+        if board.protocol is not None
         for column, why in reasons[board.name, label].items()
     ]
-    return min(every)[1]
+    return min(every)[2]
 
 
 def _differences(board: Board, column: Column, result: Evaluation) -> list[str]:
@@ -156,7 +159,7 @@ def _differences(board: Board, column: Column, result: Evaluation) -> list[str]:
         found.append(f"pool of {result.images:,} pictures, there {board.images:,}")
     missing = [name for name in column.languages if name not in result.languages]
     if missing:
-        return [*found, f"no result in {', '.join(missing)}"]
+        return [*found, f"{NO_RESULT}{', '.join(missing)}"]
     for name in column.languages:
         captions = result.languages[name].captions_per_image
         if column.captions is not None and abs(captions - column.captions) > SLACK:

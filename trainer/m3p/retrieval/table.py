@@ -57,6 +57,9 @@ def _caption(evaluation: Evaluation) -> str:
         parts.append("captioned languages not recorded")
     elif evaluation.captioned_languages:
         parts.append("* captioned in training")
+    if fair := evaluation.fairness:
+        spread = f", rank_std {fair.text_to_image.rank_std:.1f}" if fair.text_to_image else ""
+        parts.append(f"{fair.best} less {fair.worst}: {fair.gap:.1f} points{spread}")
     if cut := sum(evaluation.truncated_captions.values()):
         parts.append(f"{cut:,} captions cut to the length of training")
     if evaluation.unreadable:
