@@ -12,9 +12,12 @@ import pytest
 
 import m3p
 from m3p.checkpoints.files import State, read_state, write_state
+from m3p.checkpoints.seen_pictures import write_seen
+from m3p.data.identity import picture_numbers
 from m3p.errors import UserError
 from m3p.export import export_run
-from m3p.retrieval.evaluate import Options, evaluate_run
+from m3p.recipe.evaluation import EvaluationConfig
+from m3p.retrieval.evaluate import Options, _caption_source, evaluate_run
 from m3p.retrieval.pictures import gallery_of
 from m3p.retrieval.scoring import scorer_of
 from m3p.retrieval.search import search
@@ -73,6 +76,25 @@ def test_results_say_what_the_record_says(run: Path, tiny: Path) -> None:
     assert result.caption_source is None
     assert result.mean_never_captioned is not None
     assert result.truncated_captions == {"de": 0, "en": 0, "ja": 0}
+
+
+def test_results_count_the_pictures_that_training_saw(tiny: Path, tmp_path: Path) -> None:
+    write_run(tiny, tmp_path / "run")
+    opened = open_run(tmp_path / "run")
+    source = gallery_of(opened, "train").source
+    write_seen(tmp_path / "run", picture_numbers(source)[:10])
+    (result,) = evaluate_run(tmp_path / "run")
+    assert result.pictures_seen == 10
+    write_seen(tmp_path / "run", np.zeros(0, np.uint64))
+    (result,) = evaluate_run(tmp_path / "run")
+    assert (result.pictures_seen, result.selection_split) == (0, None)
+
+
+def test_captions_are_from_where_the_shards_say() -> None:
+    labelled = EvaluationConfig(path="shards", caption_source="human")
+    assert _caption_source(labelled, {"caption_source": "machine translation"}) == "machine translation"
+    assert _caption_source(labelled, {"caption_source": "not stated"}) == "human"
+    assert _caption_source(EvaluationConfig(path="shards"), {}) is None
 
 
 def test_what_is_not_recorded_is_not_claimed(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from m3p.data.shards.manifest import NOT_STATED
 from m3p.errors import UserError
 from m3p.prepare.lines import numbered_lines
 from m3p.prepare.pairs import Entry
@@ -17,8 +18,6 @@ MACHINE_TRANSLATION = "machine translation"
 """Translated by a program from English captions."""
 WEB = "web"
 """Texts that stand beside the picture on a web page."""
-NOT_STATED = "not stated"
-"""Where the files do not say it."""
 _COCO = re.compile(r"(?:COCO_(?P<folder>train|val|test)20\d\d_)?0*(?P<number>\d+)")
 
 

@@ -6,7 +6,7 @@ Writes evaluation/NAME.json (the figures), evaluation/NAME.html (pictures found)
 import glob
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,9 @@ import torch
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from m3p import __version__, distributed
+from m3p.checkpoints.seen_pictures import read_seen
+from m3p.data.identity import Gallery
+from m3p.data.shards.manifest import NOT_STATED
 from m3p.errors import UserError
 from m3p.objectives.tasks import TASKS
 from m3p.recipe.evaluation import EvaluationConfig, ProtocolName
@@ -196,6 +199,7 @@ def _conditions(
     run: Run, name: str, config: EvaluationConfig, way: Way, pictures: Pictures, found: Ranking
 ) -> Conditions:
     reranks = way.scoring == "rerank"
+    origin, seen = pictures.source.manifest.origin, read_seen(run.folder)
     return Conditions(
         dataset=config.path,
         split=name,
@@ -203,8 +207,8 @@ def _conditions(
         scoring="dual+cross" if reranks else way.scoring,
         shortlist=Shortlist(k=way.shortlist, recall=found.shortlist_recall) if reranks else None,
         dual_weight=way.dual_weight,
-        caption_source=config.caption_source,
-        origin=pictures.source.manifest.origin,
+        caption_source=_caption_source(config, origin),
+        origin=origin,
         system=run.record.run,
         step=run.step,
         checkpoint=run.record.checkpoint,
@@ -212,9 +216,16 @@ def _conditions(
         seed=run.recipe.run.seed,
         captioned_languages=run.record.captioned_languages,
         selection_split=run.record.selected_on,
+        pictures_seen=None if seen is None else Gallery(pictures.source).shared_with([seen]).pictures,
         truncated_captions=found.truncated,
         unreadable=pictures.unreadable,
     )
+
+
+def _caption_source(config: EvaluationConfig, origin: Mapping[str, str]) -> str | None:
+    """Return who wrote the captions: what the importer noted in the shards, or what the recipe says of other shards."""
+    noted = origin.get("caption_source", NOT_STATED)
+    return config.caption_source if noted == NOT_STATED else noted
 
 
 def _show(run: Run, evaluation: Evaluation, found: list[Finding], file: Path) -> None:

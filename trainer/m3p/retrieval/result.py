@@ -61,7 +61,8 @@ class Conditions(_Model):
     )
     caption_source: str | None = Field(
         None,
-        description="Who wrote the captions, as the recipe says: human, machine translation; null where nothing says it.",
+        description="Who wrote the captions, as the shards say, else the recipe: human, human translation, machine translation, "
+        "web; null where nothing says it.",
     )
     system: str = Field(description="What was evaluated: the run's name, or the baseline's.")
     step: int | None = Field(None, description="Step of the checkpoint; null for a baseline that has no steps.")
@@ -70,6 +71,11 @@ class Conditions(_Model):
     weights: str | None = Field(None, description="Hash of the weights; null for a baseline.")
     captioned_languages: list[str] | None = Field(
         description="Languages whose captions training saw, by the record of the checkpoint; null where it has none."
+    )
+    pictures_seen: int | None = Field(
+        None,
+        description="Samples whose pictures training saw, in the runs that it started from too; null where that "
+        "was not recorded.",
     )
     selection_split: str | None = Field(
         None, description="Split that the checkpoint was selected on; null where no selection was recorded."

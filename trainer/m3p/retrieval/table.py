@@ -60,6 +60,8 @@ def _caption(evaluation: Evaluation) -> str:
     if fair := evaluation.fairness:
         spread = f", rank_std {fair.text_to_image.rank_std:.1f}" if fair.text_to_image else ""
         parts.append(f"{fair.best} less {fair.worst}: {fair.gap:.1f} points{spread}")
+    if evaluation.pictures_seen:
+        parts.append(f"training saw the pictures of {evaluation.pictures_seen:,} samples")
     if cut := sum(evaluation.truncated_captions.values()):
         parts.append(f"{cut:,} captions cut to the length of training")
     if evaluation.unreadable:

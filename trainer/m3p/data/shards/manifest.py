@@ -26,6 +26,8 @@ from m3p.data.shards.shard_table import Shard, ShardTable, read_json
 from m3p.errors import UserError
 from m3p.visual.tower.store import StoredTower
 
+NOT_STATED = "not stated"
+"""Value of a field of `origin` of which the imported files say nothing."""
 FORMAT_VERSION: Literal[1] = 1
 MANIFEST_FILE = "manifest.json"
 LARGEST_MANIFEST = 256 * 2**20

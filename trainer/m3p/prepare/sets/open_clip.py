@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
+from m3p.data.shards.manifest import NOT_STATED
 from m3p.errors import UserError
 from m3p.prepare.lines import open_text
 from m3p.prepare.pairs import Entry
-from m3p.prepare.published import NOT_STATED, Published, origin_of
+from m3p.prepare.published import Published, origin_of
 
 
 def open_clip(

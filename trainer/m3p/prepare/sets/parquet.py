@@ -14,9 +14,10 @@ from typing import Annotated, Any
 import typer
 
 from m3p.data.records import OWN_FIELDS, find_captions
+from m3p.data.shards.manifest import NOT_STATED
 from m3p.errors import BadSample, UserError
 from m3p.prepare.pairs import Entry
-from m3p.prepare.published import NOT_STATED, Published, origin_of
+from m3p.prepare.published import Published, origin_of
 
 ROWS = 64
 """Rows that are in memory at once."""
