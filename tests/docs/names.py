@@ -14,6 +14,8 @@ _FIELD = re.compile(rf"^(?:{SECTIONS})(?:\.[\w*]+)+$")
 _FILE = re.compile(r"^(?:trainer|tests|docs|slurm|ds_configs|benchmarks|\.ci)/[\w./-]*\w(?:::\w+)?$")
 FREE = {"NAME", "N", "*"}
 """Parts of a field's name that stand for any."""
+ANY_SET = "multi30k"
+"""What `m3p prepare SET` and `m3p prepare NAME` are checked with: its options are those of every published set."""
 
 
 def check_name(code: str) -> None:
@@ -39,7 +41,8 @@ def _mention(code: str) -> None:
             for one in word.split("|"):
                 _mention(" ".join(["m3p", *words[:number], one, *words[number + 1 :]]))
             return
-    command, rest = m3p_command([word for word in words if word not in ("...", "[...]")])
+    named = [ANY_SET if word in ("SET", "NAME") and words[0] == "prepare" else word for word in words]
+    command, rest = m3p_command([word for word in named if word not in ("...", "[...]")])
     known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
     for word in rest:
         if word.startswith("--") and word.partition("=")[0] not in known:
