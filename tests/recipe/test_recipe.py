@@ -194,5 +194,6 @@ def test_tasks_that_the_rest_of_the_recipe_cannot_serve_are_refused(tmp_path: Pa
     assert "model.encode_pictures = false never encodes together" in lines[0]
     alone = "objectives.image_caption.tasks={contrastive: 1.0, cosine: 4.0}"
     parse_recipe(raw, "tiny", [*apart, alone])
-    (line,) = mistakes(tmp_path, "objectives.code_switched.tasks={cosine: 1.0}", "objectives.image_caption.weight=0")
+    lone = ("objectives.code_switched.tasks={cosine: 1.0}", "objectives.image_caption.weight=0", "evaluation={}")
+    (line,) = mistakes(tmp_path, *lone)
     assert "tasks.cosine: reads what the head of contrastive gives; give tasks.contrastive a weight too" in line
