@@ -5,10 +5,14 @@ Those about recipes are in tests/recipe/test_ways_out.py, those about data in te
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModel
 
+from m3p.checkpoints.init_from import start_from
 from m3p.checkpoints.resumable import check_resumable
 from m3p.cli.main import app
 from m3p.errors import UserError
@@ -19,11 +23,13 @@ from m3p.model.config import ModelConfig
 from m3p.objectives import OBJECTIVES
 from m3p.paths import Address, opened
 from m3p.recipe.load import parse_recipe
+from m3p.retrieval.evaluate import Options, evaluate_run
+from m3p.retrieval.search import search
 from m3p.runs import open_run
 from m3p.training.deepspeed.config import read_deepspeed_config
 from m3p.training.stop import check_no_stop_file
 from tests.checkpoints.test_resumable import changed, state
-from tests.test_export import write_run
+from tests.test_export import other_vocabulary, write_run
 from tests.tiny import tiny_recipe
 
 MATCHING = [f"objectives.{name}.tasks={{matching: 1}}" for name in ("image_caption", "code_switched")]
@@ -31,6 +37,26 @@ MATCHING = [f"objectives.{name}.tasks={{matching: 1}}" for name in ("image_capti
 
 def refused(message: str) -> "pytest.RaisesExc[UserError]":
     return pytest.raises(UserError, match=message)
+
+
+def test_weights_that_may_hold_programs_are_saved_anew_by_the_command_that_is_named(
+    xlmr_folder: Path, tmp_path: Path
+) -> None:
+    folder, new = tmp_path / "downloaded", tmp_path / "new"
+    shutil.copytree(xlmr_folder, folder)
+    model = AutoModel.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    config = ModelConfig(initialise=folder)
+    with refused(r"model\.safetensors is missing.*python -c \"") as caught:
+        build_model(config, 402, None, [], 0)
+    command = re.search(r'python -c "(.*)", and copy the other files of the folder beside it', str(caught.value))
+    assert command, str(caught.value)
+    exec(command[1].replace("NEW_FOLDER", str(new)))
+    for file in folder.iterdir():
+        if not (new / file.name).exists():
+            shutil.copy(file, new)
+    assert build_model(ModelConfig(initialise=new), model.config.vocab_size, None, [], 0)
 
 
 def test_layers_and_tokenizer_of_a_start(xlmr_folder: Path, tiny: Path, tmp_path: Path) -> None:
@@ -46,6 +72,34 @@ def test_layers_and_tokenizer_of_a_start(xlmr_folder: Path, tiny: Path, tmp_path
     with refused(r"leave model\.tokenizer out to use the folder's own"):
         build_model(config, words, None, [], 0)
     assert build_model(config.model_copy(update={"tokenizer": None}), words, None, [], 0)
+
+
+def test_the_vocabulary_that_is_named_is_that_of_the_weights(tiny: Path, tmp_path: Path) -> None:
+    model = write_run(tiny, tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "out")
+    with refused(r"; set model\.tokenizer=(.*)$") as caught:
+        start_from(model, tmp_path / "out", None, other_vocabulary(tiny, tmp_path / "other"))
+    named = Path(str(caught.value).rpartition("model.tokenizer=")[2])
+    start_from(model, tmp_path / "out", None, named)
+
+
+def test_evaluations_that_are_named_in_the_message_are_there(tiny: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_run(tiny, run, *MATCHING, "evaluation.other={path: " + str(tiny.parent / "shards" / "train") + "}")
+    with refused(r"no evaluation 'dev' in its recipe; it has (.*)\. Or name any --data FOLDER"):
+        evaluate_run(run, ["dev"])
+    with refused("it holds one result, and train, other would be scored; name one"):
+        evaluate_run(run, options=Options(json_file=tmp_path / "x.json"))
+    evaluate_run(run, ["train"], Options(json_file=tmp_path / "x.json"))
+    with refused("leave out train, .* or leave out --data"):
+        evaluate_run(run, ["train"], Options(data=tiny.parent / "shards" / "train"))
+    (found,) = evaluate_run(run, options=Options(data=tiny.parent / "shards" / "train"))
+    assert found.scoring == "cross"
+    with refused(r"score otherwise \(--scoring\)"):
+        evaluate_run(run, ["train"], Options(scoring="dual"))
+    evaluate_run(run, ["train"], Options(scoring="cross"))
+    with refused(r"trained on .*matching; this needs one whose tasks\.contrastive has a weight"):
+        search(run, "dog", "train", 3)
 
 
 def test_an_export_that_cannot_be_written_so(tiny: Path, tmp_path: Path) -> None:
