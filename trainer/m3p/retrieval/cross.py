@@ -20,7 +20,7 @@ from m3p.retrieval.scoring import PICTURES_AT_ONCE, Scorer
 from m3p.terminal import say
 
 Floats = NDArray[np.float32]
-PAIRS_OF_A_BLOCK = 1 << 17
+PAIRS_OF_A_BLOCK = 1 << 14
 """Pairs of a block, at most, unless one picture has more: what a kill can cost."""
 PROBED_PAIRS = 256
 """Pairs that are scored to estimate the time of all."""
