@@ -22,7 +22,10 @@ _CUT = "premature end of data segment"
 
 def picture_kind(members: Container[str]) -> str | None:
     """Return the extension of a sample's picture among the extensions of its members; None where it has no picture."""
-    return next((kind for kind in IMAGE_KINDS if kind in members), None)
+    for kind in IMAGE_KINDS:  # a generator would cost more than all that is looked up
+        if kind in members:
+            return kind
+    return None
 
 
 def decode(data: bytes | memoryview, size: int, max_pixels: int = MAX_PIXELS, into: Pixels | None = None) -> Pixels:
