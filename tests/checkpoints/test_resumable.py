@@ -8,6 +8,7 @@ from m3p.checkpoints.files import FORMAT_VERSION, State
 from m3p.checkpoints.resumable import check_resumable
 from m3p.errors import UserError
 from m3p.fields import MAY_CHANGE
+from m3p.recipe.recipe import Recipe
 from m3p.recipe.schema import may_change
 
 RECIPE: dict[str, Any] = {
@@ -74,6 +75,16 @@ def test_what_matters_is_refused_by_name_and_may_be_accepted(place: str) -> None
 def test_other_data_are_refused_wherever_they_lie() -> None:
     with pytest.raises(UserError, match="content of other: not set then, 2 now"):
         check_resumable(Path("c"), state(), state(other="2"), accept=False)
+
+
+def test_a_field_that_did_not_exist_then_has_its_default(tiny_recipe: Recipe) -> None:
+    now = tiny_recipe.model_dump(mode="json", exclude_none=True)
+    assert now["model"]["encode_pictures"] is True
+    then = {**now, "model": {name: value for name, value in now["model"].items() if name != "encode_pictures"}}
+    assert check_resumable(Path("c"), state(then), state(now), accept=False) == []
+    other = {**now, "model": {**now["model"], "temperature": 0.5}}
+    with pytest.raises(UserError, match=r"model\.temperature: 0\.5 then"):
+        check_resumable(Path("c"), state(other), state(now), accept=False)
 
 
 def test_fields_of_earlier_versions_are_compared_under_their_names_of_today() -> None:

@@ -2,8 +2,11 @@
 
 import copy
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from m3p.checkpoints.files import State
 from m3p.content_hash import hash_bytes
@@ -85,9 +88,14 @@ def check_vocabulary(path: Path, found: State, tokenizer: Path) -> None:
 
 
 def _that_matters(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that must stay as they are, by their names of today; the fields themselves say which these are."""
+    """Return the fields that must stay as they are, by their names of today; the fields themselves say which these are.
+
+    A field that did not exist when the recipe was stored has its default: that is what the program did then.
+    """
     recipe = copy.deepcopy(recipe)
     take_new_names(recipe)
+    with suppress(ValidationError):  # of a recipe that is none any more the fields are compared as they stand
+        recipe = Recipe.model_validate(recipe).model_dump(mode="json", exclude_none=True)
     return {name: value for name, value in flatten(recipe).items() if not may_change(Recipe, name.split("."))}
 
 
