@@ -139,10 +139,11 @@ def large_pool(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         make_pool(options.folder, options)
     for name in ("dual", "one-go", "killed"):
         shutil.rmtree(options.folder / name, ignore_errors=True)
-    dual, whole = child(options, "dual", "dual"), child(options, "rerank", "one-go")
+    dual = child(options, "dual", "dual")
     assert dual is not None, "the dual scoring failed"
-    assert whole is not None, "the re-ranking failed"
     yield dual
+    whole = child(options, "rerank", "one-go")
+    assert whole is not None, "the re-ranking failed"
     yield whole
     blocks = len(list((options.folder / "one-go").glob("cross-encoder-*.npy")))
     assert child(options, "rerank", "killed", kill_after_blocks=max(1, blocks // 2)) is None or blocks == 1, (
