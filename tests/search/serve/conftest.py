@@ -32,7 +32,10 @@ def ask(
     host, port = str(server.server_address[0]), int(server.server_address[1])
     connection = http.client.HTTPConnection(host, port, timeout=30)
     try:
-        connection.request(method, path, body, headers or {})
+        named = {name.lower(): value for name, value in (headers or {}).items()}
+        connection.request(
+            method, path, body, {"host": f"{host}:{port}", **named}
+        )  # else the client reads the path itself
         reply = connection.getresponse()
         return Reply(reply.status, reply.headers, reply.read())
     finally:
