@@ -109,6 +109,15 @@ def test_training_from_the_store_has_the_losses_of_training_from_pixels(
     assert found == pytest.approx(wanted, rel=1e-3)
 
 
+def test_stored_pictures_cost_no_look_at_the_towers_folder(stored: Path, tower: Path, tmp_path: Path) -> None:
+    shutil.copytree(tower, tmp_path / "tower")
+    visual = Tower(kind="tower", folder=tmp_path / "tower", tokens=4)
+    members = ShardReader(LocalFolder(stored)).read(0, 0)
+    wanted = visual.load(members, None).features
+    shutil.rmtree(tmp_path / "tower")
+    np.testing.assert_array_equal(visual.load(members, None).features, wanted)
+
+
 def test_queries_read_the_whole_grid_from_the_store_and_int8_is_close(
     tiny: Path, tower: Path, pictures: Path, tmp_path: Path
 ) -> None:

@@ -61,6 +61,23 @@ def test_a_training_crop_is_the_samples_own_and_a_picture_fills_its_memory(tower
     assert not np.array_equal(one, mirrored)
 
 
+def test_a_picture_costs_no_look_at_the_towers_folder(towers: Towers, tmp_path: Path) -> None:
+    shutil.copytree(towers("vit"), tmp_path / "tower")
+    visual = Tower(kind="tower", folder=tmp_path / "tower", tokens=4)
+    first = {"png": png(np.zeros((40, 40, 3), np.uint8))}
+    wanted = visual.load(first, None).features
+    shutil.rmtree(tmp_path / "tower")
+    np.testing.assert_array_equal(visual.load(first, None).features, wanted)
+
+
+def test_what_is_known_of_a_tower_does_not_follow_it_to_another_folder(towers: Towers, tmp_path: Path) -> None:
+    visual = Tower(kind="tower", folder=towers("swin"), tokens=4)
+    shutil.copytree(towers("vit"), tmp_path / "vision_tower")
+    moved = visual.exported_to(tmp_path) if visual.facts.width else visual
+    assert moved.facts == Tower(kind="tower", folder=towers("vit"), tokens=4).facts
+    assert moved.facts != visual.facts
+
+
 def test_what_is_no_picture_is_a_bad_sample(towers: Towers) -> None:
     visual = Tower(kind="tower", folder=towers("vit"), tokens=4, max_pixels=100)
     for members, message in (

@@ -1,10 +1,37 @@
-"""Random changes of training pictures: a crop, and mirroring."""
+"""Visual sources of raw pictures: what they may be, and their random changes in training, a crop and mirroring."""
 
 import math
 from collections.abc import Iterator
 from itertools import islice
 
-from m3p.visual.decode import Pixels
+from pydantic import Field
+
+from m3p.visual.decode import MAX_PIXELS, Pixels
+from m3p.visual.source import VisualSource
+
+
+class PictureSource(VisualSource):
+    """Recipe fields that all sources of raw pictures have."""
+
+    crop: float = Field(
+        1.0, gt=0, le=1, description="Smallest share of the area that a training crop keeps; 1: no crop."
+    )
+    flip: bool = Field(
+        False, description="Mirror half of the training pictures; wrong where captions speak of left and right."
+    )
+    max_pixels: int = Field(
+        MAX_PIXELS, ge=1, description="Pictures of more pixels are bad samples (decompression bombs)."
+    )
+
+    @property
+    def shown_pixels(self) -> int:
+        """As many as a picture may have."""
+        return self.max_pixels
+
+    @property
+    def augments(self) -> bool:
+        """Whether training pictures are changed at random."""
+        return self.flip or self.crop < 1
 
 
 def augment(pixels: Pixels, draw: Iterator[float], crop: float, flip: bool) -> Pixels:

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from m3p.batch import Blank
 from m3p.errors import BadSample
-from m3p.visual.augment import augment
-from m3p.visual.decode import IMAGE_KINDS, MAX_PIXELS, Pixels, decode, picture_kind
+from m3p.visual.augment import PictureSource, augment
+from m3p.visual.decode import IMAGE_KINDS, Pixels, decode, picture_kind
 from m3p.visual.pixels import scaled
-from m3p.visual.source import VisualSource
 
 MID_GREY = 128
 LEAST_OF_PIXEL = 0.1
@@ -75,21 +74,12 @@ def _grey(size: int, patch: int) -> PatchTokens:
     return PatchTokens(np.full((1, size, size, 3), MID_GREY, np.uint8), patch)
 
 
-class Patches(VisualSource):
+class Patches(PictureSource):
     """Square pictures of `size` pixels, which the network cuts into patches of `patch` pixels."""
 
     kind: Literal["patches"]
     size: int = Field(224, ge=8, description="Side of the picture as the network sees it, in pixels.")
     patch: int = Field(16, ge=2, description="Side of a patch, in pixels; it divides the size.")
-    crop: float = Field(
-        1.0, gt=0, le=1, description="Smallest share of the area that a training crop keeps; 1: no crop."
-    )
-    flip: bool = Field(
-        False, description="Mirror half of the training pictures; wrong where captions speak of left and right."
-    )
-    max_pixels: int = Field(
-        MAX_PIXELS, ge=1, description="Pictures of more pixels are bad samples (decompression bombs)."
-    )
 
     @model_validator(mode="after")
     def _patch_divides(self) -> "Patches":
@@ -106,16 +96,6 @@ class Patches(VisualSource):
     def tokens_per_picture(self) -> int:
         """Patches."""
         return (self.size // self.patch) ** 2
-
-    @property
-    def shown_pixels(self) -> int:
-        """As many as a picture may have."""
-        return self.max_pixels
-
-    @property
-    def augments(self) -> bool:
-        """Whether training pictures are changed at random."""
-        return self.flip or self.crop < 1
 
     @property
     def features(self) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -18,9 +19,8 @@ from m3p.batch import Blank
 from m3p.errors import BadSample, UserError
 from m3p.fields import MAY_CHANGE
 from m3p.paths import PathField
-from m3p.visual.augment import augment
-from m3p.visual.decode import IMAGE_KINDS, MAX_PIXELS, Pixels, decode, picture_kind
-from m3p.visual.source import VisualSource
+from m3p.visual.augment import PictureSource, augment
+from m3p.visual.decode import IMAGE_KINDS, Pixels, decode, picture_kind
 from m3p.visual.tower.embedder import GridTower, TowerEmbedder, TrainedTower
 from m3p.visual.tower.folder import TowerFacts, make_tower, tower_facts, tower_files, tower_hash, write_tower
 from m3p.visual.tower.store import MEMBER, StoredTower, read_tokens
@@ -70,7 +70,7 @@ class TowerTokens:
         return Blank(None, places, places)
 
 
-class Tower(VisualSource):
+class Tower(PictureSource):
     """A vision model of a local `transformers` folder, and its grid of features pooled to `tokens` tokens a picture."""
 
     predicts_embedder: ClassVar[bool] = True
@@ -95,15 +95,6 @@ class Tower(VisualSource):
         allow_inf_nan=False,
         description="Peak rate of a trained tower, in multiples of optimizer.learning_rate.",
     )
-    crop: float = Field(
-        1.0, gt=0, le=1, description="Smallest share of the area that a training crop keeps; 1: no crop."
-    )
-    flip: bool = Field(
-        False, description="Mirror half of the training pictures; wrong where captions speak of left and right."
-    )
-    max_pixels: int = Field(
-        MAX_PIXELS, ge=1, description="Pictures of more pixels are bad samples (decompression bombs)."
-    )
 
     @model_validator(mode="after")
     def _sane(self) -> "Tower":
@@ -113,9 +104,9 @@ class Tower(VisualSource):
             raise ValueError(f"trained = {self.trained}: layers count from 0; take none, all or the number of a layer")
         return self
 
-    @property
+    @cached_property
     def facts(self) -> TowerFacts:
-        """What is known of the tower from its settings. Raises UserError."""
+        """What is known of the tower from its settings; asked for with each picture. Raises UserError."""
         facts = tower_facts(self.folder)
         if self.pool == "average" and self.tokens > facts.tokens:
             raise UserError(f"visual.tokens = {self.tokens}: the grid of {self.folder} has {facts.tokens}; lower it")
@@ -124,6 +115,11 @@ class Tower(VisualSource):
                 f"visual.trained = {self.trained}: {self.folder} has {facts.layers} layers, 0 the first; lower it"
             )
         return facts
+
+    @cached_property
+    def _hash(self) -> str:
+        """The hash of the tower, which is compared with that of each stored picture. Raises UserError."""
+        return tower_hash(self.folder)
 
     @property
     def frozen(self) -> bool:
@@ -163,16 +159,6 @@ class Tower(VisualSource):
         return self.tokens
 
     @property
-    def shown_pixels(self) -> int:
-        """As many as a picture may have."""
-        return self.max_pixels
-
-    @property
-    def augments(self) -> bool:
-        """Whether training pictures are changed at random."""
-        return self.flip or self.crop < 1
-
-    @property
     def frozen_parameters(self) -> int:
         """Parameters of a frozen tower."""
         return self.facts.parameters if self.frozen else 0
@@ -181,9 +167,13 @@ class Tower(VisualSource):
         """Return the tower, or where its folder is not here one of the size of SigLIP base for 224 pixels."""
         if self.folder.exists():
             return self, ""
-        return self.model_copy(update={"folder": USUAL}), (
+        return self._with_folder(USUAL), (
             f"visual.folder = {self.folder} is not here: the sizes of SigLIP base with patches of 16 pixels are assumed"
         )
+
+    def _with_folder(self, folder: Path) -> "Tower":
+        """Return the source with another folder. Not by `model_copy`, which would keep what is known of this one."""
+        return Tower(**{**{name: getattr(self, name) for name in Tower.model_fields}, "folder": folder})
 
     @property
     def grid_tokens(self) -> int:
@@ -207,7 +197,7 @@ class Tower(VisualSource):
 
     def exported_to(self, folder: Path) -> "Tower":
         """Return the source with its folder in an exported run."""
-        return self.model_copy(update={"folder": folder / EXPORTED_TOWER})
+        return self._with_folder(folder / EXPORTED_TOWER)
 
     def load(
         self, members: Mapping[str, bytes | memoryview], draw: Iterator[float] | None, into: Pixels | None = None
@@ -249,9 +239,11 @@ class Tower(VisualSource):
 
     def _misfit(self, stored: StoredTower) -> str:
         """Return why stored tokens are not those of this tower, and the way out; "" where they are."""
-        now = tower_hash(self.folder)
-        if stored.tower != now:
-            return f"visual.folder = {self.folder} is another tower ({now}): name theirs, or make the features again with it"
+        if stored.tower != self._hash:
+            return (
+                f"visual.folder = {self.folder} is another tower ({self._hash}): name theirs, or make the features again "
+                "with it"
+            )
         if (stored.tokens, stored.width) != (self.grid_tokens, self.facts.width):
             needs = "all tokens of the grid" if self.pool == "queries" else f"visual.tokens = {self.tokens}"
             return (
