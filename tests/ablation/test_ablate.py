@@ -2,6 +2,9 @@
 
 import io
 import json
+import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,8 +12,9 @@ import numpy as np
 import pytest
 import yaml
 
-from m3p.ablation.ablate import ablate
+from m3p.ablation.ablate import ablate, launcher
 from m3p.ablation.report import tables
+from m3p.ablation.variants import Trial, Variant
 from m3p.console import PlainConsole
 from m3p.errors import UserError
 from m3p.recipe.load import dump_recipe, load_recipe
@@ -29,7 +33,7 @@ class Trainer:
         self.recipe, self.dies_at = recipe, dies_at
         self.started: list[str] = []
 
-    def __call__(self, overrides: Sequence[str]) -> int:
+    def __call__(self, trial: Trial, overrides: Sequence[str]) -> int:
         recipe = load_recipe(self.recipe, overrides)
         self.started.append(f"{recipe.run.folder.parent.name}/{recipe.run.folder.name}")
         if len(self.started) - 1 == self.dies_at:
@@ -88,6 +92,47 @@ def test_the_same_command_goes_on_after_a_kill(recipe: Path, tmp_path: Path) -> 
     assert trainer.started == ["00-model.dropout_0.5/seed-1", "01-model.dropout_0.0/seed-1"]
     whole = ablate(recipe, ["run.steps=9"], ["model.dropout=0.5,0.0"], 2, tmp_path / "once", Trainer(recipe))
     assert report.evaluations == whole.evaluations
+
+
+def test_several_runs_train_at_a_time_and_give_the_same_report(recipe: Path, tmp_path: Path) -> None:
+    together, trainer = threading.Barrier(2, timeout=10), Trainer(recipe)
+
+    def meet(trial: Trial, overrides: Sequence[str]) -> int:
+        together.wait()  # raises unless two runs are in training at once
+        return trainer(trial, overrides)
+
+    side_by_side = ablate(recipe, [], ["model.dropout=0.5,0.0"], 2, tmp_path / "out", meet, jobs=2)
+    in_turn = ablate(recipe, [], ["model.dropout=0.5,0.0"], 2, tmp_path / "turn", Trainer(recipe))
+    assert side_by_side.evaluations == in_turn.evaluations
+
+
+def test_after_a_failure_no_other_run_starts(recipe: Path, tmp_path: Path) -> None:
+    started = []
+
+    def fail(trial: Trial, overrides: Sequence[str]) -> int:
+        started.append(trial.seed)
+        time.sleep(0.05)  # until both have started
+        return 3
+
+    with pytest.raises(UserError, match=r"dropout=0.5 with seed 0 is not complete \(exit code 3\)"):
+        ablate(recipe, [], ["model.dropout=0.5,0.0"], 9, tmp_path / "out", fail, jobs=2)
+    assert len(started) < 5
+
+
+@pytest.mark.program
+def test_runs_side_by_side_share_the_processors_and_write_logs_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    program = [sys.executable, "-c", "import os, sys; print(os.environ['OMP_NUM_THREADS'], sys.argv[-1]); sys.exit(4)"]
+    trial = Trial(Variant("dropout=0", ()), 7, tmp_path / "00-dropout_0" / "seed-7")
+    assert launcher(lambda: program, tmp_path / "recipe.yaml", "zero1", 3)(trial, ["run.seed=7"]) == 4
+    log = tmp_path / "00-dropout_0" / "seed-7.log"
+    assert log.read_text() == "3 run.seed=7\n"
+    assert capsys.readouterr().out.splitlines() == [
+        f"dropout=0, seed 7: trains; messages in {log}",
+        "dropout=0, seed 7: ended with exit code 4",
+    ]
 
 
 def test_differences_of_chance_alone_are_called_none(recipe: Path, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import m3p
-from m3p.cli.train import default_ranks, train_program
+from m3p.cli.train import default_ranks, threads_of_job, train_program
+from m3p.errors import UserError
 from tests.launch import ROOT, metrics
 
 
@@ -51,6 +52,15 @@ def test_ranks_are_started_on_ports_of_their_own() -> None:
     ports = {train_program(2)[train_program(2).index("--master_port") + 1] for _ in range(4)}
     assert len(ports) > 1
     assert default_ranks() >= 1
+
+
+def test_runs_side_by_side_share_the_processors_and_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert [threads_of_job(jobs, ranks) for jobs, ranks in ((2, 1), (2, 2), (3, 4))] == [4, 2, 1]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(UserError, match=r"--jobs 2: .*--ranks"):
+        threads_of_job(2, 1)
 
 
 @pytest.mark.program

@@ -1,7 +1,10 @@
-"""Trains the runs of an ablation one after the other, and compares them."""
+"""Trains the runs of an ablation, one after the other or several at a time, and compares them."""
 
+import os
 import subprocess
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from m3p.ablation.report import Report, check_asked, load_evaluations, rows
@@ -9,18 +12,20 @@ from m3p.ablation.variants import Trial, Variant, parse_variation, trials, varia
 from m3p.errors import UserError
 from m3p.recipe.load import dump_recipe, load_recipe
 from m3p.recipe.recipe import Recipe
+from m3p.terminal import say
 
-Train = Callable[[Sequence[str]], int]
-"""Trains the recipe with overrides through the launcher, and returns its exit code."""
+Train = Callable[[Trial, Sequence[str]], int]
+"""Trains the recipe with overrides, which make it this trial's, through the launcher; returns the exit code."""
 
 
 def ablate(
-    recipe: Path, overrides: Sequence[str], vary: Sequence[str], seeds: int, folder: Path, train: Train
+    recipe: Path, overrides: Sequence[str], vary: Sequence[str], seeds: int, folder: Path, train: Train, jobs: int = 1
 ) -> Report:
     """Train every combination of the varied fields with every seed, and return the comparison with the first combination.
 
     A run that is complete is not trained again, and one that was cut off goes on from its last checkpoint. So the same command,
-    started again after a kill, does only what is left. Writes ablation.json and ablation.html into `folder`.
+    started again after a kill, does only what is left. `jobs` runs are trained at a time; where one fails, those that have
+    started are waited for, and no other one starts. Writes ablation.json and ablation.html into `folder`.
     Raises UserError for wrong fields, for runs of another recipe in the folder, and for a run that fails.
     """
     found = variants([parse_variation(text) for text in vary])
@@ -28,17 +33,35 @@ def ablate(
     check_asked(list(base.evaluation))
     planned = trials(found, seeds, base.run.seed, folder)
     recipes = {trial: load_recipe(recipe, [*overrides, *trial.overrides]) for trial in planned}  # every mistake now
-    for trial, resolved in recipes.items():
-        if not _is_complete(trial, resolved):
-            code = train([*overrides, *trial.overrides])
-            if code or not _is_complete(trial, resolved):
-                raise UserError(
-                    f"{trial.folder}: the run of {trial.variant.name} with seed {trial.seed} is not complete (exit code {code}); "
-                    "its messages stand above. Starting the same command again goes on there"
-                )
+    waiting = {trial: resolved for trial, resolved in recipes.items() if not _is_complete(trial, resolved)}
+    _train(waiting, overrides, train, jobs)
     report = compare(found, planned, list(base.evaluation), str(recipe), list(overrides))
     report.save(folder)
     return report
+
+
+def _train(recipes: Mapping[Trial, Recipe], overrides: Sequence[str], train: Train, jobs: int) -> None:
+    """Train every trial, `jobs` at a time, in their order. Raises UserError for the first that fails."""
+
+    failed = threading.Event()
+
+    def complete(trial: Trial) -> None:
+        if failed.is_set():
+            return
+        try:
+            code = train(trial, [*overrides, *trial.overrides])
+            if code or not _is_complete(trial, recipes[trial]):
+                raise UserError(
+                    f"{trial.folder}: the run of {trial.variant.name} with seed {trial.seed} is not complete (exit code "
+                    f"{code}); its messages stand above, or in its log. Starting the same command again goes on there"
+                )
+        except BaseException:
+            failed.set()
+            raise
+
+    with ThreadPoolExecutor(jobs) as threads:
+        for _ in threads.map(complete, recipes):
+            pass
 
 
 def compare(
@@ -68,11 +91,24 @@ def _is_complete(trial: Trial, resolved: Recipe) -> bool:
     return True
 
 
-def launcher(program: Sequence[str], recipe: Path, ds_config: str) -> Train:
-    """Return what trains through `program`, a command that starts the ranks."""
+def launcher(program: Callable[[], list[str]], recipe: Path, ds_config: str, threads: int | None) -> Train:
+    """Return what trains through `program`, which gives the command that starts the ranks of one run.
 
-    def train(overrides: Sequence[str]) -> int:
-        command = [*program, "--recipe", str(recipe), "--deepspeed_config", ds_config, *overrides]
-        return subprocess.run(command, check=False).returncode
+    `threads`: None for one run at a time, which writes to the terminal. Else runs stand side by side: each rank computes with
+    so many threads, unless OMP_NUM_THREADS says how many, and a run's messages go to a file beside its folder.
+    """
+
+    def train(trial: Trial, overrides: Sequence[str]) -> int:
+        command = [*program(), "--recipe", str(recipe), "--deepspeed_config", ds_config, *overrides]
+        if threads is None:
+            return subprocess.run(command, check=False).returncode
+        log = trial.folder.with_name(f"{trial.folder.name}.log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        say(f"{trial.variant.name}, seed {trial.seed}: trains; messages in {log}")
+        with log.open("ab") as file:
+            environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+            code = subprocess.run(command, check=False, stdout=file, stderr=file, env=environment).returncode
+        say(f"{trial.variant.name}, seed {trial.seed}: {'done' if code == 0 else f'ended with exit code {code}'}")
+        return code
 
     return train

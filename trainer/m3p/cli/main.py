@@ -16,7 +16,7 @@ from m3p.cli.prepare import index_command, prepare_app
 from m3p.cli.published import add_published
 from m3p.cli.regions import add_regions
 from m3p.cli.search import add_search
-from m3p.cli.train import default_ranks, recipes_command, slurm_command, train_command, train_program
+from m3p.cli.train import default_ranks, recipes_command, slurm_command, threads_of_job, train_command, train_program
 from m3p.console import PlainConsole
 from m3p.errors import UserError, no_room
 from m3p.recipe.evaluation import ProtocolName
@@ -121,6 +121,7 @@ def ablate_command(
     folder: Annotated[Path, typer.Option(help="Where the runs and the comparison go.")] = Path("runs/ablation"),
     deepspeed_config: DsConfigOption = "zero1",
     ranks: Ranks = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each of so many ranks; on a CPU alone.")] = 1,
 ) -> None:
     """Train every combination of the varied fields, and compare each with the first, over queries and seeds.
 
@@ -132,8 +133,10 @@ def ablate_command(
     if not vary:
         raise UserError("--vary is missing: name a field and two or more values, as in --vary model.dropout=0,0.1")
     path, ds_config = find_recipe(recipe), find_ds_config(deepspeed_config)
-    train = launcher(train_program(ranks or default_ranks()), path, str(ds_config))
-    report = ablate(path, overrides or [], vary, seeds, folder, train)
+    ranks = ranks or default_ranks()
+    threads = None if jobs == 1 else threads_of_job(jobs, ranks)
+    train = launcher(lambda: train_program(ranks), path, str(ds_config), threads)
+    report = ablate(path, overrides or [], vary, seeds, folder, train, jobs)
     for table in tables(report):
         PlainConsole().print(table)
     say(f"{METHOD}\nsee {folder / 'ablation.html'}")

@@ -68,6 +68,17 @@ def default_ranks() -> int:
     return torch.cuda.device_count() or min(MAX_CPU_RANKS, len(os.sched_getaffinity(0)))
 
 
+def threads_of_job(jobs: int, ranks: int) -> int:
+    """Return how many threads a rank gets where `jobs` runs of `ranks` share the processors. Raises UserError on a GPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        raise UserError(
+            f"--jobs {jobs}: runs would meet on the same GPUs; leave it out, and give each run all of them with --ranks"
+        )
+    return max(1, len(os.sched_getaffinity(0)) // (jobs * ranks))
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
