@@ -53,8 +53,8 @@ class ModelConfig(BaseModel):
     )
     text_centre: bool = Field(
         False,
-        description="Contrastive head: texts are scaled to unit length, and a learned vector is added before their projection: "
-        "mean-pooled states share one large direction.",
+        description="Contrastive head: texts are scaled to unit length, and the mean of 1,024 captions of training is taken away "
+        "before their projection: mean-pooled states share one large direction. Measured before the first step, then fixed.",
     )
     temperature: float = Field(0.07, gt=0.01, le=1, description="Contrastive temperature at the start.")
     learn_temperature: bool = Field(True, description="Train the temperature, or keep it.")

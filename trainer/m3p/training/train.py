@@ -38,6 +38,7 @@ from m3p.training.stop import (
     ignore_in_worker,
     write_stopped,
 )
+from m3p.training.text_centre import measure_text_centre
 from m3p.training.watch.loss_guard import Guard
 from m3p.training.watch.monitor import Monitor
 from m3p.training.watch.startup import announce
@@ -64,7 +65,7 @@ def train(recipe: Recipe, ds_config: Path, ranks: Ranks) -> bool:
         now = _state(recipe, ranks, objectives)
         check_agreement(ranks, facts_of_run(now, ds_config))
         newest, found = _find(recipe, ranks, now)
-        engine, before = _engine(recipe, ds_config, ranks, plan, newest)
+        engine, before = _engine(recipe, ds_config, ranks, plan, objectives, newest)
         if newest is not None and found is not None:
             restore(newest, found, engine, ranks)
         first = 0 if found is None else found.step
@@ -201,7 +202,12 @@ def _find(recipe: Recipe, ranks: Ranks, now: State) -> tuple[Path | None, State 
 
 
 def _engine(
-    recipe: Recipe, ds_config: Path, ranks: Ranks, plan: Plan, newest: Path | None
+    recipe: Recipe,
+    ds_config: Path,
+    ranks: Ranks,
+    plan: Plan,
+    objectives: dict[str, Objective],
+    newest: Path | None,
 ) -> tuple[Engine, list[str] | None]:
     """Return the engine over the network of the recipe, its weights those of the checkpoint `newest` if there is one.
 
@@ -216,6 +222,8 @@ def _engine(
         load_weights(model, newest)  # now, because DeepSpeed makes its copies of the weights when it starts
     elif recipe.model.weights is not None:
         before = start_from(model, recipe.model.weights, ranks, recipe.tokenizer_folder)
+    if newest is None:
+        measure_text_centre(model, objectives.values())
     check_agreement(ranks, facts_of_network(model))
     torch.manual_seed(key("dropout", recipe.run.seed, ranks.rank))  # the one choice that belongs to a rank
     run = recipe.run

@@ -87,7 +87,8 @@ class ContrastiveHead(EmbeddingHead):
     Args:
         hidden: units of a residual layer on pictures; 0: none.
         dropout: of pooled pictures, and of what the residual layer adds.
-        centre: whether texts are scaled to unit length and moved by a learned vector before they are projected.
+        centre: whether texts are scaled to unit length and moved by a fixed vector before they are projected; training
+            measures it (training/text_centre.py).
     """
 
     def __init__(
@@ -109,7 +110,8 @@ class ContrastiveHead(EmbeddingHead):
         self.up = nn.Linear(width, hidden) if hidden else None
         self.down = nn.Linear(hidden, projection) if hidden else None
         self.dropout = dropout
-        self.centre = nn.Parameter(torch.zeros(width)) if centre else None
+        # Added: the mean of texts with its sign turned.
+        self.centre = nn.Parameter(torch.zeros(width), requires_grad=False) if centre else None
         # Of one dimension, as ZeRO wants its parameters.
         self.log_scale = nn.Parameter(torch.full((1,), -math.log(temperature)), requires_grad=learn_temperature)
 
@@ -124,7 +126,7 @@ class ContrastiveHead(EmbeddingHead):
 
     @property
     def text_projection(self) -> nn.Module:
-        """The linear layer of texts; not their centre, which is trained even where this is frozen."""
+        """The linear layer of texts; their centre is never trained."""
         return self.text
 
     def rows(self, hidden: Tensor, layout: Layout, targets: Targets) -> Tensor:
