@@ -265,6 +265,7 @@ def test_the_ways_out_work(corpus: Corpus) -> None:
     for image, pictures in (
         (str(elsewhere / "a.png"), PictureFolder(elsewhere)),
         ("a.png", PictureFolder(elsewhere)),
+        ("a.png", PictureFolder(corpus.folder / ".." / elsewhere.name)),
         ("link.png", PictureFolder(corpus.folder, follow_links=True)),
     ):
         source.write_text(json.dumps({"id": "a", "image": image, "captions": {"en": "a dog"}}) + "\n")

@@ -43,7 +43,7 @@ def test_what_captions_have_in_common_is_taken_away(tiny: Path, pooling: str) ->
     scorer = Scorer(plain, objective.context.tokenizer, 32, 64)
     head = plain.heads["contrastive"]
     assert isinstance(head, ContrastiveHead)
-    head.text = torch.nn.Identity()  # then a text's embedding is its pooled state, of unit length
+    head.text = torch.nn.Identity()  # type: ignore[assignment]  # then a text's embedding is its pooled state, of unit length
     mean = scorer.embed_texts(texts).mean(0)
     assert np.linalg.norm(mean) > 0.5  # there is something to take away
     np.testing.assert_allclose(centre_of(model), -mean, atol=1e-5)

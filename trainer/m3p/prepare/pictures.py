@@ -52,8 +52,8 @@ class PictureFolder:
 
     def _check_place(self, path: Path, name: str) -> None:
         """Raise ValueError unless the path lies in the folder, and what it leads to as well."""
-        inside = Path(os.path.normpath(self.folder.absolute() / name)).is_relative_to(self.folder.absolute())
-        if not inside:
+        folder = self.folder.absolute()  # which may have `..` of its own
+        if not Path(os.path.normpath(folder / name)).is_relative_to(os.path.normpath(folder)):
             raise ValueError(
                 f"it is outside of {self.folder}; the rule is a path in it: give the folder of the pictures with --images"
             )
