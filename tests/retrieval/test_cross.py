@@ -14,7 +14,7 @@ from m3p.model.build import build_model
 from m3p.recipe.recipe import Recipe
 from m3p.retrieval import cross
 from m3p.retrieval.blocks import Blocks
-from m3p.retrieval.cross import WantedPairs, match_pairs
+from m3p.retrieval.cross import PairMatcher, WantedPairs
 from m3p.retrieval.scoring import Scorer
 
 TEXTS = {"en": ["dog cat", "moon", "stone bread river", "bird"], "de": ["Hund", "Haus Haus Haus"]}
@@ -49,7 +49,7 @@ def test_listed_pairs_are_scored_as_single_ones_whatever_the_blocks(
     monkeypatch.setattr(cross, "PICTURES_AT_ONCE", 2)
     wanted = {language: WantedPairs.listed(pairs, len(pictures)) for language, pairs in some_pairs().items()}
     captions = {language: scorer.tokenize(texts) for language, texts in TEXTS.items()}
-    parts = match_pairs(scorer, captions, pictures, wanted, Blocks(tmp_path / "blocks"), most)
+    parts = PairMatcher(scorer, captions, pictures, wanted).match(Blocks(tmp_path / "blocks"), most)
     for language, pairs in some_pairs().items():
         logits = np.concatenate(parts[language])
         assert len(logits) == len(np.unique(pairs, axis=0))
@@ -62,10 +62,10 @@ def test_all_pairs_and_all_pairs_of_each_part(scorer: Scorer, pictures: list[Pic
     captions, every = {"en": scorer.tokenize(TEXTS["en"])}, np.arange(4)
     table = scorer.match(TEXTS["en"], pictures, np.array([[c, n] for n in range(7) for c in range(4)])).reshape(7, 4)
     whole = {"en": WantedPairs.every([(np.arange(7), every)], 7)}
-    found = np.concatenate(match_pairs(scorer, captions, pictures, whole, Blocks(tmp_path / "whole"), 9)["en"])
+    found = np.concatenate(PairMatcher(scorer, captions, pictures, whole).match(Blocks(tmp_path / "whole"), 9)["en"])
     np.testing.assert_allclose(found.reshape(7, 4), table, atol=1e-5)
     halves = {"en": WantedPairs.every([(np.arange(3), every[:1]), (np.arange(3, 7), every[2:])], 7)}
-    found = np.concatenate(match_pairs(scorer, captions, pictures, halves, Blocks(tmp_path / "halves"), 9)["en"])
+    found = np.concatenate(PairMatcher(scorer, captions, pictures, halves).match(Blocks(tmp_path / "halves"), 9)["en"])
     np.testing.assert_allclose(found, np.concatenate([table[:3, 0], table[3:, 2:].ravel()]), atol=1e-5)
 
 
@@ -77,18 +77,18 @@ def test_passes_and_time_are_said_before_it_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cross, "WORTH_AN_ESTIMATE", 20)
-    monkeypatch.setattr(cross, "_pairs_per_second", lambda *given: 0.1)
+    monkeypatch.setattr(PairMatcher, "pairs_per_second", lambda self: 0.1)
     captions, whole = {"en": scorer.tokenize(TEXTS["en"])}, {"en": WantedPairs.every([(np.arange(7), np.arange(4))], 7)}
-    match_pairs(scorer, captions, pictures, whole, Blocks(tmp_path / "blocks"), 8)
+    PairMatcher(scorer, captions, pictures, whole).match(Blocks(tmp_path / "blocks"), 8)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(
         "cross-encoder: 28 passes, one for each pair of caption and picture; about 5 min at 0 a second"
     )
     (tmp_path / "blocks" / "cross-encoder-000001.npy").unlink()
-    match_pairs(scorer, captions, pictures, whole, Blocks(tmp_path / "blocks"), 8)
+    PairMatcher(scorer, captions, pictures, whole).match(Blocks(tmp_path / "blocks"), 8)
     assert "8 passes, one for each pair of caption and picture; 20 were done before" in capsys.readouterr().out
 
 
 def test_the_speed_that_the_estimate_is_made_of_is_measured(scorer: Scorer, pictures: list[Picture]) -> None:
     whole = {"en": WantedPairs.every([(np.arange(7), np.arange(4))], 7)}
-    assert cross._pairs_per_second(scorer, {"en": scorer.tokenize(TEXTS["en"])}, pictures, whole) > 1
+    assert PairMatcher(scorer, {"en": scorer.tokenize(TEXTS["en"])}, pictures, whole).pairs_per_second() > 1

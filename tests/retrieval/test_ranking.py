@@ -125,7 +125,7 @@ def test_killed_half_way_and_gone_on_with_is_one_go(
 ) -> None:
     monkeypatch.setattr(cross, "PICTURES_AT_ONCE", 3)
     monkeypatch.setattr("m3p.retrieval.ranking.EMBEDDED_OF_A_BLOCK", 7)
-    monkeypatch.setattr(cross.match_pairs, "__defaults__", (100,))
+    monkeypatch.setattr(cross.PairMatcher.match, "__defaults__", (100,))
     way = Way("rerank", 5, 0.5)
     whole = Ranker(scorer, pictures, way, Blocks(tmp_path / "whole"), saved=tmp_path / "a").rank()
     match, calls = Scorer.match_embedded, []

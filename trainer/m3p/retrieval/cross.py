@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from m3p import distributed
 from m3p.batch import Picture
 from m3p.retrieval.blocks import Blocks, cut, duration
-from m3p.retrieval.pairs import Captions
+from m3p.retrieval.pairs import Captions, EmbeddedPictures
 from m3p.retrieval.scoring import PICTURES_AT_ONCE, Scorer
 from m3p.terminal import say
 
@@ -90,89 +90,82 @@ class _AllPairs(WantedPairs):
         return np.stack([np.tile(self.captions, end - first), pictures], 1)
 
 
-def match_pairs(
-    scorer: Scorer,
-    captions: Mapping[str, Captions],
-    pictures: Sequence[Picture],
-    wanted: Mapping[str, WantedPairs],
-    blocks: Blocks,
-    most: int = PAIRS_OF_A_BLOCK,
-) -> dict[str, list[Floats]]:
-    """Return, for each language, the matching logits of its wanted pairs, in their order, as arrays to be joined end to end."""
-    counts = np.sum([pairs.counts for pairs in wanted.values()], axis=0)
-    bounds = cut(counts, most)
-    sizes = [int(counts[first:end].sum()) for first, end in bounds]
+class PairMatcher:
+    """Scores the wanted pairs of all languages by the cross-encoder.
 
-    def work(number: int) -> Floats:
-        return _match_block(scorer, captions, pictures, wanted, *bounds[number])
+    Args:
+        scorer: the network.
+        captions: the texts of each language, tokenised.
+        pictures: [N] the gallery.
+        wanted: the pairs of each language that are scored.
+    """
 
-    _announce(scorer, captions, pictures, wanted, blocks, sizes)
-    found = blocks.compute("cross-encoder", sizes, work, "pairs")
-    parts: dict[str, list[Floats]] = {language: [] for language in wanted}
-    for (first, end), scores in zip(bounds, found, strict=True):
-        place = 0
-        for language, pairs in wanted.items():
-            number = int(pairs.starts[end] - pairs.starts[first])
-            parts[language].append(scores[place : place + number])
-            place += number
-    return parts
+    def __init__(
+        self,
+        scorer: Scorer,
+        captions: Mapping[str, Captions],
+        pictures: Sequence[Picture],
+        wanted: Mapping[str, WantedPairs],
+    ) -> None:
+        self._scorer, self._captions, self._pictures, self._wanted = scorer, captions, pictures, wanted
 
+    def match(self, blocks: Blocks, most: int = PAIRS_OF_A_BLOCK) -> dict[str, list[Floats]]:
+        """Return, for each language, the matching logits of its wanted pairs, in their order, as arrays to be joined end to end.
 
-def _match_block(
-    scorer: Scorer,
-    captions: Mapping[str, Captions],
-    pictures: Sequence[Picture],
-    wanted: Mapping[str, WantedPairs],
-    first: int,
-    end: int,
-) -> Floats:
-    """Score the pairs of pictures `first` to `end`, language by language: their logits end to end."""
-    found: dict[str, list[Floats]] = {language: [] for language in wanted}
-    for start in range(first, end, PICTURES_AT_ONCE):
-        stop = min(start + PICTURES_AT_ONCE, end)
-        embedded = scorer.embed_visual([pictures[number] for number in range(start, stop)])
-        for language, pairs in wanted.items():
-            found[language].append(scorer.match_embedded(captions[language], embedded, pairs.of(start, stop)))
-    return np.concatenate([scores for parts in found.values() for scores in parts])
+        All ranks of the job call it, and each returns the same. A block holds the pairs of as many pictures as have at most
+        `most` together, or of one picture.
+        """
+        counts = np.sum([pairs.counts for pairs in self._wanted.values()], axis=0)
+        bounds = cut(counts, most)
+        sizes = [int(counts[first:end].sum()) for first, end in bounds]
+        self._announce(blocks, sizes)
+        found = blocks.compute("cross-encoder", sizes, lambda number: self._match_block(*bounds[number]), "pairs")
+        parts: dict[str, list[Floats]] = {language: [] for language in self._wanted}
+        for (first, end), scores in zip(bounds, found, strict=True):
+            place = 0
+            for language, pairs in self._wanted.items():
+                number = int(pairs.starts[end] - pairs.starts[first])
+                parts[language].append(scores[place : place + number])
+                place += number
+        return parts
 
+    def _match_block(self, first: int, end: int) -> Floats:
+        """Score the pairs of pictures `first` to `end`, language by language: their logits end to end."""
+        found: dict[str, list[Floats]] = {language: [] for language in self._wanted}
+        for start in range(first, end, PICTURES_AT_ONCE):
+            stop = min(start + PICTURES_AT_ONCE, end)
+            embedded = self._embed(start, stop)
+            for language, pairs in self._wanted.items():
+                scores = self._scorer.match_embedded(self._captions[language], embedded, pairs.of(start, stop))
+                found[language].append(scores)
+        return np.concatenate([scores for parts in found.values() for scores in parts])
 
-def _announce(
-    scorer: Scorer,
-    captions: Mapping[str, Captions],
-    pictures: Sequence[Picture],
-    wanted: Mapping[str, WantedPairs],
-    blocks: Blocks,
-    sizes: Sequence[int],
-) -> None:
-    """Say how many passes there are and, where they are many, how long they will take: a few are tried."""
-    done = distributed.broadcast_object(blocks.done(sizes, "cross-encoder"))
-    left = sum(sizes) - done
-    if blocks.rank or not left:
-        return
-    line = f"cross-encoder: {left:,} passes, one for each pair of caption and picture"
-    if done:
-        line += f"; {done:,} were done before"
-    if left >= WORTH_AN_ESTIMATE:
-        speed = _pairs_per_second(scorer, captions, pictures, wanted)
-        line += (
-            f"; about {duration(left / speed / blocks.ranks)} at {speed:,.0f} a second on each of {blocks.ranks} ranks"
-        )
-    say(line)
+    def _embed(self, first: int, end: int) -> EmbeddedPictures:
+        """Return pictures `first` to `end` as the network's visual embedder gives them."""
+        return self._scorer.embed_visual([self._pictures[number] for number in range(first, end)])
 
+    def _announce(self, blocks: Blocks, sizes: Sequence[int]) -> None:
+        """Say how many passes there are and, where they are many, how long they will take: a few are tried."""
+        done = distributed.broadcast_object(blocks.done(sizes, "cross-encoder"))
+        left = sum(sizes) - done
+        if blocks.rank or not left:
+            return
+        line = f"cross-encoder: {left:,} passes, one for each pair of caption and picture"
+        if done:
+            line += f"; {done:,} were done before"
+        if left >= WORTH_AN_ESTIMATE:
+            speed = self.pairs_per_second()
+            time_left = duration(left / speed / blocks.ranks)
+            line += f"; about {time_left} at {speed:,.0f} a second on each of {blocks.ranks} ranks"
+        say(line)
 
-def _pairs_per_second(
-    scorer: Scorer,
-    captions: Mapping[str, Captions],
-    pictures: Sequence[Picture],
-    wanted: Mapping[str, WantedPairs],
-) -> float:
-    """Score some pairs twice, and time the second go."""
-    language, pairs = next(iter(wanted.items()))
-    end = int(np.searchsorted(pairs.starts, PROBED_PAIRS)) or 1
-    embedded = scorer.embed_visual([pictures[number] for number in range(min(end, len(pictures)))])
-    some = pairs.of(0, min(end, len(pictures)))[:PROBED_PAIRS]
-    for _ in range(2):
-        start = time.perf_counter()
-        scorer.match_embedded(captions[language], embedded, some)
-        seconds = time.perf_counter() - start
-    return len(some) / seconds
+    def pairs_per_second(self) -> float:
+        """Score some pairs twice, and time the second go."""
+        language, pairs = next(iter(self._wanted.items()))
+        end = min(int(np.searchsorted(pairs.starts, PROBED_PAIRS)) or 1, len(self._pictures))
+        embedded, some = self._embed(0, end), pairs.of(0, end)[:PROBED_PAIRS]
+        for _ in range(2):
+            start = time.perf_counter()
+            self._scorer.match_embedded(self._captions[language], embedded, some)
+            seconds = time.perf_counter() - start
+        return len(some) / seconds

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3p.retrieval.blocks import Blocks, cut
-from m3p.retrieval.cross import WantedPairs, match_pairs
+from m3p.retrieval.cross import PairMatcher, WantedPairs
 from m3p.retrieval.fold_scores import FoldScores, Listed
 from m3p.retrieval.metrics import QueryRanks, Ties
 from m3p.retrieval.pairs import Captions
@@ -94,7 +94,7 @@ class Ranker:
         wanted = {} if self._way.scoring == "dual" else {code: self._wanted(code) for code in self._languages}
         if wanted:
             tokens = {language: one.tokens for language, one in self._languages.items()}
-            parts = match_pairs(self._scorer, tokens, self._pictures.visuals, wanted, self._blocks)
+            parts = PairMatcher(self._scorer, tokens, self._pictures.visuals, wanted).match(self._blocks)
             result.passes = sum(int(pairs.starts[-1]) for pairs in wanted.values())
         for language, one in self._languages.items():
             result.truncated[language] = int(one.tokens.truncated[one.numbers].sum())
