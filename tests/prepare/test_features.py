@@ -11,13 +11,14 @@ import yaml
 
 from m3p.data.shards.index_folder import index_folder
 from m3p.data.shards.manifest import Manifest
+from m3p.data.shards.tar_samples import shown_samples
 from m3p.data.source import Source, SourceConfig
 from m3p.data.storage.folders import LocalFolder
 from m3p.data.storage.reader import ShardReader
 from m3p.errors import BadSample, UserError
 from m3p.model.build import build_model
 from m3p.objectives.tasks import TASKS
-from m3p.prepare.features import prepare_features, read_samples
+from m3p.prepare.features import prepare_features
 from m3p.recipe.load import parse_recipe
 from m3p.recipe.recipe import Recipe
 from m3p.training.build_objectives import build_objectives
@@ -63,7 +64,7 @@ def test_samples_and_captions_are_those_of_the_pictures(pictures: Path, stored: 
         (shard.name, shard.samples) for shard in theirs.shards
     ]
     for shard in mine.shards:
-        for one, other in zip(read_samples(stored / shard.name), read_samples(pictures / shard.name), strict=True):
+        for one, other in zip(shown_samples(stored / shard.name), shown_samples(pictures / shard.name), strict=True):
             assert one.key == other.key
             assert one.members["json"] == other.members["json"]
             assert set(one.members) == {"json", MEMBER}

@@ -12,6 +12,7 @@ from m3p import __version__
 from m3p.cli.arguments import DsConfigOption, Overrides, Ranks, RecipeArgument
 from m3p.cli.data import data_app
 from m3p.cli.features import add_features
+from m3p.cli.linked import add_linked
 from m3p.cli.prepare import index_command, prepare_app
 from m3p.cli.published import add_published
 from m3p.cli.regions import add_regions
@@ -28,6 +29,7 @@ app.command("train")(train_command)
 app.command("recipes")(recipes_command)
 app.command("slurm")(slurm_command)
 add_published(prepare_app)
+add_linked(prepare_app)
 add_regions(prepare_app)
 add_search(app)
 add_features(prepare_app)

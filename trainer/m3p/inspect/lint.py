@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from m3p.data.origins import mixed_origins
 from m3p.data.shards.fingerprint import is_whole
 from m3p.data.shards.index import TarIndex, scan_tar
 from m3p.data.shards.index_file import FORMER, index_faults, open_index
@@ -53,7 +54,7 @@ def _pictures_seen(recipe: Recipe, sources: dict[str, Source]) -> Iterator[str]:
     """Yield which pictures of evaluations training sees too, and why that may not be known."""
     try:
         yield from map(_line, leaks(recipe, sources))
-        yield from (f"{NOTE}{line}" for line in not_known(recipe, sources))
+        yield from (f"{NOTE}{line}" for line in (*mixed_origins(sources), *not_known(recipe, sources)))
     except UserError as error:
         yield _line(error)
 

@@ -27,12 +27,10 @@ from tqdm import tqdm
 from m3p.atomic import replacing, write_text
 from m3p.data.loader.die_with_parent import end_with
 from m3p.data.records import text_files
-from m3p.data.shards.file_bytes import FileBytes
 from m3p.data.shards.fingerprint import CONTENT, content_number
-from m3p.data.shards.index import split_name
 from m3p.data.shards.index_folder import index_folder
 from m3p.data.shards.manifest import Manifest
-from m3p.data.shards.tar import TarError, walk
+from m3p.data.shards.tar_samples import TarSample, shown_samples
 from m3p.data.storage.folders import LocalFolder
 from m3p.errors import BadSample, UserError
 from m3p.locks import hold
@@ -76,13 +74,6 @@ class Job:
     """"cpu", or "cuda" for all GPUs in turn."""
     threads: int
     """That torch computes with on a CPU."""
-
-
-class Sample(NamedTuple):
-    """A sample of a shard."""
-
-    key: str
-    members: Members
 
 
 class Made(NamedTuple):
@@ -248,7 +239,7 @@ class Looker:
             ThreadPoolExecutor(THREADS) as pool,
         ):
             tar = webdataset.TarWriter(file, user="m3p", group="m3p", mode=0o644, mtime=0, encoder=False)
-            samples = read_samples(self._job.source / name)
+            samples = shown_samples(self._job.source / name)
             ahead = self._begin(pool, samples)
             while ahead:
                 now, ahead = ahead, self._begin(pool, samples)
@@ -257,7 +248,9 @@ class Looker:
             tar.close()
         return bad
 
-    def _begin(self, pool: ThreadPoolExecutor, samples: Iterator[Sample]) -> "list[tuple[Sample, Future[Pixels]]]":
+    def _begin(
+        self, pool: ThreadPoolExecutor, samples: Iterator[TarSample]
+    ) -> "list[tuple[TarSample, Future[Pixels]]]":
         """Have the pictures of the next batch decoded."""
         return [(one, pool.submit(self._decode, one.members)) for one in islice(samples, self._job.batch_size)]
 
@@ -265,7 +258,9 @@ class Looker:
         """Return a picture as the tower takes it, [size, size, 3]. Raises BadSample."""
         return self._job.tower.load(members, None).features[0]
 
-    def _finish(self, batch: "list[tuple[Sample, Future[Pixels]]]", name: str, bad: list[str]) -> Iterator[Sample]:
+    def _finish(
+        self, batch: "list[tuple[TarSample, Future[Pixels]]]", name: str, bad: list[str]
+    ) -> Iterator[TarSample]:
         """Yield the samples of a batch with tokens in the place of pictures; where there are none, with captions alone."""
         seen: dict[str, Pixels] = {}
         for sample, decoded in batch:
@@ -281,9 +276,9 @@ class Looker:
             }
             if sample.key in tokens:
                 kept[MEMBER] = self._pack(tokens[sample.key], sample, name)
-            yield Sample(sample.key, kept)
+            yield TarSample(sample.key, kept)
 
-    def _pack(self, features: NDArray[np.float32], sample: Sample, name: str) -> bytes:
+    def _pack(self, features: NDArray[np.float32], sample: TarSample, name: str) -> bytes:
         """Return the file of a sample's tokens. Raises UserError: they cannot be stored."""
         picture = sample.members[picture_kind(sample.members) or ""]
         number = content_number(hashlib.blake2b(picture, digest_size=CONTENT).digest())
@@ -297,24 +292,3 @@ class Looker:
         with torch.inference_mode():
             found: NDArray[np.float32] = self._look(torch.from_numpy(np.stack(pictures)).to(self._device)).cpu().numpy()
         return found
-
-
-def read_samples(path: Path) -> Iterator[Sample]:
-    """Yield the samples of a tar in their order, each with all its files. Raises UserError: a broken tar."""
-    with path.open("rb") as file:
-        content = FileBytes(file.fileno(), os.fstat(file.fileno()).st_size)
-        key, members = "", Members()
-        try:
-            for member in walk(content, whole=True):
-                parts = split_name(member.name)
-                if parts is None:
-                    continue
-                if parts[0] != key and members:
-                    yield Sample(key, members)
-                    members = {}
-                key = parts[0]
-                members[parts[1]] = bytes(content[member.data : member.data + member.size])
-        except TarError as error:
-            raise UserError(f"{path} is no whole tar: {error}. Copy it or make it again.") from None
-        if members:
-            yield Sample(key, members)

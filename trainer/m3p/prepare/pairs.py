@@ -6,7 +6,7 @@ is left behind, and all mistakes are reported at once.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,6 +67,31 @@ class Options:
 
 
 @dataclass
+class CaptionCounts:
+    """How many captions a picture has in each language."""
+
+    least: dict[str, int] = field(default_factory=dict)
+    """Fewest captions of a picture that has any, by language."""
+    most: dict[str, int] = field(default_factory=dict)
+    """Most captions of a picture, by language."""
+
+    def add(self, captions: Mapping[str, object]) -> None:
+        """Note the captions of a picture: language -> text or texts."""
+        for language, texts in captions.items():
+            number = len(texts) if isinstance(texts, list) else 1
+            self.least[language] = min(number, self.least.get(language, number))
+            self.most[language] = max(number, self.most.get(language, number))
+
+    def per_picture(self) -> str:
+        """Return how many captions a picture has, if all languages agree, else by language: "5", "en 5 to 7, fr 1"."""
+        spans = {
+            language: f"{low}" if low == self.most[language] else f"{low} to {self.most[language]}"
+            for language, low in sorted(self.least.items())
+        }
+        return next(iter(spans.values())) if len(set(spans.values())) == 1 else ", ".join(map(" ".join, spans.items()))
+
+
+@dataclass
 class _Checker:
     """Checks records one by one; remembers, of the good ones, the ids and the width of the first region features."""
 
@@ -81,10 +106,8 @@ class _Checker:
     """Records that were left out for their pictures."""
     unread: Counter[str] = field(default_factory=Counter)
     """Records by fields that are not kept."""
-    least: dict[str, int] = field(default_factory=dict)
-    """Fewest captions of a picture that has any, by language."""
-    most: dict[str, int] = field(default_factory=dict)
-    """Most captions of a picture, by language."""
+    counts: CaptionCounts = field(default_factory=CaptionCounts)
+    """Of the good records."""
 
     def members(self, entry: Entry) -> tuple[dict[str, bytes], list[str]]:
         """Return the members of a sample, and what is wrong with the record: nothing, one or several sentences.
@@ -109,7 +132,8 @@ class _Checker:
         if self._is_unwanted(members, record):
             self.left_out += 1
             return {}, []
-        self._count(captions)
+        assert isinstance(captions, dict), "it has passed the checks"
+        self.counts.add(captions)
         self.unread.update(name for name in record if name not in (*OWN_FIELDS, "image", *used))
         return members | {"json": _json({**record, "captions": captions})}, []
 
@@ -122,22 +146,6 @@ class _Checker:
         if record.get(PUBLISHED_ID):
             numbers.append(published_number(record[PUBLISHED_ID]))
         return bool(np.isin(np.array(numbers, np.uint64), self.unwanted).any())
-
-    def _count(self, captions: object) -> None:
-        """Note how many captions a good record has in each language."""
-        assert isinstance(captions, dict)
-        for language, texts in captions.items():
-            number = len(texts) if isinstance(texts, list) else 1
-            self.least[language] = min(number, self.least.get(language, number))
-            self.most[language] = max(number, self.most.get(language, number))
-
-    def per_picture(self) -> str:
-        """Return how many captions a picture has, if all languages agree, else by language: "5", "en 5 to 7, fr 1"."""
-        spans = {
-            language: f"{low}" if low == self.most[language] else f"{low} to {self.most[language]}"
-            for language, low in sorted(self.least.items())
-        }
-        return next(iter(spans.values())) if len(set(spans.values())) == 1 else ", ".join(map(" ".join, spans.items()))
 
     def _captions(self, record: Fields) -> tuple[object, tuple[str, ...]]:
         """Return the captions by language, in whatever layout, and the fields they were read from."""
@@ -265,7 +273,7 @@ def write_pairs(
             raise UserError(f"{report(name, bad)}\nNothing was written. Mend them, or leave them out with --skip-bad.")
         if not writer.samples:
             raise UserError(f"{name} holds no usable record.\n{report(name, bad)}")
-        writer.origin = {**options.origin, "captions_per_picture": checker.per_picture()}
+        writer.origin = {**options.origin, "captions_per_picture": checker.counts.per_picture()}
     if checker.left_out:
         sources = ", ".join(map(str, options.leave_out))
         say(f"{name}: {checker.left_out:,} records were left out, whose pictures are in {sources}.")

@@ -15,6 +15,7 @@ from m3p.checkpoints.save import Checkpoints
 from m3p.data.loader.loader import MicroBatches, load
 from m3p.data.order.plan import MicroBatchPlan, Plan
 from m3p.data.order.shuffle import ORDER_VERSION
+from m3p.data.origins import mixed_origins
 from m3p.data.tokenizer import open_tokenizer
 from m3p.distributed import Ranks
 from m3p.errors import UserError
@@ -153,7 +154,7 @@ def _check_pictures(recipe: Recipe, objectives: dict[str, Objective]) -> None:
         sources = training_sources(objectives)
         try:
             check_leaks(recipe, sources)
-            for line in (*not_known(recipe, sources), record_seen(recipe, sources)):
+            for line in (*mixed_origins(sources), *not_known(recipe, sources), record_seen(recipe, sources)):
                 if line:
                     warn(line)
         except UserError as error:

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from m3p.data.kinds import KINDS, Kind
-from m3p.data.records import FROM_FILES, Record, choose_captions, read_record, text_files
+from m3p.data.records import FROM_FILES, Members, Record, choose_captions, read_record, text_files
 from m3p.data.records import LARGEST_FILE as LARGEST_TEXT
 from m3p.data.shards.file_bytes import FileBytes
 from m3p.data.shards.fingerprint import Fingerprint, content_number, probe, published_number
 from m3p.data.shards.index_file import LONGEST_EXTENSION, MOST_MEMBERS, OTHER, IndexFile, name_bytes, write_index
 from m3p.data.shards.shard_table import index_name
+from m3p.data.shards.side_captions import SideCaptions, side_path
 from m3p.data.shards.tar import BLOCK, Member, TarError, head_sum, is_followed, walk
 from m3p.errors import BadSample, UserError
 from m3p.visual.decode import IMAGE_KINDS, picture_kind
@@ -60,6 +61,8 @@ class TarIndex:
     """The first file whose name has a dot before its ending, if there is one: all from there on counts as the ending."""
     followed: bool = False
     """Whether another tar stands behind its end, of which nothing is read."""
+    side_captions: str = ""
+    """Hash of the file of captions beside the tar, which count in place of those in it; "" without one."""
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -111,8 +114,9 @@ def index_tar(path: Path, kind: str, language: str = "en") -> TarIndex:
 def scan_tar(path: Path, kind: str, language: str = "en") -> tuple[TarIndex, IndexFile]:
     """Walk the tar at `path`; return what is in it, and what its index file holds.
 
-    `language` is the language of captions that come as KEY.txt (img2dataset's layout). Raises UserError for a
-    compressed, truncated or broken tar, for a sample whose members are apart, and for region features of two widths.
+    `language` is the language of captions that come as KEY.txt (img2dataset's layout). Captions beside the tar
+    (side_captions.py) count in place of those in it. Raises UserError for a compressed, truncated or broken tar, for a sample
+    whose members are apart, and for region features of two widths.
     """
     with path.open("rb") as file:
         start = file.read(6)
@@ -122,20 +126,33 @@ def scan_tar(path: Path, kind: str, language: str = "en") -> tuple[TarIndex, Ind
         size = os.fstat(file.fileno()).st_size
         if not size:
             raise UserError(f"{path} is empty (0 bytes), not a tar: copy it again or remove it.")
-        scan = _Scan(path, kind, language, FileBytes(file.fileno(), size))
+        scan = _Scan(path, kind, language, FileBytes(file.fileno(), size), open_side(path))
         try:
             found = scan.run(size)
             found = replace(found, dotted=scan.dotted, followed=is_followed(scan.content, scan.offsets[-1]))
         except TarError as error:
             raise UserError(f"{path} is no whole tar: {error}. Copy it or make it again.") from None
+        finally:
+            if scan.side is not None:
+                scan.side.close()
         return found, scan.index(found.fingerprint)
+
+
+def open_side(path: Path) -> SideCaptions | None:
+    """Return the captions beside the tar at `path`; None where there are none. Raises UserError for a broken file."""
+    try:
+        return SideCaptions.beside(path)
+    except ValueError as error:
+        raise UserError(f"{path.parent}: {error}: make it again with `m3p prepare`.") from None
 
 
 class _Scan:
     """State of one walk over one tar."""
 
-    def __init__(self, path: Path, kind: str, language: str, content: FileBytes) -> None:
-        self.path, self.kind, self.language, self.content = path, kind, language, content
+    def __init__(
+        self, path: Path, kind: str, language: str, content: FileBytes, side: SideCaptions | None = None
+    ) -> None:
+        self.path, self.kind, self.language, self.content, self.side = path, kind, language, content, side
         self.offsets: list[int] = []
         """Where each sample begins, and where the last one ends."""
         self.sizes: list[int] = []
@@ -183,6 +200,10 @@ class _Scan:
             end = member.end
         self.finish(sample, extents, hashes)
         self.offsets.append(end)
+        if self.side is not None and len(self.side) != len(self.kinds):
+            raise UserError(
+                f"{side_path(self.path)} has {len(self.side):,} lines, and its tar {len(self.kinds):,} samples: make it again."
+            )
         return TarIndex(
             samples=len(self.kinds),
             bytes=size,
@@ -196,6 +217,7 @@ class _Scan:
             layouts=self.layouts,
             unread=self.unread,
             reasons=self.reasons,
+            side_captions="" if self.side is None else self.side.digest,
         )
 
     def note(self, member: Member, extension: str) -> None:
@@ -292,9 +314,8 @@ class _Scan:
 
     def has_captions(self, extents: dict[str, tuple[int, int]]) -> bool:
         """Count the languages and the layout of the sample's captions; say whether all of them can be used."""
-        texts = ["json"] if "json" in extents else []
-        files = {name: self.read(extents, name, LARGEST_TEXT) for name in (*texts, *text_files(extents))}
         try:
+            files = self.texts(extents)
             record = read_record(files, self.language)
             self.published[-1] = published_number(record.published) if record.published else 0
             self.unnamed += record.unnamed
@@ -306,6 +327,14 @@ class _Scan:
             self.count_reason(reason)
             return False
         return True
+
+    def texts(self, extents: dict[str, tuple[int, int]]) -> Members:
+        """Return the JSON and text files of the sample, or the line that stands for them. Raises BadSample."""
+        if self.side is not None:
+            number = len(self.kinds) - 1
+            return self.side.over(number, {}) if number < len(self.side) else {}
+        names = [*(["json"] if "json" in extents else []), *text_files(extents)]
+        return {name: self.read(extents, name, LARGEST_TEXT) for name in names}
 
     def is_good(self, record: Record, language: str) -> bool:
         """Tell whether the captions in a language can be used."""

@@ -21,6 +21,7 @@ from m3p.data.shards.index import TarIndex, index_tar
 from m3p.data.shards.manifest import Kind, Manifest, write_manifest
 from m3p.data.shards.notes import equal_pictures, notes, unusable_samples
 from m3p.data.shards.shard_table import Shard, ShardTable
+from m3p.data.shards.side_captions import side_path
 from m3p.errors import UserError
 from m3p.locks import hold
 from m3p.terminal import say
@@ -99,6 +100,9 @@ def _manifest(folder: Path, paths: list[Path], indexes: list[TarIndex], kind: Ki
         region_features=next(iter(widths), None),
         stored_tower=next(iter(towers), None),
         without_picture=sum(index.without_picture for index in indexes),
+        side_captions={
+            path.name: index.side_captions for path, index in zip(paths, indexes, strict=True) if index.side_captions
+        },
         shards=ShardTable(
             Shard(name=path.name, samples=index.samples, bytes=index.bytes, fingerprint=index.fingerprint)
             for path, index in zip(paths, indexes, strict=True)
@@ -156,9 +160,9 @@ def _each(paths: list[Path], kind: Kind, language: str) -> Iterator[tuple[Path, 
 
 
 def _name(path: Path) -> str:
-    """Name a tar with its size and time, so that one that was changed is indexed again."""
-    status = path.stat()
-    return f"{path.name} {status.st_size} {status.st_mtime_ns}"
+    """Name a tar, and the captions beside it, with size and time, so that what was changed is indexed again."""
+    files = [path, *(side for side in [side_path(path)] if side.exists())]
+    return " ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
 
 
 def _read_progress(progress: TextIO, kind: Kind, language: str) -> dict[str, TarIndex]:

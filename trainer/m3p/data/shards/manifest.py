@@ -75,6 +75,8 @@ class Manifest(BaseModel):
     """Samples that have region features and no picture, as features are handed round."""
     origin: dict[str, str] = {}
     """What was imported: set, task, split, caption_source and licence of a published set; captions_per_picture of all."""
+    side_captions: dict[str, str] = {}
+    """Hash of the file of captions beside each shard that has one, by the shard's name: data/shards/side_captions.py."""
     shards: Annotated[ShardTable, BeforeValidator(_is_table)]
     """In the order that positions count them."""
 

@@ -64,6 +64,11 @@ class RemoteFolder:
         cache.make()
         content = _read(f"{self._full}/{MANIFEST_FILE}")
         self.manifest = Manifest.parse(content, self.url)
+        if self.manifest.side_captions:
+            raise UserError(
+                f"{self.url}: has captions beside its shards, which are read from a local folder alone: copy the folder to a "
+                "disk that the node sees, its links followed (cp -rL)"
+            )
         # Named by its manifest, so that files of a source that was indexed again are not mixed with the old ones.
         self._place = hashlib.blake2b(self.url.encode() + content, digest_size=12).hexdigest()
 

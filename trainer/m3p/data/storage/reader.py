@@ -8,8 +8,9 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -21,13 +22,14 @@ from m3p.data.shards.fingerprint import content_name, has_moved
 from m3p.data.shards.index import members
 from m3p.data.shards.index_file import IndexFile, index_faults, open_index
 from m3p.data.shards.shard_table import Shard
+from m3p.data.shards.side_captions import SideCaptions, side_path
 from m3p.data.shards.tar import BLOCK, head_sum, head_sums
 from m3p.data.storage.file_map import FileMap
 from m3p.data.storage.folders import Folder
 from m3p.errors import BadSample, OneRankError
 
 MAX_OPEN = 128
-"""Shards that a process keeps open, over all its sources. Each takes two file descriptors, of which 1,024 are usual."""
+"""Shards that a process keeps open, over all its sources. Each takes up to three file descriptors, of which 1,024 are usual."""
 
 MAX_LOST = 3
 """Times that a shard may be deleted from the cache between fetching and opening it, before that is an error."""
@@ -43,6 +45,8 @@ Made = TypeVar("Made")
 class _Opened:
     descriptor: int
     index: IndexFile
+    side: SideCaptions | None = None
+    """The captions beside the shard, in place of those in it."""
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
@@ -56,7 +60,7 @@ class _Opened:
 
     def content(self) -> FileMap | None:
         """Return the tar, mapped into memory; None where `views` has no use for it, or it is shorter than its index says."""
-        if len(self.index.extensions) != 1 or not self.index.offsets[-1]:
+        if len(self.index.extensions) != 1 or not self.index.offsets[-1] or self.side is not None:
             return None
         try:
             return self._map if self._map.is_whole() else None
@@ -75,7 +79,14 @@ class _Opened:
             raise BadSample(
                 f"the shard ends at byte {first + len(span)}, inside the sample (truncated since it was indexed)"
             )
-        return self._cut(sample, span)
+        stored = self._cut(sample, span)
+        return stored if self.side is None else self.side.over(sample, stored)
+
+    def close(self) -> None:
+        """Close its files."""
+        os.close(self.descriptor)
+        if self.side is not None:
+            self.side.close()
 
     def _cut(self, sample: int, span: bytes) -> Members:
         extensions, (lengths, sums) = self.index.extensions, self._heads
@@ -172,7 +183,7 @@ class ShardReader:
         if (self, shard) not in _open:
             if len(_open) >= MAX_OPEN:
                 _, oldest = _open.popitem(last=False)
-                os.close(oldest.descriptor)
+                oldest.close()
             _open[self, shard] = self._load(shard)
         _open.move_to_end((self, shard))
         return _open[self, shard]
@@ -181,7 +192,7 @@ class ShardReader:
         """Close all shards of this source but `shards`: open files keep the space of what the cache has deleted."""
         for owner, shard in list(_open):
             if owner is self and shard not in shards:
-                os.close(_open.pop((owner, shard)).descriptor)
+                _open.pop((owner, shard)).close()
 
     def _load(self, shard: int) -> _Opened:
         entry = self._shards[shard]
@@ -205,13 +216,29 @@ class ShardReader:
                     raise _DamagedShardError(f"{self._folder}/{entry.name} {fault}: {WAY_OUT}")
                 opened = _Opened(os.open(path, os.O_RDONLY | os.O_CLOEXEC), open_index(index, entry.samples))
                 if moved := has_moved(opened.descriptor, entry.bytes, opened.index.offsets, opened.index.probe):
-                    os.close(opened.descriptor)
+                    opened.close()
                     raise _DamagedShardError(f"{self._folder}/{entry.name} {moved}: {WAY_OUT}")
-                return opened
+                return replace(opened, side=self._side_captions(entry, path))
         raise OneRankError(
             f"{self._folder}/{entry.name} or its index was deleted while in use. Copy it there again; if it is remote, "
             "data.cache_bytes is too small for the windows that the processes of this node read: raise it"
         )
+
+    def _side_captions(self, entry: Shard, path: Path) -> SideCaptions | None:
+        """Open the captions beside a shard, if its manifest names such. Raises _DamagedShardError where they are others."""
+        wanted = self._folder.manifest.side_captions.get(entry.name)
+        if wanted is None:
+            return None
+        try:
+            side = SideCaptions(side_path(path))
+        except (OSError, ValueError) as error:
+            raise _DamagedShardError(f"{self._folder}: captions beside {entry.name}: {error}: {WAY_OUT}") from None
+        if side.digest != wanted or len(side) != entry.samples:
+            side.close()
+            raise _DamagedShardError(
+                f"{self._folder}: the captions beside {entry.name} are not those that were indexed: {WAY_OUT}"
+            )
+        return side
 
 
 def _make_mapped(
