@@ -15,11 +15,12 @@ from tests.prepare.region_formats import test_bottom_up as bottom_up
 from tests.prepare.region_formats import test_m3p_hdf5 as hdf5
 from tests.prepare.region_formats import test_mmf as mmf
 from tests.prepare.region_formats import test_vinvl as vinvl
+from tests.prepare.region_formats import test_volta_lmdb as lmdb
 
 OPTIONS = ReadOptions(3)
 
 
-@pytest.mark.parametrize("format_name", ["bottom-up", "mmf", "vinvl", "m3p-hdf5"])
+@pytest.mark.parametrize("format_name", ["bottom-up", "mmf", "vinvl", "m3p-hdf5", "volta-lmdb"])
 def test_every_format_is_recognised_and_goes_into_shards(tiny: Path, tmp_path: Path, format_name: str) -> None:
     """By the names of records and pictures that the format has, from its file to shards."""
     source = tmp_path / "source"
@@ -35,11 +36,13 @@ def test_every_format_is_recognised_and_goes_into_shards(tiny: Path, tmp_path: P
         vinvl.write(source, [("k0", vinvl.predicted()), ("k1", vinvl.predicted())])
         for number, record in enumerate(records):
             record["id"] = f"k{number}"
+    elif format_name == "volta-lmdb":
+        lmdb.write(source, {record["id"]: lmdb.row() for record in records})
     else:
         source = source / "train_0.h5"
         hdf5.write(source, image_id=np.array([record["image"].encode() for record in records]))
     for record in records:
-        record["id"] = record["id"] if format_name in ("bottom-up", "vinvl") else f"other {record['id']}"
+        record["id"] = record["id"] if format_name in ("bottom-up", "vinvl", "volta-lmdb") else f"other {record['id']}"
     (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, records)))
     said = run("import-regions", source, "--output", tmp_path / "regions")
     assert f"regions of 2 pictures ({format_name})" in said
@@ -87,7 +90,7 @@ def test_names_of_pictures_are_those_of_their_files(tmp_path: Path) -> None:
 
 def test_unknown_formats_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(UserError, match="not recognised; say --format: m3p-hdf5, vinvl, mmf, bottom-up"):
+    with pytest.raises(UserError, match="not recognised; say --format: m3p-hdf5, volta-lmdb, vinvl, mmf, bottom-up"):
         import_regions(tmp_path / "a.txt", tmp_path / "out", OPTIONS)
     with pytest.raises(UserError, match="--format tsv is none"):
         import_regions(tmp_path / "a.txt", tmp_path / "out", OPTIONS, "tsv")

@@ -70,12 +70,13 @@ def import_regions_command(
     source: Annotated[
         Path,
         typer.Argument(
-            help="A TSV of bottom-up attention or LXMERT, a folder of MMF's .npy or of VinVL's TSVs, or M3P's HDF5."
+            help="A TSV of bottom-up attention or LXMERT, a folder of MMF's .npy or of VinVL's TSVs, M3P's HDF5 or volta's LMDB."
         ),
     ],
     output: Output,
     format: Annotated[
-        str | None, typer.Option(help="bottom-up, mmf, vinvl or m3p-hdf5; recognised by the file if left out.")
+        str | None,
+        typer.Option(help="bottom-up, mmf, vinvl, m3p-hdf5 or volta-lmdb; recognised by the file if left out."),
     ] = None,
     named_by: Annotated[
         Literal["id", "image"] | None,

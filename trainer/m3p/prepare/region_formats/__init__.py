@@ -11,6 +11,7 @@ from m3p.prepare.region_formats.m3p_hdf5 import read_m3p_hdf5
 from m3p.prepare.region_formats.mmf import INFO, read_mmf
 from m3p.prepare.region_formats.stored import ReadOptions, Stored
 from m3p.prepare.region_formats.vinvl import FEATURES, read_vinvl
+from m3p.prepare.region_formats.volta_lmdb import is_lmdb, read_volta_lmdb
 
 
 class Format(NamedTuple):
@@ -32,6 +33,7 @@ def _is_hdf5(path: Path) -> bool:
 
 FORMATS = {
     "m3p-hdf5": Format(read_m3p_hdf5, NamedBy.IMAGE, _is_hdf5),
+    "volta-lmdb": Format(read_volta_lmdb, NamedBy.ID, is_lmdb),
     "vinvl": Format(read_vinvl, NamedBy.ID, lambda path: path.name == FEATURES or (path / FEATURES).is_file()),
     "mmf": Format(read_mmf, NamedBy.IMAGE, lambda path: path.is_dir() and any(path.glob(f"*{INFO}"))),
     "bottom-up": Format(read_bottom_up, NamedBy.ID, lambda path: path.is_file() and ".tsv" in path.suffixes),

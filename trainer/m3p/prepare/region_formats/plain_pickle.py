@@ -1,9 +1,9 @@
 """Reads a pickle that holds dicts, lists, tuples, texts, numbers and numpy arrays of numbers, and executes nothing.
 
 `numpy.save` of a dict writes a pickle, and MMF's `_info.npy` are such files. A pickle is a program: it may call whatever it can
-name. Here it can name five constructors of numpy, and gets stand-ins of this file for them. Any other name, and any operation
-that plain data does not need, is an error. The operations run in Python's own slow reader, whose memory is bounded by the size
-of the pickle.
+name. Here it can name five constructors of numpy and that of an OrderedDict, and gets stand-ins of this file for them. Any other
+name, and any operation that plain data does not need, is an error. The operations run in Python's own slow reader, whose memory
+is bounded by the size of the pickle.
 """
 
 import io
@@ -101,6 +101,13 @@ def _encode(text: object, encoding: object = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+def _ordered(*items: object) -> dict[str, Any]:
+    """Return an empty dict for an OrderedDict, which rows of `csv` were before Python 3.8; its items are put in afterwards."""
+    if items:
+        raise NotPlain("an OrderedDict that is made of something")
+    return {}
+
+
 class _Marker:
     """Stands for `numpy.ndarray`, which is named and never called."""
 
@@ -109,10 +116,11 @@ _NAMES: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _Marker(),
     ("numpy", "dtype"): _Type,
     ("_codecs", "encode"): _encode,
+    ("collections", "OrderedDict"): _ordered,
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
 }
-_CALLED = (_Type, _reconstruct, _scalar, _encode)
+_CALLED = (_Type, _reconstruct, _scalar, _encode, _ordered)
 
 
 class _Reader(pickle._Unpickler):
@@ -125,7 +133,7 @@ class _Reader(pickle._Unpickler):
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for a name. Raises NotPlain for any but the five."""
+        """Return what stands for a name. Raises NotPlain for any but the few."""
         if (module, name) not in _NAMES:
             raise NotPlain(f"it names {module[:40]}.{name[:40]}, which is not plain data")
         return _NAMES[module, name]
