@@ -1,12 +1,15 @@
-"""Starts the trainer as a user does, with the real deepspeed launcher, and reads what it wrote."""
+"""Runs the trainer on one or several ranks, and reads what it wrote."""
 
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
+
+from tests.forked import run_ranks
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,44 +29,60 @@ def launch(
     check: bool = True,
     program: Path = ROOT / "trainer" / "run.py",
     accelerator: str = "cpu",
+    launcher: bool = False,
 ) -> "subprocess.CompletedProcess[str]":
-    """Run `deepspeed --num_gpus RANKS trainer/run.py ...` (or a `program` that wraps it) to its end."""
-    environment = {
+    """Run `trainer/run.py ...` (or a `program` that wraps it) on so many ranks to its end.
+
+    The ranks are forks of a process with their imports (tests/forked.py); with `launcher`, and on a GPU, they are started by
+    `deepspeed --num_gpus RANKS`, as a user starts them.
+    """
+    arguments = ["--recipe", str(recipe), "--deepspeed_config", str(ds_config), *overrides]
+    if launcher or accelerator != "cpu":
+        command = ["deepspeed", "--num_gpus", str(ranks), "--master_port", str(free_port()), str(program), *arguments]
+        done = subprocess.run(
+            command, env=environment(accelerator), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        )
+    else:
+        done = _forked(program, [arguments] * ranks)
+    if check and done.returncode:
+        raise AssertionError(
+            f"{program.name} {' '.join(arguments)}\nended with {done.returncode}:\n"
+            f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+        )
+    return done
+
+
+def environment(accelerator: str) -> dict[str, str]:
+    """Return the variables for a program that this environment's Python runs."""
+    return {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": accelerator,
         "PYTHONWARNINGS": "ignore",
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    command = ["deepspeed", "--num_gpus", str(ranks), "--master_port", str(free_port()), str(program)]
-    command += ["--recipe", str(recipe), "--deepspeed_config", str(ds_config), *overrides]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    if check and done.returncode:
-        raise AssertionError(
-            f"{' '.join(command)}\nended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
-        )
-    return done
+
+
+def _forked(program: Path, arguments: list[list[str]]) -> "subprocess.CompletedProcess[str]":
+    """Run forked ranks; their output is that of all, the exit code the first that is not 0."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = (Path(folder) / "out", Path(folder) / "err")
+        variables = {**environment("cpu"), "MASTER_PORT": str(free_port())}
+        codes = run_ranks(program, arguments, variables, [files] * len(arguments))
+        out, err = (path.read_text() for path in files)
+    return subprocess.CompletedProcess([str(program)], next((code for code in codes if code), 0), out, err)
 
 
 def as_ranks(recipe: Path, ds_config: Path, *overrides: list[str]) -> list[tuple[int, str]]:
-    """Start one rank for each list of overrides, each by hand, as ranks of one node: -> (exit code, output) of each."""
-    port = str(free_port())
-    environment = {**os.environ, "WORLD_SIZE": str(len(overrides)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, str(ROOT / "trainer" / "run.py"), "--recipe", str(recipe)]
-    command += ["--deepspeed_config", str(ds_config)]
-    started = [
-        subprocess.Popen(
-            [*command, *mine],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank, mine in enumerate(overrides)
-    ]
-    return [(one.returncode, out) for one in started for out in [one.communicate(timeout=200)[0]]]
+    """Run one rank for each list of overrides, as ranks of one node: -> (exit code, output) of each."""
+    usual = ["--recipe", str(recipe), "--deepspeed_config", str(ds_config)]
+    with tempfile.TemporaryDirectory() as folder:
+        files = [(path, path) for rank in range(len(overrides)) for path in [Path(folder) / f"rank-{rank}"]]
+        variables = {**environment("cpu"), "MASTER_PORT": str(free_port())}
+        arguments = [[*usual, *mine] for mine in overrides]
+        codes = run_ranks(ROOT / "trainer" / "run.py", arguments, variables, files)
+        return [(code, path.read_text()) for code, (path, _) in zip(codes, files, strict=True)]
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

@@ -1,11 +1,10 @@
-"""Starts runs with faults by the real launcher, kills their processes, and compares what is left."""
+"""Runs with faults: starts them by the real launcher or as forked ranks, kills their processes, and compares what is left."""
 
 import json
-import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from torch import Tensor
 from m3p.checkpoints import files
 from m3p.checkpoints.files import Reader, read_state
 from m3p.checkpoints.read import newest_whole
-from tests.launch import ROOT, free_port
+from tests.forked import run_ranks
+from tests.launch import ROOT, environment, free_port
 
 RUNNER = ROOT / "tests" / "chaos" / "runner.py"
 
@@ -60,29 +60,44 @@ class Job:
 def start(
     recipe: Path, zero: Path, ranks: int, faults: list[dict[str, Any]], *overrides: str, name: str, folder: Path
 ) -> Job:
-    """Start a run in the background; its output and faults are files in `folder`."""
-    faults_file = folder / f"{name}.faults.json"
-    faults_file.write_text(json.dumps(faults))
+    """Start a run by `deepspeed` in the background; its output and faults are files in `folder`."""
     output = folder / f"{name}.out"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore"}
-    import sys
-
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     command = ["deepspeed", "--num_gpus", str(ranks), "--master_port", str(free_port()), str(RUNNER)]
-    command += ["--recipe", str(recipe), "--deepspeed_config", str(zero), str(faults_file), *overrides]
+    command += _arguments(recipe, zero, faults, overrides, folder / f"{name}.faults.json")
     with output.open("w") as file:
-        process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            command, env=environment("cpu"), cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, text=True
+        )
     return Job(process, output)
+
+
+def _arguments(
+    recipe: Path, zero: Path, faults: list[dict[str, Any]], overrides: Sequence[str], faults_file: Path
+) -> list[str]:
+    """Write the faults, and return the arguments of runner.py."""
+    faults_file.write_text(json.dumps(faults))
+    return ["--recipe", str(recipe), "--deepspeed_config", str(zero), str(faults_file), *overrides]
+
+
+def fork(
+    recipe: Path, zero: Path, ranks: int, faults: list[dict[str, Any]], *overrides: str, name: str, folder: Path
+) -> tuple[list[int], str]:
+    """Run forked ranks (tests/forked.py) to their end: -> their exit codes, what they printed."""
+    output = folder / f"{name}.out"
+    output.unlink(missing_ok=True)
+    arguments = _arguments(recipe, zero, faults, overrides, folder / f"{name}.faults.json")
+    variables = {**environment("cpu"), "MASTER_PORT": str(free_port())}
+    codes = run_ranks(RUNNER, [arguments] * ranks, variables, [(output, output)] * ranks)
+    return codes, output.read_text()
 
 
 def run(
     recipe: Path, zero: Path, ranks: int, faults: list[dict[str, Any]], *overrides: str, name: str, folder: Path
 ) -> str:
-    """Run to its end, which must be a good one; return what it printed."""
-    job = start(recipe, zero, ranks, faults, *overrides, name=name, folder=folder)
-    code = job.wait()
-    assert code == 0, job.text()[-6000:]
-    return job.text()
+    """Run forked ranks to their end, which must be a good one; return what they printed."""
+    codes, text = fork(recipe, zero, ranks, faults, *overrides, name=name, folder=folder)
+    assert not any(codes), f"exit codes {codes}\n{text[-6000:]}"
+    return text
 
 
 def kill(processes: list[psutil.Process]) -> None:

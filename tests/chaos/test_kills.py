@@ -1,6 +1,7 @@
 """Kill -9 at any instant, as often as you like: the final weights are those of the run that nobody disturbed."""
 
 import random
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from tests.chaos.harness import (
     Job,
     assert_equal,
+    fork,
     kill,
     last_step,
     metrics_file,
@@ -69,8 +71,11 @@ def survive(tiny: Path, tmp_path: Path, kinds: list[str], steps: int, seed: int)
         before = metrics_file(folder)
         # Loader processes change nothing in the training, and cost time where nobody kills them.
         workers = f"data.workers={int(kind == 'worker')}"
-        job = start(tiny, ZERO, 2, faults, *settings, workers, name=f"kill-{number}", folder=tmp_path)
-        if kind in OUTSIDE:
+        if kind in INSIDE:
+            codes, text = fork(tiny, ZERO, 2, faults, *settings, workers, name=f"kill-{number}", folder=tmp_path)
+            assert -signal.SIGKILL in codes or newest_step(folder) == steps, text[-4000:]
+        else:
+            job = start(tiny, ZERO, 2, faults, *settings, workers, name=f"kill-{number}", folder=tmp_path)
             step = rng.randint(min(done + 1, steps - 1), max(done + 1, min(save, steps - 1)))
             wait_for_step(job, folder, step, before)
             time.sleep(rng.random() * 0.1)
@@ -82,12 +87,9 @@ def survive(tiny: Path, tmp_path: Path, kinds: list[str], steps: int, seed: int)
                 while time.monotonic() < end and last_step(folder) < leash:
                     time.sleep(0.01)
                 kill(orphans)
-        else:
-            job.wait()
         print(f"kill {number}: {kind}, from step {done}; newest checkpoint now {newest_step(folder)}")
-    job = start(tiny, ZERO, 2, [], *settings, "data.workers=0", name="end", folder=tmp_path)
-    assert job.wait() == 0, job.text()[-4000:]
-    assert (folder / "status").read_text() == "done\n", job.text()[-4000:]
+    text = run(tiny, ZERO, 2, [], *settings, "data.workers=0", name="end", folder=tmp_path)
+    assert (folder / "status").read_text() == "done\n", text[-4000:]
     name = f"checkpoints/step-{steps:08d}"
     assert_equal(tensors(folder / name), tensors(undisturbed / name))
     assert (folder / "checkpoints" / "latest").read_text() == f"step-{steps:08d}\n"

@@ -38,8 +38,17 @@ def test_memory_is_within_a_tenth_of_what_a_real_run_takes(
     ds_config.write_text(json.dumps({**settings, "bf16": {"enabled": bf16}}))
     few = FEW if bf16 else []  # products in bf16 are slow on a CPU
     peaks = []
-    for name, shape in (("interpreter", few), ("whole", [*BIG, *few])):
-        launch(tiny, ds_config, 2, "run.steps=20", "run.stop_after=3", f"run.folder={tmp_path / name}", *shape)
+    for name, shape in (("interpreter", few), ("whole", [*BIG, *few])):  # by the launcher: a fork shares memory
+        launch(
+            tiny,
+            ds_config,
+            2,
+            "run.steps=20",
+            "run.stop_after=3",
+            f"run.folder={tmp_path / name}",
+            *shape,
+            launcher=True,
+        )
         peaks.append(metrics(tmp_path / name)[-1]["peak_memory_gib"])
     planner = Planner(load_recipe(tiny, [*BIG, *few]), ds_config)
     found = planner.forecast(planner.setting(2, None), None)

@@ -1,9 +1,6 @@
 """Gradients are summed in float32, however a batch is cut into micro-batches and over ranks, in every ZeRO stage."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.chaos.harness import read_shares
-from tests.launch import free_port
+from tests.forked import run_ranks
+from tests.launch import environment, free_port
 
 PROGRAM = Path(__file__).parent / "sums.py"
 SAMPLES = list(range(64))
@@ -49,23 +47,11 @@ def take(folder: Path, ranks: int) -> None:
     for cut in ("1x64", "once"):
         samples, size = CUTS[cut]
         cases[f"float32-{cut}"] = {"settings": settings(0, False, False), "samples": samples, "micro_batch": size}
-    port = str(free_port())
-    environment = {**os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, str(PROGRAM), str(folder), json.dumps(cases)]
-    started = [
-        subprocess.Popen(
-            command,
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    for process in started:
-        output, _ = process.communicate(timeout=400)
-        assert process.returncode == 0, output[-5000:]
+    output = folder / "output"
+    arguments = [str(folder), json.dumps(cases)]
+    variables = {**environment("cpu"), "MASTER_PORT": str(free_port())}
+    codes = run_ranks(PROGRAM, [arguments] * ranks, variables, [(output, output)] * ranks, 400)
+    assert not any(codes), output.read_text()[-5000:]
 
 
 def read(folder: Path) -> Tensor:

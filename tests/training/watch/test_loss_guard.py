@@ -11,7 +11,7 @@ from m3p.prepare import pairs
 from m3p.prepare.regions import pack_regions
 from m3p.training.losses import Figures
 from m3p.training.watch.loss_guard import ENOUGH, Guard, Verdict
-from tests.chaos.harness import run, start
+from tests.chaos.harness import fork, run
 from tests.launch import ROOT, launch, metrics
 from tests.test_equality import zero
 from tests.tiny import make_tiny
@@ -97,10 +97,11 @@ def test_poisoned_steps_make_no_update_and_training_goes_on(tiny: Path, tmp_path
 def test_too_many_in_a_row_end_the_run(tiny: Path, tmp_path: Path) -> None:
     fault = [{"point": "poison", "step": 4, "until": 99, "what": "batch"}]
     settings = ("run.max_skipped=3", f"run.folder={tmp_path / 'run'}")
-    job = start(tiny, ROOT / "ds_configs" / "zero1.json", 2, fault, *settings, name="run", folder=tmp_path)
-    assert job.wait() != 0
-    assert "3 steps in a row without an update (run.max_skipped)" in job.text()
-    assert "Traceback" not in job.text()
+    zero1 = ROOT / "ds_configs" / "zero1.json"
+    codes, text = fork(tiny, zero1, 2, fault, *settings, name="run", folder=tmp_path)
+    assert all(codes)
+    assert "3 steps in a row without an update (run.max_skipped)" in text
+    assert "Traceback" not in text
     assert len((tmp_path / "run" / "skipped.jsonl").read_text().splitlines()) == 3
 
 

@@ -1,0 +1,63 @@
+"""Runs ranks as forks of one process that holds their imports already: real processes, but no launcher.
+
+A start by `deepspeed` imports torch and DeepSpeed four times for two ranks, some 20 s of processor time. Where the launcher
+is not what a test is about, its ranks come from here.
+"""
+
+import multiprocessing
+import os
+import runpy
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+_CONTEXT: ForkServerContext = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.rank_imports"])
+
+
+def run_ranks(
+    program: Path,
+    arguments: Sequence[Sequence[str]],
+    environment: Mapping[str, str],
+    outputs: Sequence[tuple[Path, Path]],
+    seconds: float = 300,
+) -> list[int]:
+    """Run a Python program as the ranks of one node, to their end: -> the exit code of each, negative for a signal.
+
+    `arguments` are those of each rank, `outputs` the files to which its standard output and error are appended. When a
+    rank fails, the others get SIGTERM, as from DeepSpeed's launcher. Raises TimeoutError, and ends them, after `seconds`.
+    """
+    shared = {**environment, "WORLD_SIZE": str(len(arguments)), "MASTER_ADDR": "127.0.0.1"}
+    ranks = list[BaseProcess]()
+    for rank, (words, files) in enumerate(zip(arguments, outputs, strict=True)):
+        own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        ranks.append(_CONTEXT.Process(target=_be_rank, args=(program, words, own, files)))
+        ranks[-1].start()
+    end, told = time.monotonic() + seconds, False
+    while any(rank.exitcode is None for rank in ranks):
+        if time.monotonic() > end:
+            for rank in ranks:
+                rank.kill()
+            raise TimeoutError(f"{program.name} has not ended after {seconds} s")
+        if not told and any(rank.exitcode for rank in ranks):
+            told = True
+            for rank in ranks:
+                rank.terminate()
+        time.sleep(0.02)
+    return [rank.exitcode or 0 for rank in ranks]
+
+
+def _be_rank(program: Path, words: Sequence[str], environment: Mapping[str, str], files: tuple[Path, Path]) -> None:
+    """Become a fresh `python PROGRAM WORDS...` as far as a program can tell."""
+    for path, descriptor in zip(files, (1, 2), strict=True):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, descriptor)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = [str(program), *words]
+    sys.path.insert(0, str(program.parent))
+    runpy.run_path(str(program), run_name="__main__")
