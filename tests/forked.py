@@ -37,17 +37,17 @@ def run_ranks(
         ranks.append(_CONTEXT.Process(target=_be_rank, args=(program, words, own, files)))
         ranks[-1].start()
     end, told = time.monotonic() + seconds, False
-    while any(rank.exitcode is None for rank in ranks):
+    while any(one.exitcode is None for one in ranks):
         if time.monotonic() > end:
-            for rank in ranks:
-                rank.kill()
+            for one in ranks:
+                one.kill()
             raise TimeoutError(f"{program.name} has not ended after {seconds} s")
-        if not told and any(rank.exitcode for rank in ranks):
+        if not told and any(one.exitcode for one in ranks):
             told = True
-            for rank in ranks:
-                rank.terminate()
+            for one in ranks:
+                one.terminate()
         time.sleep(0.02)
-    return [rank.exitcode or 0 for rank in ranks]
+    return [one.exitcode or 0 for one in ranks]
 
 
 def _be_rank(program: Path, words: Sequence[str], environment: Mapping[str, str], files: tuple[Path, Path]) -> None:
