@@ -1,6 +1,7 @@
 """Check a picture's stored region features, and pack them the way that shards hold them."""
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,47 @@ from m3p.visual.regions import BOX_SLACK
 Arrays = dict[str, NDArray[Any]]
 TYPES = {"boxes": np.float32, "features": np.float16, "class_ids": np.int32, "class_probs": np.float16}
 """The arrays of a regions.npz, as shards hold them; classes may be left out."""
+OTHER_NAMES = {"boxes": ("bbox", "norm_bb"), "class_ids": ("objects",)}
+"""What MMF (bbox, objects) and UNITER (norm_bb: x1, y1, x2, y2, width and height, all as shares) call them."""
+DISTRIBUTIONS = ("cls_prob", "soft_labels")
+"""What MMF and UNITER call a distribution over all classes, [R, C]."""
+KEPT_CLASSES = 10
+"""Classes of a region that are kept of a distribution: the likeliest ones."""
 
 
 def load_regions(path: Path) -> Arrays:
     """Read boxes [R, 4] in 0..1, features [R, D] and, if there, class_ids [R] or [R, K] with class_probs alike.
 
-    Returned in the types of shards. Raises ValueError with the reason.
+    Names of MMF and UNITER are taken too; boxes are in pixels where image_width and image_height stand beside them. Returned in
+    the types of shards. Raises ValueError with the reason.
     """
     try:
         if not path.is_file() and path.exists():
             raise ValueError("it is no regular file")
         with path.open("rb") as file:
             content = read_npz(file.read(LARGEST_NPZ + 1))
-        arrays: Arrays = {name: content[name] for name in TYPES if name in content}
+        arrays = _named(content)
     except FileNotFoundError:
         raise ValueError("it does not exist") from None
     except Exception as error:  # on broken bytes its parsers raise nearly anything, from KeyError to TokenError
         raise ValueError(f"it cannot be used: {error}") from None
     return check_regions(arrays)
+
+
+def _named(content: Mapping[str, Any]) -> Arrays:
+    """Return the arrays of an npz under our names. Raises nearly anything where they are broken."""
+    arrays: Arrays = {name: content[name] for name in TYPES if name in content}
+    for name, others in OTHER_NAMES.items():
+        if (found := next((other for other in others if other in content), None)) and name not in arrays:
+            arrays[name] = content[found][:, :4] if name == "boxes" else content[found].astype(np.int64)
+    sides = [content[name] for name in ("image_width", "image_height") if name in content]
+    if len(sides) == 2 and "boxes" in arrays:
+        arrays["boxes"] = (arrays["boxes"] / np.tile(np.array(sides, np.float64).reshape(2), 2)).astype(np.float32)
+    distribution = next((content[name] for name in DISTRIBUTIONS if name in content), None)
+    if distribution is not None and "class_probs" not in arrays:
+        ids = np.argsort(-distribution.astype(np.float32), axis=1, kind="stable")[:, :KEPT_CLASSES]
+        arrays |= {"class_ids": ids, "class_probs": np.take_along_axis(distribution, ids, 1)}
+    return arrays
 
 
 def check_regions(arrays: Arrays) -> Arrays:
