@@ -14,7 +14,8 @@ import torch
 from m3p.data.tokenizer import Tokenizer
 from m3p.model.build import build_model
 from m3p.objectives import OBJECTIVES
-from m3p.objectives.image_caption import MAX_TRIED, Candidates, ImageCaption
+from m3p.objectives.image_caption import ImageCaption
+from m3p.objectives.mismatches import MAX_TRIED, Candidates
 from m3p.objectives.objective import Context
 from m3p.objectives.tasks.matching import Matching
 from m3p.prepare.shards import ShardWriter
@@ -88,9 +89,9 @@ def test_matching_is_at_chance_where_pictures_carry_nothing(tiny: Path, tmp_path
 def test_this_measurement_sees_partners_of_another_source(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def next_ones(self: Candidates, position: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def next_ones(self: Candidates, position: int, most: int = MAX_TRIED) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         place = position - self._start
-        return self._start + (place + 1 + np.arange(MAX_TRIED)) % len(self._sources)
+        return self._start + (place + 1 + np.arange(most)) % len(self._sources)
 
     monkeypatch.setattr(Candidates, "of", next_ones)
     assert accuracy(tiny, tmp_path) > 0.65

@@ -15,7 +15,8 @@ from m3p.batch import Batch
 from m3p.data.sample import BadSamples, Sample
 from m3p.data.tokenizer import Tokenizer
 from m3p.objectives import OBJECTIVES
-from m3p.objectives.image_caption import MAX_TRIED, Candidates, ImageCaption
+from m3p.objectives.image_caption import ImageCaption
+from m3p.objectives.mismatches import MAX_TRIED, Candidates
 from m3p.objectives.objective import Context
 from m3p.prepare.shards import ShardWriter
 from m3p.recipe.recipe import Recipe

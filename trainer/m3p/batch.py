@@ -5,9 +5,9 @@ A task says what it wants from the network by the slots or sequences that it nam
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -90,6 +90,35 @@ class Sequence(NamedTuple):
 
 
 @dataclass
+class HardNegatives:
+    """What is known of the N pairs of a micro-batch to which training adds hard negatives (training/hard_negatives.py)."""
+
+    rows: Tensor
+    """[N] int64: place of each pair in its turn."""
+    texts: Tensor
+    """[N] int64: number of the sequence that is its text alone."""
+    pictures: Tensor
+    """[N] int64: number of the sequence that is its picture alone."""
+    sources: Tensor
+    """[N] int64: number of its source."""
+    keys: Tensor
+    """[N] int64: what its random choice is keyed by, 64 bits."""
+    captions: Tensor
+    """[K] int64: names of all captions that it has, in all languages, pair by pair; equal names mean equal captions."""
+    captions_of: Tensor
+    """[N] int64: how many of these are its own."""
+    wanted: int = 1
+    """Hard negatives of each pair."""
+    loss: Literal["bce", "softmax", "hinge"] = "bce"
+    """The loss of matching."""
+
+    def map(self, change: Callable[[Any], Any]) -> "HardNegatives":
+        """Return the same with something else in place of each tensor."""
+        tensors = {name.name: change(getattr(self, name.name)) for name in fields(self) if name.type is Tensor}
+        return replace(self, **tensors)
+
+
+@dataclass
 class Batch:
     """A packed micro-batch. T slots, W words, V visual tokens, S sequences.
 
@@ -131,6 +160,8 @@ class Batch:
     """Bad samples that were met and replaced: where, and why."""
     counts: dict[str, int] = field(default_factory=dict)
     """What the monitor adds up: words seen, words switched to a language, ..."""
+    hard: HardNegatives | None = None
+    """None where the objective wants no hard negatives."""
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on `device`; copies do not wait where the memory is pinned."""
@@ -148,6 +179,7 @@ class Batch:
         content["targets"] = {
             task: {name: change(tensor) for name, tensor in of.items()} for task, of in self.targets.items()
         }
+        content["hard"] = None if self.hard is None else self.hard.map(change)
         return Batch(**content)
 
     @property

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from m3p.batch import Allocate, Batch, Picture, Sequence, allocate_nothing
+from m3p.batch import Allocate, Batch, HardNegatives, Picture, Sequence, allocate_nothing
 from m3p.data.loader.picture_buffer import PictureBuffer
 
 _NONE = np.zeros(0, np.int64)
@@ -49,6 +49,7 @@ class Packer:
         self._targets: dict[str, dict[str, list[NDArray[np.generic]]]] = {}
         self.names: list[str] = []
         self.counts: dict[str, int] = {}
+        self.hard: HardNegatives | None = None
 
     def add(self, sequence: Sequence) -> tuple[int, int]:
         """Append a sequence; return its number and its first slot."""
@@ -142,6 +143,7 @@ class Packer:
             samples=samples,
             names=self.names,
             counts=self.counts,
+            hard=self.hard,
         )
 
     def _join_features(self, arrays: Sequences[NDArray[Any]], buffer: PictureBuffer | None) -> Tensor:

@@ -4,27 +4,27 @@ from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from m3p.batch import Picture
+from m3p.batch import Allocate, HardNegatives, Picture, allocate_nothing
 from m3p.data.kinds import CAPTIONS, Kind
 from m3p.data.sample import Sample
 from m3p.data.tokenizer import BOS
 from m3p.keys import keys_of, pick, splitmix64, uniform
 from m3p.model.flops import Work
+from m3p.objectives.mismatches import Candidates, captions_of, find_partners
 from m3p.objectives.objective import Context, Ids, Objective, ObjectiveConfig, Part, Read, ShownText, Text
 from m3p.objectives.tasks import TASKS
-from m3p.objectives.tasks.contrastive import Contrastive
+from m3p.objectives.tasks.contrastive import Contrastive, names_of
 from m3p.objectives.tasks.forms import Alone, Form, Joint, PackedPairs
 from m3p.objectives.tasks.masked_regions import MaskedRegions, RegionMask, mask_regions
 from m3p.objectives.tasks.masked_words import MaskedWords, mask_words
 from m3p.objectives.tasks.matching import Matching
+from m3p.objectives.tasks.negatives import MatchingConfig
 from m3p.packing import Packer
 from m3p.visual.source import VisualSource
-
-MAX_TRIED = 8
-"""Other pairs of a turn that are looked at to find a mismatched partner."""
 
 
 class ImageCaptionConfig(ObjectiveConfig):
@@ -38,6 +38,25 @@ class ImageCaptionConfig(ObjectiveConfig):
         description="Weight of each task in the loss; 0 leaves it out.",
     )
     mask_rate: float = Field(0.15, gt=0, lt=1, description="Chance of a piece or region to be masked.")
+    matching: MatchingConfig = Field(MatchingConfig(), description="Mismatched pairs of the task matching.")
+
+    @model_validator(mode="after")
+    def _hard_negatives_can_be_drawn(self) -> "ImageCaptionConfig":
+        active = [TASKS[name] for name in self.active_tasks]
+        if self.weight == 0 or not self.draws_hard_negatives:
+            return self
+        if not any(task.embeds for task in active):
+            raise ValueError(
+                f"matching.negatives = hard: they are drawn by the features of {Contrastive.name}, which has no weight; "
+                f"give tasks.{Contrastive.name} one, or set negatives: random"
+            )
+        masks = [task.name for task in active if task.masks_words or task.masks_regions]
+        if masks:
+            raise ValueError(
+                f"matching.negatives = hard: such pairs are made while the network trains, and are seen whole, so a mask would "
+                f"tell true pairs from them; set tasks.{masks[0]} = 0, or negatives: random"
+            )
+        return self
 
     def build(self, context: Context) -> "ImageCaption":
         """Return the objective."""
@@ -45,26 +64,34 @@ class ImageCaptionConfig(ObjectiveConfig):
 
     @property
     def forms(self) -> frozenset[Form]:
-        """The forms in which pairs are packed: those that the active tasks ask about."""
+        """The forms of pairs that the active tasks ask about."""
         return frozenset().union(*(TASKS[name].forms for name in self.active_tasks))
+
+    @property
+    def draws_hard_negatives(self) -> bool:
+        """Whether training makes the pairs of matching, by the features of the turn, and not the loader."""
+        return Form.MISMATCHED in self.forms and self.matching.negatives == "hard"
 
     def longest_sample(self, visual: VisualSource | None) -> Work:
         """Return the work of a caption of `max_tokens` and a picture of all its tokens, for every active task."""
         assert visual is not None, "the recipe wants a visual source for pairs"
         words, tokens = self.max_tokens, visual.tokens_per_picture
         tasks = [TASKS[name] for name in self.active_tasks]
-        joint = [words + tokens for form in (Form.JOINT, Form.MISMATCHED) if form in self.forms]
+        pairs = (Form.JOINT in self.forms) + self.matching.negatives_per_pair * (Form.MISMATCHED in self.forms)
+        joint = pairs * [words + tokens]
         lengths = ([words, 1 + tokens] if Form.ALONE in self.forms else []) + joint
         # Of each pair words or regions are masked, at a coin's toss.
         masked_words = self.mask_rate * words / 2 if any(task.masks_words for task in tasks) else 0.0
         masked_regions = self.mask_rate * tokens / 2 if any(task.masks_regions for task in tasks) else 0.0
         rows = tokens + len(joint) * visual.rows_to_hide(0.9 * masked_regions)
+        terms = {task.name: task.terms(masked_words, masked_regions) for task in tasks}
+        terms |= {name: float(pairs) for name in terms if Form.MISMATCHED in TASKS[name].forms}
         return Work(
             slots=sum(lengths),
             squared_lengths=sum(length**2 for length in lengths),
             visual_rows=rows,
             pixel_rows=rows,
-            terms={task.name: task.terms(masked_words, masked_regions) for task in tasks},
+            terms=terms,
         )
 
 
@@ -103,24 +130,39 @@ class ImageCaption(Objective):
     def add(self, packer: Packer, part: Part, read: Read) -> None:
         """Pack pairs in each form that a task asks about: all texts, all pictures, all joint pairs, all mismatched pairs.
 
-        The mismatched partner of a pair is the next one of its own source in the turn, whatever rank that one is on. (The
+        The mismatched partners of a pair are the next ones of its own source in the turn, whatever rank they are on. (The
         next one of the turn would be of another source nearly always, where there are several: they take turns. Then a
         text and a picture of different sources could be told apart from true pairs without looking at either.)
+
+        Where hard negatives are asked for, training makes all joint pairs, of what is packed here alone.
         """
         owners = np.array([sample.owner for sample in part.samples], np.uint64)
         pictures = [sample.picture for sample in part.samples]
         pairs = Pairs(part.samples, owners, part.tokens, part.lengths, pictures)
-        packed, forms = PackedPairs(), self.config.forms
+        packed, forms = PackedPairs(matching=self.config.matching), self.config.forms
         if Form.ALONE in forms:
             packed.alone = self._add_alone(packer, np.array(part.positions) - part.turn.start, pairs)
+        if self.config.draws_hard_negatives:
+            assert packed.alone is not None, "validation wants contrastive beside hard negatives"
+            packer.hard = self._hard_negatives(pairs, packed.alone, self.mix.source_numbers(part.positions))
+            forms = forms - _MADE_IN_TRAINING
         if Form.JOINT in forms:
             packed.joint = self._add_joint(packer, pairs, self.mask(pairs, "mask"))
         if Form.MISMATCHED in forms:
-            others = self._mismatches(part, pairs, read)
+            others, packed.mismatched_of = self._mismatches(part, pairs, read)
             if others.samples:
                 packed.mismatched = self._add_joint(packer, others, self.mask(others, "mismatch"))
         for name in self.tasks:
-            TASKS[name].ask(packer, packed)
+            if TASKS[name].forms <= forms:
+                TASKS[name].ask(packer, packed)
+
+    def packer(self, allocate: Allocate = allocate_nothing) -> Packer:
+        """Return a new packer; where hard negatives are drawn, also a micro-batch without a pair says so."""
+        packer = super().packer(allocate)
+        if self.config.draws_hard_negatives:
+            nobody = Pairs([], np.zeros((0, 4), np.uint64), _NONE, _NONE, [])
+            packer.hard = self._hard_negatives(nobody, Alone(range(0), range(0), _NONE, [], [], [], []), _NONE)
+        return packer
 
     def text(self, sample: Sample) -> Text:
         """The caption chosen."""
@@ -188,69 +230,44 @@ class ImageCaption(Objective):
         regions = (firsts + pairs.lengths)[masked.regions.pictures] + masked.regions.places
         return Joint(sequences, words, pairs.tokens[masked.words], regions, wanted)
 
-    def _mismatches(self, part: Part, pairs: Pairs, read: Read) -> Pairs:
-        """Return pairs with another's picture or another's caption; those that find no other are left out."""
+    def _hard_negatives(self, pairs: Pairs, alone: Alone, sources: Ids) -> HardNegatives:
+        """Return what is to be known of pairs that stand `alone` [N] to draw their hard negatives; `sources` [N] by number."""
+        captions = [sorted(captions_of(sample)) for sample in pairs.samples]
+        return HardNegatives(
+            rows=torch.from_numpy(alone.rows),
+            texts=torch.tensor(alone.texts, dtype=torch.int64),
+            pictures=torch.tensor(alone.pictures, dtype=torch.int64),
+            sources=torch.from_numpy(sources),
+            keys=torch.from_numpy(keys_of(pairs.owners, "hard negatives").view(np.int64)),
+            captions=torch.from_numpy(names_of([text for texts in captions for text in texts])),
+            captions_of=torch.tensor([len(texts) for texts in captions], dtype=torch.int64),
+            wanted=self.config.matching.negatives_per_pair,
+            loss=self.config.matching.loss,
+        )
+
+    def _mismatches(self, part: Part, pairs: Pairs, read: Read) -> tuple[Pairs, Ids]:
+        """Return pairs with another's picture or another's caption, by turns, and the number of the pair that each is made of."""
         kept, texts, pictures = list[int](), list[Ids](), list[Picture]()
         others_picture = (uniform(keys_of(pairs.owners, "partner")) < 0.5).tolist()
         own = dict(zip(part.positions, np.split(pairs.tokens, pairs.lengths.cumsum()[:-1]), strict=True))
         candidates = Candidates(self.mix.source_numbers(part.turn), part.turn.start)
         for number, position in enumerate(part.positions):
-            partner = _partner(candidates, position, read)
-            if partner is None:
-                continue
-            kept.append(number)
-            if others_picture[number]:
-                texts.append(own[position])
-                pictures.append(read(partner).picture)
-            else:
-                texts.append(own[partner] if partner in own else self.encode([self.text(read(partner))])[0])
-                pictures.append(pairs.pictures[number])
+            partners = find_partners(candidates, position, read, self.config.matching.negatives_per_pair)
+            for place, partner in enumerate(partners):
+                kept.append(number)
+                if others_picture[number] ^ (place % 2 == 1):
+                    texts.append(own[position])
+                    pictures.append(read(partner).picture)
+                else:
+                    texts.append(own[partner] if partner in own else self.encode([self.text(read(partner))])[0])
+                    pictures.append(pairs.pictures[number])
         lengths = np.array([len(text) for text in texts], np.int64)
         samples = [pairs.samples[number] for number in kept]
-        return Pairs(samples, pairs.owners[kept], np.concatenate([_NONE, *texts]), lengths, pictures)
+        mismatched = Pairs(samples, pairs.owners[kept], np.concatenate([_NONE, *texts]), lengths, pictures)
+        return mismatched, np.array(kept, np.int64)
 
 
+_MADE_IN_TRAINING = frozenset({Form.JOINT, Form.MISMATCHED})
+"""Forms that the loader leaves out where hard negatives are drawn."""
 _NONE = np.zeros(0, np.int64)
 _NO_REGIONS = RegionMask(_NONE, _NONE, np.zeros(0, np.bool_))
-
-
-class Candidates:
-    """The positions of a turn that may be the mismatched partner of each of them.
-
-    They are those of its own source, from the next one on, cyclically. Only where its source has no other position in the turn
-    are they those of other sources.
-
-    Args:
-        sources: number of the source at each position of the turn.
-        start: the first position of the turn.
-    """
-
-    def __init__(self, sources: Ids, start: int) -> None:
-        self._sources, self._start = sources, start
-        order = np.argsort(sources, kind="stable")
-        groups = np.split(order, np.flatnonzero(np.diff(sources[order])) + 1)
-        self._own = {int(sources[group[0]]): group for group in groups if len(group)}
-
-    def of(self, position: int) -> Ids:
-        """Return up to `MAX_TRIED` candidates for the sample at `position`, in the order in which they are tried."""
-        place = position - self._start
-        every = self._own[int(self._sources[place])]
-        if len(every) == 1:
-            every = np.arange(len(self._sources))
-        after = int(np.searchsorted(every, place)) + 1
-        count = min(len(every) - 1, MAX_TRIED)
-        return self._start + every[(after + np.arange(count)) % len(every)]
-
-
-def _partner(candidates: Candidates, position: int, read: Read) -> int | None:
-    """Return the first candidate with another picture and no caption in common; None if there is none."""
-    mine = read(position)
-    for partner in candidates.of(position).tolist():
-        other = read(partner)
-        if not other.has_same_picture(mine) and _texts(other).isdisjoint(_texts(mine)):
-            return int(partner)
-    return None
-
-
-def _texts(sample: Sample) -> set[str]:
-    return {text.casefold() for texts in sample.captions.values() for text in texts}

@@ -27,6 +27,8 @@ Forward = Callable[[Batch], Outputs]
 class FirstPass:
     """What the first pass over a turn leaves for the second."""
 
+    features: dict[str, Tensor] = field(default_factory=dict)
+    """Task -> features of the whole turn, [views, terms, size]."""
     gradients: dict[str, Tensor] = field(default_factory=dict)
     """Task -> gradient of its loss with respect to the features of the whole turn, [views, terms, size]."""
     outputs: Outputs | None = None
@@ -67,7 +69,7 @@ class GradientCache:
     ) -> FirstPass:
         """Compute features of the turn, the losses over it, and their gradients. `targets`: what `whole_turn` returned."""
         kept, alone = FirstPass(), len(batches) == 1
-        features = {name: self._no_features(name, losses.counts[name]) for name in targets}
+        features = kept.features = {name: self._no_features(name, losses.counts[name]) for name in targets}
         for batch in batches:
             if self._drops:
                 kept.random_states.append(_random_state(self._ranks.device))
@@ -93,7 +95,7 @@ class GradientCache:
     def _take_loss(self, name: str, features: Tensor, targets: Targets, losses: TurnLosses) -> Tensor:
         """Add the loss of the whole turn to `losses`; return its gradient with respect to the features."""
         # A sum in which every other rank's rows are zero is a gather, for any split and without padding.
-        features = all_reduce_sum(features).requires_grad_()
+        features = all_reduce_sum(features).detach().requires_grad_()
         with torch.enable_grad():
             on_device = {key: tensor.to(features.device, non_blocking=True) for key, tensor in targets.items()}
             loss = TASKS[name].loss(features.flatten(0, 1), on_device)

@@ -212,16 +212,17 @@ def ask_contrast(
     The names in `captions` and `pictures` say what counts as identical; `pictures` are the `NAMES_OF_PICTURES` in that order,
     the first of which stands for those that are left out.
     """
-    named = [_names(names) for names in pictures]
+    named = [names_of(names) for names in pictures]
     packer.target(
         Contrastive.name,
         text_sequences=np.array(texts),
         image_sequences=np.array(images),
         rows=rows,
-        captions=_names(captions),
+        captions=names_of(captions),
         **dict(zip(NAMES_OF_PICTURES, named + [named[0]] * (len(NAMES_OF_PICTURES) - len(named)), strict=True)),
     )
 
 
-def _names(texts: list[str]) -> NDArray[np.int64]:
+def names_of(texts: list[str]) -> NDArray[np.int64]:
+    """Return a number for each of `texts` [N]: equal ones for equal texts, and for others as good as never."""
     return np.array([key(text) >> 1 for text in texts], np.int64)  # 63 bits: torch has no unsigned 64-bit arithmetic

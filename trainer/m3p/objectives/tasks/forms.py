@@ -1,7 +1,7 @@
 """The forms in which an objective packs pairs of text and picture, for tasks to ask about."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3p.batch import Picture
+from m3p.objectives.tasks.negatives import MatchingConfig
 
 Ids = NDArray[np.int64]
 
@@ -65,3 +66,7 @@ class PackedPairs:
     alone: Alone | None = None
     joint: Joint | None = None
     mismatched: Joint | None = None
+    mismatched_of: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
+    """The number, in `joint`, of the true pair that each mismatched one belongs to."""
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
+    """How the objective wants its pairs matched."""

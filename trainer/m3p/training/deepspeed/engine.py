@@ -9,6 +9,7 @@ micro-batch. Counts and names of pairs are known on the CPU and are summed from 
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from m3p.kernels.choice import KernelsConfig, Situation, choose
 from m3p.model.m3p import M3P, Outputs
 from m3p.objectives.tasks import TASKS
 from m3p.optim.optimizer import OptimizerConfig, make_optimizer, set_rate
+from m3p.training import hard_negatives
 from m3p.training.deepspeed import config as deepspeed_config
 from m3p.training.deepspeed import fragments
 from m3p.training.deepspeed.gradient_sums import GradientSums, zero_optimizer_in_stage_1
@@ -32,6 +34,7 @@ from m3p.training.deepspeed.norms import take_norms_at_once
 from m3p.training.deepspeed.start import adopt_process_group
 from m3p.training.engine import Update
 from m3p.training.gradient_cache import FirstPass, GradientCache
+from m3p.training.hard_negatives import TurnCaptions
 from m3p.training.losses import StepLosses, TurnLosses
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -101,15 +104,26 @@ class DeepSpeedEngine:
         """Compute one turn of a step; see `Engine.turn`."""
         counts = self._counts(weights, batches)
         targets = self._cache.whole_turn(counts, batches)
-        batches = [self._network.look(batch) for batch in self._fetch(batches)]
+        captions = hard_negatives.find(batches, targets)
+        there = [self._network.look(batch) for batch in self._fetch(batches)]
         of_turn = losses.begin(objective, weights, counts, self._ranks.device)
-        cached = self._cache.first_pass(self._forward_alone, batches, targets, of_turn) if targets else None
-        for number, batch in enumerate(batches):
-            ends_step = last and number == len(batches) - 1
+        cached = self._cache.first_pass(self._forward_alone, there, targets, of_turn) if targets else None
+        matched: list[Batch] = []
+        if captions is not None:
+            assert cached is not None, "hard negatives are drawn by the features of a task over the turn"
+            matched = self._hard_pairs(batches, there, captions, cached, of_turn)
+        for number, batch in enumerate([*there, *matched]):
+            ends_step = last and number == len(there) + len(matched) - 1
             self._expect_backward(ends_step)
-            outputs = self._cache.second_pass(self._forward, batch, number, cached) if cached else self._forward(batch)
+            if cached is not None and number < len(there):
+                outputs = self._cache.second_pass(self._forward, batch, number, cached)
+            else:
+                outputs = self._forward(batch)
             loss, part = self._loss(outputs, batch, of_turn, cached)
-            losses.micro_batches.append(part)
+            if number < len(there):
+                losses.micro_batches.append(part)
+            else:
+                losses.micro_batches[number - len(there) - len(matched)] += part  # the same samples
             if ends_step:
                 self._last_loss = loss
             else:
@@ -174,6 +188,28 @@ class DeepSpeedEngine:
         mine = [sum(TASKS[t].count(b.targets[t]) for b in batches if t in b.targets) for t in weights]
         total = all_reduce_sum(torch.tensor(mine, dtype=torch.int64))
         return dict(zip(weights, total.tolist(), strict=True))
+
+    def _hard_pairs(
+        self,
+        batches: Sequence[Batch],
+        there: Sequence[Batch],
+        captions: TurnCaptions,
+        cached: FirstPass,
+        losses: TurnLosses,
+    ) -> list[Batch]:
+        """Return the micro-batches of matching, on the device, one for each of `batches`; add their terms to the counts.
+
+        They are forwarded apart, since the second pass of gradient caching must be of the shape of the first: else dropout
+        would drop other units. `there`: the same as `batches`, on the device, whose pictures they show.
+        """
+        features = cached.features[hard_negatives.embedding_task(cached.features)]
+        drawn = [hard_negatives.draw_for(batch, captions, features) for batch in batches]
+        found = [hard_negatives.pairs_to_match(batch, captions, of) for batch, of in zip(batches, drawn, strict=True)]
+        losses.counts = self._counts(losses.weights, [*batches, *found])
+        return [
+            replace(new, visual_features=old.visual_features, visual_boxes=old.visual_boxes).to(self._ranks.device)
+            for new, old in zip(found, there, strict=True)
+        ]
 
     def _fetch(self, batches: Sequence[Batch]) -> list[Batch]:
         """Return the batches on the device; a GPU copies them beside what it still computes of the turn before."""
