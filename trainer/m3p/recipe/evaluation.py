@@ -32,6 +32,11 @@ class EvaluationConfig(BaseModel):
         allow_inf_nan=False,
         description="With the cross-encoder: the dual encoder's cosine, times this, is added to its logit.",
     )
+    centre: AddressField | None = Field(
+        None,
+        description="Folder of shards with captions in the query languages, as a rule those of training: each query of the dual "
+        "encoder is moved by the mean of 128 captions of its language there. Their pictures are not looked at.",
+    )
     protocol: ProtocolName = Field(
         "native",
         description="Which pictures and captions are the pool, and how is counted: native takes all as they are.",

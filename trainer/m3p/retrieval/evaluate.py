@@ -22,12 +22,13 @@ from m3p.errors import UserError
 from m3p.objectives.tasks import TASKS
 from m3p.recipe.evaluation import EvaluationConfig, ProtocolName
 from m3p.retrieval.blocks import Blocks
+from m3p.retrieval.centres import language_centres
 from m3p.retrieval.gallery import Finding, contact_sheet, html_page
 from m3p.retrieval.pictures import Pictures, load_pictures, picture_bytes
 from m3p.retrieval.protocols import PROTOCOLS
 from m3p.retrieval.ranking import Ranker, Ranking, Scoring, Way
 from m3p.retrieval.result import Conditions, Evaluation, Shortlist
-from m3p.retrieval.scoring import scorer_of
+from m3p.retrieval.scoring import Floats, scorer_of
 from m3p.retrieval.table import print_table, write_tensorboard
 from m3p.runs import Run, open_run
 
@@ -119,8 +120,10 @@ def _settle(run: Run, name: str, config: EvaluationConfig, options: Options) -> 
             "or take --scoring cross or rerank"
         )
     config = config.model_copy(update={"rerank": (config.rerank or SHORTLIST) if scoring == "rerank" else 0})
-    option = f"--rerank {rerank}" if rerank else f"evaluation.{name}, scoring {scoring}"
     embeds = scoring != "cross" or config.dual_weight > 0
+    if not embeds:
+        config = config.model_copy(update={"centre": None})
+    option = f"--rerank {rerank}" if rerank else f"evaluation.{name}, scoring {scoring}"
     for needed, able in (
         (scoring != "dual", [task for task in TASKS.values() if task.scores_pairs]),
         (embeds, [task for task in TASKS.values() if task.embeds]),
@@ -160,12 +163,16 @@ def _evaluate(
     """Score all queries, on all ranks of the job: -> the figures, what a few of the queries found, and what may be deleted."""
     pictures = load_pictures(run.recipe, name, config)
     place, ranks = distributed.place()
-    folder = file.with_name(f".{file.stem}.blocks-{_key(run, pictures, config, way)}")
+    scorer, centres = scorer_of(run, config.batch_size), None
+    if config.centre is not None:
+        centres = language_centres(name, config.centre, list(pictures.pool.captions), scorer)
+        centres = distributed.broadcast_object(centres)  # the same to the last bit
+    folder = file.with_name(f".{file.stem}.blocks-{_key(run, pictures, config, way, centres)}")
     blocks = Blocks(folder, place, ranks)
     if place == 0:
         _remove_others(folder, file.stem)
     saved = file.with_suffix(".scores") if save else None
-    found = Ranker(scorer_of(run, config.batch_size), pictures, way, blocks, SHOWN_QUERIES, saved).rank()
+    found = Ranker(scorer, pictures, way, blocks, SHOWN_QUERIES, saved, centres).rank()
     evaluation = Evaluation.of(pictures.pool, found.ranks, _conditions(run, name, config, way, pictures, found))
     shown = [
         Finding(
@@ -176,7 +183,7 @@ def _evaluate(
     return evaluation, shown, blocks
 
 
-def _key(run: Run, pictures: Pictures, config: EvaluationConfig, way: Way) -> str:
+def _key(run: Run, pictures: Pictures, config: EvaluationConfig, way: Way, centres: Mapping[str, Floats] | None) -> str:
     """Hash what the blocks of a scoring follow from: blocks of another key are not gone on with."""
     visual = run.recipe.visual
     assert visual is not None, "a source of pictures was opened"
@@ -184,6 +191,7 @@ def _key(run: Run, pictures: Pictures, config: EvaluationConfig, way: Way) -> st
     parts = (
         *(__version__, torch.__version__, run.record.weights, run.max_tokens, config.batch_size, way),
         *(visual.model_dump_json(), pictures.pool, shards),
+        *sorted((language, centre.tobytes()) for language, centre in (centres or {}).items()),
     )
     return hashlib.blake2b(repr(parts).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
@@ -207,6 +215,7 @@ def _conditions(
         scoring="dual+cross" if reranks else way.scoring,
         shortlist=Shortlist(k=way.shortlist, recall=found.shortlist_recall) if reranks else None,
         dual_weight=way.dual_weight,
+        centre=config.centre,
         caption_source=_caption_source(config, origin),
         origin=origin,
         system=run.record.run,

@@ -8,6 +8,7 @@ from typing import Any, overload
 from tqdm import tqdm
 
 from m3p.batch import Picture
+from m3p.data.kinds import CAPTIONS
 from m3p.data.order.shuffle import Place
 from m3p.data.records import Members
 from m3p.data.sample import Sample
@@ -85,6 +86,16 @@ def check_evaluations(recipe: Recipe) -> None:
     """Open the sources of all evaluations: a mistake is to be seen before the training. Raises UserError."""
     for name, config in recipe.evaluation.items():
         open_source(recipe, name, config)
+        if config.centre is not None:
+            open_captions(name, config.centre)
+
+
+def open_captions(name: str, path: str) -> Source:
+    """Open the captions that the queries of evaluation `name` are centred by, without their pictures. Raises UserError."""
+    try:
+        return Source(Path(path), SourceConfig(path=path), (0, name, "centre"), 1, None, kind=CAPTIONS)
+    except UserError as error:
+        raise UserError(f"evaluation.{name}.centre: {error}") from error
 
 
 def load_pictures(recipe: Recipe, name: str, config: EvaluationConfig) -> Pictures:

@@ -2,7 +2,7 @@
 the other scores again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3p.retrieval.blocks import Blocks, cut
+from m3p.retrieval.centres import move
 from m3p.retrieval.cross import PairMatcher, WantedPairs
 from m3p.retrieval.fold_scores import FoldScores, Listed
 from m3p.retrieval.metrics import QueryRanks, Ties
@@ -76,12 +77,20 @@ class Ranker:
         blocks: where parts of the work are kept and how they are shared among ranks.
         shown: queries of a language whose best pictures are told.
         saved: folder that scores are written to, a file a language and fold; None: nowhere.
+        centres: by language the vector [D] that is taken away from its captions' embeddings; None: none is.
     """
 
     def __init__(
-        self, scorer: Scorer, pictures: Pictures, way: Way, blocks: Blocks, shown: int = 0, saved: Path | None = None
+        self,
+        scorer: Scorer,
+        pictures: Pictures,
+        way: Way,
+        blocks: Blocks,
+        shown: int = 0,
+        saved: Path | None = None,
+        centres: Mapping[str, Floats] | None = None,
     ) -> None:
-        self._scorer, self._pictures, self._way = scorer, pictures, way
+        self._scorer, self._pictures, self._way, self._centres = scorer, pictures, way, centres
         self._blocks, self._shown, self._saved = blocks, shown, saved
         self._images: Floats | None = None
         self._languages = {language: self._prepare(language) for language in pictures.pool.captions}
@@ -118,8 +127,10 @@ class Ranker:
             "pictures", sizes, lambda n: self._scorer.embed_pictures(visuals[slice(*bounds[n])]), "pictures"
         )
         self._images = np.concatenate(found)
-        for number, one in enumerate(self._languages.values()):
+        for number, (language, one) in enumerate(self._languages.items()):
             one.embedded = self._embed_captions(one.tokens, f"captions-{number}")
+            if self._centres is not None:
+                one.embedded = move(one.embedded, self._centres[language])
 
     def _embed_captions(self, captions: Captions, name: str) -> Floats:
         bounds = cut(np.ones(len(captions.lengths), np.int64), EMBEDDED_OF_A_BLOCK)

@@ -55,6 +55,10 @@ class Conditions(_Model):
         ge=0,
         description="Times this, the dual encoder's cosine was added to the cross-encoder's logit.",
     )
+    centre: str | None = Field(
+        None,
+        description="Captions whose mean, by language, was taken away from each query of the dual encoder; null: none was.",
+    )
     origin: dict[str, str] = Field(
         {},
         description="Of a published set, what its shards say: set, task, split, captions; empty where they say nothing.",

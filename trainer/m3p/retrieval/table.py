@@ -51,6 +51,8 @@ def _caption(evaluation: Evaluation) -> str:
         "percent",
         "t→i: captions ask for pictures",
     ]
+    if evaluation.centre is not None:
+        parts.append(f"queries moved by the mean of captions of their language in {evaluation.centre}")
     if evaluation.selection_split is not None:
         parts.append(f"checkpoint chosen by its figure on {evaluation.selection_split}")
     if evaluation.captioned_languages is None:
