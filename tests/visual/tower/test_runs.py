@@ -20,6 +20,7 @@ Towers = Callable[[str], Path]
 pytestmark = pytest.mark.launcher
 STEPS = ("run.steps=4", "schedule.warmup_steps=1", "run.checkpoint_every=4")
 """A short run."""
+PROGRAM = Path(__file__).with_name("many_runs.py")
 
 
 def write_recipe(tiny: Path, folder: Path, tower: Path, **fields: Any) -> Path:
@@ -42,37 +43,33 @@ def same_losses(found: list[Any], wanted: list[Any]) -> None:
         assert one["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-4)
 
 
-def train(recipe: Path, folder: Path, name: str, stage: int, ranks: int, *overrides: str) -> list[Any]:
-    """Train under `folder`/`name`; return its metrics."""
-    launch(recipe, zero(folder, stage), ranks, *STEPS, f"run.folder={folder / name}", *overrides)
-    return metrics(folder / name)
+def train_every_stage(recipe: Path, *more: str) -> None:
+    """Train in ZeRO 0 to 3 on two ranks, and in stage 3 stop in the middle and go on; compare, the last bit for bit.
+
+    `more` are overrides of further runs in stage 3 that must train alike.
+    """
+    for stage in range(4):
+        zero(recipe.parent, stage)
+    steps = ",".join(STEPS)
+    runs = [f"zero{stage}:{stage}:{steps}" for stage in range(4)]
+    runs += [f"stopped:3:{steps},run.stop_after=2", f"stopped:3:{steps}"]
+    runs += [f"{override}:3:{steps},{override}" for override in more]
+    launch(recipe, recipe.parent, 2, *runs, program=PROGRAM)
+    found = {
+        name: metrics(recipe.parent / name) for name in (*(f"zero{stage}" for stage in range(4)), "stopped", *more)
+    }
+    for name in ("zero1", "zero2", "zero3", *more):
+        same_losses(found[name], found["zero0"])
+    for one, other in zip(found["stopped"], found["zero3"], strict=True):
+        assert (one["losses"], one["gradient_norm"]) == (other["losses"], other["gradient_norm"])
 
 
 def test_every_stage_trains_alike_resumes_and_comes_back_from_an_export(
     tiny: Path, tmp_path: Path, towers: Towers
 ) -> None:
-    """Frozen. In the last stage the run is stopped in the middle, and goes on bit for bit."""
-    recipe = write_recipe(tiny, tmp_path, towers("vit"))
-    stages_alike(recipe, tmp_path, 2)
-    goes_on(recipe, tmp_path)
+    """Frozen."""
+    train_every_stage(write_recipe(tiny, tmp_path, towers("vit")))
     comes_back(tmp_path / "stopped", tmp_path / "exported", towers("vit"))
-
-
-def stages_alike(recipe: Path, folder: Path, ranks: int) -> list[Any]:
-    """Train in ZeRO 0 on `ranks` and in the other stages on two; compare, and return the metrics of the first."""
-    wanted = train(recipe, folder, "zero0", 0, ranks)
-    for stage in (1, 2, 3):
-        same_losses(train(recipe, folder, f"zero{stage}", stage, 2), wanted)
-    return wanted
-
-
-def goes_on(recipe: Path, folder: Path) -> None:
-    """Stop a run of ZeRO 3 in the middle and go on; compare with the run `zero3` bit for bit."""
-    train(recipe, folder, "stopped", 3, 2, "run.stop_after=2")
-    again = train(recipe, folder, "stopped", 3, 2)
-    whole = metrics(folder / "zero3")
-    for one, other in zip(again, whole, strict=True):
-        assert (one["losses"], one["gradient_norm"]) == (other["losses"], other["gradient_norm"])
 
 
 def comes_back(run: Path, export: Path, tower: Path) -> None:
@@ -95,11 +92,7 @@ def comes_back(run: Path, export: Path, tower: Path) -> None:
 def test_every_architecture_trains_alike_in_every_stage(
     tiny: Path, tmp_path: Path, towers: Towers, name: str, trained: Any
 ) -> None:
-    """Frozen, trained, and trained from a layer on. Frozen also resumed; trained also recomputed."""
+    """Frozen, trained, and trained from a layer on; trained also recomputed."""
     recipe = write_recipe(tiny, tmp_path, towers(name), trained=trained)
-    wanted = stages_alike(recipe, tmp_path, 1)
-    if trained == "none":
-        goes_on(recipe, tmp_path)
-    else:
-        same_losses(train(recipe, tmp_path, "recompute", 3, 2, "model.recompute=true"), wanted)
-    comes_back(tmp_path / "zero3", tmp_path / "exported", towers(name))
+    train_every_stage(recipe, *(() if trained == "none" else ("model.recompute=true",)))
+    comes_back(tmp_path / "stopped", tmp_path / "exported", towers(name))
