@@ -83,8 +83,7 @@ def test_captions_that_are_not_there_are_said(
 
 
 def test_a_folder_without_captions_is_said_before_training(tiny: Path) -> None:
-    text = load_recipe(tiny).objectives.multilingual_text
-    assert text is not None
+    text = load_recipe(tiny).active_objectives["multilingual_text"]
     recipe = load_recipe(tiny, [f"evaluation.train.centre={Path(text.sources[0].path).parent / 'en'}"])
     with pytest.raises(UserError, match=r"evaluation.train.centre: .*captions"):
         check_evaluations(recipe)
