@@ -20,6 +20,6 @@ run() {
   pytest "$@" || code=$?
   case $code in 0) ran=1 ;; "$no_test") ;; *) failed=1 ;; esac
 }
-run "${side_by_side[@]}" -m "not (slow or $ranks)" "$@"
-run -m "not slow and ($ranks)" "$@"  # one by one: ranks fill the cores themselves
+run "${side_by_side[@]}" -m "not (slow or slurm or gpu)" "$@"
+run -m "not slow and (slurm or gpu)" "$@"  # one by one: there is one cluster, and one device
 [ "$failed" = 0 ] && [ "$ran" = 1 ]

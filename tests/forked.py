@@ -1,4 +1,4 @@
-"""Runs ranks as forks of one process that holds their imports already: real processes, but no launcher.
+"""Runs programs as forks of one process that holds their imports already: real processes, but no launcher.
 
 A start by `deepspeed` imports torch and DeepSpeed four times for two ranks, some 20 s of processor time. Where the launcher
 is not what a test is about, its ranks come from here.
@@ -18,23 +18,27 @@ _CONTEXT: ForkServerContext = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.rank_imports"])
 
 
-def run_ranks(
+def numbered(environment: Mapping[str, str], ranks: int) -> list[dict[str, str]]:
+    """Return the variables of each rank of one node, as a launcher sets them; `environment` holds MASTER_PORT."""
+    shared = {**environment, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
+def run_forks(
     program: Path,
     arguments: Sequence[Sequence[str]],
-    environment: Mapping[str, str],
+    environments: Sequence[Mapping[str, str]],
     outputs: Sequence[tuple[Path, Path]],
     seconds: float = 300,
 ) -> list[int]:
-    """Run a Python program as the ranks of one node, to their end: -> the exit code of each, negative for a signal.
+    """Run a Python program in several processes, to their end: -> the exit code of each, negative for a signal.
 
-    `arguments` are those of each rank, `outputs` the files to which its standard output and error are appended. When a
-    rank fails, the others get SIGTERM, as from DeepSpeed's launcher. Raises TimeoutError, and ends them, after `seconds`.
+    Each process has its own arguments, environment, and files to which its standard output and error are appended. When one
+    fails, the others get SIGTERM, as from DeepSpeed's launcher. Raises TimeoutError, and ends them, after `seconds`.
     """
-    shared = {**environment, "WORLD_SIZE": str(len(arguments)), "MASTER_ADDR": "127.0.0.1"}
     ranks = list[BaseProcess]()
-    for rank, (words, files) in enumerate(zip(arguments, outputs, strict=True)):
-        own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        ranks.append(_CONTEXT.Process(target=_be_rank, args=(program, words, own, files)))
+    for words, own, files in zip(arguments, environments, outputs, strict=True):
+        ranks.append(_CONTEXT.Process(target=_become, args=(program, words, own, files)))
         ranks[-1].start()
     end, told = time.monotonic() + seconds, False
     while any(one.exitcode is None for one in ranks):
@@ -50,7 +54,7 @@ def run_ranks(
     return [one.exitcode or 0 for one in ranks]
 
 
-def _be_rank(program: Path, words: Sequence[str], environment: Mapping[str, str], files: tuple[Path, Path]) -> None:
+def _become(program: Path, words: Sequence[str], environment: Mapping[str, str], files: tuple[Path, Path]) -> None:
     """Become a fresh `python PROGRAM WORDS...` as far as a program can tell."""
     for path, descriptor in zip(files, (1, 2), strict=True):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

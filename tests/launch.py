@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.forked import run_ranks
+from tests.forked import numbered, run_forks
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,10 +66,21 @@ def environment(accelerator: str) -> dict[str, str]:
 
 def _forked(program: Path, arguments: list[list[str]]) -> "subprocess.CompletedProcess[str]":
     """Run forked ranks; their output is that of all, the exit code the first that is not 0."""
+    variables = {**environment("cpu"), "MASTER_PORT": str(free_port())}
+    return _run_forks(program, arguments, numbered(variables, len(arguments)))
+
+
+def alone(program: Path, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """Run `python PROGRAM ARGUMENTS...` as a fork (tests/forked.py), without a launcher; `variables` are set in addition."""
+    return _run_forks(program, [list(arguments)], [{**environment("cpu"), **variables}])
+
+
+def _run_forks(
+    program: Path, arguments: list[list[str]], environments: list[dict[str, str]]
+) -> "subprocess.CompletedProcess[str]":
     with tempfile.TemporaryDirectory() as folder:
         files = (Path(folder) / "out", Path(folder) / "err")
-        variables = {**environment("cpu"), "MASTER_PORT": str(free_port())}
-        codes = run_ranks(program, arguments, variables, [files] * len(arguments))
+        codes = run_forks(program, arguments, environments, [files] * len(arguments))
         out, err = (path.read_text() for path in files)
     return subprocess.CompletedProcess([str(program)], next((code for code in codes if code), 0), out, err)
 
@@ -79,9 +90,9 @@ def as_ranks(recipe: Path, ds_config: Path, *overrides: list[str]) -> list[tuple
     usual = ["--recipe", str(recipe), "--deepspeed_config", str(ds_config)]
     with tempfile.TemporaryDirectory() as folder:
         files = [(path, path) for rank in range(len(overrides)) for path in [Path(folder) / f"rank-{rank}"]]
-        variables = {**environment("cpu"), "MASTER_PORT": str(free_port())}
+        variables = numbered({**environment("cpu"), "MASTER_PORT": str(free_port())}, len(overrides))
         arguments = [[*usual, *mine] for mine in overrides]
-        codes = run_ranks(ROOT / "trainer" / "run.py", arguments, variables, files)
+        codes = run_forks(ROOT / "trainer" / "run.py", arguments, variables, files)
         return [(code, path.read_text()) for code, (path, _) in zip(codes, files, strict=True)]
 
 

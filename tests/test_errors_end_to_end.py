@@ -3,14 +3,12 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.launch import ROOT
+from tests.launch import ROOT, alone
 
 pytestmark = pytest.mark.program
 
@@ -27,16 +25,8 @@ def copy(tiny: Path, tmp_path: Path) -> Path:
 
 def refused(recipe: Path, *overrides: str) -> str:
     """Start a run that must be refused; return its message."""
-    command = [sys.executable, str(ROOT / "trainer" / "run.py"), "--recipe", str(recipe)]
-    command += [
-        "--deepspeed_config",
-        str(ROOT / "ds_configs" / "zero1.json"),
-        "run.steps=5",
-        "schedule.warmup_steps=0",
-        *overrides,
-    ]
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    words = ["--recipe", str(recipe), "--deepspeed_config", str(ROOT / "ds_configs" / "zero1.json")]
+    done = alone(ROOT / "trainer" / "run.py", *words, "run.steps=5", "schedule.warmup_steps=0", *overrides)
     assert done.returncode == 2, (done.returncode, done.stderr[-3000:])
     assert "Traceback" not in done.stdout + done.stderr
     assert done.stderr.count("error: ") == 1, done.stderr

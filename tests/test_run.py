@@ -1,18 +1,15 @@
 """trainer/run.py as a program: what comes before and after the training, and who says a mistake."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.launch import ROOT
+from tests.launch import ROOT, alone
 
 pytestmark = pytest.mark.program
 
 RUN = ROOT / "trainer" / "run.py"
-ENVIRONMENT = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 # Stands in front of run.py: an evaluation that Slurm's warning meets, and that says what status it ran under.
 SIGNALLED = f"""
 import os, runpy, signal, sys
@@ -46,12 +43,13 @@ def start(
     recipe: Path, folder: Path, *overrides: str, code: str = "", **more: str
 ) -> "subprocess.CompletedProcess[str]":
     """Train two steps into `folder` on one rank, through `code` if there is some, and wait for the end."""
-    words = [sys.executable, *(["-c", code] if code else [str(RUN)]), "--recipe", str(recipe)]
-    words += ["--deepspeed_config", str(ROOT / "ds_configs" / "zero1.json"), f"run.folder={folder}"]
-    words += ["run.steps=2", "schedule.warmup_steps=0", *overrides]
-    return subprocess.run(
-        words, env={**ENVIRONMENT, **more}, capture_output=True, text=True, timeout=200, check=False, cwd=ROOT
-    )
+    program = RUN
+    if code:
+        program = folder.with_suffix(".py")
+        program.write_text(code)
+    words = ["--recipe", str(recipe), "--deepspeed_config", str(ROOT / "ds_configs" / "zero1.json")]
+    words += [f"run.folder={folder}", "run.steps=2", "schedule.warmup_steps=0", *overrides]
+    return alone(program, *words, **more)
 
 
 def test_a_recipe_without_evaluations_ends_well(tiny: Path, tmp_path: Path) -> None:

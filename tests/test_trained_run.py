@@ -24,7 +24,7 @@ from m3p.retrieval.pictures import gallery_of
 from m3p.retrieval.scoring import Scorer, shortlist
 from m3p.retrieval.search import search
 from m3p.runs import open_run
-from tests.launch import ROOT, launch, metrics
+from tests.launch import ROOT, alone, launch, metrics
 
 pytestmark = pytest.mark.program
 
@@ -39,8 +39,8 @@ def command(recipe: Path, run: Path, *overrides: str) -> list[str]:
 
 def program(recipe: Path, run: Path, *overrides: str) -> "subprocess.CompletedProcess[str]":
     """Train, and wait for the end."""
-    words = command(recipe, run, *overrides)
-    return subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=200, check=False)
+    _, program, *words = command(recipe, run, *overrides)
+    return alone(Path(program), *words)
 
 
 @pytest.fixture(scope="module")

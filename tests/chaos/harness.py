@@ -16,7 +16,7 @@ from torch import Tensor
 from m3p.checkpoints import files
 from m3p.checkpoints.files import Reader, read_state
 from m3p.checkpoints.read import newest_whole
-from tests.forked import run_ranks
+from tests.forked import numbered, run_forks
 from tests.launch import ROOT, environment, free_port
 
 RUNNER = ROOT / "tests" / "chaos" / "runner.py"
@@ -87,7 +87,7 @@ def fork(
     output.unlink(missing_ok=True)
     arguments = _arguments(recipe, zero, faults, overrides, folder / f"{name}.faults.json")
     variables = {**environment("cpu"), "MASTER_PORT": str(free_port())}
-    codes = run_ranks(RUNNER, [arguments] * ranks, variables, [(output, output)] * ranks)
+    codes = run_forks(RUNNER, [arguments] * ranks, numbered(variables, ranks), [(output, output)] * ranks)
     return codes, output.read_text()
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.chaos.harness import read_shares
-from tests.forked import run_ranks
+from tests.forked import numbered, run_forks
 from tests.launch import environment, free_port
 
 PROGRAM = Path(__file__).parent / "sums.py"
@@ -50,7 +50,7 @@ def take(folder: Path, ranks: int) -> None:
     output = folder / "output"
     arguments = [str(folder), json.dumps(cases)]
     variables = {**environment("cpu"), "MASTER_PORT": str(free_port())}
-    codes = run_ranks(PROGRAM, [arguments] * ranks, variables, [(output, output)] * ranks, 400)
+    codes = run_forks(PROGRAM, [arguments] * ranks, numbered(variables, ranks), [(output, output)] * ranks, 400)
     assert not any(codes), output.read_text()[-5000:]
 
 
