@@ -60,6 +60,7 @@ def test_a_spoilt_export_is_refused(tiny: Path, tmp_path: Path) -> None:
         start_from(fresh(tiny), tmp_path, None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["run", "checkpoint", "exported"])
 def test_another_vocabulary_of_the_same_size_is_refused(tiny: Path, tmp_path: Path, kind: str) -> None:
     write_run(tiny, tmp_path / "run")

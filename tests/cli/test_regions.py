@@ -48,6 +48,7 @@ def train(recipe_file: Path, steps: int, *overrides: str) -> list[float]:
     return losses
 
 
+@pytest.mark.long
 def test_regions_of_a_detector_are_trained_on(
     tiny: Path, detector_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 from tests.data.fuzz_files import KINDS
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_crash_no_hang_and_no_silent_change(tmp_path: Path, kind: str) -> None:
     number = 60 if kind == "answers of servers" else 300

@@ -136,6 +136,7 @@ VALUES = st.recursive(
 CAPTIONS = st.dictionaries(st.sampled_from(["en", "de"]), TEXTS | st.lists(TEXTS, max_size=2) | VALUES)
 
 
+@pytest.mark.long
 @settings(max_examples=150)
 @given(st.fixed_dictionaries({"captions": CAPTIONS | VALUES}, optional={"id": VALUES, "concept": VALUES}) | VALUES)
 def test_any_json_is_used_or_named(tmp_path_factory: pytest.TempPathFactory, record: Any) -> None:

@@ -108,12 +108,14 @@ def words_of_scripts() -> st.SearchStrategy[str]:
     return st.lists(parts, max_size=12).map("".join)
 
 
+@pytest.mark.long
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(KINDS, words_of_scripts())
 def test_random_texts_are_cut_alike_by_all_three(kind: Kind, text: str) -> None:
     assert_alike(export(kind), text)
 
 
+@pytest.mark.long
 @settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(KINDS)
 def test_texts_of_a_hundred_scripts_are_cut_alike_by_all_three(kind: Kind) -> None:

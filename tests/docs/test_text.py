@@ -33,6 +33,7 @@ def test_every_block_is_of_a_known_language_and_class(block: Block) -> None:
         assert len(block.words) == 1 or block.words[:2] == ["run", "with"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "block", [block for block in of("bash") if block.words[:1] != ["in"]], ids=lambda block: block.name
 )
@@ -79,6 +80,7 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(path), f"{page}: {target}: no such heading"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_names_in_the_text_are_those_of_the_code(page: Path) -> None:
     wrong = []

@@ -82,10 +82,12 @@ def accuracy(tiny: Path, folder: Path) -> float:
     return right / asked
 
 
+@pytest.mark.long
 def test_matching_is_at_chance_where_pictures_carry_nothing(tiny: Path, tmp_path: Path) -> None:
     assert accuracy(tiny, tmp_path) == pytest.approx(0.5, abs=0.06)
 
 
+@pytest.mark.long
 def test_this_measurement_sees_partners_of_another_source(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
+@pytest.mark.long
 def test_samples_and_captions_are_those_of_the_pictures(pictures: Path, stored: Path, tower: Path) -> None:
     mine, theirs = Manifest.load(stored), Manifest.load(pictures)
     assert mine.stored_tower == StoredTower(tower=tower_hash(tower), tokens=4, width=16, format="float16")
@@ -119,6 +120,7 @@ def test_stored_pictures_cost_no_look_at_the_towers_folder(stored: Path, tower: 
     np.testing.assert_array_equal(visual.load(members, None).features, wanted)
 
 
+@pytest.mark.long
 def test_queries_read_the_whole_grid_from_the_store_and_int8_is_close(
     tiny: Path, tower: Path, pictures: Path, tmp_path: Path
 ) -> None:

@@ -43,6 +43,7 @@ def put(raw: Any, place: Place, value: Any) -> None:
         raw[place[-1]] = value
 
 
+@pytest.mark.long
 @settings(max_examples=400)
 @given(st.lists(st.tuples(st.sampled_from(PLACES), VALUES), min_size=1, max_size=3))
 def test_any_value_anywhere_loads_or_is_named(changes: list[tuple[Place, Any]]) -> None:

@@ -42,6 +42,7 @@ def some_pairs() -> dict[str, NDArray[np.int64]]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("most", [1, 3, 1000])
 def test_listed_pairs_are_scored_as_single_ones_whatever_the_blocks(
     scorer: Scorer, pictures: list[Picture], tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch
@@ -58,6 +59,7 @@ def test_listed_pairs_are_scored_as_single_ones_whatever_the_blocks(
         np.testing.assert_allclose(found, alone, atol=1e-5)
 
 
+@pytest.mark.long
 def test_all_pairs_and_all_pairs_of_each_part(scorer: Scorer, pictures: list[Picture], tmp_path: Path) -> None:
     captions, every = {"en": scorer.tokenize(TEXTS["en"])}, np.arange(4)
     table = scorer.match(TEXTS["en"], pictures, np.array([[c, n] for n in range(7) for c in range(4)])).reshape(7, 4)
@@ -89,6 +91,7 @@ def test_passes_and_time_are_said_before_it_starts(
     assert "8 passes, one for each pair of caption and picture; 20 were done before" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_the_speed_that_the_estimate_is_made_of_is_measured(scorer: Scorer, pictures: list[Picture]) -> None:
     whole = {"en": WantedPairs.every([(np.arange(7), np.arange(4))], 7)}
     assert PairMatcher(scorer, {"en": scorer.tokenize(TEXTS["en"])}, pictures, whole).pairs_per_second() > 1

@@ -107,6 +107,7 @@ def test_chance_of_a_small_pool_is_certain_beyond_its_size() -> None:
     assert chance(np.eye(2, dtype=bool)) == pytest.approx(100 * (0.5 + 1 + 1) / 3)
 
 
+@pytest.mark.long
 def test_chance_agrees_with_random_scores() -> None:
     right = one_owner([0, 0, 1, 2, 2, 2, 5, 5], 30)
     right[10:13, 3] = True

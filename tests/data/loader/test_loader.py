@@ -59,6 +59,7 @@ def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny(tmp_path_factory.mktemp("patches"), "patches")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("workers", "threads", "prefetch"), [(0, 1, 1), (0, 3, 4), (1, 2, 4), (2, 1, 1), (3, 2, 2)])
 def test_ways_of_loading_change_nothing(patches: Path, workers: int, threads: int, prefetch: int) -> None:
     recipe = load_recipe(patches)

@@ -109,6 +109,7 @@ def turns(draw: st.DrawFn) -> tuple[range, NDArray[np.float64], int, int]:
     return range(first, first + size), costs, draw(st.integers(1, 20)), draw(st.integers(1, 30))
 
 
+@pytest.mark.long
 @given(turn=turns())
 @settings(max_examples=200, deadline=None)
 def test_balanced_micro_batches_hold_every_position_once_in_the_sizes_of_the_split(
@@ -123,6 +124,7 @@ def test_balanced_micro_batches_hold_every_position_once_in_the_sizes_of_the_spl
     ]
 
 
+@pytest.mark.long
 @given(turn=turns())
 @settings(max_examples=200, deadline=None)
 def test_equal_costs_leave_neighbours_together(turn: tuple[range, NDArray[np.float64], int, int]) -> None:

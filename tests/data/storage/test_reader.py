@@ -157,6 +157,7 @@ def test_offsets_need_not_begin_at_0(tmp_path: Path) -> None:
     assert ShardReader(LocalFolder(tmp_path)).read(0, 0) == {"txt": b"text"}
 
 
+@pytest.mark.long
 @given(changes=st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), min_size=1, max_size=8))
 @settings(max_examples=300, deadline=None)
 def test_a_damaged_index_gives_samples_or_one_named_error(
@@ -219,6 +220,7 @@ def test_samples_of_one_file_are_views_of_the_shard_and_others_are_read(tmp_path
     assert [isinstance(one, BadSample) for one in missing] == [place < 3 for place in places.tolist()]
 
 
+@pytest.mark.long
 @given(
     changes=st.lists(st.tuples(st.integers(0, 2047), st.integers(0, 255)), min_size=1, max_size=3), right=st.booleans()
 )

@@ -32,6 +32,7 @@ def captions(folder: Path) -> list[dict[str, list[str]]]:
     return found
 
 
+@pytest.mark.long
 def test_writes_whole_sources(made: Path) -> None:
     codes = [language.code for language in LANGUAGES]
     for name, samples in (("train", 620), ("dev", 20)):
@@ -76,6 +77,7 @@ def test_words_meet_the_same_pieces_alone_and_in_captions(made: Path) -> None:
                 assert pieces == alone
 
 
+@pytest.mark.long
 def test_same_arguments_same_bytes(made: Path, tmp_path: Path) -> None:
     prepare_scenes(tmp_path / "again", train=620, held_out=20)
     files = [path.relative_to(made) for path in made.rglob("*") if path.is_file()]
