@@ -15,11 +15,13 @@ from tests.prepare.sets.raw import picture, region_features, run
 
 PATCHES = Patches(kind="patches", size=16, patch=8, crop=1.0, flip=False)
 REGIONS = Regions(kind="regions", feature_size=4, classes=5)
+NAMED, UNNAMED = "COCO_val2014_{:012d}.jpg", "p{}.jpg"
+"""Names of files that say which picture of MSCOCO it is, and that do not."""
 
 
-def source(folder: Path, command: str, numbers: range, *words: object) -> dict[str, str]:
+def source(folder: Path, command: str, numbers: range, *words: object, name: str = NAMED) -> dict[str, str]:
     """Prepare captions of some pictures as a source of its own."""
-    images = [{"id": number, "file_name": f"COCO_val2014_{number:012d}.jpg"} for number in numbers]
+    images = [{"id": number, "file_name": name.format(number)} for number in numbers]
     texts = [{"image_id": number, "caption": f"{command} {number}"} for number in numbers]
     (folder / f"{command}.json").write_text(json.dumps({"images": images, "annotations": texts}))
     run(command, folder / f"{command}.json", *words, output=folder / command)
@@ -32,24 +34,28 @@ def objective(sources: list[dict[str, str]], visual: Patches | Regions, tokenize
     return config.build(Context("image_caption", 0, tokenizer, visual, 1))
 
 
-@pytest.mark.parametrize("other", ["equal", "resized", "features"])
+@pytest.mark.parametrize("other", ["equal", "unnamed", "resized", "features"])
 def test_captions_of_one_picture_in_two_sources_are_no_negatives(
     tmp_path: Path, tokenizer: Tokenizer, other: str
 ) -> None:
-    """The pictures of the second source are the same files, others of the same pictures, or features of another detector."""
+    """The pictures of the second source are the same files (with names of their set, or without), others of the same pictures, or
+    features of another detector.
+    """
     numbers = range(2)
     for number in numbers:
+        picture(tmp_path / "large" / UNNAMED.format(number), 90 * number)
         picture(tmp_path / "large" / f"COCO_val2014_{number:012d}.jpg", 90 * number)
         picture(tmp_path / "small" / f"COCO_val2014_{number:012d}.jpg", 90 * number + 9)
         region_features(tmp_path / "one" / f"{number}.npz", number + 1)
         region_features(tmp_path / "two" / f"{number}.npz", number + 1.5)
     words = {
         "equal": [("--images", "large"), ("--images", "large")],
+        "unnamed": [("--images", "large"), ("--images", "large")],
         "resized": [("--images", "large"), ("--images", "small")],
         "features": [("--regions", "one"), ("--regions", "two")],
     }[other]
     sources = [
-        source(tmp_path, command, numbers, option, tmp_path / folder)
+        source(tmp_path, command, numbers, option, tmp_path / folder, name=UNNAMED if other == "unnamed" else NAMED)
         for command, (option, folder) in zip(("coco", "stair"), words, strict=True)
     ]
     made = objective(sources, REGIONS if other == "features" else PATCHES, tokenizer)
