@@ -1,6 +1,7 @@
 """Every published format of captions and of region features: one command to shards that a network trains on and is scored on."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from m3p.data.order.plan import MicroBatchPlan
 from m3p.data.shards.index_folder import index_folder
 from m3p.data.shards.manifest import Manifest
 from m3p.data.tokenizer import Tokenizer
+from m3p.errors import UserError
 from m3p.model.build import build_model
 from m3p.objectives.tasks import TASKS
 from m3p.recipe.load import load_recipe
@@ -127,6 +129,63 @@ def test_captions_of_every_format_train_and_score(
     first, *words = command.replace("FILES", str(files)).replace("HOME", str(tmp_path)).split()
     run(first, *words, output=tmp_path / "out")
     assert score(tiny, tmp_path / "out", tmp_path, "{kind: patches, size: 16, patch: 8}") >= 2
+
+
+@pytest.mark.parametrize("name", [name for name, (_, command) in FORMATS.items() if "--images" in command])
+def test_a_picture_that_is_missing_is_named(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    fixture, command = FORMATS[name]
+    files: Path = request.getfixturevalue(fixture)
+    for path in [*tmp_path.rglob("*.jpg")]:
+        path.unlink()
+    first, *words = command.replace("FILES", str(files)).replace("HOME", str(tmp_path)).split()
+    with pytest.raises(UserError, match=r"(?s)image '[^']*' does not exist \(looked for .*Nothing was written") as told:
+        run(first, *words, output=tmp_path / "out")
+    assert len(str(told.value).splitlines()) > 3, "all of them at once"
+    assert not (tmp_path / "out").exists()
+
+
+def twice(path: Path, *fields: str) -> None:
+    """Repeat the first entry of lists in a JSON file."""
+    content = json.loads(path.read_text())
+    for field in fields:
+        content[field].append(content[field][0])
+    path.write_text(json.dumps(content))
+
+
+def lines_twice(path: Path) -> None:
+    """Make all lines of a text file the first one."""
+    lines = path.read_text().splitlines()
+    path.write_text("".join(f"{lines[0]}\n" for _ in lines))
+
+
+REPEATED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "Karpathy": (lambda files: twice(files, "images"), r"picture 3 .*: id '400000' is that of picture 0 .* again"),
+    "MSCOCO": (lambda files: twice(files, "images"), r"picture 3 .*: id '0' is that of picture 0 .* again"),
+    "STAIR": (lambda files: twice(files, "images"), r"picture 2 .*: id '9' is that of picture 0 .* again"),
+    "XTD": (
+        lambda files: lines_twice(files / "XTD10/test_image_names.txt"),
+        "line 2 .*: id '.*' is that of line 1 .* again",
+    ),
+    "COCO-CN": (
+        lambda files: lines_twice(files / "coco-cn_train.txt"),
+        "picture 2 .*: id '.*' is that of picture 1 .* again",
+    ),
+    "Multi30K Task 1": (
+        lambda files: lines_twice(files / "task1/image_splits/train.txt"),
+        r"line 3: id '1000092795' is that of line 1 again",
+    ),
+}
+"""Name -> how a picture gets into the files twice, and what is said of it."""
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_an_id_that_comes_twice_is_named(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    (fixture, command), (repeat, message) = FORMATS[name], REPEATED[name]
+    files: Path = request.getfixturevalue(fixture)
+    repeat(files)
+    first, *words = command.replace("FILES", str(files)).replace("HOME", str(tmp_path)).split()
+    with pytest.raises(UserError, match=message):
+        run(first, *words, output=tmp_path / "out")
 
 
 def test_tars_of_img2dataset_are_indexed_where_they_are(tars: Path, tiny: Path, tmp_path: Path) -> None:
