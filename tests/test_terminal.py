@@ -87,3 +87,17 @@ def test_nothing_prints_past_the_terminals_file() -> None:
             }:
                 found.append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
     assert found == []
+
+
+def test_bars_show_names_of_files_as_one_line() -> None:
+    """By the source: what tqdm is given to print is a text of the program, or escaped."""
+    found = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "tqdm":
+                words = [word.value for word in node.keywords if word.arg in ("desc", "postfix")]
+                escaped = [
+                    isinstance(word, ast.Constant) or ast.unparse(word).startswith("one_line(") for word in words
+                ]
+                found += [] if all(escaped) else [f"{path.relative_to(PACKAGE)}:{node.lineno}"]
+    assert found == []

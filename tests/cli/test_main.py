@@ -3,11 +3,14 @@
 import errno
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from m3p.cli import main as cli
+from tests.test_export import write_run
 
 
 def fail_with(monkeypatch: pytest.MonkeyPatch, words: list[str], number: int, name: str | None) -> None:
@@ -60,3 +63,22 @@ def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: py
         cli.main()
     assert "error: No space left on device" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["de.txt"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_under_an_evaluation_is_one_line(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: int
+) -> None:
+    def full(self: RecordWriter, data: bytes) -> None:
+        raise OSError(number, os.strerror(number))
+
+    write_run(tiny, tmp_path / "run")
+    monkeypatch.setattr(RecordWriter, "write", full)
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # put back at the end
+    monkeypatch.setattr(sys, "argv", ["m3p", "evaluate", str(tmp_path / "run"), "train"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    said = capfd.readouterr().err
+    assert f"error: {os.strerror(number)}; free some" in said
+    assert "Traceback" not in said

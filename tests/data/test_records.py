@@ -109,6 +109,9 @@ def test_the_captions_of_other_languages_are_left_alone(tmp_path: Path) -> None:
         (as_json(captions={"en": []}), "captions.en is not a list of texts, or one of them is empty"),
         (as_json(captions={"en": ["a", " "]}), "captions.en is not"),
         (as_json(captions={"en": [1]}), "captions.en is not"),
+        (as_json(captions={"en": ["a dog", "\u200b\x07 \u202e"]}), "or one of them is empty"),
+        (as_json(captions={"en": "a\0 dog"}), "or holds characters of 0"),
+        (as_json(captions={"x" * 101: "a dog"}), "'xxx.*' and more, which is no code of a language"),
         (as_json(captions={"en": None}), "captions.en is not"),
         (as_json(captions={"en": ["a \ud800 dog"]}), "captions is not Unicode"),
         (as_json(captions={"\ud800": []}), "captions is not Unicode"),
@@ -176,3 +179,11 @@ def test_a_text_file_in_two_bytes_a_letter_is_bad(encoding: str) -> None:
 def test_the_mark_in_front_of_a_text_file_is_no_part_of_it() -> None:
     assert passage("\ufeffa dog\n".encode()) == "a dog"
     assert read_record({"txt": "\ufeffa dog".encode()}, "en").captions == {"en": ["a dog"]}
+
+
+@pytest.mark.parametrize("text", ["", " \n", "\u200b", "\x07\x1b", "\u202e\u00ad", "\ufeff", "\u2028"])
+def test_a_text_of_nothing_but_spaces_and_control_characters_is_none(text: str) -> None:
+    with pytest.raises(BadSample, match="an empty text"):
+        passage(text.encode())
+    for found in ("a" + text, text + "\u732b", "\u202e" + text + "e\u0301", text + "\ue000"):
+        assert passage(found.encode()) == found.strip().removeprefix("\ufeff")

@@ -274,3 +274,14 @@ def test_the_ways_out_work(corpus: Corpus) -> None:
     source.write_text(json.dumps({"id": "a", "image": "../some.jsonl", "captions": {"en": "a dog"}}) + "\n")
     with pytest.raises(UserError, match="it is outside of"):
         prepare_captions(source, corpus.folder / "out", Options(PictureFolder(corpus.folder, True), overwrite=True))
+
+
+def test_captions_that_show_nothing_and_values_without_end(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    texts = ["a dog", "\u200b", "a\0b", {"x" * 10**6: "y"}]
+    records = [{"id": f"{number}", "image": "a.png", "captions": {"en": text}} for number, text in enumerate(texts)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    with pytest.raises(UserError, match="3 mistakes in 3 records") as caught:
+        prepare_captions(tmp_path / "x.jsonl", tmp_path / "out")
+    assert str(caught.value).count("none empty or with characters of 0") == 3
+    assert len(str(caught.value)) < 2500

@@ -1,3 +1,5 @@
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,3 +115,16 @@ def test_code_of_a_folder_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be loaded"):
         Detector(folder, 1, 1, "cpu")
     assert not (tmp_path / "ran").exists()
+
+
+def test_absurd_sizes_are_refused_before_anything_is_built(detector_folder: Folders, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(detector_folder("yolos"), tmp_path / "yolos"))
+    config = json.loads((folder / "config.json").read_text())
+    for field, value, says in (
+        ("num_hidden_layers", 10**6, "num_hidden_layers = 1000000: at most 1,000; put back"),
+        ("num_detection_tokens", 10**9, "num_detection_tokens = 1000000000: at most 16,777,216; put back"),
+        ("intermediate_size", 48, "their sizes are not those in config.json: put back the one that belongs"),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | {field: value}))
+        with pytest.raises(UserError, match=says):
+            Detector(folder, 1, 1, "cpu")

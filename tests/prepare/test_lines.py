@@ -11,6 +11,7 @@ import pytest
 
 from m3p.errors import UserError
 from m3p.prepare.captions import read_jsonl
+from m3p.prepare.dictionary import read_pairs
 from m3p.prepare.lines import numbered_lines
 from m3p.prepare.text import prepare_text
 
@@ -83,3 +84,23 @@ def test_a_field_that_stands_twice_is_named(tmp_path: Path) -> None:
     path.write_text('{"id": "a", "image": "a.png", "captions": {"en": "a dog", "en": "a cat"}}\n')
     (entry,) = read_jsonl(path)
     assert "the field 'en' stands twice in one object" in str(entry.record)
+
+
+def test_lines_of_old_macs_are_lines(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    path = tmp_path / "raw" / "en.txt"
+    path.write_bytes(b"One.\rTwo.\r\rThree.")
+    assert [(number, line.strip()) for number, line in numbered_lines(path)] == [
+        (1, b"One."), (2, b"Two."), (3, b""), (4, b"Three."),
+    ]  # fmt: skip
+    assert prepare_text(tmp_path / "raw", tmp_path / "out")["en"].samples == 3
+    path.write_bytes(b"dog\tHund\rcat\tKatze\r")
+    assert read_pairs(path) == [("dog", "Hund"), ("cat", "Katze")]
+    path.write_bytes(b"dog\t Hund\r\ncat\tKat\rze\r\n")  # a stray one inside a line ends no line
+    assert [word for word, _ in read_pairs(path)] == ["dog", "cat"]
+
+
+def test_lines_of_nothing_but_control_characters_are_blank(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "en.txt").write_text("One.\n\u200b\n\x07\x1b\nTwo.\n")
+    assert prepare_text(tmp_path / "raw", tmp_path / "out")["en"].samples == 2

@@ -1,6 +1,7 @@
 """Errors that are the user's to mend, as opposed to defects of the program."""
 
 import errno
+import threading
 
 from m3p.terminal import one_line
 
@@ -37,3 +38,12 @@ def no_room(error: OSError) -> str | None:
     # Found while writing, when the system often knows the file's name no more.
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}{error.strerror}; free some, or write elsewhere"
+
+
+def say_thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """Print a thread's traceback (a `threading.excepthook`), but for a full disk.
+
+    TensorBoard's thread hands that on to the main thread, where it is said in one line.
+    """
+    if not (isinstance(failure.exc_value, OSError) and no_room(failure.exc_value)):
+        threading.__excepthook__(failure)

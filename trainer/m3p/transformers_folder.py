@@ -4,6 +4,8 @@ Nothing of such a folder is executed: weights are safetensors alone, and code in
 """
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,11 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_CONFIG = 1 << 20
 """Bytes of a config.json that is read, at most."""
+MAX_LAYERS = 1000
+MAX_SIZE = 1 << 24
+"""Largest number in a config.json: more than any width, vocabulary or picture has."""
+OTHER_SIZES = "their sizes are not those in config.json: put back the one that belongs to them"
+_COUNT_OF_LAYERS = re.compile(r"(^|_)(layers|depths?|blocks|stages)$")
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _MAX_INDEX = 1 << 24
 """Bytes of an index of weights that is read, at most."""
@@ -32,6 +39,37 @@ def read_json(path: Path, wanted: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"{path}: not a JSON object of fields; put back the model's own file")
     return config
+
+
+def read_model_config(path: Path, wanted: str) -> dict[str, Any]:
+    """Return the content of a config.json. Raises UserError; also for a size that no model has, naming its field.
+
+    `transformers` builds what is written there before it looks at the weights: a million layers, module by module.
+    """
+    config = read_json(path, wanted)
+    for name, size in _whole_numbers(config):
+        most = MAX_LAYERS if _COUNT_OF_LAYERS.search(name) else MAX_SIZE
+        if size > most:
+            raise UserError(f"{path}: {name} = {size}: at most {most:,}; put back the model's own config.json")
+    return config
+
+
+def _whole_numbers(config: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yield (field, number) for every whole number in a config.json, those in lists and sections too."""
+    left: list[tuple[str, Any]] = [("", config)]
+    while left:
+        name, value = left.pop()
+        if isinstance(value, dict):
+            left += value.items()
+        elif isinstance(value, list):
+            left += [(name, part) for part in value]
+        elif isinstance(value, int):
+            yield name, value
+
+
+def has_other_sizes(error: Exception) -> bool:
+    """Tell whether `transformers` refused weights for their sizes: its own message points to a report that is kept back."""
+    return "mismatched" in str(error)
 
 
 def has_weights(folder: Path) -> bool:

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -98,3 +99,15 @@ def test_no_orphans_however_the_trainer_ends(end: str) -> None:
     while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_a_full_dev_shm_is_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def full(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("multiprocessing.synchronize.Semaphore.__init__", full)
+    with pytest.raises(
+        OneRankError, match=rf"data.workers = 2: {os.strerror(number)} in /dev/shm, .* set data.workers=0"
+    ):
+        workers(2, lambda n: n)

@@ -404,3 +404,12 @@ def test_a_tar_that_is_cut_while_it_is_indexed_is_refused(tmp_path: Path, monkey
     monkeypatch.setattr(index._Scan, "note", cut)
     with pytest.raises(UserError, match=r"a\.tar is no whole tar: .*Copy it or make it again"):
         index_tar(path, "captions")
+
+
+def test_captions_under_ids_are_not_taken_for_languages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "MOST_LANGUAGES", 3)
+    write_tar(tmp_path / "0.tar", [file for number in range(5) for file in pair(f"{number}", {f"id{number}": ["x"]})])
+    with pytest.raises(
+        UserError, match=r"0\.tar: captions in more than 3 languages, such as 'id3': the rule is an object"
+    ):
+        index_folder(tmp_path, "captions")

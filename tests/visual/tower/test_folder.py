@@ -130,3 +130,33 @@ def test_what_cannot_be_used_is_refused_with_the_way_out(
 def test_a_part_that_is_not_used_may_be_missing(vit: Path) -> None:
     drop(vit, "pooler.dense.weight")
     make_tower(vit, weights=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("vit", "num_hidden_layers", 10**6),
+        ("vit", "hidden_size", 10**9),
+        ("swin", "depths", [1, 10**6]),
+        ("clip", "vision_config", {"intermediate_size": 10**12}),
+    ],
+)
+def test_absurd_sizes_are_refused_before_anything_is_built(
+    towers: Towers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, field: str, value: object
+) -> None:
+    folder = Path(shutil.copytree(towers(name), tmp_path / name))
+    config = json.loads((folder / "config.json").read_text())
+    config[field] = config[field] | value if isinstance(value, dict) else value
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("transformers.AutoModel.from_config", lambda *_, **__: pytest.fail("a network was built"))
+    wrong = next(iter(value)) if isinstance(value, dict) else field
+    for read in (tower_facts, make_tower):
+        with pytest.raises(UserError, match=rf"config.json: {wrong} = 10+: at most [\d,]+; put back"):
+            read(folder)
+
+
+def test_sizes_of_another_model_are_said(vit: Path) -> None:
+    config = json.loads((vit / "config.json").read_text()) | {"intermediate_size": 48}
+    (vit / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"their sizes are not those in config\.json: put back"):
+        make_tower(vit, weights=True)

@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -19,7 +20,7 @@ from m3p.cli.regions import add_regions
 from m3p.cli.search import add_search
 from m3p.cli.train import default_ranks, recipes_command, slurm_command, threads_of_job, train_command, train_program
 from m3p.console import PlainConsole
-from m3p.errors import UserError, no_room
+from m3p.errors import UserError, no_room, say_thread_failed
 from m3p.recipe.evaluation import ProtocolName
 from m3p.shipped import find_ds_config, find_recipe
 from m3p.terminal import say, warn
@@ -223,6 +224,7 @@ def export_command(
 
 def main() -> None:
     """Run the command line; a user's mistake is one message and exit code 2."""
+    threading.excepthook = say_thread_failed
     try:
         app()
     except UserError as error:

@@ -15,6 +15,7 @@ Anything else has no captions, and is a bad sample.
 
 import json
 import re
+import unicodedata
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
@@ -28,6 +29,8 @@ Members = Mapping[str, bytes | memoryview]
 
 LARGEST_FILE = 16 * 2**20
 """Bytes of a text or JSON file of a sample. A larger one is a bad sample: it is no caption, and would fill the memory."""
+LONGEST_CODE = 100
+"""Characters of a code of a language."""
 PUBLISHED_ID = "published_id"
 """Field with the name of a picture in a published set, SET/ID: pictures of one such name are one picture in all sources."""
 OWN_FIELDS = ("id", "concept", "category", "captions", PUBLISHED_ID)
@@ -43,6 +46,8 @@ CAPTION = "the field caption of KEY.json"
 FROM_FILES = (ONE_LINE, LINES, FILES)
 _FIELD = re.compile(r"captions?[_-](.+)")
 _NUMBERED = re.compile(r"\d{1,4}\.txt")
+_SILENT = {"Cc", "Cf", "Cn", "Cs", "Zl", "Zp", "Zs"}
+"""Unicode's categories of spaces, of control characters and of what has no sign."""
 _PUBLISHED = re.compile(r"[a-z0-9][a-z0-9_-]*/\S+")
 
 
@@ -86,9 +91,16 @@ def passage(content: bytes | memoryview | None) -> str:
     if content is None:
         raise BadSample("no member txt")
     text = _text(content, "txt").strip()
-    if not text:
+    if not says_something(text):
         raise BadSample("an empty text")
     return text
+
+
+def says_something(text: str) -> bool:
+    """Tell whether a text, without spaces around it, has more than spaces and characters that show nothing."""
+    if text.isprintable():  # nearly all
+        return bool(text)
+    return any(unicodedata.category(char) not in _SILENT for char in text)
 
 
 def read_record(members: Members, language: str | None) -> Record:
@@ -247,17 +259,22 @@ def choose_captions(stored: Mapping[str, object], languages: Collection[str] | N
     for language, texts in stored.items():
         if languages is not None and language not in languages:
             continue
+        if len(language) > LONGEST_CODE:
+            raise BadSample(f"captions are under {language[:40]!r} and more, which is no code of a language")
         listed = [texts] if isinstance(texts, str) else texts
-        if not isinstance(listed, list) or not listed or not all(map(_is_text, listed)):
-            raise BadSample(f"captions.{language} is not a list of texts, or one of them is empty")
+        if not isinstance(listed, list) or not listed or not all(map(is_caption, listed)):
+            raise BadSample(
+                f"captions.{language} is not a list of texts, or one of them is empty or holds characters of 0"
+            )
         chosen[language] = listed
     if not chosen:
         raise BadSample(f"no caption in {', '.join(languages or [])}" if languages else "no caption")
     return chosen
 
 
-def _is_text(text: object) -> bool:
-    return isinstance(text, str) and bool(text.strip())
+def is_caption(text: object) -> bool:
+    """Tell whether a value is a caption: a text that says something, without the character 0, which no KEY.txt may hold."""
+    return isinstance(text, str) and says_something(text.strip()) and "\0" not in text
 
 
 def _is_list_of_texts(value: object) -> bool:

@@ -20,7 +20,15 @@ from torch import Tensor
 from m3p.errors import UserError
 from m3p.prepare.regions import Arrays
 from m3p.quiet import quiet
-from m3p.transformers_folder import INDEX_FILE, WEIGHTS_FILE, has_weights
+from m3p.transformers_folder import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    OTHER_SIZES,
+    WEIGHTS_FILE,
+    has_other_sizes,
+    has_weights,
+    read_model_config,
+)
 from m3p.visual.decode import Pixels
 
 Inputs = dict[str, Tensor]
@@ -122,6 +130,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
         raise UserError(
             f"--detector {folder} has no config.json: give the folder of a detector, as `transformers` saves it"
         )
+    read_model_config(folder / CONFIG_FILE, "want a detector, as `transformers` saves it")
     if not has_weights(folder):
         raise UserError(
             f"--detector {folder} has neither {WEIGHTS_FILE} nor {INDEX_FILE}: weights are read from safetensors alone; other "
@@ -139,7 +148,8 @@ def _load(folder: Path) -> tuple[Any, Any]:
                 folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **local
             )
     except (OSError, ValueError, ImportError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"--detector {folder} cannot be loaded: {error}") from error
+        why = OTHER_SIZES if has_other_sizes(error) else error
+        raise UserError(f"--detector {folder} cannot be loaded: {why}") from error
     missing = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
     if missing:
         raise UserError(

@@ -10,7 +10,7 @@ import math
 import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,6 +34,7 @@ from m3p.data.shards.tar_samples import TarSample, shown_samples
 from m3p.data.storage.folders import LocalFolder
 from m3p.errors import BadSample, UserError
 from m3p.locks import hold
+from m3p.process_pool import no_semaphore, process_pool
 from m3p.visual.decode import Pixels, picture_kind
 from m3p.visual.tower.embedder import GridPooling, GridTower
 from m3p.visual.tower.folder import make_tower, tower_facts, tower_hash
@@ -188,10 +189,13 @@ def _run(job: Job, shards: list[str], processes: int) -> list[str]:
                 bar.update()
             return bad
         context = multiprocessing.get_context("spawn")
-        numbers = context.SimpleQueue()
+        try:
+            numbers = context.SimpleQueue()
+        except OSError as error:
+            raise UserError(no_semaphore(error)) from None
         for number in range(processes):
             numbers.put(number)
-        with ProcessPoolExecutor(processes, context, _start, (job, numbers, os.getpid())) as pool:
+        with process_pool(processes, context, _start, (job, numbers, os.getpid())) as pool:
             for done in as_completed([pool.submit(_shard, name) for name in shards]):
                 bad += done.result()
                 bar.update()

@@ -16,6 +16,7 @@ from typing import IO, TextIO
 from tqdm import tqdm
 
 from m3p.errors import UserError
+from m3p.terminal import one_line
 
 CHUNK = 2**16
 """Bytes of a compressed file that are read at once."""
@@ -84,35 +85,42 @@ def plain_name(path: Path) -> str:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield (number from 1, line) of a file, with a bar of bytes.
+    """Yield (number from 1, line) of a file, with a bar of bytes. Lines of a file without any \\n end with \\r.
 
     Raises UserError where the file is compressed in a way that is not read, is broken, is no UTF-8 by its bytes of 0, or has
     a line without an end.
     """
     if path.suffix in OTHERS:
         raise UserError(f"{path}: this compression is not read: unpack it, or compress it with gzip or xz.")
-    bar = tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, leave=False, disable=None)
+    bar = tqdm(
+        total=path.stat().st_size, unit="B", unit_scale=True, desc=one_line(path.name), leave=False, disable=None
+    )
     number = 0
     with path.open("rb") as raw, bar:
         file = OPENERS[path.suffix](raw) if path.suffix in OPENERS else raw
         try:
-            while line := file.readline(LONGEST_LINE + 1):
-                number += 1
-                if len(line) > LONGEST_LINE:
-                    raise UserError(
-                        f"{path}, line {number}: has more than {LONGEST_LINE:,} bytes; the rule is lines of text."
-                    )
-                if b"\0" in line:
-                    raise UserError(
-                        f"{path}, line {number}: holds bytes of 0, as texts in UTF-16 do; the rule is UTF-8: convert it, for "
-                        "instance with iconv -f UTF-16LE -t UTF-8."
-                    )
-                yield number, line
+            while found := file.readline(LONGEST_LINE + 1):
+                of_old_mac = not number and not found.endswith(b"\n")
+                for line in found.splitlines(keepends=True) if of_old_mac else [found]:
+                    number += 1
+                    _check_line(path, number, line, len(found))
+                    yield number, line
                 bar.update(raw.tell() - bar.n)
         except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
             if getattr(error, "errno", None) is not None:  # the disk's, and not bz2's or gzip's
                 raise
             raise UserError(f"{path}, after line {number}: cannot be unpacked ({error}): copy it again.") from None
+
+
+def _check_line(path: Path, number: int, line: bytes, size: int) -> None:
+    """Raise UserError for a line, or several that end with \\r, of so many bytes together, that is none of a text in UTF-8."""
+    if size > LONGEST_LINE:
+        raise UserError(f"{path}, line {number}: has more than {LONGEST_LINE:,} bytes; the rule is lines of text.")
+    if b"\0" in line:
+        raise UserError(
+            f"{path}, line {number}: holds bytes of 0, as texts in UTF-16 do; the rule is UTF-8: convert it, for instance with "
+            "iconv -f UTF-16LE -t UTF-8."
+        )
 
 
 @contextmanager

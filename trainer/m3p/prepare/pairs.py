@@ -16,7 +16,7 @@ import numpy as np
 from m3p.data.identity import Numbers, picture_numbers, unknown
 from m3p.data.kinds import CAPTIONS
 from m3p.data.languages import LANGUAGE_TAG
-from m3p.data.records import OWN_FIELDS, PUBLISHED_ID, find_captions, is_published_id
+from m3p.data.records import OWN_FIELDS, PUBLISHED_ID, find_captions, is_caption, is_published_id
 from m3p.data.shards.fingerprint import content_digest, content_number, published_number
 from m3p.data.shards.manifest import Manifest
 from m3p.data.source import Source, SourceConfig
@@ -29,6 +29,8 @@ from m3p.prepare.staging import check_output, staged_folder
 from m3p.terminal import say
 
 LISTED = 20
+SHOWN = 600
+"""Characters of a mistake that are shown."""
 MARKER = "manifest.json"
 Fields = dict[str, Any]
 
@@ -218,8 +220,10 @@ def caption_mistakes(captions: object) -> list[str]:
         if not LANGUAGE_TAG.fullmatch(language):
             found.append(f"caption language {language!r} is no language tag; write it like de, zh-Hant or ca-valencia")
         listed = texts if isinstance(texts, list) else [texts]
-        if not listed or not all(isinstance(text, str) and text.strip() for text in listed):
-            found.append(f"caption {language} is {texts!r}; the rule is text, or a list of texts, none empty")
+        if not listed or not all(map(is_caption, listed)):
+            found.append(
+                f"caption {language} is {texts!r}; the rule is text, or a list of texts, none empty or with characters of 0"
+            )
     return found
 
 
@@ -302,10 +306,15 @@ def _unread(name: str, unread: Counter[str]) -> Iterator[str]:
 
 def report(name: str, bad: dict[str, list[str]]) -> str:
     """Return the mistakes as text: the first twenty with their places, and how many there are."""
-    flat = [f"  {where}: {mistake}" for where, mistakes in bad.items() for mistake in mistakes]
+    flat = [f"  {where}: {_cut(mistake)}" for where, mistakes in bad.items() for mistake in mistakes]
     more = [f"  ... and {len(flat) - LISTED} more"] if len(flat) > LISTED else []
     lines = [f"{name}: {len(flat)} mistakes in {len(bad)} records:", *flat[:LISTED], *more]
     return "\n".join(lines).encode(errors="backslashreplace").decode()  # half a character, which cannot be printed
+
+
+def _cut(mistake: str) -> str:
+    """Return a mistake without the middle of a value of thousands of characters."""
+    return mistake if len(mistake) <= SHOWN else f"{mistake[: SHOWN // 2]} [...] {mistake[-SHOWN // 2 :]}"
 
 
 def caption_counts(manifest: Manifest) -> str:

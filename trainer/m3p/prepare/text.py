@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from m3p.data.languages import LANGUAGE_TAG
+from m3p.data.records import says_something
 from m3p.data.shards.manifest import Manifest
 from m3p.errors import UserError
 from m3p.prepare.lines import OTHERS, check_no_document, check_once, files_of, listed, numbered_lines, plain_name
@@ -69,7 +70,7 @@ class Paragraphs:
                 self.docs += 1
             elif paragraph.startswith("{") and paragraph.endswith("}") and (fields := _object(line)) is not None:
                 yield from self._texts(fields, number)
-            elif paragraph:
+            elif says_something(paragraph):
                 yield paragraph
 
     def _texts(self, fields: dict[str, object], number: int) -> Iterator[str]:

@@ -20,7 +20,7 @@ from m3p.recipe.recipe import Recipe
 from m3p.retrieval.pool import Pool
 from m3p.retrieval.protocols import PROTOCOLS
 from m3p.runs import Run
-from m3p.terminal import warn
+from m3p.terminal import one_line, warn
 from m3p.visual.decode import decode, picture_kind
 
 KEPT_BYTES = 512 << 20
@@ -110,7 +110,7 @@ def load_pictures(recipe: Recipe, name: str, config: EvaluationConfig) -> Pictur
     unreadable: list[str] = []
     for shard, entry in enumerate(source.manifest.shards):
         for number in tqdm(
-            range(entry.samples), desc=f"{name}: {entry.name}", unit="picture", leave=False, disable=None
+            range(entry.samples), desc=one_line(f"{name}: {entry.name}"), unit="picture", leave=False, disable=None
         ):
             place = Place(0, shard, number)
             try:

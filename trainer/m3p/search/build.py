@@ -29,6 +29,7 @@ from m3p.search.index import (
     load_nearest,
 )
 from m3p.search.parts import FOLDER, PART_ROWS, Entry, Floats, Part, read_parts, write_part
+from m3p.terminal import one_line
 
 BATCH = 64
 """Pictures that are decoded and forwarded at once."""
@@ -218,7 +219,7 @@ def _known(parts: Sequence[Part]) -> _Known:
 
 def _fresh(collection: Collection, origin: int, known: _Known, report: Report) -> Iterator[tuple[str, str, Found]]:
     """Yield place, stamp and picture of what the index does not have. Raises UserError for two pictures of one id."""
-    places = tqdm(collection.places(), desc=collection.origin.path, unit="picture", leave=False, disable=None)
+    places = tqdm(collection.places(), desc=one_line(collection.origin.path), unit="picture", leave=False, disable=None)
     for place, stamp in places:
         before = known.places.get((origin, place))
         if before is not None and before[0] == stamp:

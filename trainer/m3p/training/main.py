@@ -20,7 +20,7 @@ warnings.filterwarnings("ignore", category=FutureWarning)
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
 
 from m3p import distributed  # noqa: E402
-from m3p.errors import OneRankError, UserError, no_room  # noqa: E402
+from m3p.errors import OneRankError, UserError, no_room, say_thread_failed  # noqa: E402
 from m3p.terminal import warn  # noqa: E402
 
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def run(arguments: Sequence[str]) -> NoReturn:
     """Train, and leave the process: code 0, 2 for a mistake that the user can mend, 1 for a defect of the program."""
-    threading.excepthook = _say_thread_failed
+    threading.excepthook = say_thread_failed
     rank, local_rank = _numbers(os.environ)  # now: DeepSpeed is given another LOCAL_RANK
     prefix = "" if rank == "0" else f"rank {rank}: "
     try:
@@ -96,12 +96,6 @@ def _numbers(environment: Mapping[str, str]) -> tuple[str, str]:
     names = ("RANK", "LOCAL_RANK") if "RANK" in environment else ("SLURM_PROCID", "SLURM_LOCALID")
     rank, local_rank = (environment.get(name, "0") for name in names)
     return rank, local_rank
-
-
-def _say_thread_failed(failure: threading.ExceptHookArgs) -> None:
-    """Print a thread's traceback; but TensorBoard's thread hands a full disk on to us, and it is said here, in one line."""
-    if not (isinstance(failure.exc_value, OSError) and no_room(failure.exc_value)):
-        threading.__excepthook__(failure)
 
 
 if __name__ == "__main__":

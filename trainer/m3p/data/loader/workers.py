@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 
 from m3p.data.loader.die_with_parent import end_with
 from m3p.errors import OneRankError, UserError
+from m3p.process_pool import no_semaphore
 
 PIPE_BYTES = 2**20
 """Room that a pipe is asked for, so that a worker need not wait until its last micro-batch was taken."""
@@ -81,7 +82,11 @@ class Workers(Generic[Result]):
             mine, its = context.Pipe(duplex=False)
             with suppress(OSError):  # a matter of speed
                 fcntl.fcntl(its.fileno(), F_SETPIPE_SZ, PIPE_BYTES)
-            free = context.Semaphore(ahead)
+            try:
+                free = context.Semaphore(ahead)
+            except OSError as error:
+                self.close()
+                raise OneRankError(f"data.workers = {number}: {no_semaphore(error)}, or set data.workers=0") from None
             arguments = (worker, numbers[worker::number], its, free, start, make, os.getpid())
             process = context.Process(target=_work, args=arguments, daemon=True, name=f"loader-{worker}")
             process.start()

@@ -25,6 +25,8 @@ from m3p.visual.npz import LARGEST_NPZ, read_shapes
 from m3p.visual.tower.store import MEMBER, StoredTower, read_tokens
 
 LARGEST_SIZE = 2**32 - 1
+MOST_LANGUAGES = 2000
+"""Languages of the captions of a tar."""
 MOST_NAMES = 100
 """Different names of files and fields that are kept to be named; of more, the first ones."""
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -322,6 +324,7 @@ class _Scan:
             self.count_layout(record, files)
             good = [language for language in record.captions if self.is_good(record, language)]
             self.captions.update(good)
+            self.check_languages()
             choose_captions(record.captions, None)
         except BadSample as reason:
             self.count_reason(reason)
@@ -335,6 +338,14 @@ class _Scan:
             return self.side.over(number, {}) if number < len(self.side) else {}
         names = [*(["json"] if "json" in extents else []), *text_files(extents)]
         return {name: self.read(extents, name, LARGEST_TEXT) for name in names}
+
+    def check_languages(self) -> None:
+        """Raise UserError where captions are under more names than there may be languages."""
+        if len(self.captions) > MOST_LANGUAGES:
+            raise UserError(
+                f"{self.path}: captions in more than {MOST_LANGUAGES:,} languages, such as {next(reversed(self.captions))!r}: "
+                "the rule is an object of language and texts in KEY.json; put the texts under their languages."
+            )
 
     def is_good(self, record: Record, language: str) -> bool:
         """Tell whether the captions in a language can be used."""

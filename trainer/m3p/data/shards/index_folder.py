@@ -5,7 +5,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
@@ -24,6 +24,7 @@ from m3p.data.shards.shard_table import Shard, ShardTable
 from m3p.data.shards.side_captions import side_path
 from m3p.errors import UserError
 from m3p.locks import hold
+from m3p.process_pool import process_pool
 from m3p.terminal import say
 
 PROGRESS = ".index.progress"
@@ -150,7 +151,7 @@ def _each(paths: list[Path], kind: Kind, language: str) -> Iterator[tuple[Path, 
         return
     # Forked before any thread of ours is started; a worker imports nothing and only walks tars.
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(cores, context, initializer=end_with, initargs=(os.getpid(),)) as pool:
+    with process_pool(cores, context, end_with, (os.getpid(),)) as pool:
         under_way = {pool.submit(index_tar, path, kind, language): path for path in paths}
         try:
             for future in as_completed(under_way):

@@ -23,6 +23,7 @@ from m3p.prepare.scenes.scene import RELATIONS, THINGS, Scene, sample_scenes
 from m3p.prepare.shards import ShardWriter
 from m3p.prepare.staging import check_output, staged_folder
 from m3p.prepare.tokenizer import train_tokenizer
+from m3p.terminal import one_line
 
 LANGUAGES: tuple[Language, ...] = (ENGLISH, GERMAN, FRENCH, CZECH, JAPANESE, CHINESE)
 
@@ -90,7 +91,7 @@ def prepare_scenes(
 
 def _write_pictures(folder: Path, scenes: list[Scene], seed: int, size: int) -> None:
     with ShardWriter(folder, "captions", SAMPLES_PER_SHARD) as writer:
-        for number, scene in enumerate(tqdm(scenes, desc=f"draw {folder.name}", unit="scene", disable=None)):
+        for number, scene in enumerate(tqdm(scenes, desc=one_line(f"draw {folder.name}"), unit="scene", disable=None)):
             record = {
                 "id": f"{folder.name}-{number:05d}",
                 "captions": {language.code: [language.caption(scene)] for language in LANGUAGES},

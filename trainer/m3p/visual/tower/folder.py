@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from m3p.errors import UserError
 from m3p.quiet import quiet
-from m3p.transformers_folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, read_json, weight_files
+from m3p.transformers_folder import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    OTHER_SIZES,
+    WEIGHTS_FILE,
+    has_other_sizes,
+    read_model_config,
+    weight_files,
+)
 from m3p.visual.tower.pixels import PREPROCESSOR_FILES, Preparation, preprocessor_file, read_preparation
 
 WANTED = "want a local `transformers` folder of a vision model"
@@ -68,7 +76,7 @@ def _facts(folder: Path, times: tuple[int, ...]) -> TowerFacts:
     """Measure a network without weights on a picture without pixels; `times` of the files tell a changed folder apart."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    read_json(folder / CONFIG_FILE, WANTED)
+    read_model_config(folder / CONFIG_FILE, WANTED)
     preparation = read_preparation(folder)
     size = preparation.size
     if size > MAX_SIDE:
@@ -139,7 +147,7 @@ def make_tower(folder: Path, weights: bool = False) -> nn.Module:
     from transformers import AutoConfig, AutoModel
 
     path = folder / CONFIG_FILE
-    read_json(path, WANTED)
+    read_model_config(path, WANTED)
     with quiet(), torch.random.fork_rng(devices=[]):
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -178,7 +186,8 @@ def _load(folder: Path, config: Any) -> nn.Module:
             output_loading_info=True,
         )
     except Exception as error:
-        raise UserError(f"{folder}: its weights cannot be read ({_line(error)}); copy the model's own files") from error
+        why = OTHER_SIZES if has_other_sizes(error) else _line(error)
+        raise UserError(f"{folder}: its weights cannot be read ({why}); copy the model's own files") from error
     unused = tower_facts(folder).unused
     missing = sorted(name for name in told["missing_keys"] if name not in unused and not name.endswith(_COUNTED))
     if missing:
