@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from m3p.checkpoints.files import STATE_FILE, State, read_state
@@ -21,6 +21,7 @@ from m3p.model.m3p import M3P
 from m3p.recipe.evaluation import EvaluationConfig
 from m3p.recipe.load import load_recipe, parse_recipe
 from m3p.recipe.recipe import Recipe
+from m3p.stored_files import read_bounded
 
 RECIPE = "recipe.yaml"
 
@@ -155,8 +156,8 @@ def load_exported(folder: Path) -> tuple[Recipe, M3P]:
 def read_record(folder: Path) -> Record:
     """Return the record of an exported folder. Raises UserError where it has none that can be read."""
     try:
-        return Record.model_validate_json((folder / RECORD).read_bytes())
-    except (OSError, ValidationError) as error:
+        return Record.model_validate_json(read_bounded(folder / RECORD))
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{folder / RECORD} cannot be read: export the run again with this version ({error})"
         ) from error

@@ -12,6 +12,7 @@ from m3p.ablation.variants import Trial, Variant, parse_variation, trials, varia
 from m3p.errors import UserError
 from m3p.recipe.load import dump_recipe, load_recipe
 from m3p.recipe.recipe import Recipe
+from m3p.stored_files import read_bounded
 from m3p.terminal import say
 
 Train = Callable[[Trial, Sequence[str]], int]
@@ -80,10 +81,10 @@ def compare(
 def _is_complete(trial: Trial, resolved: Recipe) -> bool:
     """Say whether a run is done. Raises UserError where its folder holds a run of another recipe that is done."""
     status = trial.folder / "status"
-    if not status.is_file() or status.read_text(encoding="utf-8").strip() != "done":
+    if not status.is_file() or read_bounded(status).strip() != b"done":
         return False
     record = trial.folder / "recipe.yaml"
-    if record.read_text(encoding="utf-8") != dump_recipe(resolved):
+    if not record.is_file() or read_bounded(record) != dump_recipe(resolved).encode():
         raise UserError(
             f"{record}: this run was trained by another recipe than {trial.variant.name} with seed {trial.seed} is now; name "
             "another --folder, or move this one away"

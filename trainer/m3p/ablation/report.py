@@ -12,6 +12,7 @@ from rich.table import Table
 
 from m3p.ablation.statistics import difference
 from m3p.ablation.variants import Variant
+from m3p.atomic import write_text
 from m3p.errors import UserError
 from m3p.html import document
 from m3p.retrieval.comparison import shared_rows
@@ -65,8 +66,8 @@ class Report(BaseModel):
 
     def save(self, folder: Path) -> None:
         """Write ablation.json and ablation.html into the folder."""
-        (folder / "ablation.json").write_text(json.dumps(self.model_dump(), indent=1) + "\n", encoding="utf-8")
-        (folder / "ablation.html").write_text(_page(self), encoding="utf-8")
+        write_text(folder / "ablation.json", json.dumps(self.model_dump(), indent=1) + "\n", durable=False)
+        write_text(folder / "ablation.html", _page(self), durable=False)
 
 
 def rows(found: Mapping[Variant, Sequence[Evaluation]]) -> list[Row]:

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -27,6 +27,7 @@ from torch import Tensor
 from m3p import atomic
 from m3p.atomic import sync_file, sync_folder
 from m3p.errors import UserError
+from m3p.stored_files import read_object
 
 FORMAT_VERSION = 2
 STATE_FILE = "state.json"
@@ -106,7 +107,7 @@ def read_state(folder: Path) -> State:
     """Return what a checkpoint says of itself. Raises UserError: unreadable, damaged, or of another format."""
     path = folder / STATE_FILE
     try:
-        raw = json.loads(path.read_text())
+        raw = read_object(path)
         version = raw.get("format_version")
         if version != FORMAT_VERSION:
             raise UserError(
@@ -115,7 +116,7 @@ def read_state(folder: Path) -> State:
         if raw.pop("sha256", None) != _hash(raw):
             raise UserError(f"{path}: its content is not what was written")
         return State.model_validate(raw)
-    except (OSError, ValueError, AttributeError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
 
 
@@ -199,7 +200,7 @@ class Reader:
                 share: Any = safe_open(path, framework="pt")
                 share.__enter__()
                 self._pieces.append(json.loads(share.metadata()["pieces"]))
-            except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
                 raise UserError(
                     f"{path}: cannot be read ({error}); remove {folder} to go on from an earlier one"
                 ) from error

@@ -1,6 +1,5 @@
 """Fine-tuning: starting weights from another run, one of its checkpoints, or an exported folder (`model.weights`)."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from m3p.checkpoints.read import read_newest, read_weights, why_not_whole
 from m3p.checkpoints.resumable import check_vocabulary
 from m3p.distributed import Ranks
 from m3p.errors import UserError
+from m3p.stored_files import read_object
 from m3p.vocabulary import has_vocabulary, same_vocabulary, vocabulary_file
 
 EXPORTED = "m3p.safetensors"
@@ -85,7 +85,7 @@ def _captioned(record: Path) -> list[str] | None:
     if not record.is_file():
         return None
     try:
-        languages = json.loads(record.read_bytes())["captioned_languages"]
+        languages = read_object(record)["captioned_languages"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{record} cannot be read ({error}): export the run again") from error
     return None if languages is None else [str(language) for language in languages]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from m3p.atomic import replacing
 from m3p.errors import UserError
+from m3p.stored_files import load_npy
 
 SEEN = "pictures_seen.npy"
 """uint64 [N], sorted, each once."""
@@ -29,7 +30,7 @@ def read_seen(path: Path) -> NDArray[np.uint64] | None:
     if file is None:
         return None
     try:
-        found = np.load(file, mmap_mode="r", allow_pickle=False)
+        found = load_npy(file)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{file} cannot be read ({error}): copy it again, or remove it: then nothing is known"

@@ -1,16 +1,22 @@
 """The checkpoint that a validation figure chose: selection.jsonl of a run has the figures, `checkpoints/best` names the best."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from m3p import atomic
 from m3p.errors import UserError
+from m3p.stored_files import read_bounded
 
 SELECTION = "selection.jsonl"
 BEST = "best"
 """File in the folder of the checkpoints that holds the name of the best one."""
+
+
+CHECKPOINT = r"^step-[0-9]{1,20}$"
+"""What a checkpoint's folder is called: a name that is read from a file leads nowhere else."""
 
 
 class Scored(BaseModel):
@@ -19,7 +25,7 @@ class Scored(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     step: int
-    checkpoint: str
+    checkpoint: str = Field(pattern=CHECKPOINT)
     """Name of its folder."""
     evaluation: str
     """Name of the evaluation in the recipe."""
@@ -36,8 +42,8 @@ def read_selection(run: Path) -> list[Scored]:
     if not path.is_file():
         return []
     try:
-        return [Scored.model_validate_json(line) for line in path.read_bytes().splitlines()]
-    except ValidationError as error:
+        return [Scored.model_validate_json(line) for line in read_bounded(path).splitlines()]
+    except ValueError as error:
         raise UserError(
             f"{path} cannot be read ({error}): put back a copy, or move it away; the evaluations are then made again as they come"
         ) from error
@@ -60,9 +66,17 @@ def best_of(scored: Sequence[Scored]) -> Scored:
 
 
 def best_checkpoint(checkpoints: Path) -> Path | None:
-    """Return the checkpoint that `best` in the folder of checkpoints names; None where there is none."""
+    """Return the checkpoint that `best` in the folder of checkpoints names; None where there is none.
+
+    Raises UserError for a file that names no checkpoint.
+    """
     pointer = checkpoints / BEST
-    return checkpoints / pointer.read_text().strip() if pointer.is_file() else None
+    if not pointer.is_file():
+        return None
+    name = read_bounded(pointer).decode("utf-8", "replace").strip()
+    if not re.fullmatch(CHECKPOINT, name):
+        raise UserError(f"{pointer} names {name[:40]!r}, which is no checkpoint: remove it, or write step-... into it")
+    return checkpoints / name
 
 
 def selected_on(checkpoint: Path) -> str | None:

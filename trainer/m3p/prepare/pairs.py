@@ -217,7 +217,7 @@ def caption_mistakes(captions: object) -> list[str]:
         ]
     found = []
     for language, texts in captions.items():
-        if not LANGUAGE_TAG.fullmatch(language):
+        if not (isinstance(language, str) and LANGUAGE_TAG.fullmatch(language)):
             found.append(f"caption language {language!r} is no language tag; write it like de, zh-Hant or ca-valencia")
         listed = texts if isinstance(texts, list) else [texts]
         if not listed or not all(map(is_caption, listed)):

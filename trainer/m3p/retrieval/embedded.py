@@ -1,6 +1,5 @@
 """The embeddings of a gallery, kept in the run folder, so that a query embeds itself alone."""
 
-import zipfile
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -83,7 +82,7 @@ def _read(path: Path, source: Source) -> EmbeddedGallery | None:
             images = arrays["images"].tobytes().decode("utf-8", "surrogateescape").split("\0")
         if not len(embeddings) == len(places) == len(images):
             raise ValueError("its arrays differ in length")
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # on broken bytes numpy's and zipfile's parsers raise nearly anything
         warn(f"{path} cannot be read ({error}): the pictures are embedded again")
         return None
     return EmbeddedGallery(source, images, embeddings, places)

@@ -15,6 +15,7 @@ import torch
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from m3p import __version__, distributed
+from m3p.atomic import write_text
 from m3p.checkpoints.seen_pictures import read_seen
 from m3p.data.identity import Gallery
 from m3p.data.shards.manifest import NOT_STATED
@@ -241,7 +242,7 @@ def _show(run: Run, evaluation: Evaluation, found: list[Finding], file: Path) ->
     """Write the page of pictures found; where the run keeps TensorBoard's files, figures and pictures go there too."""
     shown = any(finding.pictures for finding in found)
     if shown:
-        file.with_suffix(".html").write_text(html_page(found), encoding="utf-8")
+        write_text(file.with_suffix(".html"), html_page(found), durable=False)
     if (run.folder / "checkpoints").is_dir():
         with SummaryWriter(str(run.folder / "tensorboard")) as writer:
             write_tensorboard(writer, evaluation, run.step)

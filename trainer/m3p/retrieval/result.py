@@ -14,12 +14,14 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from m3p.atomic import write_text
 from m3p.errors import UserError
 from m3p.recipe.evaluation import ProtocolName
 from m3p.retrieval.consistency import Spread, image_to_text_spread, text_to_image_spread
 from m3p.retrieval.intervals import METHOD, GroupedRanks, mean_recall_interval, query_interval, split_folds
 from m3p.retrieval.metrics import QueryRanks, Recalls, chance, recalls
 from m3p.retrieval.pool import Pool
+from m3p.stored_files import read_bounded
 
 ALL_LANGUAGES = "all languages"
 """Name of a row that is the mean over languages."""
@@ -233,13 +235,13 @@ class Evaluation(Conditions):
         # A JSON string holds no raw line break, so this touches lists of numbers only.
         numbers = re.compile(r"\[\n\s*([-\d.,\s]+?)\n\s*\]")
         text = numbers.sub(lambda found: "[" + " ".join(found[1].split()) + "]", self.model_dump_json(indent=2))
-        path.write_text(text + "\n", encoding="utf-8")
+        write_text(path, text + "\n", durable=False)
 
     @classmethod
     def load(cls, path: Path) -> "Evaluation":
         """Read a result that `save` wrote. Raises UserError for a file that is absent or is none."""
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(read_bounded(path))
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; `m3p evaluate RUN` writes evaluations") from None
         except ValidationError as error:
@@ -248,6 +250,8 @@ class Evaluation(Conditions):
             raise UserError(
                 f"{path}: not an evaluation of this version: {where}: {first['msg'].removeprefix('Value error, ')}"
             ) from None
+        except ValueError as error:
+            raise UserError(f"{path} cannot be read: {error}") from None
 
 
 def _language_result(

@@ -5,6 +5,8 @@ vectors; it is written last, so that a kill leaves no half of a part. A picture'
 when it was written; it stays when other pictures are removed, and no other picture gets it.
 """
 
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -16,8 +18,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from m3p.atomic import publish
-from m3p.errors import UserError
+from m3p.errors import OUT_OF_FILES, UserError
 from m3p.search.checked import file_checksum, read_checked, write_checked
+from m3p.stored_files import load_npy
 
 Floats = NDArray[np.float32]
 Numbers = NDArray[np.int64]
@@ -30,6 +33,8 @@ MAX_TABLE_BYTES = 256 * 2**20
 LISTS_KEPT = 256
 """Lists of parts that stay in memory while queries are answered: some 1.5 MB each."""
 FOLDER = "parts"
+_LIST = re.compile(r"[0-9]{6}\.json")
+"""Name of a part's list; copies of one under another name are none."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +115,10 @@ class Part:
             return np.zeros((0, width), np.float32)
         path = self.folder / FOLDER / self.file
         try:
-            found = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+            found = load_npy(path, mapped)
         except (OSError, ValueError) as error:
+            if getattr(error, "errno", None) in OUT_OF_FILES:
+                raise UserError(f"{path}: {os.strerror(error.errno)}: allow more (`ulimit -n 65536`)") from None
             raise UserError(f"{path} cannot be read ({error}); put a copy back, or make the index again") from error
         if found.dtype != np.float32 or found.shape != (len(self.numbers), width):
             raise UserError(f"{path}: {found.dtype} {found.shape}, where {len(self.numbers)} x {width} are listed")
@@ -135,7 +142,7 @@ def _read_table(path: Path, _checksum: str) -> Table:
 
 def read_parts(folder: Path) -> list[Part]:
     """Return the parts of an index in order. Raises UserError where a list is damaged."""
-    paths = sorted((folder / FOLDER).glob("[0-9]*.json"))
+    paths = sorted(path for path in (folder / FOLDER).glob("*.json") if _LIST.fullmatch(path.name))
     return [_part(folder, int(path.stem), read_checked(path, Table, MAX_TABLE_BYTES)) for path in paths]
 
 

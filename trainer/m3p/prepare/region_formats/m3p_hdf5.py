@@ -58,16 +58,26 @@ def read_m3p_hdf5(source: Path, options: ReadOptions) -> Iterator[Stored]:
     except OSError as error:
         raise UserError(f"{source}: not a readable HDF5 file ({error}); copy it again.") from None
     with file:
-        parts = {name: part for name, names in NAMES.items() if (part := _part(source, file, names)) is not None}
-        if missing := [" or ".join(NAMES[name]) for name in NEEDED if name not in parts]:
-            raise UserError(f"{source} has no {', no '.join(missing)}: want the HDF5 file of M3P's regions.")
-        _check(source, parts)
+        try:
+            parts = {name: part for name, names in NAMES.items() if (part := _part(source, file, names)) is not None}
+            if missing := [" or ".join(NAMES[name]) for name in NEEDED if name not in parts]:
+                raise UserError(f"{source} has no {', no '.join(missing)}: want the HDF5 file of M3P's regions.")
+            _check(source, parts)
+        except UserError:
+            raise
+        except Exception as error:  # of a damaged file h5py raises nearly anything, from KeyError to RuntimeError
+            raise UserError(f"{source}: a damaged HDF5 file ({error}); copy it again.") from None
         for row in range(len(parts["image_id"])):
-            name = _name(parts["image_id"][row])
-            try:
-                yield Stored(f"row {row}", name, _regions(parts, row, options))
-            except (ValueError, OSError) as error:  # h5py raises OSError for a piece that cannot be unpacked
-                yield Stored(f"row {row}", name, str(error))
+            yield _picture(parts, row, options)
+
+
+def _picture(parts: Parts, row: int, options: ReadOptions) -> Stored:
+    name = ""
+    try:
+        name = _name(parts["image_id"][row])
+        return Stored(f"row {row}", name, _regions(parts, row, options))
+    except Exception as error:  # of a piece that cannot be unpacked h5py raises nearly anything
+        return Stored(f"row {row}", name, str(error))
 
 
 def _part(source: Path, file: Any, names: tuple[str, ...]) -> Any:

@@ -93,8 +93,8 @@ def whole(value: object, most: int, what: str) -> int:
     if isinstance(value, str):
         number = int(value) if value.strip().isdecimal() and len(value) < 12 else -1
     else:
-        given = float(value) if isinstance(value, int | float | np.integer | np.floating) else -1.0
-        number = int(given) if given.is_integer() else -1
+        given = value if isinstance(value, int | float | np.integer | np.floating) else -1
+        number = int(given) if given == np.floor(given) and given <= most else -1
     if not 1 <= number <= most:
         raise ValueError(f"{what} is {str(value)[:30]!r}; the rule is a whole number from 1 to {most:,}")
     return number

@@ -32,6 +32,8 @@ from m3p.prepare.regions import Arrays
 FEATURES, PREDICTIONS, OFFSETS = "features.tsv", "predictions.tsv", "features.lineidx"
 FEATURE_SIZE, POSITION_SIZE = 2048, 6
 """Numbers of a feature, and of the position that VinVL stores behind it."""
+FARTHEST = 1e9
+"""Pixels. A number of a box beyond this is none; Python reads numbers of any size."""
 
 Fields = dict[str, Any]
 
@@ -102,9 +104,8 @@ def _predicted(key: str, line: bytes, rows: int, options: ReadOptions) -> Arrays
     boxes = relative_boxes(_rectangles(objects), width, height)
     if options.class_names is None:
         return {"boxes": boxes}
-    unknown = next((one.get("class") for one in objects if _class(one) not in options.class_names), None)
-    if unknown is not None:
-        raise ValueError(f"{PREDICTIONS}: class {str(unknown)[:40]!r} is not in the file of class names")
+    if unknown := [_class(one) for one in objects if _class(one) not in options.class_names]:
+        raise ValueError(f"{PREDICTIONS}: class {unknown[0][:40]!r} is not in the file of class names")
     return {"boxes": boxes, "class_ids": np.array([options.class_names[_class(one)] for one in objects])}
 
 
@@ -116,7 +117,11 @@ def _rectangles(objects: list[Fields]) -> Any:
     """Return the boxes [R, 4] of the objects. Raises ValueError."""
     found = [one.get("rect") for one in objects]
     for box in found:
-        numbers = isinstance(box, list) and len(box) == 4 and all(type(number) in (int, float) for number in box)
+        numbers = (
+            isinstance(box, list)
+            and len(box) == 4
+            and all(type(number) in (int, float) and abs(number) < FARTHEST for number in box)
+        )
         if not numbers:
             raise ValueError(f"{PREDICTIONS}: rect is {str(box)[:40]}; the rule is four numbers")
     return np.array(found, np.float64)

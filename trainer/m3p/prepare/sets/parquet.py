@@ -103,13 +103,13 @@ def _rows(files: list[Path]) -> Iterator[dict[str, Any]]:
     """Yield the rows of all files, a few of them in memory at once. Raises UserError for a broken file."""
     for path in files:
         table = _tables(path)
-        import pyarrow
 
         try:
             for batch in table if path.suffix == ".arrow" else table.iter_batches(batch_size=ROWS):
+                batch.validate(full=True)  # what is wrong inside would be read from any place of the memory
                 for first in range(0, batch.num_rows, ROWS):
                     yield from batch.slice(first, ROWS).to_pylist()
-        except (OSError, pyarrow.ArrowException) as error:
+        except Exception as error:  # of broken bytes pyarrow raises nearly anything, from ArrowException to SystemError
             raise UserError(f"{path} is broken ({error}): copy it again.") from None
 
 

@@ -53,7 +53,7 @@ def _entries(files: list[Path], languages: set[str] | None, column: str) -> Iter
                 yield Entry(where, row)
                 continue
             url, language, caption = row.get("image_url"), row.get("language"), row.get(column)
-            if not url or not language:
+            if not (url and language and isinstance(url, str) and isinstance(language, str)):
                 yield Entry(
                     where, f"image_url is {url!r} and language {language!r}; the rule is that a line of WIT has both"
                 )

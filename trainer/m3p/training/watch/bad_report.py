@@ -24,9 +24,9 @@ class BadReport:
         self.shards: defaultdict[str, Counter[str]] = defaultdict(Counter)
         """Shard -> reason -> samples."""
         if self._list.is_file():
-            found = [_LINE.fullmatch(line) for line in self._list.read_text().splitlines(keepends=True)]
+            found = [_LINE.fullmatch(line) for line in self._list.read_text(errors="replace").splitlines(keepends=True)]
             kept = [(int(line[1]), line[2]) for line in found if line and int(line[1]) <= first_step]
-            self._list.write_text("".join(f"step {step}: {sample}\n" for step, sample in kept))
+            write_text(self._list, "".join(f"step {step}: {sample}\n" for step, sample in kept))
             self._count([sample for _, sample in kept])
             self._write_table()
 

@@ -199,7 +199,7 @@ def _forget_after(path: Path, step: int) -> None:
     for line in path.read_bytes().splitlines():
         try:
             figures = json.loads(line)
-        except ValueError:  # of bytes that are no text, too
+        except (ValueError, RecursionError):  # of bytes that are no text, too
             continue
         if isinstance(figures, dict) and isinstance(figures.get("step"), int) and figures["step"] <= step:
             kept.append(line)

@@ -10,6 +10,7 @@ import torch
 from rich.table import Table
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from m3p.atomic import write_text
 from m3p.console import PlainConsole
 from m3p.data.order.plan import Plan
 from m3p.distributed import Ranks
@@ -37,7 +38,7 @@ def announce(
     with SummaryWriter(str(folder / "tensorboard")) as writer:
         writer.add_text("recipe", f"```yaml\n{dump_recipe(recipe)}```", first_step)
         writer.add_text("parts", "\n".join(f"- **{name}**: {what}" for name, what in parts.items()), first_step)
-    (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    write_text(folder / "recipe.yaml", dump_recipe(recipe))
     environment = {
         "parts": parts,
         "ranks": ranks.world_size,
@@ -46,7 +47,7 @@ def announce(
         "packages": {name: version(name) for name in PACKAGES},
         "git_commit": git_commit(),
     }
-    (folder / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
+    write_text(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
 
 
 def git_commit() -> str:

@@ -1,0 +1,50 @@
+"""Files of a run, an export or an index that are read again: within bounds, and with one kind of error where they are damaged.
+
+They may come from another machine, or from a stranger.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LARGEST_JSON = 64 * 2**20
+"""Bytes of a JSON file: the largest, a result with the ranks of all its queries, has some MB."""
+
+
+def read_bounded(path: Path, most: int = LARGEST_JSON) -> bytes:
+    """Return the bytes of a regular file. Raises OSError, and ValueError for a pipe, a device and what is too large."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it has more than {most:,} bytes")
+    return content
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds. Raises OSError, and ValueError for anything else."""
+    try:
+        found = json.loads(read_bounded(path))
+    except RecursionError:
+        raise ValueError("its values lie too deep in each other") from None
+    if not isinstance(found, dict):
+        raise ValueError("it holds no JSON object")
+    return found
+
+
+def load_npy(path: Path, mapped: bool = False) -> NDArray[Any]:
+    """Return the array of an .npy file, read or mapped. Raises OSError, and ValueError for what is none."""
+    try:
+        found = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # on broken bytes numpy's parser raises nearly anything, from MemoryError to TokenError
+        raise ValueError(f"it is no array ({error})") from None
+    if not isinstance(found, np.ndarray):  # an npz under this name
+        found.close()
+        raise ValueError("it is no array, but an archive of several")
+    return found
