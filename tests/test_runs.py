@@ -12,6 +12,7 @@ import pytest
 
 import m3p
 from m3p.checkpoints.files import State, read_state, write_state
+from m3p.checkpoints.init_from import start_from
 from m3p.checkpoints.seen_pictures import write_seen
 from m3p.data.identity import picture_numbers
 from m3p.errors import UserError
@@ -48,6 +49,29 @@ def test_a_run_a_checkpoint_and_an_export_open_alike(run: Path, tmp_path: Path) 
     assert records[0] == records[1] == records[2]
     assert records[0].captioned_languages == ["en"]
     assert (records[0].run, records[0].checkpoint, records[0].step) == ("run", "step-00000003", 3)
+
+
+@pytest.mark.parametrize("reader", ["m3p.runs", "m3p.checkpoints.init_from"])
+def test_a_run_that_trains_on_is_read_at_what_is_newest_by_then(
+    run: Path, monkeypatch: pytest.MonkeyPatch, reader: str
+) -> None:
+    """Evaluation, export and search open a run; model.weights reads one: each while the trainer prunes."""
+    old, model = run / "checkpoints" / "step-00000003", open_run(run).model
+
+    def trains_on(path: Path) -> State:
+        if old.exists():  # chosen, and to be read now
+            new = Path(shutil.copytree(old, old.with_name(".new.partial")))
+            write_state(new, read_state(old).model_copy(update={"step": 6}))
+            new.rename(old.with_name("step-00000006"))
+            shutil.rmtree(old)
+        return read_state(path)
+
+    monkeypatch.setattr(f"{reader}.read_state", trains_on)
+    if reader == "m3p.runs":
+        assert open_run(run).step == 6
+    else:
+        assert start_from(model, run, None) == ["en"]
+    assert not old.exists()
 
 
 def test_a_checkpoint_copied_elsewhere_needs_no_run_folder(run: Path, tmp_path: Path) -> None:

@@ -138,6 +138,9 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     (raw / "de.txt").write_bytes(b"gut\nschlecht \xe4\n")
     with pytest.raises(UserError, match=r"de\.txt, line 2: byte 10 is not valid UTF-8"):
         prepare_text(raw, output)
+    (raw / "de.txt").write_text('{"text": "gut"}\n{"text": "\\ud800"}\n')
+    with pytest.raises(UserError, match=r"de\.txt, line 2: its text holds half a character"):
+        prepare_text(raw, output)
     (raw / "de.txt").write_text("\n \n")
     with pytest.raises(UserError, match=r"de\.txt holds no text"):
         prepare_text(raw, output)

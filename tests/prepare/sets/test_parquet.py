@@ -87,6 +87,19 @@ def test_wrong_files_say_so(hub: Path, tmp_path: Path) -> None:
         run("parquet", tmp_path / "b.parquet", "--language", "en", output=tmp_path / "out")
 
 
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_names_of_columns_that_are_no_text(tmp_path: Path, ending: str) -> None:
+    path, made = tmp_path / f"a.{ending}", pa.table({"image": [b"x"], "caption_x": ["y"]})
+    if ending == "parquet":
+        pq.write_table(made, path, store_schema=False)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, made.schema) as out:
+            out.write_table(made)
+    path.write_bytes(path.read_bytes().replace(b"caption_x", b"capti\xff\xfe_x"))
+    with pytest.raises(UserError, match=rf"a\.{ending} (is broken|cannot be read).*: copy it again"):
+        run("parquet", path, "--language", "en", output=tmp_path / "out")
+
+
 def test_without_pyarrow_the_way_out_is_named(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     imported = builtins.__import__
 

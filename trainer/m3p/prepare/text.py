@@ -82,6 +82,13 @@ class Paragraphs:
                 f"{self.path}, line {number}: a JSON object with the fields {names}; the rule is "
                 "plain text, one paragraph a line, or objects with a field `text`."
             )
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{self.path}, line {number}: its text holds half a character (\\ud800 to \\udfff); the rule is Unicode text: "
+                "mend it, or leave the line out."
+            ) from None
         self.objects += 1
         self.unread.update(name for name in fields if name != "text")
         yield from filter(None, (" ".join(line.split()) for line in text.splitlines()))

@@ -84,7 +84,9 @@ def _tables(path: Path) -> Any:
         if path.suffix == ".arrow":
             return pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
         return pyarrow.parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowException) as error:
+    except (
+        Exception
+    ) as error:  # of broken bytes pyarrow raises nearly anything, from ArrowException to UnicodeDecodeError
         raise UserError(f"{path} cannot be read as {path.suffix[1:]} ({error}): copy it again.") from None
 
 
@@ -92,9 +94,13 @@ def _check_columns(path: Path, wanted: list[str]) -> None:
     """Raise UserError where a file lacks a column."""
     table = _tables(path)
     schema = table.schema if path.suffix == ".arrow" else table.schema_arrow
-    if missing := [name for name in wanted if name not in schema.names]:
+    try:
+        names = schema.names
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is broken: a name of a column is no UTF-8 ({error.reason}): copy it again.") from None
+    if missing := [name for name in wanted if name not in names]:
         raise UserError(
-            f"{path} has no column {' and no column '.join(missing)}; it has {', '.join(schema.names[:20])}: name them with "
+            f"{path} has no column {' and no column '.join(missing)}; it has {', '.join(names[:20])}: name them with "
             "--image-column and --caption LANG=COLUMN."
         )
 
