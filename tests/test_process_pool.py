@@ -30,7 +30,7 @@ def test_other_errors_of_the_work_stay_what_they_are() -> None:
 
 
 def test_a_full_dev_shm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", full)

@@ -69,18 +69,27 @@ def test_a_run_that_was_moved_is_named(seeing: Path, album: Path, tmp_path: Path
     assert hits[0].image == "a/p0.png"
 
 
-def test_a_damaged_file_is_made_again(seeing: Path, album: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["search-index.json", BUILT, "parts/000001.json", "parts/000001-*.npy"])
+def test_a_damaged_file_is_deleted_and_made_again(seeing: Path, album: Path, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "index"
-    index_pictures(seeing, album, folder)
-    for name in ("parts/000000.json", BUILT):
-        path = folder / name
-        whole = path.read_bytes()
-        path.write_bytes(whole[:-5])
-        with refused("put a copy back, or make the index again with `m3p index-pictures`"):
-            SearchIndex(folder)
-        path.write_bytes(whole)
-        assert len(SearchIndex(folder)) == 10
-    (folder / "parts/000000.json").write_bytes(b"{}")
-    shutil.rmtree(folder)
-    index_pictures(seeing, album, folder)
-    assert len(SearchIndex(folder)) == 10
+    index_pictures(seeing, album, folder, part_rows=4)
+    (path,) = folder.glob(name)
+    path.write_bytes(path.read_bytes()[:-5])
+    with refused(
+        "put a copy back, or delete (.*) and (give the command `m3p index-pictures`|make the index) again"
+    ) as found:
+        SearchIndex(folder)
+    named = re.search(r"or delete (\S+)", str(found.value))
+    assert named
+    if name != "search-index.json":
+        (path if named[1] == "it" else Path(named[1])).unlink()
+    else:
+        path.unlink()
+        with refused(r"has pictures, but no search-index\.json: put it back, or delete .* and begin anew"):
+            index_pictures(seeing, album, folder, part_rows=4)
+        shutil.rmtree(folder)
+    index_pictures(seeing, album, folder, part_rows=4)
+    index = SearchIndex(folder)
+    assert sorted(one for part in index.parts for one in part.table().id) == sorted(
+        place.relative_to(album).as_posix() for place in album.rglob("*.png")
+    )

@@ -103,7 +103,7 @@ def test_no_orphans_however_the_trainer_ends(end: str) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
 def test_a_full_dev_shm_is_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("multiprocessing.synchronize.Semaphore.__init__", full)

@@ -15,18 +15,19 @@ from m3p.locks import hold
 from m3p.retrieval.scoring import scorer_of
 from m3p.runs import Run, open_run
 from m3p.search import nearest
-from m3p.search.checked import file_checksum, read_checked, write_checked
+from m3p.search.checked import file_checksum, write_checked
 from m3p.search.collection import Collection, Found, Origin, open_collection
 from m3p.search.faiss_library import faiss_library
 from m3p.search.index import (
     BUILT,
-    MAX_SETTINGS_BYTES,
     SETTINGS,
     Built,
     Settings,
     built_parts,
     check_weights,
     load_nearest,
+    read_built,
+    read_settings,
 )
 from m3p.search.parts import FOLDER, PART_ROWS, Entry, Floats, Part, read_parts, write_part
 from m3p.terminal import one_line
@@ -116,7 +117,7 @@ def remove_pictures(folder: Path, ids: Sequence[str]) -> Report:
         raise UserError(f"{folder}: no index of pictures to remove from")
     with hold(folder / "lock", 0) as held:
         _check_held(held, folder)
-        settings = read_checked(folder / SETTINGS, Settings, MAX_SETTINGS_BYTES)
+        settings = read_settings(folder)
         wanted, parts, report = set(ids), read_parts(folder), Report()
         _check_removal(folder, wanted, parts, _is_finished(folder, parts))
         for part in parts:
@@ -131,7 +132,7 @@ def remove_pictures(folder: Path, ids: Sequence[str]) -> Report:
 
 def _is_finished(folder: Path, parts: Sequence[Part]) -> bool:
     path = folder / BUILT
-    return path.is_file() and read_checked(path, Built, MAX_SETTINGS_BYTES).parts == built_parts(parts)
+    return path.is_file() and read_built(folder).parts == built_parts(parts)
 
 
 def _check_removal(folder: Path, wanted: set[str], parts: Sequence[Part], finished: bool) -> None:
@@ -156,11 +157,15 @@ def _settings(path: Path, run: Run, folder: Path, origin: Origin, add: bool) -> 
     """Return the settings of the index, with `origin` among its origins, and write them."""
     file = folder / SETTINGS
     if not file.is_file():
+        if read_parts(folder):  # embedded by nobody knows whom
+            raise UserError(
+                f"{folder}: has pictures, but no {SETTINGS}: put it back, or delete {folder} and begin anew"
+            )
         recipe = run.recipe.model_dump(mode="json", exclude_none=True)
         width = run.recipe.model.projection or run.model.text.words.embedding_dim
         made = Settings(run=str(path.absolute()), record=run.record, recipe=recipe, width=width, origins=[origin])
     else:
-        found = read_checked(file, Settings, MAX_SETTINGS_BYTES)
+        found = read_settings(folder)
         check_weights(folder, found, run)
         old = {one.path: one for one in found.origins}
         if origin.path not in old and not add:
@@ -254,7 +259,7 @@ def _finish(folder: Path, settings: Settings, report: Report) -> Report:
             f": none of {report.skipped:,} can be read; the first: {report.unreadable[0]}" if report.skipped else ""
         )
         raise UserError(f"{folder}: {settings.origins[0].path} has no picture that could be indexed{reason}")
-    old = read_checked(folder / BUILT, Built, MAX_SETTINGS_BYTES) if (folder / BUILT).is_file() else None
+    old = read_built(folder) if (folder / BUILT).is_file() else None
     built = old
     if old is None or old.parts != built_parts(parts):
         built = build_nearest(folder, settings.width, parts, old)

@@ -36,8 +36,11 @@ def write_checked(path: Path, content: BaseModel) -> None:
         aside.write_bytes(_HEAD.format(checksum(body)).encode() + body + b"}\n")
 
 
-def read_checked(path: Path, kind: type[Content], largest: int) -> Content:
-    """Read what `write_checked` wrote, of at most `largest` bytes. Raises UserError where it is absent or damaged."""
+def read_checked(path: Path, kind: type[Content], largest: int, way_out: str) -> Content:
+    """Read what `write_checked` wrote, of at most `largest` bytes.
+
+    Raises UserError where it is absent or damaged: put a copy back, or do as `way_out` says.
+    """
     try:
         with path.open("rb") as file:
             whole = file.read(largest + 1)
@@ -50,6 +53,4 @@ def read_checked(path: Path, kind: type[Content], largest: int) -> Content:
         return kind.model_validate_json(body)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"{path} cannot be read ({reason}); put a copy back, or make the index again with `m3p index-pictures`"
-        ) from error
+        raise UserError(f"{path} cannot be read ({reason}); put a copy back, or {way_out}") from error

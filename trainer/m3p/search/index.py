@@ -93,11 +93,11 @@ class SearchIndex:
                 f"{folder}: no index of pictures; make one with `m3p index-pictures RUN PICTURES --output {folder}`"
             )
         self.folder = folder
-        self.settings = read_checked(folder / SETTINGS, Settings, MAX_SETTINGS_BYTES)
+        self.settings = read_settings(folder)
         self.parts = read_parts(folder)
         if not (folder / BUILT).is_file():
             raise unfinished(folder)
-        self.built = read_checked(folder / BUILT, Built, MAX_SETTINGS_BYTES)
+        self.built = read_built(folder)
         if self.built.parts != built_parts(self.parts):
             raise unfinished(folder)
         for part in self.parts if check else ():
@@ -232,6 +232,17 @@ def check_weights(folder: Path, settings: Settings, run: Run) -> None:
         raise UserError(
             f"{folder}: the recipe of {run.folder} reads pictures in another way (section visual); make another index"
         )
+
+
+def read_settings(folder: Path) -> Settings:
+    """Return the settings of an index. Raises UserError where they are damaged."""
+    return read_checked(folder / SETTINGS, Settings, MAX_SETTINGS_BYTES, f"delete {folder} and make the index again")
+
+
+def read_built(folder: Path) -> Built:
+    """Return what search uses of an index. Raises UserError where that is damaged."""
+    way_out = "delete it and give the command `m3p index-pictures` again"
+    return read_checked(folder / BUILT, Built, MAX_SETTINGS_BYTES, way_out)
 
 
 def built_parts(parts: Sequence[Part]) -> dict[str, str]:

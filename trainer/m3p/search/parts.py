@@ -119,10 +119,14 @@ class Part:
         except (OSError, ValueError) as error:
             if getattr(error, "errno", None) in OUT_OF_FILES:
                 raise UserError(f"{path}: {os.strerror(error.errno)}: allow more (`ulimit -n 65536`)") from None
-            raise UserError(f"{path} cannot be read ({error}); put a copy back, or make the index again") from error
+            raise UserError(f"{path} cannot be read ({error}); put a copy back, or {self._way_out}") from error
         if found.dtype != np.float32 or found.shape != (len(self.numbers), width):
             raise UserError(f"{path}: {found.dtype} {found.shape}, where {len(self.numbers)} x {width} are listed")
         return found
+
+    @property
+    def _way_out(self) -> str:
+        return _embed_again(_list_path(self.folder, self.number))
 
     def check(self) -> None:
         """Read the file of vectors once and compare its checksum. Raises UserError."""
@@ -130,20 +134,27 @@ class Part:
         try:
             whole = not len(self.numbers) or file_checksum(path) == self.checksum
         except OSError as error:
-            raise UserError(f"{path} cannot be read ({error}); put a copy back, or make the index again") from error
+            raise UserError(f"{path} cannot be read ({error}); put a copy back, or {self._way_out}") from error
         if not whole:
-            raise UserError(f"{path} is damaged: its checksum is another; put a copy back, or make the index again")
+            raise UserError(f"{path} is damaged: its checksum is another; put a copy back, or {self._way_out}")
+
+
+def _embed_again(path: Path) -> str:
+    """Return what to do where the part of the list `path` is damaged."""
+    return f"delete {path} and give the command `m3p index-pictures` again, which embeds its pictures once more"
 
 
 @lru_cache(maxsize=LISTS_KEPT)
 def _read_table(path: Path, _checksum: str) -> Table:
-    return read_checked(path, Table, MAX_TABLE_BYTES)
+    return read_checked(path, Table, MAX_TABLE_BYTES, _embed_again(path))
 
 
 def read_parts(folder: Path) -> list[Part]:
     """Return the parts of an index in order. Raises UserError where a list is damaged."""
     paths = sorted(path for path in (folder / FOLDER).glob("*.json") if _LIST.fullmatch(path.name))
-    return [_part(folder, int(path.stem), read_checked(path, Table, MAX_TABLE_BYTES)) for path in paths]
+    return [
+        _part(folder, int(path.stem), read_checked(path, Table, MAX_TABLE_BYTES, _embed_again(path))) for path in paths
+    ]
 
 
 def write_part(folder: Path, number: int, entries: Sequence[Entry], vectors: Floats) -> Part:
