@@ -24,6 +24,7 @@ from m3p.prepare.pictures import PictureFolder
 from m3p.prepare.published import Published
 from m3p.prepare.region_formats.stored import ReadOptions
 from m3p.prepare.sets import IMPORTERS
+from m3p.prepare.side_files import CaptionTable, SideFile
 from m3p.prepare.text import prepare_text
 from tests.data.fuzz_files import mutate
 from tests.prepare.region_formats import test_bottom_up as bottom_up
@@ -142,6 +143,21 @@ def write_captions(raw: Path) -> Read:
     return read
 
 
+def write_side_files(raw: Path) -> Read:
+    line = {"url": "u", "caption": "ein Hund", "captions": {"fr": ["un chien"]}}
+    (raw / "a.jsonl").write_text((json.dumps(line) + "\n") * 2)
+    (raw / "b.tsv").write_text("url\tcaption_de\nu\tein Hund\n")
+
+    def read(raw: Path, output: Path) -> None:
+        output.mkdir()
+        for name in ("a.jsonl", "b.tsv"):
+            with CaptionTable(output / "table", "url") as found:
+                found.add([SideFile(raw / name, "de")])
+                found.captions("u")
+
+    return read
+
+
 def write_text(raw: Path) -> Read:
     (raw / "en.txt").write_text('One.\n<doc id="1">\n{"text": "Two."}\n')
     (raw / "de.txt.gz").write_bytes(gzip.compress(b"Eins.\nZwei.\n"))
@@ -156,7 +172,7 @@ def write_lists(raw: Path) -> Read:
 
 WRITE = [
     write_bottom_up, write_vinvl, write_mmf, write_hdf5, write_parquet, write_arrow, write_karpathy, write_annotations,
-    write_iglue, write_wit, write_xm3600, write_xflickrco, write_captions, write_text, write_lists,
+    write_iglue, write_wit, write_xm3600, write_xflickrco, write_captions, write_side_files, write_text, write_lists,
 ]  # fmt: skip
 
 

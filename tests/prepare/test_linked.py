@@ -14,6 +14,7 @@ from m3p.data.shards.manifest import Manifest
 from m3p.data.shards.side_captions import SideCaptions
 from m3p.data.shards.tar_samples import shown_samples
 from m3p.errors import BadSample, UserError
+from m3p.prepare.side_files import CaptionTable, SideFile
 from tests.data.broken import picture, source, write
 from tests.prepare.sets.raw import origin, run
 
@@ -169,3 +170,11 @@ def test_tars_of_clip_benchmark_say_what_they_are(tmp_path: Path) -> None:
     (folder.parent / "dataset_type.txt").write_text("classification\n")
     with pytest.raises(UserError, match="classes are no captions"):
         run("clip-benchmark", folder.parent, *words, output=tmp_path / "out")
+
+
+def test_a_full_disk_under_the_table_of_captions_is_one(tmp_path: Path) -> None:
+    (tmp_path / "de.jsonl").write_text("".join(json.dumps({"url": url, "caption": "x" * 9000}) + "\n" for url in URLS))
+    with CaptionTable(tmp_path / "table", "url") as table:
+        table._table.execute("PRAGMA max_page_count = 3")  # what SQLite says of a full disk too
+        with pytest.raises(OSError, match=r"No space left on device.*table"):
+            table.add([SideFile(tmp_path / "de.jsonl", "de")])

@@ -1,4 +1,5 @@
 import base64
+import os
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -98,4 +99,11 @@ def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data.mdb").write_bytes(b"x" * 8192)
     assert not is_lmdb(tmp_path)
     with pytest.raises(UserError, match="not a readable LMDB database"):
+        read(tmp_path)
+
+
+def test_a_file_that_was_cut_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    write(tmp_path, {f"{number}": row(features=packed(np.zeros((2, 5000), np.float32))) for number in range(4)})
+    os.truncate(tmp_path / "data.mdb", 40_000)
+    with pytest.raises(UserError, match=r"has 40,000 bytes and should have [\d,]+: it was cut; copy it again"):
         read(tmp_path)

@@ -7,7 +7,9 @@ All are read once, into a table on disk: 3 million captions in six languages wou
 """
 
 import csv
+import errno
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -82,8 +84,17 @@ class CaptionTable:
         """Return the captions of a picture by language, and note that they are used; empty where there are none."""
         rows = self._table.execute("SELECT language, texts FROM captions WHERE value = ?", (value,)).fetchall()
         if rows:
-            self._table.execute("UPDATE captions SET used = 1 WHERE value = ?", (value,))
+            self._execute("UPDATE captions SET used = 1 WHERE value = ?", (value,))
         return {language: json.loads(texts) for language, texts in rows}
+
+    def _execute(self, command: str, values: tuple[str, ...]) -> sqlite3.Cursor:
+        """Change the table. Raises OSError where the disk is full."""
+        try:
+            return self._table.execute(command, values)
+        except sqlite3.OperationalError as error:
+            if "full" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path)) from None
 
     def counts(self) -> tuple[int, int]:
         """Return how many different values there are, and how many of them no picture has asked for."""
@@ -120,7 +131,7 @@ class CaptionTable:
         """Write one row; return what is wrong with it."""
         listed = json.dumps(texts if isinstance(texts, list) else [texts], ensure_ascii=False)
         row = (value, language, listed, where)
-        if self._table.execute("INSERT OR IGNORE INTO captions VALUES (?, ?, ?, ?, 0)", row).rowcount:
+        if self._execute("INSERT OR IGNORE INTO captions VALUES (?, ?, ?, ?, 0)", row).rowcount:
             return ""
         key = "SELECT place FROM captions WHERE value = ? AND language = ?"
         (first,) = self._table.execute(key, (value, language)).fetchone()

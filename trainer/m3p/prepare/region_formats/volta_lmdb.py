@@ -45,7 +45,21 @@ def read_volta_lmdb(source: Path, options: ReadOptions) -> Iterator[Stored]:
         database = lmdb.open(str(source), subdir=source.is_dir(), readonly=True, lock=False, create=False)
     except lmdb.Error as error:
         raise UserError(f"{source}: not a readable LMDB database ({error}); copy it again.") from None
-    with database, database.begin(buffers=True) as reader:
+    with database:
+        _check_whole(source, database)
+        yield from _pictures(database, options)
+
+
+def _check_whole(source: Path, database: Any) -> None:
+    """Raise UserError where the file is shorter than it says: to read behind its end would end the process."""
+    wanted = (database.info()["last_pgno"] + 1) * database.stat()["psize"]
+    found = (source / DATA if source.is_dir() else source).stat().st_size
+    if found < wanted:
+        raise UserError(f"{source}: has {found:,} bytes and should have {wanted:,}: it was cut; copy it again.")
+
+
+def _pictures(database: Any, options: ReadOptions) -> Iterator[Stored]:
+    with database.begin(buffers=True) as reader:
         for key, value in reader.cursor():
             if bytes(key) == KEYS:
                 continue
