@@ -26,6 +26,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, words: list[str], number: int, na
     ("number", "name", "message"),
     [
         (errno.ENOSPC, None, "error: No space left on device; free some"),
+        (errno.EMFILE, "/x/y", "error: /x/y: Too many open files: allow more (`ulimit -n 65536`)"),
         (errno.EROFS, "/x/.manifest.json.partial", "error: /x/.manifest.json.partial: Read-only file system; "),
         (errno.EACCES, "/x/y", "error: /x/y: Permission denied; take another path"),
         (errno.ENOENT, "/data/a/x.json", "error: /data/a/x.json: No such file or directory; check the path"),

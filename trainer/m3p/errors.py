@@ -40,6 +40,14 @@ def no_room(error: OSError) -> str | None:
     return f"{place}{error.strerror}; free some, or write elsewhere"
 
 
+def out_of_files(error: OSError) -> str | None:
+    """Return what to say where this process, or the machine, has too many files open; None for another error."""
+    if error.errno not in OUT_OF_FILES:
+        return None
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror}: allow more (`ulimit -n 65536`)"
+
+
 def say_thread_failed(failure: threading.ExceptHookArgs) -> None:
     """Print a thread's traceback (a `threading.excepthook`), but for a full disk.
 

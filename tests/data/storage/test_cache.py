@@ -238,15 +238,16 @@ def test_a_shard_that_changed_since_it_was_indexed_is_refused(shards: Path, tmp_
         texts(remote("memory://changed", Cache(tmp_path, 10**6)))
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_makes_room_and_says_so_when_there_is_none(
-    shards: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shards: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     download, capacity = remotely.download, 3 * 20_480 + 5_000
 
     def on_small_disk(url: str, partial: Path, most: int) -> int:
         if stored(tmp_path) + 20_480 * url.endswith(".tar") > capacity:
             partial.write_bytes(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(number, os.strerror(number))
         return download(url, partial, most)
 
     monkeypatch.setattr("m3p.data.storage.cache.download", on_small_disk)

@@ -20,7 +20,7 @@ from m3p.cli.regions import add_regions
 from m3p.cli.search import add_search
 from m3p.cli.train import default_ranks, recipes_command, slurm_command, threads_of_job, train_command, train_program
 from m3p.console import PlainConsole
-from m3p.errors import UserError, no_room, say_thread_failed
+from m3p.errors import UserError, no_room, out_of_files, say_thread_failed
 from m3p.recipe.evaluation import ProtocolName
 from m3p.shipped import find_ds_config, find_recipe
 from m3p.terminal import say, warn
@@ -244,11 +244,11 @@ def _leave(message: str) -> NoReturn:
 def _mistake(error: OSError, words: list[str]) -> str | None:
     """Return what the user can mend about `error`, met by the command line `words`; None where a traceback is due.
 
-    A full disk and rights that are missing are never our doing. A path that is not there, or not of the right kind, may be
-    one that we made up: only one inside a path of the command line, or a folder above such a path, is the user's.
+    A full disk, too many open files and missing rights are never our doing. A path that is not there, or not of the right kind,
+    may be one that we made up: only one inside a path of the command line, or a folder above such a path, is the user's.
     """
     place = f"{error.filename}: " if error.filename else ""
-    if full := no_room(error):
+    if full := no_room(error) or out_of_files(error):
         return full
     if not place:
         return None

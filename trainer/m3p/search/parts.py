@@ -5,7 +5,6 @@ vectors; it is written last, so that a kill leaves no half of a part. A picture'
 when it was written; it stays when other pictures are removed, and no other picture gets it.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from m3p.atomic import publish
-from m3p.errors import OUT_OF_FILES, UserError
+from m3p.errors import UserError, out_of_files
 from m3p.search.checked import file_checksum, read_checked, write_checked
 from m3p.stored_files import load_npy
 
@@ -117,8 +116,8 @@ class Part:
         try:
             found = load_npy(path, mapped)
         except (OSError, ValueError) as error:
-            if getattr(error, "errno", None) in OUT_OF_FILES:
-                raise UserError(f"{path}: {os.strerror(error.errno)}: allow more (`ulimit -n 65536`)") from None
+            if isinstance(error, OSError) and (too_many := out_of_files(error)):
+                raise UserError(too_many) from None
             raise UserError(f"{path} cannot be read ({error}); put a copy back, or {self._way_out}") from error
         if found.dtype != np.float32 or found.shape != (len(self.numbers), width):
             raise UserError(f"{path}: {found.dtype} {found.shape}, where {len(self.numbers)} x {width} are listed")

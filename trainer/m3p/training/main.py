@@ -20,7 +20,7 @@ warnings.filterwarnings("ignore", category=FutureWarning)
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
 
 from m3p import distributed  # noqa: E402
-from m3p.errors import OneRankError, UserError, no_room, say_thread_failed  # noqa: E402
+from m3p.errors import OneRankError, UserError, no_room, out_of_files, say_thread_failed  # noqa: E402
 from m3p.terminal import warn  # noqa: E402
 
 
@@ -67,7 +67,7 @@ def run(arguments: Sequence[str]) -> NoReturn:
             warn(f"{prefix}error: {error}")
         distributed.leave(2)
     except Exception as error:
-        full = no_room(error) if isinstance(error, OSError) else None
+        full = no_room(error) or out_of_files(error) if isinstance(error, OSError) else None
         if full is not None:  # the rank that wrote is the one that knows
             warn(f"{prefix}error: {full}; starting again goes on from the last checkpoint")
             distributed.leave(2)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from m3p.atomic import replacing
 from m3p.data.shards.fingerprint import DIGEST, PROBE, is_whole
-from m3p.errors import OUT_OF_FILES, OneRankError
+from m3p.errors import OneRankError, out_of_files
 
 Count = TypeVar("Count", int, NDArray[np.int64])
 
@@ -170,8 +170,8 @@ def index_faults(path: Path, samples: int, tar_bytes: int | None = None, fingerp
     except FileNotFoundError:
         raise
     except OSError as error:
-        if error.errno in OUT_OF_FILES:
-            raise OneRankError(f"{path}: {error.strerror}: allow more (`ulimit -n 4096`)") from None
+        if too_many := out_of_files(error):
+            raise OneRankError(too_many) from None
         yield f"has an index that cannot be read ({path.name}: {error.strerror})"
         return
     except Exception:  # on broken bytes numpy's parser raises nearly anything, from MemoryError to TokenError
