@@ -12,7 +12,7 @@ from m3p.data.sample import BadSamples
 from m3p.data.shards.index_folder import index_folder
 from m3p.data.shards.manifest import Manifest
 from m3p.data.shards.side_captions import SideCaptions
-from m3p.data.shards.tar_samples import shown_samples
+from m3p.data.shards.tar_samples import shown_samples, tar_samples
 from m3p.errors import BadSample, UserError
 from m3p.prepare.side_files import CaptionTable, SideFile
 from tests.data.broken import picture, source, write
@@ -178,3 +178,15 @@ def test_a_full_disk_under_the_table_of_captions_is_one(tmp_path: Path) -> None:
         table._table.execute("PRAGMA max_page_count = 3")  # what SQLite says of a full disk too
         with pytest.raises(OSError, match=r"No space left on device.*table"):
             table.add([SideFile(tmp_path / "de.jsonl", "de")])
+
+
+def test_files_that_nobody_asks_for_are_not_read_and_others_only_within_bounds(
+    tars: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("m3p.data.shards.tar_samples.LARGEST_FILE", 200)
+    found = [set(sample.members) for sample in tar_samples(tars / "00000.tar", lambda extension: extension == "txt")]
+    assert found == [{"txt"}] * 3
+    with pytest.raises(
+        UserError, match=r"00000\.tar: 000000000\.jpg has \d+ bytes; the rule is at most 200: take it out"
+    ):
+        list(tar_samples(tars / "00000.tar"))

@@ -35,7 +35,7 @@ from m3p.data.storage.folders import LocalFolder
 from m3p.errors import BadSample, UserError
 from m3p.locks import hold
 from m3p.process_pool import no_semaphore, process_pool
-from m3p.visual.decode import Pixels, picture_kind
+from m3p.visual.decode import IMAGE_KINDS, Pixels, picture_kind
 from m3p.visual.tower.embedder import GridPooling, GridTower
 from m3p.visual.tower.folder import make_tower, tower_facts, tower_hash
 from m3p.visual.tower.source import Tower
@@ -243,7 +243,7 @@ class Looker:
             ThreadPoolExecutor(THREADS) as pool,
         ):
             tar = webdataset.TarWriter(file, user="m3p", group="m3p", mode=0o644, mtime=0, encoder=False)
-            samples = shown_samples(self._job.source / name)
+            samples = shown_samples(self._job.source / name, _is_used)
             ahead = self._begin(pool, samples)
             while ahead:
                 now, ahead = ahead, self._begin(pool, samples)
@@ -296,3 +296,8 @@ class Looker:
         with torch.inference_mode():
             found: NDArray[np.float32] = self._look(torch.from_numpy(np.stack(pictures)).to(self._device)).cpu().numpy()
         return found
+
+
+def _is_used(extension: str) -> bool:
+    """Tell which files of a sample are looked at: others, such as videos, are not read into memory."""
+    return extension == "json" or extension in IMAGE_KINDS or bool(text_files([extension]))

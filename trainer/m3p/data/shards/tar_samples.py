@@ -20,6 +20,8 @@ class TarSample(NamedTuple):
     """Its files by extension."""
 
 
+LARGEST_FILE = 512 * 2**20
+"""Bytes of a file of a sample that is read: it is held in memory."""
 Wanted = Callable[[str], bool]
 
 
@@ -30,7 +32,7 @@ def _every(extension: str) -> bool:
 def tar_samples(path: Path, wanted: Wanted = _every) -> Iterator[TarSample]:
     """Yield the samples of a tar in their order, each with its files of the extensions that are `wanted`.
 
-    Raises UserError: a broken tar.
+    Raises UserError: a broken tar, or a file that no memory should hold.
     """
     with path.open("rb") as file:
         content = FileBytes(file.fileno(), os.fstat(file.fileno()).st_size)
@@ -45,6 +47,10 @@ def tar_samples(path: Path, wanted: Wanted = _every) -> Iterator[TarSample]:
                         yield sample
                     sample = TarSample(parts[0], {})
                 if wanted(parts[1]):
+                    if member.size > LARGEST_FILE:
+                        raise UserError(
+                            f"{path}: {member.name} has {member.size:,} bytes; the rule is at most {LARGEST_FILE:,}: take it out."
+                        )
                     sample.members[parts[1]] = bytes(content[member.data : member.data + member.size])
         except TarError as error:
             raise UserError(f"{path} is no whole tar: {error}. Copy it or make it again.") from None
