@@ -11,11 +11,12 @@ import pytest
 
 from m3p.ablation.report import Report
 from m3p.checkpoints.files import STATE_FILE, read_state
+from m3p.checkpoints.init_from import RECORD
 from m3p.checkpoints.seen_pictures import SEEN, read_seen
 from m3p.checkpoints.selection import BEST, SELECTION, Scored, best_checkpoint, read_selection
 from m3p.errors import UserError
 from m3p.retrieval.result import Evaluation
-from m3p.runs import RECORD, open_run, read_record
+from m3p.runs import open_run, read_record
 from m3p.search.parts import FOLDER, Entry, read_parts, write_part
 from m3p.stored_files import load_npy, read_bounded, read_object
 from m3p.training.watch.bad_report import BadReport
