@@ -1,7 +1,7 @@
 """Scoring of a large pool: time, peak memory and pairs a second, and whether a killed scoring goes on to the same numbers.
 
     python benchmarks/scoring.py FOLDER [--pictures 5000 --captions 5 --regions 100 --features 2048 --shortlist 2] [--json FILE]
-    python benchmarks/scoring.py --run RUN --evaluation NAME --shortlist K
+    python benchmarks/scoring.py --run RUN --evaluation NAME --shortlist K [--dual-weight W --languages en]
 
 The first makes pictures and captions out of nothing in FOLDER and scores them with a tiny network: by the dual encoder, then with
 a shortlist that the cross-encoder scores again, once in one go and once killed half way. The second sets shortlist + re-ranking
@@ -171,18 +171,24 @@ def layout(options: argparse.Namespace) -> dict[str, Any]:
 def of_run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield a row for the exhaustive cross-encoder and one for shortlist + re-ranking, of a trained run."""
     run = open_run(options.run)
-    config = run.evaluation(options.evaluation)
+    config = run.evaluation(options.evaluation).model_copy(update={"languages": options.languages})
     pictures, scorer = load_pictures(run.recipe, options.evaluation, config), scorer_of(run, config.batch_size)
     for scoring in ("dual", "cross", "rerank"):
         folder = options.run / f".benchmark-{scoring}"
         shutil.rmtree(folder, ignore_errors=True)
         start = time.perf_counter()
         blocks = Blocks(folder)
-        found = Ranker(scorer, pictures, Way(scoring, options.shortlist if scoring == "rerank" else 0), blocks).rank()
+        weight = 0.0 if scoring == "dual" else options.dual_weight
+        way = Way(scoring, options.shortlist if scoring == "rerank" else 0, weight)
+        found = Ranker(scorer, pictures, way, blocks).rank()
         seconds = time.perf_counter() - start
         blocks.remove()
         yield {
             "scoring": scoring,
+            "shortlist": way.shortlist,
+            "dual weight": weight,
+            "pictures": len(pictures.pool.images),
+            "captions": sum(len(captions) for captions in pictures.pool.captions.values()),
             "passes": found.passes,
             "seconds": round(seconds, 2),
             "mean recall": mean_recall(found),
@@ -206,6 +212,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--run", type=Path, help="a trained run, in place of FOLDER")
     parser.add_argument("--evaluation", default="dev", help="of the run's recipe")
+    parser.add_argument("--languages", nargs="+", help="of the run's evaluation; all of them if left out")
+    parser.add_argument("--dual-weight", type=float, default=0.0, help="of the cosine that is added to the logit")
     parser.add_argument("--score", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--scoring", default="dual", help=argparse.SUPPRESS)
     parser.add_argument("--blocks", default="blocks", help=argparse.SUPPRESS)

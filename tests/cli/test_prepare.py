@@ -35,6 +35,8 @@ def test_captions(raw: Path) -> None:
     assert "skipped" in output
     assert "line 2: broken JSON" in output
     assert "1 samples in 1 shards; captions: en 1" in output
+    output = run("captions", raw / "a.jsonl", "--output", raw / "web", "--skip-bad", "--caption-source", "web")
+    assert "caption_source: web; captions_per_picture: 1" in output
 
 
 def test_text_dictionary_and_tokenizer(raw: Path) -> None:

@@ -39,6 +39,7 @@ def test_writes_whole_sources(made: Path) -> None:
         manifest = Manifest.load(made / name)
         check_shards(made / name, manifest)
         assert manifest.captions == dict.fromkeys(sorted(codes), samples)
+        assert (manifest.origin["split"], manifest.origin["caption_source"]) == (name, "written by the program")
     for code in codes:
         manifest = Manifest.load(made / "text" / code)
         assert (manifest.language, manifest.samples) == (code, SENTENCES)

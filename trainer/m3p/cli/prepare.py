@@ -43,6 +43,10 @@ def captions_command(
     ] = None,
     follow_links: FollowLinks = False,
     language: Annotated[str | None, typer.Option(help="Language of captions that name none.")] = None,
+    caption_source: Annotated[
+        str | None,
+        typer.Option(help="Who wrote the captions: human, human translation, machine translation, web, ..."),
+    ] = None,
     regions: Regions = None,
     leave_out: LeaveOut = None,
     skip_bad: SkipBad = False,
@@ -56,9 +60,9 @@ def captions_command(
     and stay inside it. Every record is checked; all mistakes are reported at once and nothing is written.
     """
     pictures = PictureFolder(images or source.parent, follow_links)
-    options = Options(
-        pictures, language, regions, skip_bad, samples_per_shard, overwrite, leave_out=tuple(leave_out or ())
-    )
+    origin = {} if caption_source is None else {"caption_source": caption_source}
+    unwanted = tuple(leave_out or ())
+    options = Options(pictures, language, regions, skip_bad, samples_per_shard, overwrite, origin, unwanted)
     say_pairs(str(source), output, prepare_captions(source, output, options))
 
 

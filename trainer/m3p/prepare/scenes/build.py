@@ -33,6 +33,8 @@ SENTENCES = 600
 VOCABULARY = 800
 """Pieces: enough for nearly every form of these few words to be one. BPE, because sentencepiece's unigram never takes a
 word that the text has in a single form, such as "small", as a piece."""
+ORIGIN = {"set": "scenes", "caption_source": "written by the program", "captions_per_picture": "1"}
+"""What the manifests of the pictures say of them."""
 SAMPLES_PER_SHARD = 500
 """Small, so that even this data set has several shards to shuffle and to share out."""
 
@@ -90,7 +92,7 @@ def prepare_scenes(
 
 
 def _write_pictures(folder: Path, scenes: list[Scene], seed: int, size: int) -> None:
-    with ShardWriter(folder, "captions", SAMPLES_PER_SHARD) as writer:
+    with ShardWriter(folder, "captions", SAMPLES_PER_SHARD, origin=ORIGIN | {"split": folder.name}) as writer:
         for number, scene in enumerate(tqdm(scenes, desc=one_line(f"draw {folder.name}"), unit="scene", disable=None)):
             record = {
                 "id": f"{folder.name}-{number:05d}",
