@@ -8,6 +8,7 @@ ruff check .
 ruff format --check .
 ranks="launcher or slurm or gpu"
 side_by_side=(-n 2 --dist loadfile --no-loadscope-reorder)  # as collected: the longest files are not the last
+export OMP_NUM_THREADS=1 # a core for each
 if [ "${1:-}" = --quick ]; then
   shift
   exec pytest "${side_by_side[@]}" --hypothesis-profile quick -m "not (program or long or slow or $ranks)" "$@"
@@ -17,7 +18,7 @@ case " $* " in *" -m "*) exec pytest "$@" ;; esac
 no_test=5 ran=0 failed=0
 run() {
   local code=0
-  pytest "$@" || code=$?
+  pytest --durations=30 --durations-min=5 "$@" || code=$?
   case $code in 0) ran=1 ;; "$no_test") ;; *) failed=1 ;; esac
 }
 run "${side_by_side[@]}" -m "not (slow or slurm or gpu)" "$@"

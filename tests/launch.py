@@ -53,10 +53,11 @@ def launch(
 
 
 def environment(accelerator: str) -> dict[str, str]:
-    """Return the variables for a program that this environment's Python runs."""
+    """Return the variables for a program that this environment's Python runs on one core of two."""
     return {
         **os.environ,
         "OMP_NUM_THREADS": "1",
+        "LOCAL_SIZE": "2",  # so that it takes one core: another test may run beside it
         "DS_ACCELERATOR": accelerator,
         "PYTHONWARNINGS": "ignore",
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
