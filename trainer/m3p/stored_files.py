@@ -36,10 +36,13 @@ def read_object(path: Path) -> dict[str, Any]:
     return found
 
 
-def load_npy(path: Path, mapped: bool = False) -> NDArray[Any]:
-    """Return the array of an .npy file, read or mapped. Raises OSError, and ValueError for what is none."""
+def load_npy(path: Path) -> NDArray[Any]:
+    """Return the array of an .npy file, read into memory: a map of one that is cut short would end the process.
+
+    Raises OSError, and ValueError for what is none.
+    """
     try:
-        found = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+        found = np.load(path, allow_pickle=False)
     except (OSError, ValueError):
         raise
     except Exception as error:  # on broken bytes numpy's parser raises nearly anything, from MemoryError to TokenError

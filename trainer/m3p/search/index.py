@@ -102,7 +102,7 @@ class SearchIndex:
             raise unfinished(folder)
         for part in self.parts if check else ():
             part.check()
-        self._vectors = [part.vectors(self.settings.width, mapped=True) for part in self.parts]
+        self._vectors = [part.mapped(self.settings.width) for part in self.parts]
         self._by_number = {part.number: place for place, part in enumerate(self.parts)}
         self._nearest = load_nearest(folder, self.built) if self.built.file else self._flat()
         self._reading = Lock()
@@ -114,9 +114,9 @@ class SearchIndex:
         """Return faiss' flat index of all vectors."""
         faiss = faiss_library()
         index = faiss.IndexIDMap(faiss.IndexFlatIP(self.settings.width))
-        for part, vectors in zip(self.parts, self._vectors, strict=True):
-            if len(vectors):
-                index.add_with_ids(np.ascontiguousarray(vectors), part.numbers)
+        for part in self.parts:
+            if len(part.numbers):
+                index.add_with_ids(np.ascontiguousarray(part.vectors(self.settings.width)), part.numbers)
         return index
 
     def search(self, queries: Floats, most: int) -> list[list[Hit]]:
@@ -162,7 +162,7 @@ class SearchIndex:
         of_part = numbers >> ROW_BITS
         for part in np.unique(of_part).tolist():
             place, mine = self._by_number[part], of_part == part
-            rows[mine] = self._vectors[place][np.searchsorted(self.parts[place].numbers, numbers[mine])]
+            rows[mine] = self._vectors[place].take(np.searchsorted(self.parts[place].numbers, numbers[mine]))
         return rows
 
     def entry(self, number: int) -> Entry:

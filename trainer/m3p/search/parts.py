@@ -5,21 +5,25 @@ vectors; it is written last, so that a kill leaves no half of a part. A picture'
 when it was written; it stays when other pictures are removed, and no other picture gets it.
 """
 
+import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from m3p.atomic import publish
+from m3p.data.storage.file_map import FileMap
 from m3p.errors import UserError, out_of_files
 from m3p.search.checked import file_checksum, read_checked, write_checked
 from m3p.stored_files import load_npy
+from m3p.visual.npz import split_npy
 
 Floats = NDArray[np.float32]
 Numbers = NDArray[np.int64]
@@ -108,20 +112,39 @@ class Part:
             raise UserError(f"{self.folder}: the index has changed since it was opened; open it again")
         return table
 
-    def vectors(self, width: int, mapped: bool = False) -> Floats:
-        """Return [rows, width], read into memory or mapped. Raises UserError where the file is not what the list says."""
+    def vectors(self, width: int) -> Floats:
+        """Return [rows, width], read into memory. Raises UserError where the file is not what the list says."""
         if not len(self.numbers):
             return np.zeros((0, width), np.float32)
         path = self.folder / FOLDER / self.file
         try:
-            found = load_npy(path, mapped)
+            found = load_npy(path)
         except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and (too_many := out_of_files(error)):
-                raise UserError(too_many) from None
-            raise UserError(f"{path} cannot be read ({error}); put a copy back, or {self._way_out}") from error
+            raise self._unreadable(path, error) from error
+        self._check_shape(path, found, width)
+        return found
+
+    def mapped(self, width: int) -> "MappedRows":
+        """Return the same, mapped. Raises UserError as `vectors` does."""
+        path = self.folder / FOLDER / self.file
+        if not len(self.numbers):
+            return MappedRows(path, None, np.zeros((0, width), np.float32))
+        try:
+            found = MappedRows.of(path)
+        except Exception as error:  # on broken bytes numpy's parser raises nearly anything
+            raise self._unreadable(path, error) from error
+        self._check_shape(path, found.rows, width)
+        return found
+
+    def _unreadable(self, path: Path, error: Exception) -> UserError:
+        if isinstance(error, OSError) and (too_many := out_of_files(error)):
+            return UserError(too_many)
+        return UserError(f"{path} cannot be read ({error}); put a copy back, or {self._way_out}")
+
+    def _check_shape(self, path: Path, found: NDArray[Any], width: int) -> None:
+        """Raise UserError where an array is not what the list says."""
         if found.dtype != np.float32 or found.shape != (len(self.numbers), width):
             raise UserError(f"{path}: {found.dtype} {found.shape}, where {len(self.numbers)} x {width} are listed")
-        return found
 
     @property
     def _way_out(self) -> str:
@@ -136,6 +159,39 @@ class Part:
             raise UserError(f"{path} cannot be read ({error}); put a copy back, or {self._way_out}") from error
         if not whole:
             raise UserError(f"{path} is damaged: its checksum is another; put a copy back, or {self._way_out}")
+
+
+@dataclass(frozen=True)
+class MappedRows:
+    """The vectors of a part in a mapped file, which somebody may cut short meanwhile."""
+
+    path: Path
+    map: FileMap | None
+    """None for a part without pictures."""
+    rows: NDArray[Any]
+    """[rows, width]; to be read by `take` alone."""
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """Map an .npy file. Raises nearly anything where it is broken."""
+        with path.open("rb") as file:
+            found = FileMap(file.fileno(), os.fstat(file.fileno()).st_size)
+        with found.watched():
+            shape, kind, content = split_npy(found.content)
+        if not found.is_whole() or len(content) != math.prod(shape) * kind.itemsize or kind.hasobject:
+            raise ValueError(f"it has no array of {kind} {shape}")
+        return cls(path, found, np.frombuffer(content, kind).reshape(shape))
+
+    def take(self, places: Numbers) -> Floats:
+        """Return the rows at `places` [N], copied: [N, width]. Raises UserError where the file was cut short."""
+        if self.map is None:
+            found: Floats = self.rows[places]
+            return found
+        with self.map.watched():
+            found = self.rows[places]
+        if not self.map.is_whole():
+            raise UserError(f"{self.path} was cut short while it was searched: put a copy back, and start again")
+        return found
 
 
 def _embed_again(path: Path) -> str:

@@ -53,7 +53,7 @@ def read_npy(content: bytes, name: str = "it") -> NDArray[Any]:
     return npy.read_array(io.BytesIO(content), allow_pickle=False)
 
 
-def split_npy(content: bytes) -> tuple[tuple[int, ...], np.dtype[Any], memoryview]:
+def split_npy(content: bytes | memoryview) -> tuple[tuple[int, ...], np.dtype[Any], memoryview]:
     """Return the shape and type of the array of an npy file, and what stands behind its header. Raises as `read_npy`."""
     shape, kind, start = _any_header(content)
     return shape, kind, memoryview(content)[start:]
@@ -96,7 +96,7 @@ def _check_size(size: int) -> None:
         raise ValueError(f"it holds {size:,} bytes; {LARGEST_NPZ:,} are the most")
 
 
-def _any_header(content: bytes) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+def _any_header(content: bytes | memoryview) -> tuple[tuple[int, ...], np.dtype[Any], int]:
     """Return shape, type and where the data begins, of an npy file of any version. Raises ValueError."""
     file = io.BytesIO(content[:LONGEST_HEADER])
     read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0

@@ -6,7 +6,6 @@ in the place of the file and notes that it did, so that whoever reads can look, 
 
 import ctypes
 import mmap
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,14 +23,14 @@ class FileMap:
     """The first `size` bytes of the open file `descriptor`, mapped for reading as `content`."""
 
     def __init__(self, descriptor: int, size: int) -> None:
-        self.content = memoryview(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ))
+        self._map = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)  # with a descriptor of its own
+        self.content = memoryview(self._map)
         self._was_cut = False  # all of `content` is zeros then
-        self._descriptor = descriptor
         self._first = np.frombuffer(self.content, np.uint8).ctypes.data
 
     def is_whole(self) -> bool:
         """Tell whether the file has all of the mapped bytes now, and had them each time that `content` was read."""
-        return not self._was_cut and os.fstat(self._descriptor).st_size >= len(self.content)
+        return not self._was_cut and self._map.size() >= len(self.content)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
