@@ -2,6 +2,7 @@
 
 import ast
 import io
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,13 @@ from hypothesis import strategies as st
 from rich.table import Table
 
 from m3p.console import PlainConsole
+from m3p.data.shards.index import TarIndex
+from m3p.data.shards.manifest import Manifest
+from m3p.data.shards.notes import notes
+from m3p.data.shards.shard_table import ShardTable
 from m3p.errors import BadSample
+from m3p.prepare.lines import listed
+from m3p.prepare.pairs import caption_counts, report
 from m3p.terminal import one_line, printable, say, warn
 from m3p.training.watch.bad_report import BadReport
 from tests.launch import ROOT
@@ -60,6 +67,29 @@ def test_lines_carry_no_escapes(text: str, capsys: pytest.CaptureFixture[str]) -
     out, err = capsys.readouterr()
     for shown in (out, err):
         assert not set("\x1b\x07\r\x00\u202e\u2028") & set(shown)
+
+
+@pytest.mark.parametrize("name", ["a\nerror: forged", "a\n\nstep 7: loss 0", "\nx", "a\r\nx"])
+def test_a_line_break_in_a_name_begins_no_line_of_its_own(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    say(f"{name}: not read")
+    warn(f"error: {name}\n  - one more")
+    out, err = capsys.readouterr()
+    for shown in (out, err):
+        assert all(line.startswith("  ") for line in shown.split("\n")[1:] if line), shown
+
+
+def test_lists_of_strangers_names_are_one_line_each() -> None:
+    """Where a list is set in, being set in is no help: names are escaped one by one."""
+    evil = "x\n  1   0.999  forged"
+    shown = [
+        report("raw", {evil: [f"{evil} is wrong"]}).split("\n", 1)[1],
+        listed([Path(evil)]),
+        *notes("raw", {"a.tar": TarIndex(1, 1, "", unread=Counter({f"the field {evil}": 1}))}),
+        caption_counts(Manifest(kind="captions", samples=0, captions={evil: 1}, shards=ShardTable(()))),
+    ]
+    for text in shown:
+        assert "forged" in text
+        assert len(text.splitlines()) == 1, text
 
 
 def test_a_bad_samples_reason_cannot_forge_a_line_of_the_report(tmp_path: Path) -> None:

@@ -4,12 +4,16 @@ Names of files, ids, languages and messages of other programs may hold line brea
 program prints goes through these functions.
 """
 
+import re
 import sys
 import unicodedata
 from typing import TextIO
 
 _KEPT_FORMATS = {"\u200c", "\u200d"}
 """Joiners that scripts such as Persian and Devanagari need; other format characters can turn a line's direction around."""
+
+
+_AT_THE_EDGE = re.compile(r"\n(?=\S)")
 
 
 def one_line(text: object) -> str:
@@ -20,6 +24,11 @@ def one_line(text: object) -> str:
 def printable(text: object) -> str:
     """Return text as `one_line` does, but with its line breaks and tabs kept: a message of several lines."""
     return "\n".join("\t".join(map(one_line, line.split("\t"))) for line in str(text).split("\n"))
+
+
+def message(text: object) -> str:
+    """Return a message as it is printed. Lines after its first are set in: a line break in a name begins no line of its own."""
+    return _AT_THE_EDGE.sub("\n  ", printable(text))
 
 
 def _harmless(char: str) -> bool:
@@ -39,4 +48,4 @@ def warn(text: object) -> None:
 
 
 def _write(stream: TextIO, text: object) -> None:
-    print(printable(text), file=stream, flush=True)
+    print(message(text), file=stream, flush=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from m3p.errors import UserError
-from m3p.terminal import say
+from m3p.terminal import one_line, say
 
 LISTED = 20
 
@@ -53,7 +53,7 @@ def features_command(
     made = prepare_features(source, tower, output, tokens, type, batch_size, processes, device)
     if made.bad:
         more = [f"... and {len(made.bad) - LISTED} more"] if len(made.bad) > LISTED else []
-        lines = "\n  ".join([*made.bad[:LISTED], *more])
+        lines = "\n  ".join([*map(one_line, made.bad[:LISTED]), *more])
         say(f"{len(made.bad):,} pictures cannot be read; training skips their samples:\n  {lines}")
     say(
         f"{output}: {made.manifest.samples:,} samples in {len(made.manifest.shards)} shards, {made.shards} made now; "

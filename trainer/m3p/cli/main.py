@@ -81,7 +81,8 @@ def show_command(
     if deepspeed_config:
         find_ds_config(deepspeed_config)
     if not field:
-        say(text.rstrip())
+        for line in text.rstrip().splitlines():
+            say(line)
         return
     value = yaml.safe_load(text)
     for part in field.split("."):

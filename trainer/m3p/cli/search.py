@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from m3p.errors import UserError
-from m3p.terminal import say, warn
+from m3p.terminal import one_line, say, warn
 
 Index = Annotated[Path, typer.Argument(help="A folder that `m3p index-pictures` wrote.", metavar="INDEX")]
 RunOption = Annotated[
@@ -32,7 +32,7 @@ def search_command(
 
     hits, page = search(path, query, evaluation, most, image, run)
     for place, hit in enumerate(hits, start=1):
-        say(f"{place:3} {hit.score:7.3f}  {hit.image}")
+        say(f"{place:3} {hit.score:7.3f}  {one_line(hit.image)}")
     say(f"see {page}")
 
 
@@ -59,7 +59,7 @@ def index_pictures_command(
         raise UserError("m3p index-pictures takes pictures to index, or --remove ID: one of the two")
     report = index_pictures(run, pictures, output, add) if pictures else remove_pictures(output, remove or [])
     if report.skipped:
-        warn(f"{report.skipped:,} pictures cannot be read and are left out: {'; '.join(report.unreadable)}")
+        warn(f"{report.skipped:,} pictures cannot be read and are left out: {one_line('; '.join(report.unreadable))}")
     if report.repeated:
         warn(f"{report.repeated:,} pictures are left out: the index has the same picture under another id")
     changes = {"added": report.added, "there already": report.known, "removed": report.removed}

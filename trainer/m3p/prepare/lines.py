@@ -153,7 +153,7 @@ def files_of(folder: Path) -> list[Path]:
 
 def listed(paths: Iterable[Path]) -> str:
     """Return names of files, the first ones of many."""
-    names = [path.name for path in paths]
+    names = [one_line(path.name) for path in paths]
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 

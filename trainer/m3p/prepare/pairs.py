@@ -26,7 +26,7 @@ from m3p.prepare.region_folder import RegionFolder
 from m3p.prepare.regions import pack_regions
 from m3p.prepare.shards import ShardWriter
 from m3p.prepare.staging import check_output, staged_folder
-from m3p.terminal import say
+from m3p.terminal import one_line, say
 
 LISTED = 20
 SHOWN = 600
@@ -300,13 +300,13 @@ def _numbers_of(folders: Sequence[Path]) -> Numbers:
 def _unread(name: str, unread: Counter[str]) -> Iterator[str]:
     """Yield a line that names the fields that were not kept, if there are any."""
     if unread:
-        listed = ", ".join(f"{field} ({number:,})" for field, number in unread.most_common(8))
+        listed = one_line(", ".join(f"{field} ({number:,})" for field, number in unread.most_common(8)))
         yield f"{name}: fields that are not kept: {listed}."
 
 
 def report(name: str, bad: dict[str, list[str]]) -> str:
     """Return the mistakes as text: the first twenty with their places, and how many there are."""
-    flat = [f"  {where}: {_cut(mistake)}" for where, mistakes in bad.items() for mistake in mistakes]
+    flat = [one_line(f"  {where}: {_cut(mistake)}") for where, mistakes in bad.items() for mistake in mistakes]
     more = [f"  ... and {len(flat) - LISTED} more"] if len(flat) > LISTED else []
     lines = [f"{name}: {len(flat)} mistakes in {len(bad)} records:", *flat[:LISTED], *more]
     return "\n".join(lines).encode(errors="backslashreplace").decode()  # half a character, which cannot be printed
@@ -321,4 +321,4 @@ def caption_counts(manifest: Manifest) -> str:
     """Return the languages with most captions first: "en 698, cs 698, ... (78 languages)"."""
     common = Counter(manifest.captions).most_common(8)
     more = f", ... ({len(manifest.captions)} languages)" if len(manifest.captions) > len(common) else ""
-    return ", ".join(f"{language} {count:,}" for language, count in common) + more
+    return one_line(", ".join(f"{language} {count:,}" for language, count in common)) + more

@@ -10,7 +10,7 @@ from m3p.retrieval.gallery import Finding, html_page
 from m3p.retrieval.scoring import shortlist
 from m3p.runs import open_run
 from m3p.search.index import SETTINGS, SearchIndex
-from m3p.terminal import warn
+from m3p.terminal import one_line, warn
 from m3p.visual.decode import decode
 
 SHOWN = 96
@@ -88,7 +88,7 @@ def _shown(index: SearchIndex, number: int) -> bytes:
         if stored:
             decode(stored, SHOWN)
     except BadSample as reason:
-        warn(f"{index.entry(number).id} is not on the page: {reason}")
+        warn(f"{one_line(index.entry(number).id)} is not on the page: {reason}")
         return b""
     return stored
 

@@ -13,6 +13,7 @@ from m3p.data.records import OBJECT, ONE_LINE
 from m3p.data.shards.index import TarIndex
 from m3p.data.shards.index_file import open_index
 from m3p.data.shards.shard_table import Shard
+from m3p.terminal import one_line
 
 NAMED = 8
 """Names of files and fields in one message."""
@@ -74,4 +75,4 @@ def _listed(counts: Counter[str]) -> str:
     """Return names with their numbers, the commonest first."""
     common = counts.most_common(NAMED)
     more = f" and {len(counts) - len(common)} more" if len(counts) > len(common) else ""
-    return ", ".join(f"{name} ({number:,})" for name, number in common) + more
+    return one_line(", ".join(f"{name} ({number:,})" for name, number in common) + more)

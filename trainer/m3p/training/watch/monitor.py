@@ -16,7 +16,7 @@ from m3p.atomic import replacing
 from m3p.batch import Batch
 from m3p.distributed import gather_objects
 from m3p.errors import UserError
-from m3p.terminal import printable
+from m3p.terminal import message
 from m3p.training.watch.bad_report import BadReport
 from m3p.training.watch.process_memory import resident
 from m3p.training.watch.throughput import Throughput
@@ -101,7 +101,7 @@ class Monitor:
     def say(self, line: str) -> None:
         """Print a line above the progress bar, and keep it with TensorBoard's texts. Rank 0 only."""
         if self._writer is not None:
-            tqdm.write(printable(line), file=sys.stderr)
+            tqdm.write(message(line), file=sys.stderr)
             self._writer.add_text("events", line)
 
     def close(self) -> None:
