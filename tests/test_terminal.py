@@ -14,7 +14,7 @@ from m3p.console import PlainConsole
 from m3p.data.shards.index import TarIndex
 from m3p.data.shards.manifest import Manifest
 from m3p.data.shards.notes import notes
-from m3p.data.shards.shard_table import ShardTable
+from m3p.data.shards.shard_table import Shard, ShardTable
 from m3p.errors import BadSample
 from m3p.prepare.lines import listed
 from m3p.prepare.pairs import caption_counts, report
@@ -81,11 +81,12 @@ def test_a_line_break_in_a_name_begins_no_line_of_its_own(name: str, capsys: pyt
 def test_lists_of_strangers_names_are_one_line_each() -> None:
     """Where a list is set in, being set in is no help: names are escaped one by one."""
     evil = "x\n  1   0.999  forged"
+    shards = ShardTable([Shard(name="a.tar", samples=1, bytes=512, fingerprint="0" * 48)])
     shown = [
         report("raw", {evil: [f"{evil} is wrong"]}).split("\n", 1)[1],
         listed([Path(evil)]),
         *notes("raw", {"a.tar": TarIndex(1, 1, "", unread=Counter({f"the field {evil}": 1}))}),
-        caption_counts(Manifest(kind="captions", samples=0, captions={evil: 1}, shards=ShardTable(()))),
+        caption_counts(Manifest(kind="captions", samples=1, captions={evil: 1}, shards=shards)),
     ]
     for text in shown:
         assert "forged" in text
