@@ -1,6 +1,6 @@
 """The fair test of code-switching on real pictures: emoji by vendor, with and without, over seeds. Everything in one command.
 
-    python benchmarks/emoji_by_vendor.py --data ../shared/data [--seeds 3] [--ranks 1] [--json FILE]
+    python benchmarks/emoji_by_vendor.py --data ../shared/data [--seeds 3] [--jobs 2] [--json FILE]
 
 Trains on the drawings of noto, twemoji and fluent with English names and keywords; evaluates on openmoji's, with names in 15
 languages that were never captioned. Half of the captions are names. Words are learnt from nothing, pictures come from a frozen
@@ -88,18 +88,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="holds emoji/, dictionaries/ and vision_tower/")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--ranks", type=int, default=1, help="of a run")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--folder", type=Path, default=Path("runs/emoji-by-vendor-ablation"))
     parser.add_argument("--json", type=Path, help="write the comparison here")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_intermixed_args()
     prepare(options.data, Path("data_shards/emoji-by-vendor"))
-    vary = ("--vary", f"{FIELD}=0,0.9", "--seeds", str(options.seeds), "--ranks", str(options.ranks))
-    call("ablate", "emoji_by_vendor", *options.overrides, *vary, "--folder", options.folder)
+    vary = ("--vary", f"{FIELD}=0,0.9", "--seeds", str(options.seeds))
+    at_once = ("--ranks", str(options.ranks), "--jobs", str(options.jobs))
+    call("ablate", "emoji_by_vendor", *options.overrides, *vary, *at_once, "--folder", options.folder)
     if options.json:
         report = json.loads((options.folder / "ablation.json").read_text(encoding="utf-8"))
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-        found = {"machine": machine(), "commit": commit.stdout.strip(), **report}
+        found = {"machine": machine(), "commit": commit.stdout.strip(), **report, "recipe": "emoji_by_vendor"}
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

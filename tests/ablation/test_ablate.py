@@ -146,6 +146,18 @@ def test_runs_of_another_recipe_are_not_taken_for_these(recipe: Path, tmp_path: 
         ablate(recipe, ["run.steps=19"], ["model.dropout=0.5,0.0"], 1, tmp_path / "out", Trainer(recipe))
 
 
+def test_a_run_from_before_a_field_existed_counts_as_one_with_its_default(recipe: Path, tmp_path: Path) -> None:
+    trainer = Trainer(recipe)
+    ablate(recipe, [], ["model.dropout=0.5,0.0"], 1, tmp_path / "out", trainer)
+    record = tmp_path / "out" / "00-model.dropout_0.5" / "seed-0" / "recipe.yaml"
+    lines = record.read_text().splitlines(keepends=True)
+    older = [line for line in lines if "picture_dropout" not in line]
+    assert len(older) == len(lines) - 1
+    record.write_text("".join(older))
+    ablate(recipe, [], ["model.dropout=0.5,0.0"], 1, tmp_path / "out", trainer)
+    assert len(trainer.started) == 2
+
+
 def test_every_variant_is_checked_before_the_first_is_trained(recipe: Path, tmp_path: Path) -> None:
     trainer = Trainer(recipe)
     with pytest.raises(UserError, match=r"model\.dropout = 3"):

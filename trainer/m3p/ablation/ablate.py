@@ -84,7 +84,8 @@ def _is_complete(trial: Trial, resolved: Recipe) -> bool:
     if not status.is_file() or read_bounded(status).strip() != b"done":
         return False
     record = trial.folder / "recipe.yaml"
-    if not record.is_file() or read_bounded(record) != dump_recipe(resolved).encode():
+    # Both as loaded: a field that is newer than the run has its default.
+    if not record.is_file() or dump_recipe(load_recipe(record)) != dump_recipe(resolved):
         raise UserError(
             f"{record}: this run was trained by another recipe than {trial.variant.name} with seed {trial.seed} is now; name "
             "another --folder, or move this one away"
