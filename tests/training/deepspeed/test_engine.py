@@ -2,9 +2,17 @@
 
 import ast
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
 
+from m3p.distributed import Ranks
+from m3p.errors import UserError
+from m3p.model.build import build_model
+from m3p.recipe.load import load_recipe
+from m3p.shipped import find_ds_config
+from m3p.training.deepspeed.engine import DeepSpeedEngine
 from tests.launch import ROOT
 
 ROOM = ROOT / "trainer" / "m3p" / "training" / "deepspeed"
@@ -46,3 +54,18 @@ def test_nothing_outside_its_room_reaches_for_deepspeed() -> None:
     found = {str(path.relative_to(ROOT)): list(reaches(path.read_text())) for path in OUTSIDE}
     assert len(found) > 90
     assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_texts_are_not_remembered_in_zero_3(tiny: Path) -> None:
+    recipe = load_recipe(
+        tiny,
+        [
+            *("model.encode_pictures=false", "model.pooling=mean", "model.freeze=[text]", "model.remember_texts=true"),
+            *("objectives.multilingual_text.weight=0", "objectives.code_switched.weight=0"),
+            "objectives.image_caption.tasks={masked_words: 0, masked_regions: 0, matching: 0, contrastive: 1}",
+        ],
+    )
+    model = build_model(recipe.model, 64, recipe.visual, recipe.tasks, seed=0)
+    config, alone = find_ds_config("zero3"), Ranks(0, 0, 1, torch.device("cpu"), "python")
+    with pytest.raises(UserError, match=r"model.remember_texts: with ZeRO 3 .* use ZeRO 0 to 2"):
+        DeepSpeedEngine(model, recipe.optimizer, recipe.kernels, config, alone, 1, 60)
