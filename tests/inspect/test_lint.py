@@ -100,6 +100,20 @@ def test_captions_in_a_language_that_the_word_lists_do_not_know(mine: Path) -> N
     assert "has captions in de, and words are switched from en alone" in line
 
 
+def test_captions_of_different_origin_in_one_objective_are_a_note(mine: Path) -> None:
+    folder = mine.parent / "shards" / "train"
+    other = shutil.copytree(folder, mine.parent / "shards" / "other")
+    index_folder(folder, "captions", origin={"set": "multi30k", "task": "1", "caption_source": "human translation"})
+    index_folder(other, "captions", origin={"set": "multi30k", "task": "2", "caption_source": "human"})
+    sources = f"[{{path: {folder}, languages: [en]}}, {{path: {other}, languages: [en]}}]"
+    found = problems(mine, f"objectives.image_caption.sources={sources}")
+    assert [line.partition(": 1")[0] for line in found if " mixes " in line] == [
+        "note: objectives.image_caption mixes captions of different sources: human translation "
+        f"({folder}); human ({other}). Results do not tell them apart; leave one out if that is not meant",
+        "note: objectives.image_caption mixes different tasks of a set",
+    ]
+
+
 def test_bad_samples_are_named_and_their_share_judged(mine: Path, tmp_path: Path) -> None:
     folder = tmp_path / "bad"
     folder.mkdir()
