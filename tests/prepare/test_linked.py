@@ -166,6 +166,9 @@ def test_tars_of_clip_benchmark_say_what_they_are(tmp_path: Path) -> None:
     assert origin(tmp_path / "out") == {
         "set": "flickr30k", "split": "test", "caption_source": "human", "licence": "not stated", "captions_per_picture": "5",
     }  # fmt: skip
+    before = Manifest.load(tmp_path / "out")
+    index_folder(tmp_path / "out", "captions", "de")
+    assert Manifest.load(tmp_path / "out") == before, "an index that is made again forgets nothing"
     shutil.rmtree(tmp_path / "out")
     (folder.parent / "dataset_type.txt").write_text("classification\n")
     with pytest.raises(UserError, match="classes are no captions"):

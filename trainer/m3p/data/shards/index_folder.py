@@ -45,19 +45,28 @@ def index_folder(
 ) -> Manifest:
     """Index every *.tar in `folder` and write its manifest; tars made elsewhere are taken as they are.
 
-    `origin` is what the manifest says of a published set. `language` is needed for text; for captions it is the language of
-    KEY.txt captions (English if left out).
+    `origin` is what the manifest says of a published set; left out, what an earlier manifest of the folder says. `language` is
+    needed for text; for captions it is the language of KEY.txt captions (English if left out).
     Raises UserError for no tars, no samples, nothing usable, or anything that `index_tar` refuses.
     """
     paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
     _check_arguments(folder, paths, kind, language)
     with _alone(folder) as progress:
         found = _index_tars(paths, kind, language or "en", progress)
-        manifest = _manifest(folder, paths, found, kind, language).model_copy(update={"origin": origin or {}})
+        told = _origin_before(folder) if origin is None else origin
+        manifest = _manifest(folder, paths, found, kind, language).model_copy(update={"origin": told})
         _say_notes(folder, dict(zip((path.name for path in paths), found, strict=True)), manifest)
         write_manifest(folder, manifest)
         (folder / PROGRESS).unlink(missing_ok=True)
     return manifest
+
+
+def _origin_before(folder: Path) -> dict[str, str]:
+    """Return what the manifest that is there says of where its samples come from; nothing without a readable one."""
+    try:
+        return Manifest.load(folder).origin
+    except UserError:  # none yet, or the one that is to be made again
+        return {}
 
 
 def _say_notes(folder: Path, tars: dict[str, TarIndex], manifest: Manifest) -> None:
