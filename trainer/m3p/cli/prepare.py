@@ -15,6 +15,7 @@ from m3p.prepare.pictures import PictureFolder
 from m3p.prepare.scenes.build import prepare_scenes
 from m3p.prepare.text import prepare_text
 from m3p.prepare.tokenizer import Algorithm, prepare_tokenizer
+from m3p.prepare.trim import trim_vocabulary
 from m3p.terminal import say
 from m3p.vocabulary import SENTENCEPIECE_FILE
 
@@ -120,6 +121,21 @@ def tokenizer_command(
     """Train a sentencepiece vocabulary with XLM-R's ids, for a model trained from scratch."""
     pieces = prepare_tokenizer(files, output, vocabulary, algorithm, split_cjk, overwrite)
     say(f"{output / SENTENCEPIECE_FILE}: {pieces:,} pieces")
+
+
+@prepare_app.command("vocabulary")
+def vocabulary_command(
+    encoder: Annotated[Path, typer.Argument(help="Local `transformers` folder of an XLM-RoBERTa.")],
+    files: Annotated[list[Path], typer.Argument(metavar="TEXT_FILES...", help="One paragraph a line.")],
+    output: Output,
+    overwrite: Overwrite = False,
+) -> None:
+    """Trim an encoder's vocabulary to the pieces that texts of your languages need; name OUTPUT as model.initialise."""
+    found = trim_vocabulary(encoder, files, output, overwrite)
+    say(
+        f"{output}: {found.pieces[1]:,} of {found.pieces[0]:,} pieces; {found.parameters[1]:,} of {found.parameters[0]:,} "
+        f"parameters; {found.bytes[1] / 10**6:,.1f} of {found.bytes[0] / 10**6:,.1f} MB"
+    )
 
 
 @prepare_app.command("scenes")
