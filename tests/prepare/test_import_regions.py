@@ -7,7 +7,7 @@ import pytest
 
 from m3p.errors import UserError
 from m3p.prepare.import_regions import import_regions, read_class_names
-from m3p.prepare.region_folder import NamedBy, read_record
+from m3p.prepare.region_folder import NamedBy, check_name, read_record
 from m3p.prepare.region_formats.stored import ReadOptions
 from m3p.prepare.regions import load_regions
 from tests.cli.test_regions import run
@@ -107,3 +107,13 @@ def test_class_names_are_read_of_both_kinds(tmp_path: Path) -> None:
     for name in ("b.json", "none.txt"):
         with pytest.raises(UserError, match="--class-names"):
             read_class_names(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".x", "a/b", "..", "a\\b", "a\nb", "a\x1b[2J", "a\0", "a\u202eb", "x" * 201, "\udcff"]
+)
+def test_names_that_lead_elsewhere_or_touch_a_terminal_name_no_file(name: str) -> None:
+    with pytest.raises(ValueError, match=r"cannot name a file|are the most"):
+        check_name(name)
+    for good in ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "[x] \u732b"):
+        assert check_name(good) == good

@@ -99,8 +99,10 @@ def test_what_a_killed_start_left_undone_is_scored_and_what_it_did_beyond_is_for
 
 def test_a_damaged_selection_is_named(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "selection.jsonl").write_text("{\n")
-    with pytest.raises(UserError, match=r"selection\.jsonl cannot be read"):
+    with pytest.raises(UserError, match=r"selection\.jsonl cannot be read .*put back a copy, or move it away"):
         Run(tiny, tmp_path, FakeEngine(), *SELECT, score=Figures({}))
+    (tmp_path / "selection.jsonl").rename(tmp_path / "away")
+    assert Run(tiny, tmp_path, FakeEngine(), *SELECT, score=Figures({}))
 
 
 @pytest.mark.parametrize(

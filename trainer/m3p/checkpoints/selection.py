@@ -44,8 +44,9 @@ def read_selection(run: Path) -> list[Scored]:
     try:
         return [Scored.model_validate_json(line) for line in read_bounded(path).splitlines()]
     except ValueError as error:
+        why = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path} cannot be read ({error}): put back a copy, or move it away; the evaluations are then made again as they come"
+            f"{path} cannot be read ({why}): put back a copy, or move it away; the evaluations are then made again as they come"
         ) from error
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from m3p.atomic import replacing, write_text
 from m3p.errors import UserError
 from m3p.prepare.regions import Arrays, load_regions, pack_regions
+from m3p.terminal import one_line
 from m3p.visual.npz import read_shapes
 
 RECORD = "regions.json"
@@ -90,9 +91,10 @@ def write_record(folder: Path, record: RegionRecord) -> None:
 
 def check_name(name: str) -> str:
     """Return a name that a file may have. Raises ValueError for one that leads elsewhere, is hidden or too long."""
-    if not name or name.startswith(".") or "/" in name or "\\" in name or "\0" in name:
+    if not name or name.startswith(".") or "/" in name or "\\" in name or one_line(name) != name:
         raise ValueError(
-            f"{name!r} cannot name a file; the rule is a name without slashes that does not begin with a dot"
+            f"{name[:LONGEST_NAME]!r} cannot name a file; the rule is a name without slashes and control characters that does "
+            "not begin with a dot"
         )
     if len(os.fsencode(name)) > LONGEST_NAME:
         raise ValueError(f"a name of {len(os.fsencode(name))} bytes; {LONGEST_NAME} are the most")
