@@ -1,11 +1,13 @@
 """Files that are written aside and renamed."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from m3p.atomic import publish, replacing, write_text
+from m3p.errors import no_room
 
 
 def test_a_reader_finds_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
@@ -57,3 +59,9 @@ def test_content_reaches_the_disk_before_the_name_and_the_folder_after_it(
     (tmp_path / "aside").write_text("x")
     publish(tmp_path / "aside", tmp_path / "a", durable=False)
     assert done == ["name"]
+
+
+def test_a_full_disk_says_which_file_had_no_room(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as caught, replacing(tmp_path / "file"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert no_room(caught.value) == f"{tmp_path / 'file'}: No space left on device; free some, or write elsewhere"

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from m3p.errors import NO_ROOM
+
 
 @contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
@@ -20,6 +22,10 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     try:
         yield aside
         publish(aside, path, durable)
+    except OSError as error:
+        if error.errno in NO_ROOM and error.filename is None:  # of a full disk the system names no file
+            error.filename = str(path)
+        raise
     finally:
         aside.unlink(missing_ok=True)
 
