@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 from hypothesis import settings
 
@@ -79,6 +80,16 @@ def _programs_are_marked(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
         start(self, args, *others, **options)
 
     monkeypatch.setattr(subprocess.Popen, "__init__", checked)
+
+
+@pytest.fixture(autouse=True)
+def _threads_are_left_as_they_were() -> Iterator[None]:
+    """Fail a test after which torch computes with another number of threads: all later ones would, many times slower."""
+    before = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
+        pytest.fail("the test changed torch's number of threads")
 
 
 @pytest.fixture

@@ -209,6 +209,7 @@ _looker: "Looker | None" = None
 def _start(job: Job, numbers: "multiprocessing.SimpleQueue[int]", parent: int) -> None:
     global _looker
     end_with(parent)
+    torch.set_num_threads(job.threads)
     _looker = Looker(job, numbers.get())
 
 
@@ -228,8 +229,6 @@ class Looker:
         self._job = job
         cuda = job.device == "cuda"
         self._device = torch.device(f"cuda:{number % torch.cuda.device_count()}" if cuda else "cpu")
-        if not cuda:
-            torch.set_num_threads(job.threads)
         facts = job.tower.facts
         grid = GridTower(make_tower(job.tower.folder, weights=True), facts)
         self._look = nn.Sequential(grid, GridPooling(facts.side, job.tower.tokens)).to(self._device).eval()
