@@ -35,7 +35,9 @@ def test_heads_that_the_other_run_lacks_stay_fresh(tiny: Path, tmp_path: Path) -
     text_alone = ["objectives.image_caption.tasks={contrastive: 1}", "objectives.code_switched.weight=0"]
     write_run(tiny, tmp_path / "run", *text_alone)
     model, untouched = fresh(tiny), fresh(tiny)
-    start_from(model, tmp_path / "run", None)
+    start = start_from(model, tmp_path / "run", None)
+    assert start.lines["fresh heads"] == "masked_regions, matching"
+    assert start.lines["starts from"].startswith(f"{tmp_path / 'run'}: ")
     own, before = dict(model.named_parameters()), dict(untouched.named_parameters())
     same = {name for name in own if torch.equal(own[name], before[name])}
     assert same == {name for name in own if name.startswith(("heads.matching.", "heads.masked_regions."))}

@@ -99,12 +99,28 @@ def test_another_vocabulary_than_the_starts_own_is_refused(start: Path, tmp_path
         ([], ()),
         (["words"], ("text.words.",)),
         (["positions", "encoder"], ("text.positions.", "encoder.")),
+        (["visual"], ("visual.",)),
+        (["heads"], ("heads.",)),
     ],
 )
 def test_frozen_parts_are_not_trained_and_the_rest_is(freeze: list[str], parts: tuple[str, ...]) -> None:
     model = build(freeze=freeze)
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert frozen == {name for name, _ in model.named_parameters() if name.startswith(parts)} if parts else not frozen
+
+
+def test_the_lowest_layers_are_frozen_and_there_must_be_so_many() -> None:
+    model = build(freeze_layers=1)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name, _ in model.named_parameters() if name.startswith("encoder.layers.0.")} != set()
+    with pytest.raises(UserError, match=r"model\.freeze_layers = 3: the encoder has 2"):
+        build(freeze_layers=3)
+
+
+def test_frozen_heads_leave_the_word_table_that_they_share() -> None:
+    model = build(freeze=["heads"])
+    assert model.text.words.weight.requires_grad
+    assert not model.get_parameter("heads.masked_words.bias").requires_grad
 
 
 def test_a_kept_temperature_is_not_trained() -> None:

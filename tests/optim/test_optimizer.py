@@ -96,3 +96,17 @@ def test_a_step_is_adamw_with_decoupled_decay() -> None:
     # The first step of Adam is one rate long, whatever the gradient.
     assert model.weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1)
     assert model.bias.item() == pytest.approx(2.0 - 0.1)
+
+
+def test_each_layer_has_a_share_of_the_rate_of_the_one_above_it() -> None:
+    model = build(shape={**SHAPE, "layers": 3})
+    peaks = {name: peak for name, (peak, _) in named(model, CONFIG.model_copy(update={"layer_decay": 0.5})).items()}
+    assert [peaks[f"encoder.layers.{layer}.attention.qkv.weight"] for layer in (2, 1, 0)] == [0.005, 0.0025, 0.00125]
+    assert peaks["text.words.weight"] == 0.01 / 2**4
+    assert {peak for name, peak in peaks.items() if name.startswith("visual.")} == {0.5 / 2**4}
+    assert {peak for name, peak in peaks.items() if name.startswith("heads.")} == {0.5}
+
+
+def test_the_rate_that_is_shown_is_that_of_the_top_layer() -> None:
+    optimizer = make_optimizer(build(), CONFIG.model_copy(update={"layer_decay": 0.5}))
+    assert set_rate(optimizer, 0.1) == pytest.approx(0.1 * 0.005)

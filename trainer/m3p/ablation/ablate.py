@@ -33,12 +33,17 @@ def ablate(
     base = load_recipe(recipe, overrides)
     check_asked(list(base.evaluation))
     planned = trials(found, seeds, base.run.seed, folder)
-    recipes = {trial: load_recipe(recipe, [*overrides, *trial.overrides]) for trial in planned}  # every mistake now
-    waiting = {trial: resolved for trial, resolved in recipes.items() if not _is_complete(trial, resolved)}
-    _train(waiting, overrides, train, jobs)
+    train_all(recipe, overrides, planned, train, jobs)
     report = compare(found, planned, list(base.evaluation), str(recipe), list(overrides))
     report.save(folder)
     return report
+
+
+def train_all(recipe: Path, overrides: Sequence[str], planned: Sequence[Trial], train: Train, jobs: int = 1) -> None:
+    """Train the trials that are not complete, `jobs` at a time. Raises UserError; for a wrong recipe before the first starts."""
+    recipes = {trial: load_recipe(recipe, [*overrides, *trial.overrides]) for trial in planned}
+    waiting = {trial: resolved for trial, resolved in recipes.items() if not _is_complete(trial, resolved)}
+    _train(waiting, overrides, train, jobs)
 
 
 def _train(recipes: Mapping[Trial, Recipe], overrides: Sequence[str], train: Train, jobs: int) -> None:

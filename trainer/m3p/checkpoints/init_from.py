@@ -1,6 +1,7 @@
 """Fine-tuning: starting weights from another run, one of its checkpoints, or an exported folder (`model.weights`)."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -24,10 +25,24 @@ Found = tuple[dict[str, Tensor], list[str] | None]
 """Weights by name, and the languages whose captions they were trained on; None where that was not recorded."""
 
 
-def start_from(model: nn.Module, path: Path, ranks: Ranks | None, tokenizer: Path | None = None) -> list[str] | None:
-    """Put the weights that `path` has into a plain network; heads that they lack stay fresh. Every rank calls it.
+class Start(NamedTuple):
+    """With what weights a run starts."""
 
-    Returns the languages whose captions the weights were trained on; None where that was not recorded.
+    source: str
+    """What was loaded."""
+    captioned: list[str] | None
+    """The languages whose captions the weights were trained on; None where that was not recorded."""
+    fresh: list[str]
+    """Heads that start from nothing, as a whole or in part."""
+
+    @property
+    def lines(self) -> dict[str, str]:
+        """What the table at the start of a run says of it."""
+        return {"starts from": self.source, "fresh heads": ", ".join(self.fresh) or "none"}
+
+
+def start_from(model: nn.Module, path: Path, ranks: Ranks | None, tokenizer: Path | None = None) -> Start:
+    """Put the weights that `path` has into a plain network; heads that they lack stay fresh. Every rank calls it.
 
     `tokenizer` is the folder of the recipe's vocabulary; None where `path` is known to have the same.
     Raises UserError where there are no weights, where they are damaged, or another network's or vocabulary's.
@@ -44,7 +59,10 @@ def start_from(model: nn.Module, path: Path, ranks: Ranks | None, tokenizer: Pat
     with torch.no_grad():
         for name in own.keys() & found.keys():
             own[name].copy_(found[name])
-    return captioned
+    fresh = [name.split(".")[1] for name in own if name not in found]
+    return Start(
+        f"{path}: {len(own.keys() & found.keys())} of {len(own)} tensors", captioned, list(dict.fromkeys(fresh))
+    )
 
 
 def _read(path: Path, ranks: Ranks | None, tokenizer: Path | None) -> Found:

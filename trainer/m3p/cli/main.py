@@ -13,6 +13,7 @@ from m3p import __version__
 from m3p.cli.arguments import DsConfigOption, Overrides, Ranks, RecipeArgument
 from m3p.cli.data import data_app
 from m3p.cli.features import add_features
+from m3p.cli.finetune import finetune_command
 from m3p.cli.linked import add_linked
 from m3p.cli.prepare import index_command, prepare_app
 from m3p.cli.published import add_published
@@ -27,6 +28,7 @@ from m3p.terminal import say, warn
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Multilingual multimodal pre-training.")
 app.command("train")(train_command)
+app.command("finetune")(finetune_command)
 app.command("recipes")(recipes_command)
 app.command("slurm")(slurm_command)
 add_published(prepare_app)

@@ -121,13 +121,25 @@ def _check_vocabulary(config: ModelConfig, start: Path) -> None:
 
 
 def _freeze(model: M3P, config: ModelConfig) -> None:
-    text: dict[str, list[nn.Module]] = {
+    """Keep the parts that the recipe freezes out of training. Raises UserError for layers that there are not."""
+    parts: dict[str, list[nn.Module]] = {
         "words": [model.text.words],
         "positions": [model.text.positions],
         "encoder": [model.encoder],
         "text": [model.text, model.encoder],
         "text_projection": [head.text_projection for head in model.heads.values() if isinstance(head, EmbeddingHead)],
+        "visual": [] if model.visual is None else [model.visual],
+        "heads": [*model.heads.values()],
     }
     for name in config.freeze:
-        for part in text[name]:
-            part.requires_grad_(False)
+        shared = {id(parameter) for parameter in model.text.parameters()} if name == "heads" else set[int]()
+        for part in parts[name]:
+            for parameter in part.parameters():
+                if id(parameter) not in shared:  # the word table, which a decoder is tied to
+                    parameter.requires_grad_(False)
+    if config.freeze_layers > len(model.encoder.layers):
+        raise UserError(
+            f"model.freeze_layers = {config.freeze_layers}: the encoder has {len(model.encoder.layers)}; lower it"
+        )
+    for layer in model.encoder.layers[: config.freeze_layers]:
+        layer.requires_grad_(False)

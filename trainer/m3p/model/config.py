@@ -58,10 +58,15 @@ class ModelConfig(BaseModel):
     )
     temperature: float = Field(0.07, gt=0.01, le=1, description="Contrastive temperature at the start.")
     learn_temperature: bool = Field(True, description="Train the temperature, or keep it.")
-    freeze: list[Literal["words", "positions", "encoder", "text", "text_projection"]] = Field(
+    freeze: list[Literal["words", "positions", "encoder", "text", "text_projection", "visual", "heads"]] = Field(
         [],
         description="Parts that keep their starting weights. text: embeddings and encoder; they then drop nothing, and no "
-        "gradient is computed in them. text_projection: that of the contrastive head.",
+        "gradient is computed in them. text_projection: that of the contrastive head. visual: the visual embedder.",
+    )
+    freeze_layers: int = Field(
+        0,
+        ge=0,
+        description="This many of the lowest encoder layers keep their starting weights; with freeze: [encoder] all do.",
     )
     remember_texts: bool = Field(
         False,

@@ -25,6 +25,13 @@ class OptimizerConfig(BaseModel):
         description="Peak rate of the visual embedder and the heads, which start from nothing; the same if left out. A vision "
         "tower, which is loaded, follows learning_rate (visual.rate).",
     )
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Each encoder layer has this times the rate of the layer above it; the top one has it once, and the text and "
+        "visual embedders once more than the lowest layer (BEiT). Heads and a vision tower keep theirs. 1: all alike.",
+    )
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the mean of gradients.")
     beta2: float = Field(0.98, ge=0, lt=1, description="Decay of the mean of squared gradients.")
     epsilon: float = Field(1e-8, gt=0, description="Added to the denominator.")
@@ -35,7 +42,7 @@ class OptimizerConfig(BaseModel):
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Return the groups of trained parameters; `peak` in each is the rate that the schedule scales."""
     new_rate = config.new_learning_rate or config.learning_rate
-    loaded = _loaded_rates(model)
+    loaded, layers = _loaded_rates(model), _count_layers(model)
     groups: dict[tuple[int, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -44,11 +51,30 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
                 place, peak = 2, loaded[name] * config.learning_rate
             else:
                 place, peak = (1, new_rate) if name.startswith(("visual.", "heads.")) else (0, config.learning_rate)
+                peak *= config.layer_decay ** _depth(name, layers)
             groups.setdefault((place, peak, decayed), []).append(parameter)
     return [
         {"params": parameters, "peak": peak, "weight_decay": config.weight_decay if decayed else 0.0}
-        for (_, peak, decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for (_, peak, decayed), parameters in sorted(groups.items(), key=_order)
     ]
+
+
+def _order(item: tuple[tuple[int, float, bool], list[nn.Parameter]]) -> tuple[int, float, bool]:
+    """Order groups: of those of one place, that of the largest rate comes first."""
+    (place, peak, decayed), _ = item
+    return place, -peak, decayed
+
+
+def _count_layers(model: nn.Module) -> int:
+    """Return the number of layers of the encoder."""
+    return len({name.split(".")[2] for name, _ in model.named_parameters() if name.startswith("encoder.layers.")})
+
+
+def _depth(name: str, layers: int) -> int:
+    """Return how far a parameter lies under the heads: 0 for these, 1 for the top layer, `layers` + 1 for embedders."""
+    if name.startswith("heads."):
+        return 0
+    return layers - int(name.split(".")[2]) if name.startswith("encoder.layers.") else layers + 1
 
 
 def _loaded_rates(model: nn.Module) -> dict[str, float]:
@@ -77,7 +103,7 @@ def make_optimizer(
 
 
 def set_rate(optimizer: torch.optim.Optimizer, share: float) -> float:
-    """Set every group's rate to `share` of its peak; return the encoder's (the first group's)."""
+    """Set every group's rate to `share` of its peak; return the encoder's (the first group's, the largest of its layers)."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * share
     rate: float = optimizer.param_groups[0]["lr"]

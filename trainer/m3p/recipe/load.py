@@ -9,8 +9,9 @@ import yaml
 from pydantic import ValidationError
 
 from m3p.errors import UserError
+from m3p.recipe.epochs import steps_of
 from m3p.recipe.mistakes import every_mistake
-from m3p.recipe.recipe import Recipe
+from m3p.recipe.recipe import MAX_EPOCHS, MAX_STEPS, Recipe
 from m3p.recipe.yaml_file import parse_yaml, read_yaml
 from m3p.terminal import warn
 
@@ -35,6 +36,37 @@ def parse_recipe(raw: dict[str, Any], name: str, overrides: Sequence[str] = ()) 
         _override(raw, override)
     for line in take_new_names(raw):
         warn(f"{name}: {line}")
+    epochs = _take_epochs(raw, name)
+    recipe = _validate(raw, name)
+    if epochs is None:
+        return recipe
+    steps, words = steps_of(epochs, recipe)
+    warn(f"{name}: run.epochs = {epochs:g} is run.steps = {steps:,} ({words})")
+    raw["run"] = {**raw["run"], "steps": steps, "epochs": None}
+    return _validate(raw, name)
+
+
+def _take_epochs(raw: dict[str, Any], name: str) -> float | None:
+    """Return `run.epochs`, for which the most steps that there may be stand until these are known; None where it is not given.
+
+    Raises UserError where steps are given too.
+    """
+    run = raw.get("run")
+    if not isinstance(run, dict) or run.get("epochs") is None:
+        return None
+    if run.get("steps") is not None:
+        raise UserError(
+            f"{name}: run.epochs = {run['epochs']} and run.steps = {run['steps']}: each says how long the run is; leave one out "
+            "(on the command line: run.steps=null)"
+        )
+    raw["run"] = {**run, "steps": MAX_STEPS}
+    given = run["epochs"]
+    return (
+        float(given) if isinstance(given, int | float) and 0 < given <= MAX_EPOCHS else 1.0
+    )  # wrong ones are refused next
+
+
+def _validate(raw: dict[str, Any], name: str) -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:

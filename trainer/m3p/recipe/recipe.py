@@ -29,6 +29,8 @@ from m3p.visual import VisualConfig
 LONGEST_WAIT = 10**6
 """Seconds; torch and faulthandler count in units of which far more would overflow."""
 
+MAX_STEPS, MAX_EPOCHS = 10**9, 10**6
+
 
 class RunConfig(BaseModel):
     """The recipe's `run` section."""
@@ -38,9 +40,16 @@ class RunConfig(BaseModel):
     folder: PathField = Field(description="Where everything that the run writes goes: runs/NAME.")
     steps: int = Field(
         ge=1,
-        le=10**9,
+        le=MAX_STEPS,
         json_schema_extra=MUST_STAY,
-        description="Optimizer steps of the whole run: the length of the schedule.",
+        description="Optimizer steps of the whole run: the length of the schedule. Or give epochs.",
+    )
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_EPOCHS,
+        description="In place of steps: until every objective has drawn so many times the samples that its sources hold. Counted "
+        "and printed as the recipe is loaded, and steps from then on.",
     )
     stop_after: int | None = Field(
         None, ge=1, description="Stop after this step, with a checkpoint; starting again goes on."
@@ -201,6 +210,8 @@ def _combinations(recipe: Recipe) -> Iterator[str]:
     scores = [task.name for task in TASKS.values() if task.scores_pairs]
     if "text_projection" in recipe.model.freeze and not any(task.embeds for task in recipe.tasks):
         yield "model.freeze: text_projection is that of contrastive, which no active objective trains; leave it out"
+    if "visual" in recipe.model.freeze and recipe.visual is None:
+        yield "model.freeze: visual is the embedder of pictures, and the recipe has no section visual; leave it out"
     trained = {task.name for task in recipe.tasks}
     if recipe.run.select_on is not None and recipe.run.select_on not in recipe.evaluation:
         known = ", ".join(recipe.evaluation) or "none"

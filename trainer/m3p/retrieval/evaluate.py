@@ -59,6 +59,10 @@ class Options:
     """A further file for the result, where there is one."""
     save: bool = False
     """Whether scores are written too, with the ids of pictures and captions."""
+    given: Mapping[str, EvaluationConfig] | None = None
+    """Evaluations in place of those of the recipe, by name."""
+    folder: Path | None = None
+    """Where files go, in place of the folder of the run."""
 
 
 def evaluate_run(path: Path, names: Sequence[str] = (), options: Options | None = None) -> list[Evaluation]:
@@ -71,7 +75,7 @@ def evaluate_run(path: Path, names: Sequence[str] = (), options: Options | None 
     distributed.join()
     distributed.gather_objects(None)  # after training, rank 0 may still be writing the checkpoint
     run = open_run(path)
-    chosen = _choose(run, names, options.data)
+    chosen = dict(options.given) if options.given else _choose(run, names, options.data)
     if options.json_file is not None and len(chosen) != 1:
         raise UserError(
             f"--json {options.json_file}: it holds one result, and {', '.join(chosen)} would be scored; name one"
@@ -79,13 +83,15 @@ def evaluate_run(path: Path, names: Sequence[str] = (), options: Options | None 
     asked = {name: _settle(run, name, config, options) for name, config in chosen.items()}
     done = []
     for name, (config, way) in asked.items():
-        file = run.folder / "evaluation" / f"{_file_name(run, name, config, chosen[name], way)}.json"
+        file = (
+            (options.folder or run.folder) / "evaluation" / f"{_file_name(run, name, config, chosen[name], way)}.json"
+        )
         evaluation, found, blocks = _evaluate(run, name, config, way, file, options.save)
         if distributed.is_main():
             for place in (file, *([options.json_file] if options.json_file else [])):
                 evaluation.save(place)
             print_table(evaluation)
-            _show(run, evaluation, found, file)
+            _show(run, evaluation, found, file, with_curves=options.folder is None)
             blocks.remove()
         done.append(evaluation)
     return done
@@ -238,12 +244,12 @@ def _caption_source(config: EvaluationConfig, origin: Mapping[str, str]) -> str 
     return config.caption_source if noted == NOT_STATED else noted
 
 
-def _show(run: Run, evaluation: Evaluation, found: list[Finding], file: Path) -> None:
-    """Write the page of pictures found; where the run keeps TensorBoard's files, figures and pictures go there too."""
+def _show(run: Run, evaluation: Evaluation, found: list[Finding], file: Path, with_curves: bool) -> None:
+    """Write the page of pictures found; `with_curves`, figures and pictures go to a run's TensorBoard files too."""
     shown = any(finding.pictures for finding in found)
     if shown:
         write_text(file.with_suffix(".html"), html_page(found), durable=False)
-    if (run.folder / "checkpoints").is_dir():
+    if with_curves and (run.folder / "checkpoints").is_dir():
         with SummaryWriter(str(run.folder / "tensorboard")) as writer:
             write_tensorboard(writer, evaluation, run.step)
             if shown:

@@ -8,7 +8,7 @@ import torch
 from m3p import distributed
 from m3p.batch import Batch
 from m3p.checkpoints.files import FORMAT_VERSION, State, read_state
-from m3p.checkpoints.init_from import start_from
+from m3p.checkpoints.init_from import Start, start_from
 from m3p.checkpoints.read import load_weights, newest_whole, none_whole, restore
 from m3p.checkpoints.resumable import check_resumable, fingerprints
 from m3p.checkpoints.save import Checkpoints
@@ -66,12 +66,12 @@ def train(recipe: Recipe, ds_config: Path, ranks: Ranks) -> bool:
         now = _state(recipe, ranks, objectives)
         check_agreement(ranks, facts_of_run(now, ds_config))
         newest, found = _find(recipe, ranks, now)
-        engine, before = _engine(recipe, ds_config, ranks, plan, objectives, newest)
+        engine, start = _engine(recipe, ds_config, ranks, plan, objectives, newest)
         if newest is not None and found is not None:
             restore(newest, found, engine, ranks)
         first = 0 if found is None else found.step
-        announce(recipe, engine, ranks, plan, objectives, first)
-        state = _with_captions(now, before) if found is None else _again(now, found)
+        announce(recipe, engine, ranks, plan, objectives, first, start.lines)
+        state = _with_captions(now, start.captioned) if found is None else _again(now, found)
         return _run(recipe, engine, ranks, plan, objectives, state, owner, stop)
 
 
@@ -118,7 +118,7 @@ def _run(
 
 def _throughput(recipe: Recipe, engine: Engine, ranks: Ranks) -> Throughput:
     sizes = network_sizes(recipe.model, open_tokenizer(recipe.tokenizer_folder).size, recipe.visual, recipe.tasks)
-    whole = not recipe.model.freeze and recipe.model.encode_pictures
+    whole = not (recipe.model.freeze or recipe.model.freeze_layers) and recipe.model.encode_pictures
     return Throughput(sizes, ranks.device, engine.precision, ranks.world_size, not whole)
 
 
@@ -209,20 +209,25 @@ def _engine(
     plan: Plan,
     objectives: dict[str, Objective],
     newest: Path | None,
-) -> tuple[Engine, list[str] | None]:
+) -> tuple[Engine, Start]:
     """Return the engine over the network of the recipe, its weights those of the checkpoint `newest` if there is one.
 
-    Beside it the languages whose captions the weights of another run, that this one starts from, were trained on.
+    Beside it, with what weights it starts.
     """
-    before: list[str] | None = []
+    heads = [task.name for task in recipe.tasks if task.reads is None]
+    start = Start(str(recipe.model.initialise or "nothing, all weights are drawn"), [], heads)
     vocabulary = open_tokenizer(recipe.tokenizer_folder).size
     say = warn if ranks.rank == 0 else lambda line: None
     model = build_model(recipe.model, vocabulary, recipe.visual, recipe.tasks, recipe.run.seed, newest is None, say)
     _check_positions(recipe, model.text.positions.num_embeddings)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        frozen = ", ".join(recipe.model.freeze)
+        raise UserError(f"model.freeze = {frozen}: nothing is left to be trained; take a part out")
     if newest is not None:
         load_weights(model, newest)  # now, because DeepSpeed makes its copies of the weights when it starts
+        start = Start(str(newest), [], [])
     elif recipe.model.weights is not None:
-        before = start_from(model, recipe.model.weights, ranks, recipe.tokenizer_folder)
+        start = start_from(model, recipe.model.weights, ranks, recipe.tokenizer_folder)
     if newest is None:
         measure_text_centre(model, objectives.values())
     check_agreement(ranks, facts_of_network(model))
@@ -231,7 +236,7 @@ def _engine(
     engine = DeepSpeedEngine(
         model, recipe.optimizer, recipe.kernels, ds_config, ranks, plan.turns_per_step, run.timeout_seconds
     )
-    return engine, before
+    return engine, start
 
 
 def _check_positions(recipe: Recipe, positions: int) -> None:

@@ -3,6 +3,7 @@
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,12 +25,21 @@ PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "sentencepiece", "sim
 
 
 def announce(
-    recipe: Recipe, engine: Engine, ranks: Ranks, plan: Plan, objectives: dict[str, Objective], first_step: int
+    recipe: Recipe,
+    engine: Engine,
+    ranks: Ranks,
+    plan: Plan,
+    objectives: dict[str, Objective],
+    first_step: int,
+    start: Mapping[str, str],
 ) -> None:
-    """Print the parts in use, and write recipe.yaml and environment.json into the run folder. Rank 0 only."""
+    """Print the parts in use, and write recipe.yaml and environment.json into the run folder. Rank 0 only.
+
+    `start`: with what weights the run starts, in words, by name.
+    """
     if ranks.rank != 0:
         return
-    parts = _parts(engine, ranks, plan)
+    parts = {**start, **_parts(engine, ranks, plan)}
     table = Table(title=f"{recipe.run.folder}: step {first_step} of {recipe.run.steps}", show_header=False)
     for name, what in {**parts, **_streams(recipe, objectives)}.items():
         table.add_row(name, what)
