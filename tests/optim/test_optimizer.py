@@ -101,7 +101,7 @@ def test_a_step_is_adamw_with_decoupled_decay() -> None:
 def test_each_layer_has_a_share_of_the_rate_of_the_one_above_it() -> None:
     model = build(shape={**SHAPE, "layers": 3})
     peaks = {name: peak for name, (peak, _) in named(model, CONFIG.model_copy(update={"layer_decay": 0.5})).items()}
-    assert [peaks[f"encoder.layers.{layer}.attention.qkv.weight"] for layer in (2, 1, 0)] == [0.005, 0.0025, 0.00125]
+    assert [peaks[f"encoder.layers.{layer}.qkv.weight"] for layer in (2, 1, 0)] == [0.005, 0.0025, 0.00125]
     assert peaks["text.words.weight"] == 0.01 / 2**4
     assert {peak for name, peak in peaks.items() if name.startswith("visual.")} == {0.5 / 2**4}
     assert {peak for name, peak in peaks.items() if name.startswith("heads.")} == {0.5}

@@ -16,10 +16,10 @@ PAIRS = ["run.steps=null", "objectives.multilingual_text.weight=0"]
     [
         ("1", [], 5),
         ("2", [], 9),
-        ("0.1", [], 1),
+        ("0.1", ["schedule.warmup_steps=0"], 1),
         ("2", ["objectives.code_switched.weight=2"], 9),
         ("2", ["run.turns_per_step=1"], 18),
-        ("1", ["objectives.image_caption.batch_size=1"], 30),
+        ("1", ["objectives.image_caption.batch_size=2"], 15),
     ],
 )
 def test_an_epoch_ends_when_every_objective_has_drawn_all_that_its_sources_hold(

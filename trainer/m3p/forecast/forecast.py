@@ -94,7 +94,9 @@ class Planner:
         self._recipe, self._config = self._with_files(recipe), read_deepspeed_config(ds_config)
         recipe = self._recipe
         if recipe.model.freeze or recipe.model.freeze_layers:
-            self.assumptions.append("what model.freeze and freeze_layers keep still is counted as if it were trained; it takes less")
+            self.assumptions.append(
+                "what model.freeze and freeze_layers keep still is counted as if it were trained; it takes less"
+            )
         if not recipe.model.encode_pictures:
             self.assumptions.append("pictures are counted as if they passed through the encoder; they take less")
         self.sizes = self._sizes()
