@@ -70,7 +70,7 @@ def test_a_run_that_trains_on_is_read_at_what_is_newest_by_then(
     if reader == "m3p.runs":
         assert open_run(run).step == 6
     else:
-        assert start_from(model, run, None) == ["en"]
+        assert start_from(model, run, None).captioned == ["en"]
     assert not old.exists()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 from rich.table import Table
 
+from m3p.atomic import write_text
 from m3p.retrieval.comparison import shared_rows
 from m3p.retrieval.intervals import METHOD, GroupedRanks, Interval, difference_interval, mean_recall_interval
 from m3p.retrieval.result import ALL_LANGUAGES, Evaluation
@@ -69,7 +70,7 @@ class Grid(BaseModel):
     def save(self, folder: Path) -> None:
         """Write finetune.json into the folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "finetune.json").write_text(json.dumps(self.model_dump(), indent=1) + "\n", encoding="utf-8")
+        write_text(folder / "finetune.json", json.dumps(self.model_dump(), indent=1) + "\n", durable=False)
 
 
 def rows(scored: Scored, languages: Sequence[str], settings: Sequence[str]) -> list[GridRow]:
