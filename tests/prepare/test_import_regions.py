@@ -7,7 +7,7 @@ import pytest
 
 from m3p.errors import UserError
 from m3p.prepare.import_regions import import_regions, read_class_names
-from m3p.prepare.region_folder import NamedBy, check_name, read_record
+from m3p.prepare.region_folder import NamedBy, check_name, feature_size, read_record, write_regions
 from m3p.prepare.region_formats.stored import ReadOptions
 from m3p.prepare.regions import load_regions
 from tests.cli.test_regions import run
@@ -117,3 +117,13 @@ def test_names_that_lead_elsewhere_or_touch_a_terminal_name_no_file(name: str) -
         check_name(name)
     for good in ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "[x] \u732b"):
         assert check_name(good) == good
+
+
+def test_a_damaged_file_among_the_regions_hides_no_width(tmp_path: Path) -> None:
+    assert feature_size(tmp_path) is None
+    for number, content in enumerate((b"", b"PK\x03\x04 cut", b"no zip")):
+        (tmp_path / f"{number}.npz").write_bytes(content)
+    assert feature_size(tmp_path) is None
+    arrays = {"boxes": np.full((2, 4), 0.5, np.float32), "features": np.ones((2, 7), np.float32)}
+    write_regions(tmp_path, "good", arrays)
+    assert feature_size(tmp_path) == 7

@@ -1,6 +1,7 @@
 """A folder of region features, NAME.npz a picture: `m3p prepare regions` writes it, and `--regions` of the importers reads it."""
 
 import os
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from m3p.atomic import replacing, write_text
 from m3p.errors import UserError
 from m3p.prepare.regions import Arrays, load_regions, pack_regions
 from m3p.terminal import one_line
-from m3p.visual.npz import read_shapes
 
 RECORD = "regions.json"
 """The file that says how a folder was made; a folder made otherwise has none."""
@@ -108,9 +108,11 @@ def is_done(folder: Path, name: str) -> bool:
 
 
 def feature_size(folder: Path) -> int | None:
-    """Return the width of the features of one of the pictures in a folder; None where it holds none."""
-    path = next(folder.glob("*.npz"), None)
-    return None if path is None else read_shapes(path.read_bytes())["features"][1]
+    """Return the width of the features of the first picture in a folder that can be read; None where it holds none."""
+    for path in folder.glob("*.npz"):
+        with suppress(ValueError):  # of a file that is damaged, which the importers name
+            return load_regions(path)["features"].shape[1]
+    return None
 
 
 def write_regions(folder: Path, name: str, arrays: Arrays) -> None:
