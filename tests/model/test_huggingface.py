@@ -8,7 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM, XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    ModernBertConfig,
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
+    XLMRobertaModel,
+)
 
 from m3p.batch import Sequence
 from m3p.data.tokenizer import Tokenizer
@@ -99,6 +106,48 @@ def test_hidden_states_and_logits_are_those_of_transformers(folder: Path) -> Non
     assert their_logits.std() > 0.5, "the weights must be able to tell"
     assert_equal(hidden, their_hidden)
     assert_equal(logits, their_logits)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {
+            "num_hidden_layers": 24,
+            "hidden_size": 32,
+            "num_attention_heads": 16,
+            "intermediate_size": 128,
+        },  # XLM-R large
+        {
+            "num_hidden_layers": 12,
+            "hidden_size": 24,
+            "num_attention_heads": 12,
+            "vocab_size": 9016,
+        },  # XLM-V: many words
+    ],
+    ids=["large", "xlm-v"],
+)
+def test_xlm_r_of_other_sizes_computes_the_same(tmp_path: Path, sizes: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    given = {
+        "vocab_size": VOCABULARY,
+        "intermediate_size": 48,
+        "max_position_embeddings": 38,
+        "type_vocab_size": 1,
+        **sizes,
+    }
+    theirs = XLMRobertaForMaskedLM(XLMRobertaConfig(**given, layer_norm_eps=1e-5)).eval()
+    theirs.save_pretrained(tmp_path)
+    texts = sentences(given["vocab_size"])
+    for found, wanted in zip(forward_ours(ours(tmp_path), texts), forward_theirs(theirs, texts), strict=True):
+        assert_equal(found, wanted)
+
+
+def test_an_encoder_that_computes_otherwise_is_refused_by_name(tmp_path: Path) -> None:
+    ModernBertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(UserError, match=r"model_type is 'modernbert', but only 'xlm-roberta' and 'bert' .* XLM-V"):
+        read_shape(tmp_path)
 
 
 def test_what_differs_is_rounding(folder: Path) -> None:

@@ -175,7 +175,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     config = read_json(path, "model.initialise wants a local `transformers` XLM-RoBERTa folder")
     if config.get("model_type") not in ("xlm-roberta", "bert"):
         raise UserError(
-            f"{path}: model_type is {config.get('model_type')!r}, but only 'xlm-roberta' and 'bert' can be loaded"
+            f"{path}: model_type is {config.get('model_type')!r}, but only 'xlm-roberta' and 'bert' can be loaded: XLM-R of any "
+            "size, XLM-V, multilingual E5 and MiniLM, mBERT, LaBSE"
         )
     for field, only in _ONLY.items():
         if config.get(field, only) != only:
