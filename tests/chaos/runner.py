@@ -102,12 +102,13 @@ def poison(fault: dict[str, Any]) -> None:
     from m3p.training.deepspeed import engine as module
 
     now = _know_the_step()
-    real = module.DeepSpeedEngine.turn
+    real = module.DeepSpeedEngine.turns
 
-    def turn(self: Any, name: str, weights: Any, batches: Any, losses: Any, last: bool) -> None:
-        hit = now[0] in range(fault["step"], fault.get("until", fault["step"]) + 1) and name == "image_caption"
+    def turns(self: Any, data: Any, losses: Any, last: bool) -> None:
+        hurt = [one for one in data if one.turn.objective == "image_caption"]
+        hit = now[0] in range(fault["step"], fault.get("until", fault["step"]) + 1) and hurt
         if hit and fault["what"] == "batch":
-            batches[0].visual_features.fill_(float("nan"))
+            hurt[0].batches[0].visual_features.fill_(float("nan"))
         backward = self.deepspeed.backward
 
         def poisoned(loss: Any, **other: Any) -> None:
@@ -116,10 +117,10 @@ def poison(fault: dict[str, Any]) -> None:
 
         if hit and fault["what"] == "gradient":
             self.deepspeed.backward = poisoned
-        real(self, name, weights, batches, losses, last)
+        real(self, data, losses, last)
         self.deepspeed.__dict__.pop("backward", None)
 
-    wrap(module.DeepSpeedEngine, "turn", turn)
+    wrap(module.DeepSpeedEngine, "turns", turns)
 
 
 def stall(fault: dict[str, Any]) -> None:
@@ -129,14 +130,14 @@ def stall(fault: dict[str, Any]) -> None:
     from m3p.training.deepspeed import engine as module
 
     now = _know_the_step()
-    real = module.DeepSpeedEngine.turn
+    real = module.DeepSpeedEngine.turns
 
-    def turn(self: Any, *others: Any, **more: Any) -> None:
+    def turns(self: Any, *others: Any, **more: Any) -> None:
         if now[0] == fault["step"]:
             time.sleep(10_000)
         real(self, *others, **more)
 
-    wrap(module.DeepSpeedEngine, "turn", turn)
+    wrap(module.DeepSpeedEngine, "turns", turns)
 
 
 def record(fault: dict[str, Any]) -> None:
@@ -149,11 +150,11 @@ def record(fault: dict[str, Any]) -> None:
     folder, rank = Path(fault["folder"]), int(os.environ["RANK"])
     folder.mkdir(parents=True, exist_ok=True)
     now = _know_the_step()
-    real_turn, real_restore = module.DeepSpeedEngine.turn, vars(train)["restore"]
+    real_turns, real_restore = module.DeepSpeedEngine.turns, vars(train)["restore"]
 
-    def turn(self: Any, name: str, weights: Any, batches: Any, losses: Any, last: bool) -> None:
+    def turns(self: Any, data: Any, losses: Any, last: bool) -> None:
         with (folder / f"batches-{rank}.jsonl").open("a") as file:
-            for batch in batches:
+            for name, batch in ((one.turn.objective, batch) for one in data for batch in one.batches):
                 tensors = [batch.token_ids, batch.visual_features, batch.visual_boxes, batch.lengths]
                 tensors += [tensor for _, of in sorted(batch.targets.items()) for _, tensor in sorted(of.items())]
                 digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
@@ -163,14 +164,64 @@ def record(fault: dict[str, Any]) -> None:
                     batch.visual_features[batch.visual_rows].double().sum(1).tolist() if batch.samples else []
                 )
                 file.write(json.dumps(line) + "\n")
-        real_turn(self, name, weights, batches, losses, last)
+        real_turns(self, data, losses, last)
 
     def restore(path: Path, state: Any, engine: Any, ranks: Any) -> None:
         real_restore(path, state, engine, ranks)
         files.write_share(folder / files.share_name(rank), *save._copy_share(engine, ranks))
 
-    wrap(module.DeepSpeedEngine, "turn", turn)
+    wrap(module.DeepSpeedEngine, "turns", turns)
     wrap(train, "restore", restore)
+
+
+def collectives(fault: dict[str, Any]) -> None:
+    """Write into `folder` what each step asks of other ranks and what it reads of tensors, in order: one JSON list a step.
+
+    An event is [thread, "host" or "device" (the group of a collective), or "read"]. The group that stands for NCCL's is the
+    common one; what goes from CPU to CPU gets groups of its own, as on a GPU.
+    """
+    import threading
+    from functools import cache
+
+    import torch
+    import torch.distributed as dist
+
+    from m3p import distributed
+    from m3p.training.loop import Loop
+
+    folder, events = Path(fault["folder"]), list[list[str]]()
+    folder.mkdir(parents=True, exist_ok=True)
+    wrap(distributed, "_host_group", cache(lambda: dist.new_group(backend="gloo")))
+
+    def noting(real: Any, kind: Any) -> Any:
+        def call(*others: Any, **more: Any) -> Any:
+            events.append([threading.current_thread().name, kind(more)])
+            return real(*others, **more)
+
+        return call
+
+    def group_of(more: dict[str, Any]) -> str:
+        return "device" if more.get("group") in (None, dist.group.WORLD) else "host"
+
+    for name in COLLECTIVES:
+        wrap(dist, name, noting(getattr(dist, name), group_of))
+    for name in ("item", "tolist", "__float__", "__bool__", "__int__"):
+        wrap(torch.Tensor, name, noting(getattr(torch.Tensor, name), lambda more: "read"))
+    real = Loop.step
+
+    def step(self: Any, number: int, *others: Any) -> None:
+        with (folder / f"events-{os.environ['RANK']}.jsonl").open("a") as file:
+            file.write(json.dumps(events) + "\n")
+        events.clear()
+        real(self, number, *others)
+
+    wrap(Loop, "step", step)
+
+
+COLLECTIVES = (
+    "all_reduce", "all_gather", "all_gather_into_tensor", "all_gather_object", "barrier", "broadcast", "broadcast_object_list",
+    "reduce", "reduce_scatter_tensor",
+)  # fmt: skip
 
 
 def logits(fault: dict[str, Any]) -> None:
@@ -216,7 +267,7 @@ def _know_the_step() -> list[int]:
 
 POINTS = {
     "share": in_share, "state": at_state, "rename": at_rename, "prune": at_prune,
-    "poison": poison, "stall": stall, "record": record, "logits": logits,
+    "poison": poison, "stall": stall, "record": record, "logits": logits, "collectives": collectives,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The resume oracle: the same batches on every number of ranks, the exact state restored, the same losses."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,9 @@ def digests(folder: Path) -> dict[str, list[str]]:
 def test_other_ranks_and_stages_go_on_as_if_nothing_had_changed(tiny: Path, tmp_path: Path) -> None:
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     record = {"point": "record", "folder": str(tmp_path / "seen-whole")}
-    run(tiny, zero(tmp_path, 1), 2, [record], STEPS, f"run.folder={whole}", name="whole", folder=tmp_path)
+    count = {"point": "collectives", "folder": str(tmp_path / "collectives")}
+    run(tiny, zero(tmp_path, 1), 2, [record, count], STEPS, f"run.folder={whole}", name="whole", folder=tmp_path)
+    assert_nobody_waits(tmp_path / "collectives")
     seen: dict[tuple[int, str], Any] = {}
     for number, (ranks, stage, stop) in enumerate(PARTS):
         before, _ = newest_whole(parted)
@@ -58,6 +61,22 @@ def test_other_ranks_and_stages_go_on_as_if_nothing_had_changed(tiny: Path, tmp_
         seen |= batches(folder)
     assert seen == batches(tmp_path / "seen-whole")
     assert_losses(metrics(parted), metrics(whole), 1e-4)
+
+
+def assert_nobody_waits(folder: Path) -> None:
+    """Check what the steps of a run asked of other ranks: the main thread waits twice a step, and never from CPU to CPU.
+
+    It waits where it reads a number after a collective: for the gradient norm, and for a wish to stop.
+    """
+    for rank in (0, 1):
+        steps = [json.loads(line) for line in (folder / f"events-{rank}.jsonl").read_text().splitlines()]
+        assert len(steps) == 15  # what came before each step; so the last one, with its checkpoint, is not there
+        for events in steps[2:]:
+            main = [kind for thread, kind in events if thread == "MainThread"]
+            assert "host" not in main
+            reads = [before == "device" and now == "read" for before, now in pairwise(main)]
+            assert 1 <= sum(reads) <= 2, main
+            assert "host" in [kind for thread, kind in events if thread.startswith("exchange")]
 
 
 def undisturbed(recipe: Recipe, step: int) -> dict[tuple[int, str], dict[str, list[Any]]]:
@@ -100,7 +119,7 @@ def test_two_ranks_killed_in_mid_epoch_go_on_as_one_with_the_remaining_samples(t
 
 @pytest.mark.slow  # weights after kills are compared in test_kills.py too
 def test_the_same_ranks_get_the_same_micro_batches_and_end_bit_equal(tiny: Path, tmp_path: Path) -> None:
-    settings = ("run.steps=12", "model.dropout=0.1", "data.workers=1")
+    settings = ("run.steps=12", "model.dropout=0.1", "data.workers=1", "run.join_turns=true")
     record = [{"point": "record", "folder": str(tmp_path / "seen-whole")}]
     stage = zero(tmp_path, 3)
     run(tiny, stage, 2, record, *settings, f"run.folder={tmp_path / 'whole'}", name="whole", folder=tmp_path)

@@ -82,7 +82,7 @@ def train(folder: Path, settings: dict[str, str]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if restarts == 0 and str(step) == settings.get("stub.signal_at"):
             os.kill(os.getpid(), signal.SIGUSR1)
-        reason = stop.requested(step)
+        reason, _ = stop.requested(step)
         if reason is not None or step % CHECKPOINT_EVERY == 0:
             incarnation.check()
             if files.rank == 0:

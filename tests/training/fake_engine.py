@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from m3p.batch import Batch
 from m3p.checkpoints.fragment import Fragment, Progress
 from m3p.training.engine import Update
 from m3p.training.losses import StepLosses
+from m3p.training.turns import TurnData
 
 CPU = torch.device("cpu")
 
@@ -30,20 +30,20 @@ class FakeEngine:
     def train_mode(self) -> None:
         self.calls.append(("train",))
 
-    def turn(
-        self, objective: str, weights: Mapping[str, float], batches: Sequence[Batch], losses: StepLosses, last: bool
-    ) -> None:
+    def turns(self, turns: Sequence[TurnData], losses: StepLosses, last: bool) -> None:
         assert not self._ended, "a turn after the last one"
-        self.calls.append(("turn", objective, len(batches), last))
-        of_turn = losses.begin(objective, weights, dict.fromkeys(weights, 2), CPU)
-        value = torch.tensor(self._losses.get(self._step, 1.0))
-        for task in weights:
-            of_turn.add(task, 2 * value)
-        losses.micro_batches += [value] * len(batches)
+        for data in turns:
+            self.calls.append(("turn", data.turn.objective, len(data.batches), last))
+            of_turn = losses.begin(data.turn.objective, data.tasks, dict.fromkeys(data.tasks, 2), CPU)
+            value = torch.tensor(self._losses.get(self._step, 1.0))
+            for task in data.tasks:
+                of_turn.add(task, 2 * value)
+            losses.micro_batches += [value] * len(data.batches)
         self._ended = last
 
-    def step(self, share: float, apply: bool) -> Update:
+    def step(self, share: float, losses: StepLosses, ceiling: float | None) -> Update:
         assert self._ended, "a step before its last turn"
+        apply = bool(losses.accepted(ceiling))
         made = apply and self._step not in self._broken
         self.calls.append(("step", round(share, 6), apply))
         self._updates += made

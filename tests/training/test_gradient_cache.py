@@ -10,6 +10,7 @@ from m3p.distributed import Ranks
 from m3p.model.m3p import M3P
 from m3p.objectives.tasks import TASKS
 from m3p.objectives.tasks.contrastive import ask_contrast
+from m3p.objectives.tasks.task import Targets, TurnTask
 from m3p.packing import Packer
 from m3p.training.gradient_cache import GradientCache, drops
 from m3p.training.losses import StepLosses
@@ -44,6 +45,13 @@ def pairs(numbers: range) -> Batch:
     return packer.finish(len(numbers))
 
 
+def targets_of(batches: list[Batch]) -> dict[str, Targets]:
+    """Return the targets of a whole turn."""
+    task = TASKS["contrastive"]
+    assert isinstance(task, TurnTask)
+    return {task.name: task.turn_targets(PAIRS, [batch.targets[task.name] for batch in batches])}
+
+
 def gradients(model: M3P, size: int) -> tuple[float, dict[str, Tensor]]:
     """Return loss and gradients of a turn cut into micro-batches of `size` pairs."""
     model.zero_grad()
@@ -51,7 +59,7 @@ def gradients(model: M3P, size: int) -> tuple[float, dict[str, Tensor]]:
     batches = [pairs(range(first, first + size)) for first in range(0, PAIRS, size)]
     cache, counts = GradientCache(model, RANKS), {"contrastive": PAIRS}
     losses = StepLosses().begin("pairs", {"contrastive": 1.0}, counts, RANKS.device)
-    kept = cache.first_pass(model, batches, cache.whole_turn(counts, batches), losses)
+    kept = cache.first_pass(model, batches, targets_of(batches), losses)
     for number, batch in enumerate(batches):
         outputs = cache.second_pass(model, batch, number, kept)
         kept.part("contrastive", outputs.tasks["contrastive"], batch.targets["contrastive"]).backward()  # type: ignore[no-untyped-call]
@@ -86,7 +94,7 @@ def test_both_passes_drop_the_same_units(monkeypatch: pytest.MonkeyPatch) -> Non
         seen.append(outputs.tasks["contrastive"].detach())
         return outputs
 
-    kept = cache.first_pass(forward, batches, cache.whole_turn(counts, batches), losses)
+    kept = cache.first_pass(forward, batches, targets_of(batches), losses)
     for number, batch in enumerate(batches):
         cache.second_pass(forward, batch, number, kept)
     assert torch.equal(seen[0], seen[2])

@@ -20,6 +20,7 @@ from m3p.training.engine import Engine
 from m3p.training.loop import Loop, Saver
 from m3p.training.selecting import Score, Selection
 from m3p.training.stop import RunOwner, StopSignal
+from m3p.training.turns import Exchange, Passes
 from m3p.training.watch.loss_guard import Guard
 from m3p.training.watch.monitor import Monitor
 from m3p.training.watch.watchdog import Watchdog
@@ -66,7 +67,7 @@ class Run:
         plan = self._recipe.plan()
         selection = Selection(run, ranks, first, score)
         watch = (self.guard, self._monitor, self._watchdog)
-        self.loop = Loop(self._recipe, typed, plan, TASKS, PARTS, *watch, saver, selection)
+        self.loop = Loop(self._recipe, typed, Passes(plan), Exchange(TASKS, PARTS), ranks, *watch, saver, selection)
         self._first = first
 
     def go(self, last: int, batches: Iterator[Batch] | None = None) -> tuple[int, Any]:

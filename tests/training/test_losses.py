@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -47,3 +49,22 @@ def test_a_task_that_met_no_term_has_no_loss() -> None:
 
 def test_a_step_of_nothing_has_no_figures() -> None:
     assert StepLosses().figures() == ({}, 0.0)
+
+
+def test_the_device_accepts_what_the_guard_does() -> None:
+    losses = StepLosses()
+    for objective, mean in (("a", 3.3), ("b", 5.7), ("c", 7.1), ("c", 9.9)):
+        turn(losses, objective, mean, terms=7, weight=0.3)
+    exact = losses.figures().loss
+    assert losses.accepted(None)
+    assert losses.accepted(exact)
+    assert not losses.accepted(math.nextafter(exact, 0.0))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_the_device_refuses_a_sum_that_is_not_finite(value: float) -> None:
+    losses = StepLosses()
+    turn(losses, "a", 1.0)
+    turn(losses, "b", value)
+    assert not losses.accepted(None)
+    assert not losses.accepted(1e9)

@@ -32,16 +32,16 @@ def watching(tmp_path: Path) -> Iterator[StopSignal]:
 
 @pytest.mark.parametrize("number", GRACEFUL)
 def test_a_signal_is_only_noted_and_answered_at_the_step(watching: StopSignal, number: signal.Signals) -> None:
-    assert watching.requested(1) is None
+    assert watching.requested(1)[0] is None
     signal.raise_signal(number)
-    assert watching.requested(2) == "signal"
+    assert watching.requested(2)[0] == "signal"
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
 def test_a_second_signal_changes_nothing(watching: StopSignal, number: signal.Signals) -> None:
     signal.raise_signal(number)
     signal.raise_signal(number)
-    assert watching.requested(1) == "signal"
+    assert watching.requested(1)[0] == "signal"
 
 
 def test_a_second_interrupt_interrupts(watching: StopSignal) -> None:
@@ -61,7 +61,7 @@ def test_the_handlers_of_before_come_back_and_warnings_are_ignored(tmp_path: Pat
 def test_a_stop_file_outweighs_a_signal(watching: StopSignal, tmp_path: Path) -> None:
     signal.raise_signal(signal.SIGTERM)
     (tmp_path / "STOP").touch()
-    assert watching.requested(1) == "file"
+    assert watching.requested(1)[0] == "file"
 
 
 def test_one_rank_alone_sees_the_file_and_all_stop(
@@ -69,13 +69,13 @@ def test_one_rank_alone_sees_the_file_and_all_stop(
 ) -> None:
     (tmp_path / "STOP").touch()
     monkeypatch.setattr(distributed, "is_main", lambda: False)
-    assert watching.requested(1) is None
-    monkeypatch.setattr(distributed, "all_reduce_max", lambda code, last, first: [2, last, first])
-    assert watching.requested(1) == "file"
+    assert watching.requested(1)[0] is None
+    monkeypatch.setattr(distributed, "all_reduce_max", lambda code, last, first, busy: [2, last, first, busy])
+    assert watching.requested(1)[0] == "file"
 
 
 def test_ranks_at_different_steps_are_a_defect_of_ours(watching: StopSignal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "all_reduce_max", lambda code, last, first: [code, last + 1, first])
+    monkeypatch.setattr(distributed, "all_reduce_max", lambda code, last, first, busy: [code, last + 1, first, busy])
     with pytest.raises(AssertionError, match="different steps: 4 to 5"):
         watching.requested(4)
 
@@ -210,7 +210,7 @@ def test_under_nohup_a_hangup_changes_nothing(tmp_path: Path) -> None:
     try:
         with StopSignal(tmp_path) as stop:
             signal.raise_signal(signal.SIGHUP)
-            assert stop.requested(1) is None
+            assert stop.requested(1)[0] is None
     finally:
         signal.signal(signal.SIGHUP, before)
 

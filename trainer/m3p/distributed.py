@@ -269,16 +269,27 @@ def _joined() -> bool:
     return dist is not None and bool(dist.is_initialized())
 
 
-def all_reduce_sum(tensor: "torch.Tensor") -> "torch.Tensor":
-    """Sum `tensor` over all ranks, in place, and return it; unchanged in a process that has joined no others.
+def all_reduce_sum(tensor: "torch.Tensor", group: "ProcessGroup | None" = None) -> "torch.Tensor":
+    """Sum `tensor` over all ranks, in place, and return it; unchanged where this is the only rank.
 
     One on the CPU goes from CPU to CPU also where the ranks compute on GPUs, so that it waits for none of them.
+    `group`: the group of all ranks to use, where the common one will not do (`new_host_group`).
     """
-    if _joined():
+    if place()[1] > 1:
         import torch.distributed as dist
 
-        dist.all_reduce(tensor, group=None if tensor.is_cuda else _host_group())
+        dist.all_reduce(tensor, group=group or (None if tensor.is_cuda else _host_group()))
     return tensor
+
+
+def new_host_group(timeout_seconds: float) -> "ProcessGroup":
+    """Return a new group of all ranks, joined through the CPU, for a thread of its own. Every rank calls it at the same point.
+
+    Two threads of a rank must not share a group: other ranks could run their collectives in another order.
+    """
+    import torch.distributed as dist
+
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
 
 
 @lru_cache(maxsize=1)
@@ -289,17 +300,17 @@ def _host_group() -> "ProcessGroup | None":
     return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
 
-def gather_objects(value: T) -> list[T]:
-    """Return every rank's `value` (any picklable object), by rank; [value] in a process that has joined no others.
+def gather_objects(value: T, group: "ProcessGroup | None" = None) -> list[T]:
+    """Return every rank's `value` (any picklable object), by rank; [value] where this is the only rank.
 
-    It goes from CPU to CPU, so that it waits for no GPU.
+    It goes from CPU to CPU, so that it waits for no GPU. `group` is as in `all_reduce_sum`.
     """
-    if not _joined():
+    if place()[1] == 1:
         return [value]
     import torch.distributed as dist
 
     every: list[T] = [value] * dist.get_world_size()
-    dist.all_gather_object(every, value, group=_host_group())
+    dist.all_gather_object(every, value, group=group or _host_group())
     return every
 
 

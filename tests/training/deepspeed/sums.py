@@ -18,6 +18,7 @@ import torch  # noqa: E402
 from m3p import distributed  # noqa: E402
 from m3p.batch import Batch, Sequence  # noqa: E402
 from m3p.checkpoints import files  # noqa: E402
+from m3p.data.order.plan import Turn  # noqa: E402
 from m3p.distributed import Ranks  # noqa: E402
 from m3p.kernels.choice import KernelsConfig  # noqa: E402
 from m3p.model.build import build_model  # noqa: E402
@@ -28,6 +29,7 @@ from m3p.optim.optimizer import OptimizerConfig  # noqa: E402
 from m3p.packing import Packer  # noqa: E402
 from m3p.training.deepspeed.engine import DeepSpeedEngine  # noqa: E402
 from m3p.training.losses import StepLosses  # noqa: E402
+from m3p.training.turns import Exchange, PassPlan  # noqa: E402
 
 SHAPE = {"layers": 2, "width": 32, "heads": 2, "feed_forward": 64, "positions": 20}
 WORDS = 30
@@ -55,9 +57,10 @@ def gradient(folder: Path, ranks: Ranks, settings: dict[str, Any], samples: list
     engine.train_mode()
     mine = samples[ranks.rank :: ranks.world_size]
     batches = [pack(mine[first : first + micro_batch]) for first in range(0, len(mine), micro_batch)]
-    losses = StepLosses()
-    engine.turn("text", {"masked_words": 1.0}, batches, losses, last=True)
-    assert engine.step(0.0, apply=True).made
+    losses, plan = StepLosses(), PassPlan(1, [Turn(0, "text", 0, range(len(samples)))], last=True)
+    data = Exchange({"text": {"masked_words": 1.0}}, {"text": len(batches)}).take(plan, iter(batches))
+    engine.turns(data.turns, losses, data.last)
+    assert engine.step(0.0, losses, None).made
     tensors, pieces = {}, {}
     for fragment in engine.fragments():
         if len(fragment.saved):

@@ -9,6 +9,7 @@ from m3p.batch import Batch
 from m3p.errors import UserError
 from m3p.packing import Packer
 from m3p.training.watch.monitor import MIN_SAMPLES_TO_JUDGE, Monitor
+from m3p.training.watch.seen import see
 
 
 def batch(samples: int, bad: list[str]) -> Batch:
@@ -18,9 +19,14 @@ def batch(samples: int, bad: list[str]) -> Batch:
     return made
 
 
+def saw(monitor: Monitor, objective: str, *batches: Batch) -> None:
+    """Have the monitor see the micro-batches of a pass of one turn, on one rank."""
+    monitor.saw([see([objective], [batches], None, last=True)])
+
+
 def test_a_step_is_one_line_with_every_figure(tmp_path: Path, alone: None) -> None:
     monitor = Monitor(tmp_path, 0, 5, 0.5, main=True)
-    monitor.saw("multilingual_text", [batch(3, []), batch(2, ["s/1: broken"])])
+    saw(monitor, "multilingual_text", batch(3, []), batch(2, ["s/1: broken"]))
     monitor.step(1, {"multilingual_text/masked_words": 2.5}, 2.5, 0.1, 1.5)
     monitor.close()
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -36,7 +42,7 @@ def test_shares_of_languages_and_of_long_texts_are_written(tmp_path: Path, alone
     monitor = Monitor(tmp_path, 0, 5, 0.5, main=True)
     made = batch(8, [])
     made.counts = {"language/de": 6, "language/en": 2, "text/windows": 3}
-    monitor.saw("multilingual_text", [made])
+    saw(monitor, "multilingual_text", made)
     monitor.step(1, {}, 0.0, 0.1, 1.0)
     monitor.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -63,7 +69,8 @@ def test_going_on_drops_lines_that_are_no_figures(tmp_path: Path, alone: None) -
 
 def test_too_many_bad_samples_stop_the_run_and_are_named(tmp_path: Path, alone: None) -> None:
     monitor = Monitor(tmp_path, 0, 5, 0.01, main=True)
-    monitor.saw("image_caption", [batch(MIN_SAMPLES_TO_JUDGE, ["train/shard-000007.tar, sample 3: no picture"] * 3)])
+    bad = ["train/shard-000007.tar, sample 3: no picture"] * 3
+    saw(monitor, "image_caption", batch(MIN_SAMPLES_TO_JUDGE, bad))
     with pytest.raises(UserError, match=r"3 of 200 samples are bad, more than data.max_bad_share = 0.01") as caught:
         monitor.step(1, {}, 0.0, 0.1, 1.0)
     assert "train/shard-000007.tar, sample 3: no picture" in str(caught.value)
@@ -72,7 +79,19 @@ def test_too_many_bad_samples_stop_the_run_and_are_named(tmp_path: Path, alone: 
 
 def test_a_batch_without_samples_counts_nothing(tmp_path: Path, alone: None) -> None:
     monitor = Monitor(tmp_path, 0, 5, 0.01, main=True)
-    monitor.saw("image_caption", [Packer(1).finish(0)])
+    saw(monitor, "image_caption", Packer(1).finish(0))
     monitor.step(1, {"x/y": float(torch.zeros(()))}, 0.0, 0.1, 1.0)
     monitor.close()
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["tokens_per_second"] == 0
+
+
+def test_bad_samples_come_by_rank_whatever_the_passes(tmp_path: Path, alone: None) -> None:
+    monitor = Monitor(tmp_path, 0, 5, 0.5, main=True)
+    for number in (1, 2):
+        every = [batch(9, [f"rank {rank}, pass {number}"]) for rank in (0, 1)]
+        monitor.saw([see(["image_caption"], [[one]], None, last=number == 2) for one in every])
+    monitor.step(1, {}, 0.0, 0.1, 1.0)
+    monitor.close()
+    lines = (tmp_path / "bad_samples.txt").read_text().splitlines()
+    assert lines == [f"step 1: rank {rank}, pass {number}" for rank in (0, 1) for number in (1, 2)]
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["samples_per_second"] > 0

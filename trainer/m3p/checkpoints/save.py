@@ -19,7 +19,7 @@ from m3p.checkpoints import files
 from m3p.checkpoints.files import State
 from m3p.checkpoints.fragment import Checkpointed
 from m3p.checkpoints.selection import best_checkpoint
-from m3p.distributed import Ranks, all_reduce_max, broadcast_object
+from m3p.distributed import Ranks, broadcast_object
 from m3p.errors import UserError
 
 BYTES_OF_PARAMETER = 12
@@ -61,10 +61,10 @@ class Checkpoints:
         share = _copy_share(engine, self._ranks)
         self._pending = self._thread.submit(self._write, share, state)
 
-    def poll(self) -> None:
-        """Raise the UserError of a background save that failed; all ranks raise at the same call."""
-        if self._pending is not None and not all_reduce_max(0 if self._pending.done() else 1)[0]:
-            self.finish()
+    @property
+    def writes(self) -> bool:
+        """Whether this rank still writes a save in the background."""
+        return self._pending is not None and not self._pending.done()
 
     def finish(self) -> None:
         """Wait for the save that is being written, if any. Raises UserError if it failed."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from m3p.batch import Batch
+from m3p.joined import Joined
 from m3p.kernels.choice import Chosen
 from m3p.model.attention import Layout
 from m3p.model.config import ModelConfig
@@ -34,6 +35,21 @@ class Outputs:
     """A zero that depends on every module the batch did not use; add it to the loss."""
     targets: dict[str, Targets] = field(default_factory=dict)
     """Targets by task, for the tasks in `tasks`: the batch's, with what only the network can add to them."""
+    parts: list["Outputs"] = field(default_factory=list)
+    """Of joined micro-batches the outputs of each; there is nothing else then. Empty for a single one."""
+
+
+@dataclass
+class _Piece:
+    """What the heads need of a micro-batch, alone or one of several that were encoded together."""
+
+    hidden: Tensor
+    """[T, width], its slots of the encoder's output."""
+    layout: Layout
+    seen: Tensor | None
+    """[R, F], what the visual embedder says of its rows, where that is to be predicted."""
+    targets: Mapping[str, Targets]
+    found: Outputs
 
 
 class M3P(nn.Module):
@@ -89,25 +105,55 @@ class M3P(nn.Module):
             self.encoder.eval()
         return self
 
-    def forward(self, batch: Batch) -> Outputs:
-        """Run every module once over the whole micro-batch."""
-        hidden, layout, touch, seen = self._encode(batch)
-        found = Outputs({}, touch)
-        for name, head in self.heads.items():
-            assert isinstance(head, Head)
-            asked = batch.targets.get(name)
-            rows = None if asked is None else head.rows(hidden, layout, asked)
-            if asked is not None and rows is not None and len(rows):
-                found.targets[name] = targets = head.complete(asked, seen)
-                found.tasks[name] = head(rows, targets["labels"]) if _has_labels(head, targets) else head(rows)
-            else:
-                # A row of the encoder's output, so that an empty micro-batch touches the encoder too. And a row that wants
-                # a gradient, as real ones do: ZeRO-3 frees what it gathered for a module when the gradient of its input
-                # is there, and a rank that has not freed it stays out of the next gathering: a deadlock.
-                found.touch = found.touch + _touch(head, 0.0 * hidden[:1])
+    def forward(self, batch: Batch | Joined) -> Outputs:
+        """Run every module over the whole micro-batch: once, but for heads that several parts of a joined one ask."""
+        if isinstance(batch, Batch):
+            hidden, layout, touch, seen = self._encode(batch)
+            piece = _Piece(hidden, layout, seen, batch.targets, Outputs({}, touch))
+            for name in self.heads:
+                self._ask(name, piece)
+            return self._read_heads(piece)
+        pieces = self._pieces(batch)
+        for name in self.heads:
+            # The same calls on every rank, whatever its samples: each part that offers the task asks, or else the first.
+            offered = [piece for piece, tasks in zip(pieces, batch.tasks, strict=True) if name in tasks]
+            for piece in offered or pieces[:1]:
+                self._ask(name, piece)
+        return Outputs({}, pieces[0].found.touch.new_zeros(()), parts=[self._read_heads(piece) for piece in pieces])
+
+    def _pieces(self, batch: Joined) -> list["_Piece"]:
+        """Encode all parts at once, and cut the output into what belongs to each."""
+        hidden, _, touch, seen = self._encode(batch.whole)
+        states = hidden.split([part.tokens for part in batch.parts])
+        rows = [part.embedded_rows for part in batch.parts]
+        said = [None] * len(rows) if seen is None else seen.split(rows)
+        layouts = [Layout(part.lengths, part.longest, self.attention) for part in batch.parts]
+        touches = [touch, *[touch.new_zeros(())] * (len(rows) - 1)]
+        return [
+            _Piece(state, layout, one, part.targets, Outputs({}, zero))
+            for state, layout, one, part, zero in zip(states, layouts, said, batch.parts, touches, strict=True)
+        ]
+
+    def _ask(self, name: str, piece: "_Piece") -> None:
+        """Call the head of task `name` for a micro-batch: on the rows that it asks for, or on a row of zeros."""
+        head, found, asked = self.heads[name], piece.found, piece.targets.get(name)
+        assert isinstance(head, Head)
+        rows = None if asked is None else head.rows(piece.hidden, piece.layout, asked)
+        if asked is not None and rows is not None and len(rows):
+            found.targets[name] = targets = head.complete(asked, piece.seen)
+            found.tasks[name] = head(rows, targets["labels"]) if _has_labels(head, targets) else head(rows)
+        else:
+            # A row of the encoder's output, so that an empty micro-batch touches the encoder too. And a row that wants
+            # a gradient, as real ones do: ZeRO-3 frees what it gathered for a module when the gradient of its input
+            # is there, and a rank that has not freed it stays out of the next gathering: a deadlock.
+            found.touch = found.touch + _touch(head, 0.0 * piece.hidden[:1])
+
+    def _read_heads(self, piece: "_Piece") -> Outputs:
+        """Give tasks that read another one's head its output; return all outputs of the micro-batch."""
+        found = piece.found
         for name, source in self._readers.items():
-            if name in batch.targets and source in found.tasks:
-                found.tasks[name], found.targets[name] = found.tasks[source], batch.targets[name]
+            if name in piece.targets and source in found.tasks:
+                found.tasks[name], found.targets[name] = found.tasks[source], piece.targets[name]
         return found
 
     def look(self, batch: Batch) -> Batch:

@@ -72,6 +72,11 @@ class ImageCaptionConfig(ObjectiveConfig):
         """Whether training makes the pairs of matching, by the features of the turn, and not the loader."""
         return Form.MISMATCHED in self.forms and self.matching.negatives == "hard"
 
+    @property
+    def known_beforehand(self) -> bool:
+        """Hard negatives are drawn by what the network makes of the turn."""
+        return not self.draws_hard_negatives
+
     def longest_sample(self, visual: VisualSource | None) -> Work:
         """Return the work of a caption of `max_tokens` and a picture of all its tokens, for every active task."""
         assert visual is not None, "the recipe wants a visual source for pairs"

@@ -140,6 +140,11 @@ class ObjectiveConfig(BaseModel):
         """Tasks with a weight above 0."""
         return {task: weight for task, weight in self.tasks.items() if weight > 0}
 
+    @property
+    def known_beforehand(self) -> bool:
+        """Whether all micro-batches of a turn are known before the network sees any of them."""
+        return True
+
     @classmethod
     def __pydantic_init_subclass__(cls, **named: Any) -> None:
         assert cls.needs_pictures or not any(TASKS[name].needs_pictures for name in cls.possible_tasks), cls

@@ -76,6 +76,11 @@ class RunConfig(BaseModel):
         json_schema_extra=MUST_STAY,
         description="Turns of a step; one whole cycle of the round-robin if left out.",
     )
+    join_turns: bool = Field(
+        False,
+        description="Compute the turns of a step that fit one micro-batch together (each fills its share of `micro_batch`) in "
+        "one pass: the same losses, and less time of the program where turns are small; dropout draws other numbers.",
+    )
     timeout_seconds: float = Field(
         600, gt=0, le=LONGEST_WAIT, description="Longest wait for another rank until the first step is done."
     )

@@ -3,15 +3,15 @@
 `training/deepspeed/` is the one there is. Another one (FSDP, a plain loop) implements this protocol, which mentions no library.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from m3p.batch import Batch
 from m3p.checkpoints.fragment import Fragment, Progress
 from m3p.training.losses import StepLosses
+from m3p.training.turns import TurnData
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,18 @@ class Engine(Protocol):
     def train_mode(self) -> None:
         """Switch the network to training, with dropout."""
 
-    def turn(
-        self, objective: str, weights: Mapping[str, float], batches: Sequence[Batch], losses: StepLosses, last: bool
-    ) -> None:
-        """Compute one turn of a step: forward and backward over this rank's micro-batches `batches`, on the CPU.
+    def turns(self, turns: Sequence[TurnData], losses: StepLosses, last: bool) -> None:
+        """Compute a pass of a step: forward and backward over this rank's micro-batches of `turns`.
 
-        A turn's loss is, for each task in `weights`, its weight times the sum of its terms over all ranks and micro-batches,
+        A turn's loss is, for each of its tasks, its weight times the sum of its terms over all ranks and micro-batches,
         divided by their global number. A step's loss is the mean over its turns. Sums and counts are added to `losses`.
-        `last` says that this is the step's last turn: the backward of its last micro-batch then waits for `step`.
+        `last` says that this is the step's last pass: the backward of its last micro-batch then waits for `step`.
         """
 
-    def step(self, share: float, apply: bool) -> Update:
+    def step(self, share: float, losses: StepLosses, ceiling: float | None) -> Update:
         """End a step: the backward that is left, then the update at `share` of the peak learning rates.
 
-        With `apply` false nothing is updated, and the step's gradients are dropped.
+        Where `losses` are not accepted with this `ceiling`, nothing is updated, and the step's gradients are dropped.
         """
 
     def fragments(self) -> Iterator[Fragment]:

@@ -16,7 +16,7 @@ from m3p.batch import Batch
 from m3p.distributed import Ranks, all_reduce_sum, is_main
 from m3p.model.m3p import Outputs
 from m3p.objectives.tasks import TASKS
-from m3p.objectives.tasks.task import Targets, TurnTask
+from m3p.objectives.tasks.task import Targets
 from m3p.training.losses import TurnLosses
 
 Forward = Callable[[Batch], Outputs]
@@ -53,36 +53,38 @@ class GradientCache:
         # Both passes must drop the same units.
         self._drops = drops(network)
 
-    def whole_turn(self, counts: Mapping[str, int], batches: Sequence[Batch]) -> dict[str, Targets]:
-        """Return the targets of the turn, all ranks' together, for each task that needs them; `batches` are on the CPU.
-
-        `counts`: tasks and the global number of their terms. Sums from CPU to CPU, so that it waits for no GPU.
-        """
-        found = {}
-        for name in (name for name in counts if TASKS[name].over_turn):
-            mine = _turn_task(name).turn_targets(counts[name], [b.targets[name] for b in batches if name in b.targets])
-            found[name] = {key: all_reduce_sum(tensor) for key, tensor in mine.items()}
-        return found
-
     def first_pass(
         self, forward: Forward, batches: Sequence[Batch], targets: Mapping[str, Targets], losses: TurnLosses
     ) -> FirstPass:
-        """Compute features of the turn, the losses over it, and their gradients. `targets`: what `whole_turn` returned."""
-        kept, alone = FirstPass(), len(batches) == 1
-        features = kept.features = {name: self._no_features(name, losses.counts[name]) for name in targets}
+        """Compute features of the turn, the losses over it, and their gradients. `targets`: those of all ranks."""
+        if len(batches) == 1:
+            return self.only_pass(forward(batches[0]), batches[0], targets, losses)
+        kept = FirstPass()
+        features = {name: self._no_features(name, losses.counts[name]) for name in targets}
         for batch in batches:
             if self._drops:
                 kept.random_states.append(_random_state(self._ranks.device))
-            with torch.set_grad_enabled(alone):
-                # Where the outputs are not kept, no other head has work to do.
-                outputs = forward(batch if alone else _only(batch, targets))
-            kept.outputs = outputs if alone else None
-            for name in targets.keys() & outputs.tasks.keys():
-                mine = outputs.tasks[name].detach().float()
-                features[name][:, batch.targets[name]["rows"]] = mine.view(len(features[name]), -1, mine.shape[-1])
+            with torch.no_grad():
+                _lay(forward(_only(batch, targets)), batch, features)  # no other head has work to do
+        self._finish(kept, features, targets, losses)
+        return kept
+
+    def only_pass(
+        self, outputs: Outputs, batch: Batch, targets: Mapping[str, Targets], losses: TurnLosses
+    ) -> FirstPass:
+        """Do the same where `batch` is the turn's only micro-batch on this rank, and `outputs` are its, graph included."""
+        kept = FirstPass(outputs=outputs)
+        features = {name: self._no_features(name, losses.counts[name]) for name in targets}
+        _lay(outputs, batch, features)
+        self._finish(kept, features, targets, losses)
+        return kept
+
+    def _finish(
+        self, kept: FirstPass, features: Mapping[str, Tensor], targets: Mapping[str, Targets], losses: TurnLosses
+    ) -> None:
+        kept.features = dict(features)
         for name, of_turn in targets.items():
             kept.gradients[name] = self._take_loss(name, features[name], of_turn, losses)
-        return kept
 
     def second_pass(self, forward: Forward, batch: Batch, number: int, kept: FirstPass) -> Outputs:
         """Return the outputs of micro-batch `number` of the turn, with their graph."""
@@ -115,17 +117,18 @@ class GradientCache:
         return torch.zeros(views, terms, size, device=self._ranks.device)
 
 
+def _lay(outputs: Outputs, batch: Batch, features: Mapping[str, Tensor]) -> None:
+    """Lay the features that a micro-batch gave in their rows of `features` of the turn, [views, terms, size] by task."""
+    for name in features.keys() & outputs.tasks.keys():
+        mine = outputs.tasks[name].detach().float()
+        features[name][:, batch.targets[name]["rows"]] = mine.view(len(features[name]), -1, mine.shape[-1])
+
+
 def drops(network: nn.Module) -> bool:
     """Say whether any part of the network drops units at random while it is trained."""
     rates = [getattr(module, name, 0.0) for module in network.modules() for name in ("dropout", "attention_dropout")]
     # Loaded networks have layers of that name, which are modules of their own.
     return any(rate > 0 for rate in rates if isinstance(rate, float))
-
-
-def _turn_task(name: str) -> TurnTask:
-    task = TASKS[name]
-    assert isinstance(task, TurnTask), name
-    return task
 
 
 def _only(batch: Batch, tasks: Mapping[str, Targets]) -> Batch:

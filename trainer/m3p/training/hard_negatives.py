@@ -11,7 +11,7 @@ the last bit of a similarity, as that of every other float does.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from m3p.objectives.tasks import TASKS
 from m3p.objectives.tasks.contrastive import NAMES_OF_PICTURES
 from m3p.objectives.tasks.matching import Matching, match_targets
 from m3p.objectives.tasks.task import Targets
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Ids = NDArray[np.int64]
 
@@ -76,25 +79,25 @@ class TurnCaptions:
         return found
 
 
-def gather(batches: Sequence[Batch], targets: Targets) -> TurnCaptions:
+def gather(batches: Sequence[Batch], targets: Targets, group: "ProcessGroup | None" = None) -> TurnCaptions:
     """Collect the captions of the turn from all ranks' micro-batches, which every rank calls; from CPU to CPU.
 
-    `targets`: those of the contrastive task over the whole turn.
+    `targets`: those of the contrastive task over the whole turn. `group` is as in `distributed.all_reduce_sum`.
     """
     mine = [batch.hard for batch in batches if batch.hard is not None]
     assert len(mine) == len(batches)
     columns = torch.zeros(3, len(targets["captions"]), dtype=torch.int64)
     for batch, pairs in zip(batches, mine, strict=True):
         columns[:, pairs.rows] = torch.stack([batch.words[pairs.texts], pairs.captions_of, pairs.sources])
-    lengths, names_of, sources = (column.numpy() for column in all_reduce_sum(columns))
+    lengths, names_of, sources = (column.numpy() for column in all_reduce_sum(columns, group))
     rows = [pairs.rows.numpy() for pairs in mine]
     texts = [_texts(batch, pairs.texts.numpy()) for batch, pairs in zip(batches, mine, strict=True)]
     return TurnCaptions(
-        tokens=_gather(lengths, rows, texts),
+        tokens=_gather(lengths, rows, texts, group),
         lengths=lengths,
         sources=sources,
         pictures=np.stack([targets[name].numpy() for name in NAMES_OF_PICTURES], 1),
-        names=_gather(names_of, rows, [pairs.captions.numpy() for pairs in mine]),
+        names=_gather(names_of, rows, [pairs.captions.numpy() for pairs in mine], group),
         names_of=names_of,
     )
 
@@ -158,12 +161,14 @@ def pairs_to_match(batch: Batch, turn: TurnCaptions, drawn: Drawn) -> Batch:
     )
 
 
-def find(batches: Sequence[Batch], targets: Mapping[str, Targets]) -> TurnCaptions | None:
+def find(
+    batches: Sequence[Batch], targets: Mapping[str, Targets], group: "ProcessGroup | None" = None
+) -> TurnCaptions | None:
     """Return the captions of a turn whose objective wants hard negatives; None of another. Every rank calls it.
 
-    `targets`: those of tasks over the whole turn.
+    `targets`: those of tasks over the whole turn. `group` is as in `distributed.all_reduce_sum`.
     """
-    return None if batches[0].hard is None else gather(batches, targets[embedding_task(targets)])
+    return None if batches[0].hard is None else gather(batches, targets[embedding_task(targets)], group)
 
 
 def embedding_task(names: Mapping[str, object]) -> str:
@@ -177,12 +182,12 @@ def _texts(batch: Batch, sequences: Ids) -> Ids:
     return batch.token_ids.numpy()[_runs(words.cumsum() - words, words, sequences)]
 
 
-def _gather(lengths: Ids, rows: Sequence[Ids], values: Sequence[Ids]) -> Ids:
+def _gather(lengths: Ids, rows: Sequence[Ids], values: Sequence[Ids], group: "ProcessGroup | None") -> Ids:
     """Lay values of all ranks end to end by row: `values` of a micro-batch are runs of `lengths` [B], of its `rows`."""
     whole, starts = np.zeros(lengths.sum(), np.int64), lengths.cumsum() - lengths
     for mine, of_mine in zip(rows, values, strict=True):
         whole[_runs(starts, lengths, mine)] = of_mine
-    return all_reduce_sum(torch.from_numpy(whole)).numpy()
+    return all_reduce_sum(torch.from_numpy(whole), group).numpy()
 
 
 def _runs(starts: Ids, lengths: Ids, rows: Ids) -> Ids:

@@ -1,19 +1,22 @@
 """The training loop: optimizer steps with their verdicts and figures, checkpoints, and stops."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from m3p.batch import Batch
 from m3p.checkpoints.files import State
 from m3p.checkpoints.save import Checkpoints
-from m3p.data.order.plan import Plan, Turn
+from m3p.data.order.plan import Turn
+from m3p.distributed import Ranks
 from m3p.optim.schedules import share_of_peak
 from m3p.recipe.recipe import Recipe
 from m3p.training.engine import Engine, Update
 from m3p.training.losses import Figures, StepLosses
 from m3p.training.selecting import Selection
 from m3p.training.stop import Reason, RunOwner, StopSignal
+from m3p.training.turns import Exchange, PassData, Passes, PassPlan, take_ahead
 from m3p.training.watch.garbage_collection import GarbageCollection
 from m3p.training.watch.loss_guard import Guard, Verdict
 from m3p.training.watch.monitor import Monitor
@@ -45,9 +48,10 @@ class Saver:
         now = {"step": step, "updates": progress.updates, "loss_scale": dict(progress.loss_scale)}
         self._checkpoints.save(self._engine, self._state.model_copy(update={**now, "guard": self._guard.state()}))
 
-    def poll(self) -> None:
-        """Raise the UserError of a write that failed in the background; all ranks raise at the same call."""
-        self._checkpoints.poll()
+    @property
+    def writes(self) -> bool:
+        """Whether this rank still writes a checkpoint in the background."""
+        return self._checkpoints.writes
 
     def finish(self) -> None:
         """Wait for the checkpoint that is being written, if any. Raises UserError if it failed."""
@@ -55,28 +59,23 @@ class Saver:
 
 
 class Loop:
-    """Runs the steps of one run.
-
-    Args:
-        tasks: objective -> its tasks and their weights in the loss.
-        micro_batches: objective -> micro-batches of this rank in one of its turns.
-    """
+    """Runs the steps of one run."""
 
     def __init__(
         self,
         recipe: Recipe,
         engine: Engine,
-        plan: Plan,
-        tasks: Mapping[str, Mapping[str, float]],
-        micro_batches: Mapping[str, int],
+        passes: Passes,
+        exchange: Exchange,
+        ranks: Ranks,
         guard: Guard,
         monitor: Monitor,
         watchdog: Watchdog,
         saver: Saver,
         selection: Selection,
     ) -> None:
-        self._recipe, self._engine, self._plan = recipe, engine, plan
-        self._tasks, self._micro_batches = tasks, micro_batches
+        self._recipe, self._engine, self._passes = recipe, engine, passes
+        self._exchange, self._ranks = exchange, ranks
         self._guard, self._monitor, self._watchdog, self._saver = guard, monitor, watchdog, saver
         self._selection = selection
         self.ended_early = False
@@ -91,14 +90,19 @@ class Loop:
         done, reason = first, None
         self._engine.train_mode()
         self._select(done)  # a start that was killed may have left it undone
-        with GarbageCollection() as collector:
+        plans = (one for number in range(first + 1, last + 1) for one in self._passes.of_step(number))
+        with (
+            GarbageCollection() as collector,
+            closing(take_ahead(plans, batches, self._exchange, self._ranks)) as passes,
+        ):
             while done < last and not reason and not self.ended_early:
-                self.step(done + 1, batches)
+                self.step(done + 1, passes)
                 done += 1
                 collector.step(done)
                 self._watchdog.first_step_done()
-                self._saver.poll()
-                reason = stop.requested(done)
+                reason, writes = stop.requested(done, self._saver.writes)
+                if not writes:
+                    self._saver.finish()  # all ranks at once: a write that failed is raised on all of them
                 if reason or done == last or done % self._recipe.run.checkpoint_every == 0:
                     self._save(done)
                     self._select(done)
@@ -106,29 +110,33 @@ class Loop:
             self._saver.finish()
         return done, reason
 
-    def step(self, number: int, batches: Iterator[Batch]) -> None:
-        """Take optimizer step `number`, from 1: its turns, the verdict, the update, the figures."""
-        step, turns = Step(number), self._plan.turns(number - 1)
-        for turn in turns:
-            self._turn(step, turn, batches, last=turn is turns[-1])
-        figures = step.losses.figures()
-        verdict = self._guard.judge(figures)
+    def step(self, number: int, passes: Iterator[PassData]) -> None:
+        """Take optimizer step `number`, from 1: its passes, the update, the figures, the verdict."""
+        step = Step(number)
+        for plan in self._passes.of_step(number):
+            self._pass(step, plan, passes)
         self._watchdog.beat(f"step {number}: update")
-        update = self._engine.step(self._share_of_peak(number), verdict.apply)
-        self._monitor.step(number, step.losses.met(figures.tasks), figures.loss, update.rate, update.norm)
+        losses = step.losses
+        update = self._engine.step(self._share_of_peak(number), losses, self._guard.ceiling(losses.counts()))
+        # Now, when the update has waited for the device: read earlier, they would make it wait for us.
+        figures = losses.figures()
+        verdict = self._guard.judge(figures)
+        assert verdict.apply or not update.made, (number, figures, verdict)
+        self._monitor.step(number, losses.met(figures.tasks), figures.loss, update.rate, update.norm)
         self._note(step, figures, verdict, update)
 
-    def _turn(self, step: Step, turn: Turn, batches: Iterator[Batch], last: bool) -> None:
-        """Take the micro-batches of a turn, and compute on them."""
-        where = f"step {step.number}, turn {turn.number} ({turn.objective})"
+    def _pass(self, step: Step, plan: PassPlan, passes: Iterator[PassData]) -> None:
+        """Take the micro-batches of a pass, and compute on them."""
+        turns = ", ".join(f"turn {turn.number} ({turn.objective})" for turn in plan.turns)
+        where = f"step {step.number}, {turns}"
         self._watchdog.beat(f"{where}: waiting for data")
         began = time.perf_counter()
-        of_turn = [next(batches) for _ in range(self._micro_batches[turn.objective])]
+        data = next(passes)
         self._monitor.waited(time.perf_counter() - began)
         self._watchdog.beat(f"{where}: computing")
-        self._engine.turn(turn.objective, self._tasks[turn.objective], of_turn, step.losses, last)
-        step.seen += [(turn, batch.names) for batch in of_turn]
-        self._monitor.saw(turn.objective, of_turn)
+        self._engine.turns(data.turns, step.losses, data.last)
+        step.seen += [(of.turn, batch.names) for of in data.turns for batch in of.batches]
+        self._monitor.saw(data.seen)
 
     def _note(self, step: Step, figures: Figures, verdict: Verdict, update: Update) -> None:
         """Tell the guard how the step ended, and people what was odd in it. Raises UserError: too many steps refused."""

@@ -43,6 +43,8 @@ class StepLosses:
     turns: list[TurnLosses] = field(default_factory=list)
     micro_batches: list[Tensor] = field(default_factory=list)
     """For each micro-batch of this rank, a number that is finite if its losses are."""
+    _totals: Tensor | None = None
+    """What `reduce` returned."""
 
     def begin(
         self, objective: str, weights: Mapping[str, float], counts: Mapping[str, int], device: torch.device
@@ -52,18 +54,47 @@ class StepLosses:
         self.turns.append(TurnLosses(objective, weights, counts, sums))
         return self.turns[-1]
 
+    def reduce(self) -> Tensor:
+        """Return the sums of all tasks over all ranks, float32 on the device, turn by turn.
+
+        The first call is a collective, which every rank makes after the step's last forward; nobody waits for its result yet.
+        """
+        if self._totals is None:
+            parts = [part for turn in self.turns for part in turn.sums.values()]
+            self._totals = all_reduce_sum(torch.stack(parts)) if parts else torch.zeros(0)
+        return self._totals
+
+    def accepted(self, ceiling: float | None) -> Tensor:
+        """Say on the device, as one bool, whether all sums are finite and the step's loss is not above `ceiling`.
+
+        It computes the loss as `figures` does, number by number, so that both find the same.
+        """
+        totals = self.reduce()
+        accepted = totals.isfinite().all()
+        if ceiling is None or not len(totals):
+            return accepted
+        counts, factors = [], []
+        for turn in self.turns:
+            counts += [float(max(count, 1)) for count in turn.counts.values()]
+            factors += [self._share() * turn.weights[task] for task in turn.counts]
+        on_gpu = totals.is_cuda
+        numbers = torch.tensor([counts, factors], dtype=torch.float64, pin_memory=on_gpu)
+        numbers = numbers.to(totals.device, non_blocking=True)
+        # One after the other: a sum of torch's adds in an order of its own.
+        loss = totals.new_zeros((), dtype=torch.float64)
+        for part in numbers[1] * (totals.double() / numbers[0]):
+            loss = loss + part
+        return accepted & (loss <= ceiling)
+
     def figures(self) -> Figures:
-        """Return the losses over all ranks: one collective, which every rank calls.
+        """Return the losses over all ranks, and wait for them. Every rank calls it, as it does `reduce`.
 
         A step minimises the mean over its turns of each turn's weighted sum of task losses, so an objective counts by its
         share of the turns. `Figures.loss` is that mean times the number of objectives in the step: a constant, with which
         the losses of objectives that have equally many turns simply add up.
         """
-        parts = [part for turn in self.turns for part in turn.sums.values()]
-        if not parts:
-            return Figures({}, 0.0)
-        totals = iter(all_reduce_sum(torch.stack(parts)).tolist())
-        share = len({turn.objective for turn in self.turns}) / len(self.turns)
+        totals = iter(self.reduce().tolist())
+        share = self._share()
         sums, loss = dict[str, float](), 0.0
         for turn in self.turns:
             for task, count in turn.counts.items():
@@ -72,6 +103,9 @@ class StepLosses:
                 loss += share * turn.weights[task] * (total / max(count, 1))
         counts = self.counts()
         return Figures({name: total / max(counts[name], 1) for name, total in sums.items()}, loss)
+
+    def _share(self) -> float:
+        return len({turn.objective for turn in self.turns}) / max(len(self.turns), 1)
 
     def counts(self) -> dict[str, int]:
         """Return the number of terms of each task in the step, over all ranks, by "OBJECTIVE/TASK"."""

@@ -66,14 +66,17 @@ class StopSignal:
             os.dup2(file, descriptor)
         os.close(file)
 
-    def requested(self, step: int) -> Reason | None:
-        """Say whether to stop after `step`, and why; every rank calls it at every step and gets the same answer."""
+    def requested(self, step: int, busy: bool = False) -> tuple[Reason | None, bool]:
+        """Say whether to stop after `step` and why, and whether any rank is `busy`: one collective for both.
+
+        Every rank calls it at every step and gets the same answers.
+        """
         mine: Reason | None = "signal" if self.signalled else None
         if distributed.is_main() and self._stop_file.exists():
             mine = "file"
-        code, last, first = distributed.all_reduce_max(REASONS.index(mine), step, -step)
+        code, last, first, any_busy = distributed.all_reduce_max(REASONS.index(mine), step, -step, int(busy))
         assert last == -first, f"ranks are at different steps: {-first} to {last}"
-        return REASONS[code]
+        return REASONS[code], bool(any_busy)
 
     def restore(self) -> None:
         """Put back the handlers of TERM and INT; from here on the program is deaf to USR1 and USR2."""

@@ -2,13 +2,13 @@
 
 DeepSpeed averages gradients over ranks, so every rank's part of a loss is multiplied by their number.
 
-On a GPU the program waits for the device at these places alone: at a step's end for the gradient norm and the losses,
-inside DeepSpeed's step for clipping (and for overflow in fp16), and, where attention is `grouped`, for the lengths of a
-micro-batch. Counts and names of pairs are known on the CPU and are summed from CPU to CPU.
+On a GPU the program waits for the device at these places alone: inside DeepSpeed's step for the gradient norm (and for
+overflow in fp16), which the losses come with, and, where attention is `grouped`, for the lengths of a micro-batch. Whether the
+step's losses allow an update is decided on the device. Counts and names of pairs come with the turns (training/turns.py).
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from m3p.batch import Batch
 from m3p.checkpoints.fragment import Fragment, Progress
-from m3p.distributed import Ranks, all_reduce_sum
+from m3p.distributed import Ranks
 from m3p.errors import UserError
+from m3p.joined import Joined, join
 from m3p.kernels.choice import KernelsConfig, Situation, choose
 from m3p.model.m3p import M3P, Outputs
 from m3p.objectives.tasks import TASKS
@@ -32,10 +33,12 @@ from m3p.training.deepspeed import fragments
 from m3p.training.deepspeed.gradient_sums import GradientSums, zero_optimizer_in_stage_1
 from m3p.training.deepspeed.norms import take_norms_at_once
 from m3p.training.deepspeed.start import adopt_process_group
+from m3p.training.deepspeed.views import keep_views
 from m3p.training.engine import Update
 from m3p.training.gradient_cache import FirstPass, GradientCache
 from m3p.training.hard_negatives import TurnCaptions
 from m3p.training.losses import StepLosses, TurnLosses
+from m3p.training.turns import TurnData, count_terms
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
@@ -88,30 +91,30 @@ class DeepSpeedEngine:
             )
         fragments.make_moments(self.deepspeed)
         take_norms_at_once(self.deepspeed.optimizer)
+        keep_views(self.deepspeed.optimizer)
         on_gpu = ranks.device.type == "cuda"
         self._copies = torch.cuda.Stream(ranks.device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._cache = GradientCache(model, ranks)
         self._last_loss: Tensor | None = None
-        """Of the step's last micro-batch: its backward waits for the verdict on the step."""
+        """Of the step's last micro-batch: its backward waits for `step`, which knows all losses."""
 
     def train_mode(self) -> None:
         """Switch the network to training, with dropout."""
         self.deepspeed.train()
 
-    def turn(
-        self, objective: str, weights: Mapping[str, float], batches: Sequence[Batch], losses: StepLosses, last: bool
-    ) -> None:
-        """Compute one turn of a step; see `Engine.turn`."""
-        counts = self._counts(weights, batches)
-        targets = self._cache.whole_turn(counts, batches)
-        captions = hard_negatives.find(batches, targets)
-        there = [self._network.look(batch) for batch in self._fetch(batches)]
-        of_turn = losses.begin(objective, weights, counts, self._ranks.device)
-        cached = self._cache.first_pass(self._forward_alone, there, targets, of_turn) if targets else None
+    def turns(self, turns: Sequence[TurnData], losses: StepLosses, last: bool) -> None:
+        """Compute a pass of a step; see `Engine.turns`."""
+        if len(turns) > 1:
+            self._joined(turns, losses, last)
+            return
+        (data,) = turns
+        there = [self._network.look(batch) for batch in self._fetch(data.batches)]
+        of_turn = losses.begin(data.turn.objective, data.tasks, data.counts, self._ranks.device)
+        cached = self._cache.first_pass(self._forward_alone, there, data.targets, of_turn) if data.targets else None
         matched: list[Batch] = []
-        if captions is not None:
+        if data.captions is not None:
             assert cached is not None, "hard negatives are drawn by the features of a task over the turn"
-            matched = self._hard_pairs(batches, there, captions, cached, of_turn)
+            matched = self._hard_pairs(data.batches, there, data.captions, cached, of_turn)
         for number, batch in enumerate([*there, *matched]):
             ends_step = last and number == len(there) + len(matched) - 1
             self._expect_backward(ends_step)
@@ -124,17 +127,30 @@ class DeepSpeedEngine:
                 losses.micro_batches.append(part)
             else:
                 losses.micro_batches[number - len(there) - len(matched)] += part  # the same samples
-            if ends_step:
-                self._last_loss = loss
-            else:
-                self._backward(loss)
+            self._backward_or_wait(loss, ends_step)
 
-    def step(self, share: float, apply: bool) -> Update:
+    def _joined(self, turns: Sequence[TurnData], losses: StepLosses, last: bool) -> None:
+        """Compute several turns in one forward and one backward; each has one micro-batch on this rank."""
+        batches = self._fetch([batch for data in turns for batch in data.batches])
+        joined = join(batches, [data.tasks for data in turns])
+        joined = replace(joined, whole=self._network.look(joined.whole))
+        self._expect_backward(last)
+        outputs = self._forward(joined)
+        loss = outputs.touch.float()
+        for data, part, batch in zip(turns, outputs.parts, batches, strict=True):
+            of_turn = losses.begin(data.turn.objective, data.tasks, data.counts, self._ranks.device)
+            cached = self._cache.only_pass(part, batch, data.targets, of_turn) if data.targets else None
+            mine, finite = self._loss(part, batch, of_turn, cached)
+            losses.micro_batches.append(finite)
+            loss = loss + mine
+        self._backward_or_wait(loss, last)
+
+    def step(self, share: float, losses: StepLosses, ceiling: float | None) -> Update:
         """End a step; see `Engine.step`."""
         loss, self._last_loss = self._last_loss, None
         assert loss is not None, "a step without a last turn"
         # A loss that is not finite is what DeepSpeed drops an update for, in every stage.
-        self._backward(loss if apply else loss * float("nan"))
+        self._backward(loss * torch.where(losses.accepted(ceiling), 1.0, math.nan))
         rate = set_rate(self._optimizer, share)
         norm = self._plain_norm() if self._stage == 0 and self.precision == torch.float32 else None
         if norm is not None and not math.isfinite(norm):  # the one case in which DeepSpeed does not look
@@ -183,12 +199,6 @@ class DeepSpeedEngine:
         zero = self.deepspeed.optimizer
         return getattr(zero, "loss_scaler", None) or getattr(zero, "loss_scale_config", None)
 
-    def _counts(self, weights: Mapping[str, float], batches: Sequence[Batch]) -> dict[str, int]:
-        """Return the global number of terms of each task in the turn."""
-        mine = [sum(TASKS[t].count(b.targets[t]) for b in batches if t in b.targets) for t in weights]
-        total = all_reduce_sum(torch.tensor(mine, dtype=torch.int64))
-        return dict(zip(weights, total.tolist(), strict=True))
-
     def _hard_pairs(
         self,
         batches: Sequence[Batch],
@@ -200,12 +210,13 @@ class DeepSpeedEngine:
         """Return the micro-batches of matching, on the device, one for each of `batches`; add their terms to the counts.
 
         They are forwarded apart, since the second pass of gradient caching must be of the shape of the first: else dropout
-        would drop other units. `there`: the same as `batches`, on the device, whose pictures they show.
+        would drop other units. `there`: the same as `batches`, on the device, whose pictures they show. What is drawn is known
+        in the step alone, so this waits for the device and for the other ranks.
         """
         features = cached.features[hard_negatives.embedding_task(cached.features)]
         drawn = [hard_negatives.draw_for(batch, captions, features) for batch in batches]
         found = [hard_negatives.pairs_to_match(batch, captions, of) for batch, of in zip(batches, drawn, strict=True)]
-        losses.counts = self._counts(losses.weights, [*batches, *found])
+        losses.counts = count_terms([losses.weights], [[*batches, *found]])[0]
         return [
             replace(new, visual_features=old.visual_features, visual_boxes=old.visual_boxes).to(self._ranks.device)
             for new, old in zip(found, there, strict=True)
@@ -226,7 +237,7 @@ class DeepSpeedEngine:
 
         return [batch.map(keep) for batch in there]
 
-    def _forward(self, batch: Batch) -> Outputs:
+    def _forward(self, batch: Batch | Joined) -> Outputs:
         outputs = self.deepspeed(batch)
         assert isinstance(outputs, Outputs)
         return outputs
@@ -260,6 +271,13 @@ class DeepSpeedEngine:
                 loss = loss + scale * total
                 losses.add(task, total.detach())
         return loss, finite
+
+    def _backward_or_wait(self, loss: Tensor, ends_step: bool) -> None:
+        """Run the backward of a micro-batch; the last one of a step waits for `step`."""
+        if ends_step:
+            self._last_loss = loss
+        else:
+            self._backward(loss)
 
     def _backward(self, loss: Tensor) -> None:
         self.deepspeed.backward(loss, scale_wrt_gas=False)

@@ -1,15 +1,15 @@
 """Guards a run against single bad steps: a loss or gradient that is not finite, and loss spikes.
 
-The global losses of a step are the same numbers on every rank, so every rank judges alike without asking. The verdict falls
-before the last backward of the step; the engine drops the update of a refused step, as it drops one whose gradients are not
-finite.
+The global losses of a step are the same numbers on every rank, so every rank judges alike without asking. A step is refused
+before its last backward, on the device and with nobody waiting (`StepLosses.accepted`): the engine drops the update, as it
+drops one whose gradients are not finite. The guard reads the losses after that, and says why.
 """
 
 import json
 import math
 import statistics
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ ENOUGH = 16
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the guard says of a step before its update."""
+    """What the guard says of a step."""
 
     refused: str | None = None
     """Why the update must not be made, or None."""
@@ -68,8 +68,13 @@ class Guard:
             self._recent[kind].extend(losses)
         self._in_a_row = state.get("in_a_row", 0)
 
+    def ceiling(self, tasks: Iterable[str]) -> float | None:
+        """Return the loss above which a step of `tasks` ("OBJECTIVE/TASK") makes no update; None where there is none."""
+        median = self._median(_kind(tasks)) if self._skip_spikes else None
+        return None if median is None or self._spike is None else self._spike * median
+
     def judge(self, figures: Figures) -> Verdict:
-        """Judge a step by its losses, before its update."""
+        """Say of a step by its losses whether its update may be made, as `StepLosses.accepted` does on the device, and why."""
         broken = [f"{name} is {value}" for name, value in figures.tasks.items() if not math.isfinite(value)]
         if broken:
             return Verdict(refused=f"loss not finite: {', '.join(broken)}")
@@ -78,17 +83,19 @@ class Guard:
 
     def _find_spike(self, figures: Figures) -> str | None:
         """Return the words for a loss far above the recent ones of steps of the same objectives, or None."""
-        recent = self._recent[_kind(figures)]
-        if self._spike is None or len(recent) < ENOUGH:
-            return None
-        median = statistics.median(recent)
-        if figures.loss <= self._spike * median:
+        median = self._median(_kind(figures.tasks))
+        if self._spike is None or median is None or figures.loss <= self._spike * median:
             return None
         return f"loss spike: {figures.loss:.4g}, the median of recent steps is {median:.4g}"
 
+    def _median(self, kind: str) -> float | None:
+        """Return the median loss of recent steps of a kind; None where they are too few."""
+        recent = self._recent[kind]
+        return statistics.median(recent) if len(recent) >= ENOUGH else None
+
     def made(self, figures: Figures) -> None:
         """Note that the update of a step with these losses was made."""
-        self._recent[_kind(figures)].append(figures.loss)
+        self._recent[_kind(figures.tasks)].append(figures.loss)
         self._in_a_row = 0
 
     def skipped(self, step: int, reason: str, turns: Sequence[tuple[Turn, list[str]]], parts: Sequence[Tensor]) -> str:
@@ -117,9 +124,9 @@ class Guard:
         return line
 
 
-def _kind(figures: Figures) -> str:
-    """Return the objectives of a step."""
-    return ",".join(sorted({name.partition("/")[0] for name in figures.tasks}))
+def _kind(tasks: Iterable[str]) -> str:
+    """Return the objectives of a step of `tasks` ("OBJECTIVE/TASK")."""
+    return ",".join(sorted({name.partition("/")[0] for name in tasks}))
 
 
 def _suspects(turns: Sequence[tuple[Turn, list[str]]], parts: Sequence[Tensor]) -> list[dict[str, Any]]:

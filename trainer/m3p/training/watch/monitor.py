@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,10 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
 from m3p.atomic import replacing
-from m3p.batch import Batch
-from m3p.distributed import gather_objects
 from m3p.errors import UserError
 from m3p.terminal import message
 from m3p.training.watch.bad_report import BadReport
-from m3p.training.watch.process_memory import resident
+from m3p.training.watch.seen import Seen
 from m3p.training.watch.throughput import Throughput
 
 MIN_SAMPLES_TO_JUDGE = 200
@@ -27,7 +25,7 @@ SHOWN_BAD = 20
 
 
 class Monitor:
-    """Adds up what this rank saw, and writes the figures of all ranks once a step."""
+    """Adds up what the ranks saw, and writes the figures once a step."""
 
     def __init__(
         self,
@@ -45,7 +43,8 @@ class Monitor:
         self._waited, self._began = 0.0, time.perf_counter()
         self._counts: Counter[str] = Counter()
         self._total: Counter[str] = Counter()
-        self._bad: list[str] = []
+        self._bad: defaultdict[int, list[str]] = defaultdict(list)
+        """Rank -> bad samples of the step."""
         self._report = BadReport(folder, first_step) if main else None
         if main:
             for name in ("metrics.jsonl", "skipped.jsonl"):
@@ -58,17 +57,11 @@ class Monitor:
         """Note time that the training process spent waiting for data."""
         self._waited += seconds
 
-    def saw(self, objective: str, batches: Sequence[Batch]) -> None:
-        """Note the micro-batches of a turn."""
-        for batch in batches:
-            self._counts["samples"] += batch.samples
-            self._counts["tokens"] += batch.tokens if batch.samples else 0
-            self._counts[f"samples/{objective}"] += batch.samples
-            self._counts["bad_samples"] += len(batch.bad)
-            self._counts["flops"] += self._throughput.flops(batch) if self._throughput else 0
-            self._bad += batch.bad
-            for name, number in batch.counts.items():
-                self._counts[f"{objective}/{name}"] += number
+    def saw(self, every: Sequence[Seen]) -> None:
+        """Note what the ranks saw in a pass, by rank."""
+        for rank, (counts, bad) in enumerate(every):
+            self._counts.update(counts)
+            self._bad[rank] += bad
 
     def step(self, step: int, losses: Mapping[str, float], loss: float, rate: float, norm: float) -> None:
         """Write the figures after `step` steps. Every rank calls it. Raises UserError where too many samples are bad.
@@ -76,8 +69,7 @@ class Monitor:
         `losses`: mean of each task, by "OBJECTIVE/TASK". `loss`: what the step minimised, in which objectives count by their
         turns, times the number of objectives (`StepLosses.figures`).
         """
-        self._counts.update({f"resident/{name}": size for name, size in resident().items()})
-        counts, bad = self._gather()
+        counts, bad = self._counts, [name for _, names in sorted(self._bad.items()) for name in names]
         seconds = time.perf_counter() - self._began
         self._total += counts
         if self._writer is not None:
@@ -95,7 +87,8 @@ class Monitor:
             }
             self._write(figures, counts, bad)
         self._check_bad(bad)
-        self._waited, self._began, self._bad = 0.0, time.perf_counter(), []
+        self._waited, self._began = 0.0, time.perf_counter()
+        self._bad.clear()
         self._counts.clear()
 
     def say(self, line: str) -> None:
@@ -110,14 +103,6 @@ class Monitor:
             self._writer.close()
         if self._bar is not None:
             self._bar.close()
-
-    def _gather(self) -> tuple[Counter[str], list[str]]:
-        """Return the counts and bad samples of all ranks."""
-        every = gather_objects((dict(self._counts), self._bad))
-        counts: Counter[str] = Counter()
-        for mine, _ in every:
-            counts.update(mine)
-        return counts, [name for _, names in every for name in names]
 
     def _write(self, figures: dict[str, Any], counts: Counter[str], bad: list[str]) -> None:
         assert self._writer is not None and self._bar is not None  # noqa: PT018
