@@ -16,6 +16,7 @@ from torch.profiler import profile, schedule
 
 from m3p.training.deepspeed.engine import DeepSpeedEngine
 from m3p.training.engine import Update
+from m3p.training.losses import StepLosses
 from m3p.training.main import main as train
 
 
@@ -33,8 +34,8 @@ def main() -> None:
         activities=activities(on_gpu), schedule=plan, on_trace_ready=partial(write_profile, options.folder, on_gpu)
     ) as profiler:
 
-        def noted(engine: DeepSpeedEngine, share: float, apply: bool) -> Update:
-            done = step(engine, share, apply)
+        def noted(engine: DeepSpeedEngine, share: float, losses: StepLosses, ceiling: float | None) -> Update:
+            done = step(engine, share, losses, ceiling)
             profiler.step()
             return done
 

@@ -33,7 +33,14 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_on_a_cpu_everything_is_plain_torch_and_says_why() -> None:
-    assert names(CPU) == {"attention": "grouped", "word_head": "torch", "layer_norm": "torch", "optimizer": "torch"}
+    plain = {
+        "attention": "grouped",
+        "word_head": "torch",
+        "layer_norm": "torch",
+        "layers": "eager",
+        "optimizer": "torch",
+    }
+    assert names(CPU) == plain
     line = str(choose(KernelsConfig(), CPU)["attention"])
     assert line.startswith("grouped: torch's scaled-dot-product attention")
     assert line.endswith("(not varlen: needs a GPU; not flash_attn: needs a GPU)")
@@ -41,7 +48,33 @@ def test_on_a_cpu_everything_is_plain_torch_and_says_why() -> None:
 
 @pytest.mark.usefixtures("triton")
 def test_on_a_gpu_the_fused_ones_are_taken() -> None:
-    assert names(GPU) == {"attention": "varlen", "word_head": "triton", "layer_norm": "torch", "optimizer": "torch"}
+    fused = {
+        "attention": "varlen",
+        "word_head": "triton",
+        "layer_norm": "torch",
+        "layers": "eager",
+        "optimizer": "torch",
+    }
+    assert names(GPU) == fused
+
+
+@pytest.mark.usefixtures("triton")
+def test_layers_are_compiled_where_that_is_asked_for_and_can_be() -> None:
+    assert names(GPU, layers="compiled")["layers"] == "compiled"
+    with pytest.raises(UserError, match=r"kernels.layers = compiled: ZeRO 3 gathers .*; set it to auto or eager"):
+        names(Situation("cuda", torch.bfloat16, stage=3), layers="compiled")
+    with pytest.raises(UserError, match=r"kernels.layer_norm = triton: adds the bias of another module, which ZeRO 3"):
+        names(Situation("cuda", torch.bfloat16, stage=3), layer_norm="triton")
+    with pytest.raises(UserError, match=r"kernels.layer_norm = triton asks for others; set one of the two to auto"):
+        names(GPU, layers="compiled", layer_norm="triton")
+
+
+def test_compiling_on_a_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "which", lambda name: None)
+    with pytest.raises(UserError, match=r"kernels.layers = compiled: needs a C\+\+ compiler"):
+        names(CPU, layers="compiled")
+    monkeypatch.setattr(choice, "which", lambda name: "/usr/bin/g++" if name == "g++" else None)
+    assert names(CPU, layers="compiled")["layers"] == "compiled"
 
 
 @pytest.mark.usefixtures("triton")

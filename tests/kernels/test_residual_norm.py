@@ -15,34 +15,39 @@ from m3p.kernels.residual_norm import residual_norm
 fused.PROGRAMS = 3
 generator = torch.Generator().manual_seed(0)
 def make(rows, width, kind):
-    shapes = [(rows, width), (rows, width), (width,), (width,), (rows, width)]
+    shapes = [(rows, width), (rows, width), (width,), (width,), (width,), (rows, width)]
     made = [torch.randn(shape, generator=generator).to(kind).requires_grad_() for shape in shapes]
-    return made[:4], made[4].detach()
+    return made[:5], made[5].detach()
+def run(kernel, dropout=0.0):
+    return lambda x, added, weight, bias, more: residual_norm(x, added, weight, bias, 1e-5, dropout, kernel, more)
 def outcome(tensors, weights, function):
     out = function(*tensors)
     return [out, *torch.autograd.grad((out * weights).sum(), tensors)]
 for kind, tolerance in ((torch.float32, 1e-5), (torch.float16, 2e-2)):
-    for rows, width in ((1, 1), (5, 16), (7, 50)):
+    for rows, width in ((1, 3), (5, 16), (7, 50)):  # of one number, the plain form gives rounding errors, not 0
         tensors, weights = make(rows, width, kind)
-        found = outcome(tensors, weights, lambda *t: residual_norm(*t, 1e-5, 0.0, "triton"))
-        wanted = outcome(tensors, weights, lambda *t: residual_norm(*t, 1e-5, 0.0))
+        found, wanted = (outcome(tensors, weights, run(kernel)) for kernel in ("triton", "torch"))
+        without = [outcome(tensors[:4], weights, lambda *t: run(k)(*t, None)) for k in ("triton", "torch")]
+        for mine, theirs in zip(*without, strict=True):
+            torch.testing.assert_close(mine, theirs, atol=tolerance, rtol=tolerance)
         for mine, theirs in zip(found, wanted, strict=True):
             assert mine.dtype == kind
             torch.testing.assert_close(mine, theirs, atol=tolerance, rtol=tolerance)
 # With dropout: what is dropped shows in the gradient of what was added; the rest must be as if that mask had been given.
 tensors, weights = make(40, 50, torch.float32)
 torch.manual_seed(1)
-found = outcome(tensors, weights, lambda *t: residual_norm(*t, 1e-5, 0.25, "triton"))
+found = outcome(tensors, weights, run("triton", 0.25))
 mask = (found[2] != 0).float()
 assert abs(mask.mean() - 0.75) < 0.04, mask.mean()
 assert mask.unique(dim=0).shape[0] == 40
-wanted = outcome(tensors, weights, lambda x, h, w, b: residual_norm(x, h * mask / 0.75, w, b, 1e-5, 0.0))
+assert mask.unique(dim=1).shape[1] == 50
+wanted = outcome(tensors, weights, lambda x, h, w, b, more: run("torch")(x, (h + more) * mask / 0.75, w, b, None))
 for mine, theirs in zip(found, wanted, strict=True):
     torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
-again = residual_norm(*tensors, 1e-5, 0.25, "triton")
+again = run("triton", 0.25)(*tensors)
 assert not torch.equal(again, found[0])
 torch.manual_seed(1)
-assert torch.equal(residual_norm(*tensors, 1e-5, 0.25, "triton"), found[0])
+assert torch.equal(run("triton", 0.25)(*tensors), found[0])
 """
 
 
@@ -68,16 +73,17 @@ def test_the_kernels_compile(capability: int, kind: str, drop: bool) -> None:
     from m3p.kernels import residual_norm_triton as fused
 
     same, wide, number = f"*{kind}", "*fp32", "i32"
-    seeds = "*i64" if drop else wide
-    constants = {"DROP": drop, "BLOCK": 1024}
-    kinds = {"DROP": "constexpr", "BLOCK": "constexpr"}
-    tensors = ["x", "added", "weight", "bias", "total", "out"]
-    others = {"seeds": seeds, "mean": wide, "scale": wide, "width": number, "eps": "fp32", "dropout": "fp32", **kinds}
-    assert compile_kernel(fused.forward_kernel, {**dict.fromkeys(tensors, same), **others}, constants, capability)
-    tensors = ["upstream", "total", "weight", "grad_x", "grad_added"]
-    sums = dict.fromkeys(["mean", "scale", "grad_weight", "grad_bias"], wide)
-    others = {**sums, "seeds": seeds, "rows": number, "width": number, "dropout": "fp32", **kinds}
-    assert compile_kernel(fused.backward_kernel, {**dict.fromkeys(tensors, same), **others}, constants, capability)
+    constants = {"BIASED": drop, "DROP": drop, "ROWS": 4, "BLOCK": 1024}
+    others = dict.fromkeys(["rows", "width", "threshold"], number) | {
+        "factor": "fp32",
+        "seeds": "*i64" if drop else wide,
+    }
+    others |= dict.fromkeys(["mean", "scale"], wide) | dict.fromkeys(constants, "constexpr")
+    tensors = dict.fromkeys(["x", "added", "added_bias", "weight", "bias", "total", "out"], same)
+    assert compile_kernel(fused.forward_kernel, {**tensors, **others, "eps": "fp32"}, constants, capability)
+    tensors = dict.fromkeys(["upstream", "total", "weight", "grad_x", "grad_added"], same)
+    sums = dict.fromkeys(["grad_weight", "grad_bias", "grad_added_bias"], wide)
+    assert compile_kernel(fused.backward_kernel, {**tensors, **sums, **others}, constants, capability)
 
 
 @pytest.mark.gpu

@@ -9,8 +9,8 @@ import pytest
 
 from tests.launch import ROOT
 
-CAPABILITIES = [80, 90]
-"""Ampere and Hopper."""
+CAPABILITIES = [80, 90, 100]
+"""Ampere, Hopper and Blackwell."""
 
 
 def interpret(script: str) -> None:

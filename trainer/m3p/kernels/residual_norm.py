@@ -9,9 +9,16 @@ from torch import Tensor
 
 
 def residual_norm(
-    x: Tensor, added: Tensor, weight: Tensor, bias: Tensor, eps: float, dropout: float, kernel: str = "torch"
+    x: Tensor,
+    added: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    dropout: float,
+    kernel: str = "torch",
+    added_bias: Tensor | None = None,
 ) -> Tensor:
-    """Return the layer norm of `x` + dropout(`added`), both [T, width]; `weight` and `bias` [width].
+    """Return the layer norm of `x` + dropout(`added` + `added_bias`), [T, width]; `weight` and biases [width].
 
     `kernel` is "torch", "apex" for NVIDIA's layer norm, or "triton" for one that reads and writes each number once and
     draws its dropout again in the backward instead of keeping it (both on a GPU).
@@ -19,8 +26,9 @@ def residual_norm(
     if kernel == "triton":
         from m3p.kernels.residual_norm_triton import residual_norm_triton
 
-        return residual_norm_triton(x, added, weight, bias, eps, dropout)
-    summed = x + F.dropout(added, dropout, dropout > 0)
+        return residual_norm_triton(x, added, weight, bias, eps, dropout, added_bias)
+    added = added if added_bias is None else added + added_bias
+    summed = x + (F.dropout(added, dropout) if dropout else added)
     if kernel == "apex":
         normed: Tensor = _apex().fused_layer_norm_affine(summed, weight, bias, weight.shape, eps)
         return normed

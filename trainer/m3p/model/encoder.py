@@ -3,6 +3,8 @@
 Post-layer-norm as in `transformers.XLMRobertaModel`, whose hidden states it reproduces on the same weights.
 """
 
+from types import MethodType
+
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -61,10 +63,17 @@ class ResidualNorm(nn.LayerNorm):
         super().__init__(width, eps=eps)
         self.dropout, self.kernel = dropout, "torch"
 
-    def forward(self, x: Tensor, added: Tensor) -> Tensor:  # type: ignore[override]
-        """[T, width] twice -> [T, width]."""
+    def forward(self, x: Tensor, added: Tensor, added_bias: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """[T, width] twice, and the bias [width] that `added` still lacks -> [T, width]."""
         dropout = self.dropout if self.training else 0.0
-        return residual_norm(x, added, self.weight, self.bias, self.eps, dropout, self.kernel)
+        return residual_norm(x, added, self.weight, self.bias, self.eps, dropout, self.kernel, added_bias)
+
+    def add(self, x: Tensor, linear: nn.Linear, hidden: Tensor) -> Tensor:
+        """Return the norm of `x` and of what `linear` makes of `hidden`. Triton's kernel adds the bias, and sums its gradient."""
+        if self.kernel == "triton":
+            return self.forward(x, F.linear(hidden, linear.weight), linear.bias)
+        normed: Tensor = self(x, linear(hidden))
+        return normed
 
 
 class Layer(nn.Module):
@@ -85,9 +94,26 @@ class Layer(nn.Module):
         """`layout` says which slots are one sequence."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
         attended = attend(qkv, layout, self.attention_dropout if self.training else 0.0).flatten(1)
-        x = self.attention_norm(x, self.out(attended))
-        normed: Tensor = self.feed_forward_norm(x, self.down(F.gelu(self.up(x))))
-        return normed
+        return self.after_attention(x, attended)
+
+    def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Do what follows attention, which mixes no slots: [T, width] twice -> [T, width]."""
+        x = self.attention_norm.add(x, self.out, attended)
+        return self.feed_forward_norm.add(x, self.down, F.gelu(self.up(x)))
+
+    def compile_rest(self, backend: str = "inductor") -> None:
+        """Compile what follows attention, once for all lengths and, since they are alike, for all layers."""
+        rest = torch.compile(Layer.after_attention, backend=backend)
+
+        def run(layer: "Layer", x: Tensor, attended: Tensor) -> Tensor:
+            for tensor in (
+                x,
+                attended,
+            ):  # the number of slots alone changes; `dynamic=True` would take dropout for one, too
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+            return rest(layer, x, attended)
+
+        self.after_attention = MethodType(run, self)  # type: ignore[method-assign]
 
 
 class Encoder(nn.Module):

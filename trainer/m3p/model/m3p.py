@@ -17,7 +17,7 @@ from m3p.joined import Joined
 from m3p.kernels.choice import Chosen
 from m3p.model.attention import Layout
 from m3p.model.config import ModelConfig
-from m3p.model.encoder import Encoder, EncoderShape, ResidualNorm, TextEmbedder
+from m3p.model.encoder import Encoder, EncoderShape, Layer, ResidualNorm, TextEmbedder
 from m3p.model.flops import measure_network
 from m3p.model.heads import Head, HeadOwner, Targets
 from m3p.model.text_memory import TextMemory
@@ -94,6 +94,8 @@ class M3P(nn.Module):
         for module in self.modules():
             if isinstance(module, ResidualNorm):
                 module.kernel = kernels["layer_norm"].name
+            elif isinstance(module, Layer) and kernels["layers"].name == "compiled":
+                module.compile_rest()
             elif isinstance(module, Head):
                 module.use(kernels["word_head"].name)
 
@@ -124,9 +126,9 @@ class M3P(nn.Module):
     def _pieces(self, batch: Joined) -> list["_Piece"]:
         """Encode all parts at once, and cut the output into what belongs to each."""
         hidden, _, touch, seen = self._encode(batch.whole)
-        states = hidden.split([part.tokens for part in batch.parts])
+        states = torch.split(hidden, [part.tokens for part in batch.parts])
         rows = [part.embedded_rows for part in batch.parts]
-        said = [None] * len(rows) if seen is None else seen.split(rows)
+        said = [None] * len(rows) if seen is None else torch.split(seen, rows)
         layouts = [Layout(part.lengths, part.longest, self.attention) for part in batch.parts]
         touches = [touch, *[touch.new_zeros(())] * (len(rows) - 1)]
         return [

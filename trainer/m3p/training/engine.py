@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from m3p.checkpoints.fragment import Fragment, Progress
 from m3p.training.losses import StepLosses
@@ -20,8 +21,8 @@ class Update:
 
     rate: float
     """Learning rate of the encoder."""
-    norm: float
-    """Norm of the whole gradient before clipping; NaN or infinite where a number in it is."""
+    norm: Tensor | float
+    """Norm of the whole gradient before clipping; NaN or infinite where a number in it is. On the device it is not read yet."""
     made: bool
     """Whether the weights were updated. They are not where a gradient of any rank is not finite."""
 

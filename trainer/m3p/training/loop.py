@@ -96,11 +96,10 @@ class Loop:
             closing(take_ahead(plans, batches, self._exchange, self._ranks)) as passes,
         ):
             while done < last and not reason and not self.ended_early:
-                self.step(done + 1, passes)
+                reason, writes = self.step(done + 1, passes, stop)
                 done += 1
                 collector.step(done)
                 self._watchdog.first_step_done()
-                reason, writes = stop.requested(done, self._saver.writes)
                 if not writes:
                     self._saver.finish()  # all ranks at once: a write that failed is raised on all of them
                 if reason or done == last or done % self._recipe.run.checkpoint_every == 0:
@@ -110,20 +109,25 @@ class Loop:
             self._saver.finish()
         return done, reason
 
-    def step(self, number: int, passes: Iterator[PassData]) -> None:
-        """Take optimizer step `number`, from 1: its passes, the update, the figures, the verdict."""
+    def step(self, number: int, passes: Iterator[PassData], stop: StopSignal) -> tuple[Reason | None, bool]:
+        """Take optimizer step `number`, from 1: its passes, the update, the figures, the verdict.
+
+        -> (why to stop after it or None, whether any rank still writes a checkpoint).
+        """
         step = Step(number)
         for plan in self._passes.of_step(number):
             self._pass(step, plan, passes)
         self._watchdog.beat(f"step {number}: update")
         losses = step.losses
         update = self._engine.step(self._share_of_peak(number), losses, self._guard.ceiling(losses.counts()))
-        # Now, when the update has waited for the device: read earlier, they would make it wait for us.
-        figures = losses.figures()
+        # All figures are read behind one collective, when the update has waited for the device anyway.
+        asked = stop.requested(number, self._saver.writes)
+        figures, norm = losses.figures(), float(update.norm)
         verdict = self._guard.judge(figures)
         assert verdict.apply or not update.made, (number, figures, verdict)
-        self._monitor.step(number, losses.met(figures.tasks), figures.loss, update.rate, update.norm)
+        self._monitor.step(number, losses.met(figures.tasks), figures.loss, update.rate, norm)
         self._note(step, figures, verdict, update)
+        return asked
 
     def _pass(self, step: Step, plan: PassPlan, passes: Iterator[PassData]) -> None:
         """Take the micro-batches of a pass, and compute on them."""
@@ -145,7 +149,7 @@ class Loop:
                 self._monitor.say(f"step {step.number}: {verdict.warning}")
             self._guard.made(figures)
         else:
-            reason = verdict.refused or f"gradient not finite (norm {update.norm})"
+            reason = verdict.refused or f"gradient not finite (norm {float(update.norm)})"
             self._monitor.say(self._guard.skipped(step.number, reason, step.seen, step.losses.micro_batches))
 
     def _share_of_peak(self, number: int) -> float:

@@ -9,7 +9,6 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -171,11 +170,10 @@ def take_ahead(
             yield exchange.take(plan, batches)
         return
     with ThreadPoolExecutor(1, "exchange") as thread:
-        last: PassPlan | None = None
-        coming = None
-        for plan, following in pairwise(chain(plans, [last])):
-            assert plan is not None
-            now = (coming or thread.submit(exchange.take, plan, batches)).result()
+        first = next(plans, None)
+        coming = None if first is None else thread.submit(exchange.take, first, batches)
+        while coming is not None:
+            now, following = coming.result(), next(plans, None)
             coming = None if following is None else thread.submit(exchange.take, following, batches)
             yield now
 

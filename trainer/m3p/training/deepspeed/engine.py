@@ -158,7 +158,7 @@ class DeepSpeedEngine:
             return Update(rate, norm, made=False)
         self.deepspeed.step()
         norm = self.deepspeed.get_global_grad_norm() if norm is None else norm
-        return Update(rate, float(norm) if norm is not None else math.nan, self.deepspeed.was_step_applied())
+        return Update(rate, math.nan if norm is None else norm, self.deepspeed.was_step_applied())
 
     def fragments(self) -> Iterator[Fragment]:
         """Yield this rank's fragments, in the order of the network's parameters; a tied weight comes once."""
