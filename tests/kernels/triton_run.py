@@ -15,7 +15,7 @@ CAPABILITIES = [80, 90, 100]
 
 def interpret(script: str) -> None:
     """Run `script` with Triton's interpreter; it raises where kernel and reference differ."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": f"{ROOT / 'trainer'}{os.pathsep}{ROOT}"}
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120, check=False
     )
