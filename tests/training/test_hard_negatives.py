@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from m3p.batch import Batch
-from m3p.data.order.plan import split
+from m3p.data.order.plan import Turn, split
 from m3p.data.tokenizer import Tokenizer
 from m3p.distributed import Ranks
 from m3p.kernels.choice import KernelsConfig
@@ -24,6 +24,7 @@ from m3p.recipe.recipe import Recipe
 from m3p.training import hard_negatives
 from m3p.training.hard_negatives import TurnCaptions, draw, draw_for, gather, pairs_to_match
 from m3p.training.losses import StepLosses
+from m3p.training.turns import Exchange, PassPlan
 from tests.launch import ROOT
 
 TURN = range(7, 19)
@@ -142,7 +143,7 @@ class Meeting:
         self._barrier, self._given = threading.Barrier(ranks), list[Tensor]()
         self._lock = threading.Lock()
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def sum(self, tensor: Tensor, group: object = None) -> Tensor:
         with self._lock:
             self._given.append(tensor)
         self._barrier.wait()
@@ -193,11 +194,13 @@ def test_the_engine_trains_on_them_the_same_for_any_micro_batches(
         engine.train_mode()
         losses = StepLosses()
         batches = [objective.batch(TURN, part) for part in split(TURN, 1, 0, size)]
-        engine.turn("image_caption", TASK_WEIGHTS, batches, losses, last=True)
-        update = engine.step(0.0, apply=True)
+        plan = PassPlan(1, [Turn(0, "image_caption", 0, TURN)], last=True)
+        data = Exchange({"image_caption": TASK_WEIGHTS}, {"image_caption": len(batches)}).take(plan, iter(batches))
+        engine.turns(data.turns, losses, data.last)
+        update = engine.step(0.0, losses, None)
         assert len(losses.micro_batches) == len(batches)
         assert losses.counts() == {"image_caption/matching": 3 * len(TURN), "image_caption/contrastive": len(TURN)}
-        found.append([losses.figures().tasks["image_caption/matching"], losses.figures().loss, update.norm])
+        found.append([losses.figures().tasks["image_caption/matching"], losses.figures().loss, float(update.norm)])
     whole, cut, dropped = found
     assert whole[0] == pytest.approx(0.69, abs=0.1)
     assert cut == pytest.approx(whole, rel=1e-5)
