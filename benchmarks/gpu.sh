@@ -6,7 +6,8 @@
 #   tests      the tests that need a GPU: kernels and attention against their references
 #   runs       whole runs on the GPU against the CPU's: ZeRO stages, precisions, visual sources, stopping and going on
 #   head       time and memory of the word head, 250,002 words
-#   step       a step of the published size in bf16 against transformers, with sdpa and, where installed, flash attention
+#   step       a step of 512 samples of the published size in bf16 against transformers (masked words alone; the logits of all
+#              slots do not fit), with sdpa and, where installed, flash attention; step-128 with both peers
 #   step-*     the same with other kernels of ours (recipe section `kernels`)
 #   train      trainer/m3p/recipes/m3p_base.yaml on this GPU, generated data: MFU, tokens/s, memory (metrics.jsonl)
 #   plan       what `m3p plan` predicts of that
@@ -37,9 +38,9 @@ if [ -n "${WHEELS:-}" ]; then
 fi
 
 if [ "$device" = cuda ]; then
-  network=(--layers 12 --width 768 --words 250002 --samples 128 --repetitions 10)
+  network=(--layers 12 --width 768 --words 250002 --samples 512 --repetitions 10)
   head=(--rows "4000,16000")
-  data=(--pairs 1024 --texts 4096)
+  data=(--pairs 1024 --texts 4096) few=128
   shape='{layers: 12, width: 768, heads: 12, feed_forward: 3072}'
   # Half of a turn of the recipe in one micro-batch; smaller ones leave a Hopper GPU waiting for Python.
   run=(run.steps=24 data.workers=12)
@@ -48,7 +49,7 @@ if [ "$device" = cuda ]; then
 else
   network=(--layers 1 --width 64 --words 300 --samples 2 --repetitions 1)
   head=(--rows 16 --width 8)
-  data=(--words 300 --pairs 8 --texts 8 --feature-size 2048)
+  data=(--words 300 --pairs 8 --texts 8 --feature-size 2048) few=1
   shape='{layers: 1, width: 64, heads: 1, feed_forward: 64}'
   run=(run.steps=3 data.workers=0)
   scenes=(--train 64 --held-out 10) demo=(run.steps=3 schedule.warmup_steps=1)
@@ -100,14 +101,15 @@ train train
 part plan 30 "$python" -m m3p plan trainer/m3p/recipes/m3p_base.yaml ds_configs/zero1.json "${overrides[@]}" --gpus 1 --kind "$kind"
 part train-profile 120 "$python" benchmarks/train_profile.py "$work/results/train-profile" --after "$warmup" --steps 2 \
   "${recipe[@]}" "run.folder=$work/train-profile" "${overrides[@]}"
-step step
-part profile 80 "$python" benchmarks/step.py "${network[@]}" --profile "$work/results/profile" --ours
+step step --peers masked
+step step-128 --samples "$few"
+part profile 80 "$python" benchmarks/step.py "${network[@]}" --profile "$work/results/profile" --peers none
 if [ "$device" = cuda ]; then
   if "$python" -c 'import flash_attn' 2>/dev/null; then
     step step-flash --attention flash_attention_2
-    step step-ours-flash --ours --kernels attention=flash_attn
+    step step-ours-flash --peers none --kernels attention=flash_attn
   fi
-  step step-triton-norm --ours --kernels layer_norm=triton
+  step step-triton-norm --peers none --kernels layer_norm=triton
   train train-triton-norm kernels.layer_norm=triton
 fi
 part scenes 60 "$python" -m m3p prepare scenes --output "$work/scenes" "${scenes[@]}"

@@ -29,6 +29,7 @@ from rich.table import Table
 
 from m3p import distributed
 from m3p.batch import Batch, Sequence
+from m3p.data.order.passes import Passes
 from m3p.data.order.plan import Plan, Stream
 from m3p.kernels.choice import KernelsConfig
 from m3p.model.build import build_model
@@ -43,7 +44,7 @@ from m3p.optim.optimizer import OptimizerConfig
 from m3p.packing import Packer
 from m3p.training.deepspeed.engine import DeepSpeedEngine
 from m3p.training.losses import Figures, StepLosses
-from m3p.training.turns import Exchange, Passes
+from m3p.training.turns import Exchange
 from m3p.visual.regions import Regions, RegionTokens
 
 WORDS, FEATURES, CLASSES = 300, 32, 8

@@ -3,6 +3,7 @@
     python benchmarks/steady_state.py RUN [--skip 20] [--json FILE]
 
 MFU is that of `trainer/m3p/model/flops.py`: real lengths, masked words and regions; nothing computed twice is counted.
+Its formula is printed, and `mfu_6nd` stands beside it: 6ND over the encoder's parameters.
 """
 
 import argparse
@@ -10,8 +11,11 @@ import json
 import statistics
 from pathlib import Path
 
+from m3p.model.flops import FORMULA
+
 FIGURES = (
     "mfu",
+    "mfu_6nd",
     "teraflops",
     "tokens_per_second",
     "samples_per_second",
@@ -38,6 +42,8 @@ def main() -> None:
     found = medians(lines)
     for name, value in found.items():
         print(f"median of {len(lines)} steps: {name} {value:.4g}")
+    if "mfu" in found:
+        print(f"MFU: {FORMULA}")
     if options.json:
         environment = json.loads((options.run / "environment.json").read_text())
         result = {"environment": environment, "steps": len(lines), "medians": found}

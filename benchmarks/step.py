@@ -1,11 +1,12 @@
 """One training step (forward, backward, AdamW) on mixed lengths: ours against `transformers`, on the same weights.
 
     python benchmarks/step.py [--json FILE] [--layers 6 --width 384 --words 64000] [--device cuda --precision bfloat16]
-                              [--ours] [--kernels layer_norm=triton,...] [--profile FOLDER]
+                              [--peers none] [--kernels layer_norm=triton,...] [--profile FOLDER]
 
 The default size keeps the proportions of the published one: with 64,000 words, masked words cost 6 x 384 the same
 share of a step as 250,002 words cost 12 x 768. Before anything is timed, all three must give the same losses.
---ours leaves the peers out; --kernels is the recipe's section; --profile writes a trace (trace.json.gz, for Perfetto) and
+--peers masked leaves out the peer that makes the logits of every slot, which at 512 samples and 250,002 words do not fit a GPU;
+--peers none leaves out both. --kernels is the recipe's section; --profile writes a trace (trace.json.gz, for Perfetto) and
 a table of where the time goes.
 
 Ratios: `step_vs_transformers` and `step_vs_masked_only` are our samples/s over theirs, so more is better; `head_memory`
@@ -48,7 +49,7 @@ def main() -> None:
     arguments = _parse()
     torch.set_num_threads(arguments.threads)
     ours, peers = build(arguments)
-    models: dict[str, nn.Module] = dict(zip(NAMES, [ours, *peers], strict=False))
+    models: dict[str, nn.Module] = {NAMES[0]: ours, **peers}
     batches = make_batches(arguments)
     check_equal(models, batches[0])
     seconds = measure(models, batches, arguments)
@@ -67,8 +68,8 @@ def main() -> None:
         record(ours, batches[:2], arguments.profile)
 
 
-def build(arguments: argparse.Namespace) -> tuple[M3P, list[Peer]]:
-    """Return our network and the two peers, all with the same weights."""
+def build(arguments: argparse.Namespace) -> tuple[M3P, dict[str, Peer]]:
+    """Return our network and the peers by name, all with the same weights."""
     shape = EncoderShape(
         layers=arguments.layers,
         width=arguments.width,
@@ -81,14 +82,14 @@ def build(arguments: argparse.Namespace) -> tuple[M3P, list[Peer]]:
     ours = build_model(
         config, arguments.words, visual, choose_tasks(["masked_words", "masked_regions", "matching"]), seed=0
     )
-    kinds = [] if arguments.ours else [False, True]
-    peers = [Peer(ours, shape, arguments.attention, masked_only) for masked_only in kinds]
+    kinds = {"all": [False, True], "masked": [True], "none": []}[arguments.peers]
+    peers = {NAMES[1 + masked_only]: Peer(ours, shape, arguments.attention, masked_only) for masked_only in kinds}
     device, kind = torch.device(arguments.device), getattr(torch, arguments.precision)
     wanted = dict(pair.split("=") for pair in arguments.kernels.split(",") if pair)
     chosen = choose(KernelsConfig.model_validate(wanted), Situation(arguments.device, kind, stage=1))
     ours.use(chosen)
     Console().print(*(f"{field}: {found}" for field, found in chosen.items() if field != "optimizer"), sep="\n")
-    return ours.to(device, kind), [peer.to(device, kind) for peer in peers]
+    return ours.to(device, kind), {name: peer.to(device, kind) for name, peer in peers.items()}
 
 
 def make_batches(arguments: argparse.Namespace) -> list[list[Batch]]:
@@ -195,7 +196,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--attention", default="sdpa", help="of transformers: sdpa, flash_attention_2, ...")
-    parser.add_argument("--ours", action="store_true", help="leave the peers out")
+    parser.add_argument("--peers", default="all", choices=["all", "masked", "none"], help="who is measured beside ours")
     parser.add_argument("--kernels", default="", help="ours: fields of the recipe's section, such as word_head=torch")
     parser.add_argument("--profile", type=Path, help="folder for a trace and a table of where the time goes")
     parser.add_argument("--head-rows", type=int, default=4000, help="masked words of head_memory; 0 leaves it out")

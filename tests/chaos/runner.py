@@ -179,7 +179,7 @@ def collectives(fault: dict[str, Any]) -> None:
 
     An event is [thread, "host" or "device" (what a collective joins), or "read"]. It is modelled on a CPU: numbers with a point
     lie on the device, so they are summed in the group that stands for NCCL's, and all else goes through groups of its own, as on
-    a GPU. What `grouped` attention reads is left out, which no GPU takes in 16 bits. Name it before other faults.
+    a GPU. What `grouped` attention reads is left out, which no GPU takes in 16 bits.
     """
     import threading
     from functools import cache
@@ -188,6 +188,9 @@ def collectives(fault: dict[str, Any]) -> None:
     import torch.distributed as dist
 
     from m3p import distributed
+    from m3p.model.attention import Layout
+    from m3p.training import train  # noqa: F401  # with all that sums
+    from m3p.training.loop import Loop
 
     folder, events, groups = Path(fault["folder"]), list[list[str]](), list[Any]()
     folder.mkdir(parents=True, exist_ok=True)
@@ -197,16 +200,16 @@ def collectives(fault: dict[str, Any]) -> None:
         groups.append(dist.new_group(backend="gloo"))
         return groups[-1]
 
+    def all_reduce_sum(tensor: Any, group: Any = None) -> Any:
+        return real_sum(tensor, group or (dist.group.WORLD if tensor.is_floating_point() else None))
+
     real_sum = distributed.all_reduce_sum
     wrap(distributed, "_host_group", cache(new_group))
-    wrap(distributed, "new_host_group", new_group)
-    wrap(
-        distributed,
-        "all_reduce_sum",
-        lambda tensor, group=None: real_sum(
-            tensor, group or (dist.group.WORLD if tensor.is_floating_point() else None)
-        ),
-    )
+    for module in [module for name, module in sys.modules.items() if name.startswith("m3p.")]:
+        for function in (new_group, all_reduce_sum):
+            name = "new_host_group" if function is new_group else "all_reduce_sum"
+            if hasattr(module, name):
+                wrap(module, name, function)
 
     def noting(real: Any, kind: Any) -> Any:
         def call(*others: Any, **more: Any) -> Any:
@@ -218,9 +221,6 @@ def collectives(fault: dict[str, Any]) -> None:
 
     def group_of(more: dict[str, Any]) -> str:
         return "host" if any(more.get("group") is group for group in groups) else "device"
-
-    from m3p.model.attention import Layout
-    from m3p.training.loop import Loop
 
     real_arrange = Layout.arrange
 

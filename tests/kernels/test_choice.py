@@ -151,7 +151,8 @@ cross_entropy_triton.BLOCK = 32
 outcomes = []
 for kernel in ("torch", "triton"):
     model = build(SOURCES["regions"]).train()
-    model.use({"attention": Chosen("grouped", ""), "word_head": Chosen(kernel, ""), "layer_norm": Chosen(kernel, "")})
+    kernels = {"attention": "grouped", "word_head": kernel, "layer_norm": kernel, "layers": "eager"}
+    model.use({field: Chosen(name, "") for field, name in kernels.items()})
     used = {module.kernel for module in model.modules() if hasattr(module, "kernel")}
     assert used == {kernel}, used
     outputs = model(everything(SOURCES["regions"]))

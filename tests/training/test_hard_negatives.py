@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from m3p.batch import Batch
+from m3p.data.order.passes import PassPlan
 from m3p.data.order.plan import Turn, split
 from m3p.data.tokenizer import Tokenizer
 from m3p.distributed import Ranks
@@ -24,7 +25,7 @@ from m3p.recipe.recipe import Recipe
 from m3p.training import hard_negatives
 from m3p.training.hard_negatives import TurnCaptions, draw, draw_for, gather, pairs_to_match
 from m3p.training.losses import StepLosses
-from m3p.training.turns import Exchange, PassPlan
+from m3p.training.turns import Exchange
 from tests.launch import ROOT
 
 TURN = range(7, 19)

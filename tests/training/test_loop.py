@@ -12,6 +12,7 @@ from m3p.batch import Batch
 from m3p.checkpoints.files import FORMAT_VERSION, State, read_state
 from m3p.checkpoints.save import Checkpoints
 from m3p.checkpoints.selection import Scored
+from m3p.data.order.passes import Passes
 from m3p.distributed import Ranks
 from m3p.errors import UserError
 from m3p.packing import Packer
@@ -20,7 +21,7 @@ from m3p.training.engine import Engine
 from m3p.training.loop import Loop, Saver
 from m3p.training.selecting import Score, Selection
 from m3p.training.stop import RunOwner, StopSignal
-from m3p.training.turns import Exchange, Passes
+from m3p.training.turns import Exchange
 from m3p.training.watch.loss_guard import Guard
 from m3p.training.watch.monitor import Monitor
 from m3p.training.watch.watchdog import Watchdog

@@ -1,41 +1,21 @@
-"""Passes of a step, and the thread that is one of them ahead."""
+"""The thread that is one pass ahead."""
 
 import itertools
 import threading
 from collections.abc import Iterator
-from fractions import Fraction
 
 import pytest
 
 from m3p.batch import Batch
+from m3p.data.order.passes import Passes, PassPlan
 from m3p.data.order.plan import Plan, Stream
 from m3p.distributed import Ranks
 from m3p.packing import Packer
-from m3p.training.turns import Exchange, Passes, PassPlan, take_ahead
+from m3p.training.turns import Exchange, take_ahead
 from tests.training.fake_engine import CPU
 
 PLAN = Plan([Stream("text", 2, 6), Stream("pairs", 1, 6)], None)
 TASKS = {"text": {"masked_words": 1.0}, "pairs": {"matching": 1.0}}
-ORDER = [turn.objective for turn in PLAN.turns(0)]
-
-
-@pytest.mark.parametrize(
-    ("shares", "groups"),
-    [
-        ({}, [1, 1, 1]),
-        ({"text": "1/3", "pairs": "1/3"}, [3]),
-        ({"text": "1/2", "pairs": "1/2"}, [2, 1]),
-        ({"text": "1/4", "pairs": "1"}, [1, 1, 1]),
-        ({"text": "1/4"}, [1, 1, 1]),  # a turn of pairs is several micro-batches
-    ],
-)
-def test_turns_that_fit_one_micro_batch_are_one_pass(shares: dict[str, str], groups: list[int]) -> None:
-    assert ORDER == ["text", "pairs", "text"]
-    passes = Passes(PLAN, {name: Fraction(share) for name, share in shares.items()}).of_step(2)
-    assert [len(one.turns) for one in passes] == groups
-    assert [turn for one in passes for turn in one.turns] == PLAN.turns(1)
-    assert [one.last for one in passes] == [False] * (len(groups) - 1) + [True]
-    assert {one.step for one in passes} == {2}
 
 
 def batches(taken: list[tuple[int, str]]) -> Iterator[Batch]:

@@ -18,6 +18,7 @@ import torch  # noqa: E402
 from m3p import distributed  # noqa: E402
 from m3p.batch import Batch, Sequence  # noqa: E402
 from m3p.checkpoints import files  # noqa: E402
+from m3p.data.order.passes import PassPlan  # noqa: E402
 from m3p.data.order.plan import Turn  # noqa: E402
 from m3p.distributed import Ranks  # noqa: E402
 from m3p.kernels.choice import KernelsConfig  # noqa: E402
@@ -29,7 +30,7 @@ from m3p.optim.optimizer import OptimizerConfig  # noqa: E402
 from m3p.packing import Packer  # noqa: E402
 from m3p.training.deepspeed.engine import DeepSpeedEngine  # noqa: E402
 from m3p.training.losses import StepLosses  # noqa: E402
-from m3p.training.turns import Exchange, PassPlan  # noqa: E402
+from m3p.training.turns import Exchange  # noqa: E402
 
 SHAPE = {"layers": 2, "width": 32, "heads": 2, "feed_forward": 64, "positions": 20}
 WORDS = 30

@@ -13,7 +13,7 @@ SIZES = NetworkSizes(EncoderShape(layers=2, width=64, heads=2), 100)
 
 def test_a_cpu_has_teraflops_and_no_mfu() -> None:
     throughput = Throughput(SIZES, torch.device("cpu"), torch.float32, 2, partly=False)
-    figures = throughput.figures(3 * 10**12, 2.0)
+    figures = throughput.figures(3 * 10**12, 5, 2.0)
     assert figures.keys() == {"teraflops", "peak_memory_gib"}
     assert figures["teraflops"] == 1.5
 
@@ -23,8 +23,10 @@ def test_a_gpu_has_its_share_of_the_peak_of_all_ranks(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30)
     throughput = Throughput(SIZES, torch.device("cuda"), torch.bfloat16, 4, frozen)
-    figures = throughput.figures(989 * 10**12, 0.5)
+    weights = 2 * (4 * 64**2 + 2 * 64 * 3072)
+    figures = throughput.figures(989 * 10**12, 989 * 10**12 // (12 * weights), 0.5)
     assert figures.get("mfu") == (None if frozen else pytest.approx(0.5))
+    assert figures.get("mfu_6nd") == (None if frozen else pytest.approx(0.25))
     assert figures["peak_memory_gib"] == 3
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import reduce
 from glob import glob
 from math import ceil
 from pathlib import Path
@@ -16,7 +17,7 @@ from m3p.errors import UserError
 from m3p.forecast.memory import Setting, activation_memory, model_memory, setting_of
 from m3p.model.build import network_sizes
 from m3p.model.encoder import EncoderShape
-from m3p.model.flops import GPUS, Gpu, NetworkSizes, Work
+from m3p.model.flops import FORMULA, GPUS, Gpu, NetworkSizes, Work
 from m3p.model.m3p import M3P
 from m3p.objectives.objective import ObjectiveConfig
 from m3p.recipe.recipe import Recipe
@@ -29,8 +30,11 @@ this trainer on an H200 with 512 samples a micro-batch."""
 HOST = 0.0029
 """Seconds of a layer and micro-batch that Python takes to launch forward and backward; a GPU with less to do waits for it. From
 the median of `benchmarks/step.py` on an H200 beside an Intel Xeon, with 128 samples a micro-batch, half of what fills it."""
-NETWORK = 50.0
-"""GB/s of a GPU to other nodes, one way: a 400 Gbit/s card each."""
+BUS = 0.8
+"""Share of a link that NCCL's large sums reach: 360 GB/s of the 450 that an H100's NVLink has."""
+NETWORK = 340 / 400
+"""GB/s that they reach between nodes, for each Gbit/s of a GPU's card: the eight cards of a node work in parallel rings, so
+nodes with 400 Gbit/s a GPU reach 340 GB/s with buckets of 100 MB."""
 NODE = 8
 RESERVED = 2.0
 """GiB of a GPU: CUDA context, NCCL, and what the allocator cannot use."""
@@ -74,6 +78,12 @@ class Turns:
     micro_batch: int
     sample: Work
     """Mean of one sample."""
+
+
+def bus_bandwidth(kind: Gpu, ranks: int) -> float:
+    """Return the bytes a second of NCCL's large sums: the "bus bandwidth" of its tests."""
+    inside = BUS * kind.interconnect
+    return (inside if ranks <= NODE else min(inside, NETWORK * kind.card)) * 1e9
 
 
 def find_kind(name: str) -> Gpu | None:
@@ -128,9 +138,12 @@ class Planner:
     def forecast(self, setting: Setting, kind: Gpu | None, smaller: float = 1) -> Forecast:
         """Return the forecast; micro-batches are the recipe's divided by `smaller`."""
         memory = model_memory(sum(self.parameters.values()), setting, self.frozen_parameters)
+        largest_of = {
+            name: stream.sample * self._largest(stream, setting.ranks, smaller) for name, stream in self.streams.items()
+        }
         parts = [
-            activation_memory(self.sizes, stream.sample * self._largest(stream, setting.ranks, smaller), setting)
-            for stream in self.streams.values()
+            activation_memory(self.sizes, reduce(Work.__add__, [largest_of[name] for name in group]), setting)
+            for group in self._groups(setting.ranks, smaller)
         ]
         largest = max(parts, key=_sum)
         memory |= largest
@@ -178,11 +191,18 @@ class Planner:
         return max(len(part) for part in split(range(stream.batch_size), ranks, 0, micro))
 
     def _passes(self, ranks: int, smaller: float) -> int:
-        """Micro-batches of a rank in one step."""
-        return sum(
+        """Forwards of a rank in one step."""
+        joined = [group for group in self._groups(ranks, smaller) if len(group) > 1]
+        parts = sum(
             stream.turns * micro_batches(stream.batch_size, ranks, ceil(stream.micro_batch / smaller))
             for stream in self.streams.values()
         )
+        return parts - sum(len(group) - 1 for group in joined)
+
+    def _groups(self, ranks: int, smaller: float) -> list[list[str]]:
+        """Return the objectives of the turns of each pass, in order (data/order/passes.py)."""
+        passes = self._recipe.passes(ranks, smaller).of_step(1)
+        return [[turn.objective for turn in one.turns] for one in passes]
 
     def _launching(self, ranks: int, smaller: float) -> float:
         """Seconds a step that Python needs for its micro-batches."""
@@ -193,10 +213,11 @@ class Planner:
         if setting.ranks == 1:
             return 0.0
         passes = self._passes(setting.ranks, smaller)
-        # A sum over ranks that all of them get costs two. Stages 0 and 1 reduce once a step, 2 and 3 in every pass.
-        reduced = {0: 2.0, 1: 1.0, 2: 1.0 * passes, 3: 1.0 * passes}[setting.stage]
+        # A sum over ranks that all of them get costs two, and so do stages 1 and 2: DeepSpeed sums whole buckets there
+        # (use_multi_rank_bucket_allreduce). Stages 0 and 1 reduce once a step, 2 and 3 in every pass.
+        reduced = {0: 2.0, 1: 2.0, 2: 2.0 * passes, 3: 1.0 * passes}[setting.stage]
         gathered = {0: 0.0, 1: 1.0, 2: 1.0, 3: 2.0 * passes}[setting.stage]
-        rate = (kind.interconnect if setting.ranks <= NODE else NETWORK) * 1e9
+        rate = bus_bandwidth(kind, setting.ranks)
         size = reduced * setting.sent + gathered * setting.element
         return size * sum(self.parameters.values()) * (1 - 1 / setting.ranks) / rate
 
@@ -250,6 +271,7 @@ def print_plan(recipe: Recipe, ds_config: Path, ranks: int, kind_name: str, cons
     if found.seconds is not None and found.mfu is not None:
         table.add_row("predicted step", f"{found.seconds:.3g} s, {found.samples / found.seconds:,.0f} samples/s")
         table.add_row("predicted MFU", f"{found.mfu:.0%} (computing at {EFFICIENCY:.0%} of the peak is assumed)")
+        table.add_row("MFU is", FORMULA)
     console.print(table)
     for line in planner.assumptions:
         console.print(f"Note: {line}.", highlight=False)

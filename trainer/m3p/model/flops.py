@@ -10,6 +10,9 @@ trained (the visual embedder), once. With w the width, f the feed-forward, n a s
 
 Not counted: element-wise work, padding (there is none), layers computed again (`model.recompute`), the second forward
 of a contrastive turn with several micro-batches, and that loss itself. So MFU is a lower bound of what the GPU does.
+
+Others print `6ND` (arXiv 2001.08361): six operations a parameter and token. Over the parameters of the encoder it leaves out
+attention and heads; over all parameters, of which two thirds are the word table here, it would say three times as much.
 """
 
 import re
@@ -23,6 +26,12 @@ from m3p.model.config import ModelConfig
 from m3p.model.encoder import EncoderShape
 from m3p.model.heads import HeadOwner
 from m3p.visual.source import VisualSource
+
+FORMULA = (
+    "3 x forward: layers x (8 w^2 + 4 w f) a real slot, layers x 4 w n^2 a sequence, heads at what is asked alone; "
+    "6ND counts the encoder's parameters N at the same slots D"
+)
+"""How MFU is counted, to stand beside every figure: w is the width, f the feed-forward, n a sequence's length."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +98,16 @@ class NetworkSizes:
     term_flops: Mapping[str, float] = field(default_factory=dict)
     """Task -> operations of the forward through its head, for a term."""
 
+    @property
+    def encoder_weights(self) -> int:
+        """The numbers in the matrices of the encoder's layers: N of `6ND`. Biases and norms are a thousandth of them."""
+        shape, width = self.shape, self.shape.width
+        return shape.layers * (4 * width**2 + 2 * width * shape.feed_forward)
+
     def training_flops(self, work: Work) -> float:
         """Return the operations of forward and backward over `work`. Raises KeyError for a task that the network has not."""
         shape, width = self.shape, self.shape.width
-        slot = shape.layers * (8 * width**2 + 4 * width * shape.feed_forward)
-        forward = slot * work.slots + shape.layers * 4 * width * work.squared_lengths
+        forward = 2 * self.encoder_weights * work.slots + shape.layers * 4 * width * work.squared_lengths
         forward += sum(self.term_flops[name] * number for name, number in work.terms.items())
         return 3 * forward + self.embedder_flops * work.visual_rows + self.pixel_flops * work.pixel_rows
 
@@ -136,20 +150,26 @@ class Gpu:
     memory_gib: float
     interconnect: float
     """GB/s to the other GPUs of its node, one way; of PCIe where there is no NVLink."""
+    card: int = 400
+    """Gbit/s of the network card that each GPU has in a node of its maker, or is taken to have."""
 
 
-# NVIDIA's data sheets of each product; memory is what a driver leaves of it. The first whose words are in a name counts.
+# The makers' data sheets of each product; memory is what a driver leaves of it. The first whose words are in a name counts.
+# Cards: DGX A100, H100, H200 and B200 data sheets (eight for eight GPUs: 200 Gbit/s in the first, 400 in the others). RTX 4090:
+# NVIDIA's Ada whitepaper, bf16 with float32 sums. MI300X: AMD's data sheet, seven links of 64 GB/s one way.
 GPUS = (
     Gpu("B200", 2250, 178, 900),
     Gpu("H200", 989, 139, 450),
     Gpu("H100 PCIe", 756, 79, 64),
     Gpu("H100 NVL", 835, 93, 300),
     Gpu("H100", 989, 79, 450),
-    Gpu("A100-SXM4-80GB", 312, 79, 300),
-    Gpu("A100 80GB", 312, 79, 32),
-    Gpu("A100", 312, 39, 300),
-    Gpu("V100", 125, 31, 150),
+    Gpu("MI300X", 1307, 191, 448),
+    Gpu("A100-SXM4-80GB", 312, 79, 300, 200),
+    Gpu("A100 80GB", 312, 79, 32, 200),
+    Gpu("A100", 312, 39, 300, 200),
+    Gpu("V100", 125, 31, 150, 100),
     Gpu("L40S", 362, 44, 32),
+    Gpu("RTX 4090", 165, 23, 32),
     Gpu("L4", 121, 22, 32),
     Gpu("A10", 125, 22, 32),
 )

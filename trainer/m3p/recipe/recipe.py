@@ -6,12 +6,15 @@ kernels/choice.py. load.py reads a recipe from YAML, mistakes.py words what is w
 """
 
 from collections.abc import Iterator
+from fractions import Fraction
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from m3p.data.loader.loader import DataConfig
+from m3p.data.order.passes import Passes
 from m3p.data.order.plan import Plan, Stream
 from m3p.fields import MAY_CHANGE, MUST_STAY
 from m3p.kernels.choice import KernelsConfig
@@ -172,6 +175,20 @@ class Recipe(BaseModel):
         # As text, so that 0.7 means seven tenths.
         streams = [Stream(name, str(c.weight), c.batch_size) for name, c in self.active_objectives.items()]
         return Plan(streams, self.run.turns_per_step)
+
+    def passes(self, ranks: int, smaller: float = 1) -> Passes:
+        """Return the passes of each step on so many ranks; with `run.join_turns`, turns are computed together where they fit.
+
+        Micro-batches are the recipe's divided by `smaller`. Raises UserError as `plan` does.
+        """
+        if not self.run.join_turns:
+            return Passes(self.plan())
+        shares = {
+            name: Fraction(ceil(config.batch_size / ranks), ceil(config.micro_batch / smaller))
+            for name, config in self.active_objectives.items()
+            if config.known_beforehand
+        }
+        return Passes(self.plan(), {name: share for name, share in shares.items() if share <= 1})
 
 
 def _combinations(recipe: Recipe) -> Iterator[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from m3p.batch import Batch
 from m3p.checkpoints.files import State
 from m3p.checkpoints.save import Checkpoints
+from m3p.data.order.passes import Passes, PassPlan
 from m3p.data.order.plan import Turn
 from m3p.distributed import Ranks
 from m3p.optim.schedules import share_of_peak
@@ -16,7 +17,7 @@ from m3p.training.engine import Engine, Update
 from m3p.training.losses import Figures, StepLosses
 from m3p.training.selecting import Selection
 from m3p.training.stop import Reason, RunOwner, StopSignal
-from m3p.training.turns import Exchange, PassData, Passes, PassPlan, take_ahead
+from m3p.training.turns import Exchange, PassData, take_ahead
 from m3p.training.watch.garbage_collection import GarbageCollection
 from m3p.training.watch.loss_guard import Guard, Verdict
 from m3p.training.watch.monitor import Monitor

@@ -1,7 +1,6 @@
 """Training a run: from a recipe to trained weights in the run folder. `training/loop.py` holds the steps themselves."""
 
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -41,7 +40,7 @@ from m3p.training.stop import (
     write_stopped,
 )
 from m3p.training.text_centre import measure_text_centre
-from m3p.training.turns import Passes, make_exchange
+from m3p.training.turns import make_exchange
 from m3p.training.watch.loss_guard import Guard
 from m3p.training.watch.monitor import Monitor
 from m3p.training.watch.startup import announce
@@ -105,7 +104,7 @@ def _run(
     selection = Selection(run, ranks, first)
     exchange = make_exchange(tasks, micro_batches.parts, throughput.flops, ranks, run.timeout_seconds)
     loop = Loop(
-        recipe, engine, _passes(recipe, plan, ranks), exchange, ranks, guard, monitor, watchdog, saver, selection
+        recipe, engine, recipe.passes(ranks.world_size), exchange, ranks, guard, monitor, watchdog, saver, selection
     )
     try:
         done, reason = loop.run(_batches(recipe, micro_batches, objectives, ranks, first, last), first, last, stop)
@@ -119,16 +118,6 @@ def _run(
         why = {"signal": "a signal", "file": f"the file {run.folder / 'STOP'}", None: "run.stop_after"}[reason]
         warn(f"stopped after step {done}: {why}")
     return False
-
-
-def _passes(recipe: Recipe, plan: Plan, ranks: Ranks) -> Passes:
-    """Return the passes of the run's steps: with `run.join_turns` turns are computed together where they fit."""
-    if not recipe.run.join_turns:
-        return Passes(plan)
-    shares = {name: Fraction(-(-config.batch_size // ranks.world_size), config.micro_batch)
-              for name, config in recipe.active_objectives.items()}  # fmt: skip
-    joinable = {name for name, config in recipe.active_objectives.items() if config.known_beforehand}
-    return Passes(plan, {name: share for name, share in shares.items() if share <= 1 and name in joinable})
 
 
 def _throughput(recipe: Recipe, engine: Engine, ranks: Ranks) -> Throughput:

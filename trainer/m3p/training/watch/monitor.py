@@ -83,7 +83,7 @@ class Monitor:
                 "tokens_per_second": counts["tokens"] / seconds,
                 "data_wait_share": min(self._waited / seconds, 1.0),
                 "seconds": seconds,
-                **(self._throughput.figures(counts["flops"], seconds) if self._throughput else {}),
+                **(self._throughput.figures(counts["flops"], counts["tokens"], seconds) if self._throughput else {}),
             }
             self._write(figures, counts, bad)
         self._check_bad(bad)
@@ -118,6 +118,7 @@ class Monitor:
             "data_wait_share",
             "teraflops",
             "mfu",
+            "mfu_6nd",
             "peak_memory_gib",
         ):
             if name in figures:

@@ -15,6 +15,7 @@ from m3p.atomic import write_text
 from m3p.console import PlainConsole
 from m3p.data.order.plan import Plan
 from m3p.distributed import Ranks
+from m3p.model.flops import FORMULA
 from m3p.objectives.objective import Objective
 from m3p.recipe.load import dump_recipe
 from m3p.recipe.recipe import Recipe
@@ -79,6 +80,7 @@ def _parts(engine: Engine, ranks: Ranks, plan: Plan) -> dict[str, str]:
     return {
         "ranks": f"{ranks.world_size} x {device}, started by {ranks.launcher}",
         **engine.describe(),
+        "MFU": FORMULA,
         "turns of a step": ", ".join(turn.objective for turn in plan.turns(0)),
     }
 

@@ -24,10 +24,16 @@ class Throughput:
         """Return the operations of training on `batch`, which is on the CPU."""
         return round(self._sizes.training_flops(Work.of(batch))) if batch.samples else 0
 
-    def figures(self, flops: int, seconds: float) -> dict[str, float]:
-        """Return teraflops of all ranks, MFU where the peak is known, and this rank's peak memory since its start."""
+    def figures(self, flops: int, tokens: int, seconds: float) -> dict[str, float]:
+        """Return teraflops of all ranks, MFU where the peak is known, and this rank's peak memory since its start.
+
+        Beside MFU (`flops.FORMULA`) stands what 6ND over the encoder's parameters would say of the same `tokens`.
+        """
         figures = {"teraflops": flops / seconds / 1e12, "peak_memory_gib": peak_memory(self._device) / 2**30}
-        return figures if self._peak is None else {**figures, "mfu": flops / seconds / self._peak}
+        if self._peak is None:
+            return figures
+        others = 6 * self._sizes.encoder_weights * tokens
+        return {**figures, "mfu": flops / seconds / self._peak, "mfu_6nd": others / seconds / self._peak}
 
 
 def peak_memory(device: torch.device) -> int:
