@@ -46,7 +46,7 @@ class Clock:
         return Row(part, name, statistics.median(times), min(times), error)
 
     def _gpu(self, call: Callable[[], object]) -> float:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
         call()
         end.record()

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from m3p.console import PlainConsole
 from m3p.errors import UserError
 from m3p.forecast.forecast import GIB, Planner, find_kind, print_plan
+from m3p.model.flops import peak_flops
 from m3p.recipe.load import load_recipe
 from tests.launch import ROOT, launch, metrics
 
@@ -143,3 +145,41 @@ def test_data_that_is_there_is_looked_at(tiny: Path) -> None:
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(UserError, match="--kind H1000 is not known; known: B200"):
         find_kind("H1000")
+
+
+def test_every_kind_is_found_by_the_name_that_its_driver_says() -> None:
+    names = {
+        "NVIDIA GeForce RTX 4090": "RTX 4090",
+        "AMD Instinct MI300X": "MI300X",
+        "NVIDIA A100-SXM4-80GB": "A100-SXM4-80GB",
+    }
+    names |= {f"NVIDIA {name}": name for name in ("H100", "H200", "B200", "L40S")}
+    for said, kind in names.items():
+        found = find_kind(kind)
+        assert found is not None
+        assert peak_flops(said, torch.bfloat16) == found.teraflops * 1e12
+
+
+@pytest.mark.parametrize(("stage", "copies"), [(0, 2 * 4), (1, 2 * 4 + 2), (2, 3 * 2 * 4 + 2), (3, 3 * (4 + 2 * 2))])
+def test_a_stage_sends_what_deepspeed_sends(tiny: Path, tmp_path: Path, stage: int, copies: int) -> None:
+    """Gradients in float32, weights in bf16, over three passes, on as many GPUs as need the cards of a node."""
+    settings = tmp_path / "zero.json"
+    settings.write_text(json.dumps({"bf16": {"enabled": True}, "zero_optimization": {"stage": stage}}))
+    sizes = [f"objectives.{name}.batch_size=16" for name in ("multilingual_text", "image_caption", "code_switched")]
+    planner, kind = Planner(load_recipe(tiny, sizes), settings), find_kind("H200")
+    assert kind is not None
+    found = planner.forecast(planner.setting(16, kind), kind)
+    assert found.parts["sending"] == pytest.approx(copies * sum(planner.parameters.values()) * 15 / 16 / 340e9)
+
+
+def test_joined_turns_cost_the_program_one_pass_and_memory_of_all(tiny: Path) -> None:
+    names, kind = ("multilingual_text", "image_caption", "code_switched"), find_kind("H100")
+    assert kind is not None
+    found = []
+    for join in ("false", "true"):
+        settings = [f"objectives.{name}.{field}" for name in names for field in ("batch_size=8", "micro_batch=24")]
+        planner = Planner(load_recipe(tiny, [*settings, f"run.join_turns={join}"]), ROOT / "ds_configs" / "zero1.json")
+        found.append(planner.forecast(planner.setting(1, kind), kind))
+    apart, joined = found
+    assert joined.parts["launching"] == pytest.approx(apart.parts["launching"] / 3)
+    assert apart.memory["activations"] < joined.memory["activations"] < 3 * apart.memory["activations"]

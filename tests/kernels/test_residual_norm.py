@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from m3p.kernels.choice import NO_APEX
 from m3p.kernels.residual_norm import residual_norm
-from tests.kernels.triton_run import CAPABILITIES, compile_kernel, interpret
+from tests.kernels.triton_run import COMPILED, compile_kernel, interpret
 
 INTERPRETED = """
 import torch
@@ -65,8 +65,7 @@ def test_the_kernel_equals_the_plain_form_in_the_interpreter() -> None:
     interpret(INTERPRETED)
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("kind", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize(("capability", "kind"), COMPILED)
 @pytest.mark.parametrize("drop", [False, True])
 def test_the_kernels_compile(capability: int, kind: str, drop: bool) -> None:
     pytest.importorskip("triton")

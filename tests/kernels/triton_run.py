@@ -9,8 +9,8 @@ import pytest
 
 from tests.launch import ROOT
 
-CAPABILITIES = [80, 90, 100]
-"""Ampere, Hopper and Blackwell."""
+COMPILED = [(80, "bf16"), (90, "bf16"), (90, "fp16"), (90, "fp32"), (100, "bf16")]
+"""Capabilities of Ampere, Hopper and Blackwell, and formats of numbers: all formats for one of them."""
 
 
 def interpret(script: str) -> None:

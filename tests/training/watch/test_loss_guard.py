@@ -63,6 +63,24 @@ def test_steps_of_other_objectives_are_no_measure(tmp_path: Path) -> None:
     assert not guard.judge(step(4.0)).apply
 
 
+def assert_nobody_waits(folder: Path, ranks: int, refused: tuple[int, ...]) -> None:
+    """Check what the steps of a run asked of other ranks: the main thread waits twice a step, and never from CPU to CPU.
+
+    It waits where it reads a number after a collective: for the gradient norm, and for the end of the step with all figures and
+    a wish to stop. Left out are the first step, the last, which saves, and those `refused`, of which all samples are told.
+    """
+    for rank in range(ranks):
+        before_steps = [json.loads(line) for line in (folder / f"events-{rank}.jsonl").read_text().splitlines()]
+        steps = dict(enumerate(before_steps))  # what came before step n + 1 is that of step n
+        assert steps.keys() == set(range(10))
+        for number in set(range(2, 10)) - set(refused):
+            main = [kind for thread, kind in steps[number] if thread == "MainThread"]
+            assert "host" not in main
+            waits = [before == "device" and now == "read" for before, now in itertools.pairwise(main)]
+            assert sum(waits) == 2, (number, main)
+            assert "host" in [kind for thread, kind in steps[number] if thread.startswith("exchange")]
+
+
 @pytest.mark.launcher
 def test_poisoned_steps_make_no_update_and_training_goes_on(tiny: Path, tmp_path: Path) -> None:
     seen: list[list[Any]] = []
@@ -70,7 +88,8 @@ def test_poisoned_steps_make_no_update_and_training_goes_on(tiny: Path, tmp_path
         folder = tmp_path / f"{stage}"
         faults = [{"point": "poison", "step": 5, "what": "batch"}, {"point": "poison", "step": 7, "what": "gradient"}]
         faults = [{**fault, "rank": ranks - 1} for fault in faults]
-        settings = ("run.steps=10", f"run.folder={folder}")
+        count = {"point": "collectives", "folder": str(tmp_path / f"collectives-{stage}")}
+        settings, faults = ("run.steps=10", f"run.folder={folder}"), [count, *faults]
         text = run(tiny, zero(tmp_path, stage, offload), ranks, faults, *settings, name=f"{stage}", folder=tmp_path)
         assert "step 5 makes no update" in text
         assert "step 7 makes no update" in text
@@ -86,6 +105,8 @@ def test_poisoned_steps_make_no_update_and_training_goes_on(tiny: Path, tmp_path
         newest, _ = newest_whole(folder)
         assert newest is not None
         assert read_state(newest).updates == 8
+        if ranks > 1:
+            assert_nobody_waits(tmp_path / f"collectives-{stage}", ranks, refused=(5, 7))
         seen.append([line for line in metrics(folder) if line["step"] != 5])
     for other in seen:  # and what follows is the same in every stage: nothing of the NaN stays behind
         for one, same in zip(other, seen[0], strict=True):

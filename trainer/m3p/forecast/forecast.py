@@ -1,7 +1,7 @@
 """`m3p plan`: memory, step time and MFU of a recipe on GPUs that are not here."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from glob import glob
 from math import ceil
@@ -59,8 +59,13 @@ class Forecast:
     mfu: float | None
     samples: int
     """Of one step."""
-    waits: bool = False
-    """Whether micro-batches are so small that GPUs wait for Python."""
+    parts: dict[str, float] = field(default_factory=dict)
+    """Seconds of a step by what takes them: "computing" and "launching" (Python), which go on side by side, then "sending"."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether micro-batches are so small that GPUs wait for Python."""
+        return bool(self.parts) and self.parts["launching"] > self.parts["computing"]
 
     @property
     def total(self) -> float:
@@ -158,9 +163,10 @@ class Planner:
         peak = kind.teraflops * 1e12 * setting.ranks
         again = 4 / 3 if setting.recompute else 1.0
         computing, launching = again * flops / (peak * EFFICIENCY), self._launching(setting.ranks, smaller)
-        seconds = max(computing, launching) + self._communication(setting, kind, smaller)
-        mfu = flops / (peak * seconds)
-        return Forecast(self.parameters, memory, flops, seconds, mfu, samples, launching > computing)
+        sending = self._communication(setting, kind, smaller)
+        seconds = max(computing, launching) + sending
+        took = {"computing": computing, "launching": launching, "sending": sending}
+        return Forecast(self.parameters, memory, flops, seconds, flops / (peak * seconds), samples, took)
 
     def advice(self, setting: Setting, kind: Gpu) -> str:
         """Return the smallest change after which it fits."""

@@ -1,0 +1,43 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.launch import ROOT
+
+
+def run(program: str, *options: str, folder: Path) -> Any:
+    """Run a program of benchmarks/ on a CPU; return what it wrote as JSON."""
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    environment["PYTHONPATH"] = f"{ROOT / 'trainer'}{os.pathsep}{ROOT}"
+    command = [sys.executable, str(ROOT / "benchmarks" / program), *options, "--json", str(folder / "found.json")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads((folder / "found.json").read_text())
+
+
+@pytest.mark.program
+def test_the_experiment_runs_at_a_tiny_size_on_a_cpu(tmp_path: Path) -> None:
+    parts = "ceilings,gemm,norm,gelu,attention,head,host"  # the other one is benchmarks/step.py, which gpu.sh runs
+    found = run("variants.py", "--cpu", "--parts", parts, folder=tmp_path)
+    assert {row["part"].partition(",")[0] for row in found["rows"]} == set(parts.split(","))
+    assert found["left_out"] == []
+    for row in found["rows"]:
+        assert row["seconds"] > 0, row
+        assert row["error"] is None or row["error"] < 1e-5, row
+    assert {"norm/again", "host/one pass"} <= found["ratios"].keys()
+
+
+@pytest.mark.program
+def test_scaling_is_simulated_and_one_pass_never_loses(tmp_path: Path) -> None:
+    rows = run("scaling.py", "m3p_base", "zero1", folder=tmp_path)["rows"]
+    speed = {(row["scaling"], row["gpus"]): row["samples_per_second_and_gpu"] for row in rows}
+    assert {gpus for _, gpus in speed} == {8, 16, 32, 64, 128, 256, 512, 1024}
+    for gpus in (8, 64, 1024):
+        assert speed["strong, one pass", gpus] >= speed["strong", gpus]
+    assert speed["strong, one pass", 64] > 2 * speed["strong", 64]
+    assert 0.5 * speed["weak, one pass", 8] < speed["weak, one pass", 1024] < speed["weak, one pass", 8]
