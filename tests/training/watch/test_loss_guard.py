@@ -88,7 +88,7 @@ def test_poisoned_steps_make_no_update_and_training_goes_on(tiny: Path, tmp_path
         folder = tmp_path / f"{stage}"
         faults = [{"point": "poison", "step": 5, "what": "batch"}, {"point": "poison", "step": 7, "what": "gradient"}]
         faults = [{**fault, "rank": ranks - 1} for fault in faults]
-        count = {"point": "collectives", "folder": str(tmp_path / f"collectives-{stage}")}
+        count: dict[str, Any] = {"point": "collectives", "folder": str(tmp_path / f"collectives-{stage}")}
         settings, faults = ("run.steps=10", f"run.folder={folder}"), [count, *faults]
         text = run(tiny, zero(tmp_path, stage, offload), ranks, faults, *settings, name=f"{stage}", folder=tmp_path)
         assert "step 5 makes no update" in text
