@@ -14,10 +14,22 @@ for kind, tolerance in ((torch.float32, 2e-6), (torch.float16, 2e-3)):
         generator = torch.Generator().manual_seed(rows)
         logits = (torch.randn(rows, words, generator=generator) * 20).to(kind)
         labels = torch.randint(words, (rows,), generator=generator)
-        wanted = loss_and_gradient_reference(logits.float().clone(), labels)
-        found = fused.loss_and_gradient_triton(logits, labels)
+        bias = (torch.randn(words, generator=generator) * 5).to(kind)
+        wanted = loss_and_gradient_reference(logits.float() + bias.float(), labels)
+        found = fused.loss_and_gradient_triton(logits, bias, labels)
         torch.testing.assert_close(found[0], wanted[0], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(found[1].float(), wanted[1], atol=tolerance, rtol=0)
+# The whole head, chunk by chunk, with all its gradients.
+from m3p.kernels.cross_entropy import linear_cross_entropy
+generator = torch.Generator().manual_seed(7)
+rows, weight, bias = (torch.randn(shape, generator=generator).requires_grad_() for shape in ((7, 12), (50, 12), (50,)))
+labels = torch.randint(50, (7,), generator=generator)
+outcomes = []
+for kernel in ("triton", "torch"):
+    loss = linear_cross_entropy(rows, weight, bias, labels, 3, kernel)
+    outcomes.append([loss, *torch.autograd.grad(loss, (rows, weight, bias))])
+for mine, theirs in zip(*outcomes, strict=True):
+    torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
 """
 
 
@@ -30,7 +42,14 @@ def test_the_kernel_equals_its_reference_in_the_interpreter() -> None:
 def test_the_kernel_compiles(capability: int, kind: str) -> None:
     from m3p.kernels import cross_entropy_triton as fused
 
-    signature = {"logits": f"*{kind}", "labels": "*i64", "losses": "*fp32", "vocabulary": "i32", "stride": "i32"}
+    signature = {
+        "logits": f"*{kind}",
+        "bias": f"*{kind}",
+        "labels": "*i64",
+        "losses": "*fp32",
+        "vocabulary": "i32",
+        "stride": "i32",
+    }
     assert compile_kernel(
         fused.cross_entropy_kernel, {**signature, "BLOCK": "constexpr"}, {"BLOCK": fused.BLOCK}, capability
     )

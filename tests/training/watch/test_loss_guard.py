@@ -105,7 +105,7 @@ def test_poisoned_steps_make_no_update_and_training_goes_on(tiny: Path, tmp_path
         newest, _ = newest_whole(folder)
         assert newest is not None
         assert read_state(newest).updates == 8
-        if ranks > 1:
+        if ranks > 1 and not offload:  # what is offloaded is waited for, parameter by parameter
             assert_nobody_waits(tmp_path / f"collectives-{stage}", ranks, refused=(5, 7))
         seen.append([line for line in metrics(folder) if line["step"] != 5])
     for other in seen:  # and what follows is the same in every stage: nothing of the NaN stays behind

@@ -60,8 +60,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         logits = rows.new_empty(min(step, len(rows)), stride)[:, : len(weight)]
         for first in range(0, len(rows), step):
             part = rows[first : first + step]
-            torch.addmm(bias, part, weight.T, out=logits[: len(part)])
-            losses, gradient = loss_and_gradient(logits[: len(part)], labels[first : first + step], kernel)
+            losses, gradient = _of_chunk(logits[: len(part)], part, weight, bias, labels[first : first + step], kernel)
             loss += losses.sum()
             sums.add(first, part, weight, gradient)
         ctx.save_for_backward(*sums.finish())
@@ -119,20 +118,24 @@ def _wide(kind: torch.dtype) -> torch.dtype:
     return torch.float32 if kind == torch.bfloat16 else kind
 
 
-def loss_and_gradient(logits: Tensor, labels: Tensor, kernel: str | None = None) -> tuple[Tensor, Tensor]:
-    """Return the loss of each row [C], float32 or wider, and the gradient with respect to `logits` [C, vocabulary].
+def _of_chunk(
+    logits: Tensor, rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, kernel: str | None
+) -> tuple[Tensor, Tensor]:
+    """Return the loss of each of `rows` [C, width], and the gradient with respect to its logits [C, vocabulary].
 
-    `logits` is overwritten. `kernel` as in `linear_cross_entropy`; Triton's does it in two passes over each row.
+    `logits` is where they are made. `kernel` as in `linear_cross_entropy`; Triton's adds the bias in its two passes over a row.
     """
     if (kernel or ("triton" if logits.is_cuda else "torch")) == "triton":
         from m3p.kernels.cross_entropy_triton import loss_and_gradient_triton
 
-        return loss_and_gradient_triton(logits, labels)
+        torch.mm(rows, weight.T, out=logits)
+        return loss_and_gradient_triton(logits, bias, labels)
+    torch.addmm(bias, rows, weight.T, out=logits)
     return loss_and_gradient_reference(logits, labels)
 
 
 def loss_and_gradient_reference(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """As `loss_and_gradient`, in torch, in place."""
+    """Return the loss of each row [C], float32 or wider, and the gradient with respect to `logits` [C, vocabulary], in place."""
     wide = logits.to(_wide(logits.dtype))
     torch.log_softmax(wide, 1, out=wide)
     losses = -wide.gather(1, labels[:, None])[:, 0]

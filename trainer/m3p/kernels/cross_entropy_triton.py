@@ -1,7 +1,8 @@
-"""Loss and gradient of a chunk of logits in one Triton kernel: what `cross_entropy.loss_and_gradient` runs on a GPU.
+"""Loss and gradient of a chunk of logits in one Triton kernel: what `linear_cross_entropy` runs on a GPU.
 
 One program a row. The first pass takes maximum and sum of exponentials together (arXiv 1805.02867), the second writes
-the gradient over the logits.
+the gradient over the logits. The bias is added here, where logits are read anyway: a multiplication that adds it to rows
+which do not lie end to end writes it out for every row first.
 """
 
 import torch
@@ -13,17 +14,19 @@ BLOCK = 8192
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def cross_entropy_kernel(logits, labels, losses, vocabulary, stride, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    """`logits` [C, vocabulary] with rows `stride` apart, `labels` [C] int64, `losses` [C] float32."""
+def cross_entropy_kernel(logits, bias, labels, losses, vocabulary, stride, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """`logits` [C, vocabulary] without their bias, rows `stride` apart; `bias` [vocabulary]; `labels` [C]; `losses` [C] float32."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     label = tl.load(labels + row)
-    wanted = tl.load(logits + label).to(tl.float32)
+    wanted = tl.load(logits + label).to(tl.float32) + tl.load(bias + label).to(tl.float32)
     columns = tl.arange(0, BLOCK)
     largest = -float("inf")
     total = 0.0
     for first in range(0, vocabulary, BLOCK):
-        x = tl.load(logits + first + columns, first + columns < vocabulary, other=-float("inf")).to(tl.float32)
+        inside = first + columns < vocabulary
+        x = tl.load(logits + first + columns, inside, other=-float("inf")).to(tl.float32)
+        x += tl.load(bias + first + columns, inside, other=0.0).to(tl.float32)
         new = tl.maximum(largest, tl.max(x))
         total = total * tl.exp(largest - new) + tl.sum(tl.exp(x - new))
         largest = new
@@ -31,14 +34,15 @@ def cross_entropy_kernel(logits, labels, losses, vocabulary, stride, BLOCK: tl.c
     for first in range(0, vocabulary, BLOCK):
         inside = first + columns < vocabulary
         x = tl.load(logits + first + columns, inside, other=-float("inf")).to(tl.float32)
+        x += tl.load(bias + first + columns, inside, other=0.0).to(tl.float32)
         gradient = tl.exp(x - largest) / total - tl.where(first + columns == label, 1.0, 0.0)
         tl.store(logits + first + columns, gradient, inside)
 
 
-def loss_and_gradient_triton(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """As `loss_and_gradient_reference`."""
+def loss_and_gradient_triton(logits: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """As `loss_and_gradient_reference` of `logits` + `bias` [vocabulary]."""
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     cross_entropy_kernel[(len(logits),)](
-        logits, labels, losses, logits.shape[1], logits.stride(0), BLOCK=BLOCK, num_warps=16
+        logits, bias, labels, losses, logits.shape[1], logits.stride(0), BLOCK=BLOCK, num_warps=16
     )
     return losses, logits
