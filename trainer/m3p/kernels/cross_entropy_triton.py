@@ -15,7 +15,7 @@ BLOCK = 8192
 
 @triton.jit  # type: ignore[untyped-decorator]
 def cross_entropy_kernel(logits, bias, labels, losses, vocabulary, stride, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    """`logits` [C, vocabulary] without their bias, rows `stride` apart; `bias` [vocabulary]; `labels` [C]; `losses` [C] float32."""
+    """`logits` [C, vocabulary] without `bias` [vocabulary], rows `stride` apart; `labels` [C] int64, `losses` [C] float32."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     label = tl.load(labels + row)
