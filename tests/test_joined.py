@@ -79,7 +79,8 @@ def test_modules_are_called_alike_whatever_samples_a_rank_has() -> None:
         model(join(batches, tasks))
     assert calls[0] == calls[1]
     assert calls[0]["encoder"] == calls[0]["encoder.layers.0"] == 1
-    assert calls[0]["heads.matching"] == 4
+    assert calls[0]["heads.matching"] == 1
+    assert calls[0]["heads.masked_words"] == len(parts)  # it sums its losses
 
 
 def test_a_part_that_is_not_finite_does_not_spoil_the_others() -> None:

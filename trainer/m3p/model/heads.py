@@ -26,6 +26,8 @@ class Head(nn.Module):
     """
 
     takes_labels = False
+    views: int = 1
+    """Rows that belong together, such as a pair's text and its picture: all first ones stand in front of all second ones."""
 
     def initialise(self) -> None:
         """Change starting weights that should not be those of every linear layer. Called once, after these are drawn."""

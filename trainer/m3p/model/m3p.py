@@ -6,7 +6,7 @@ not touch: `forward` calls every module, always, in one order, with a row of zer
 and the returned `touch` (zero) joins every such call to the loss.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -108,7 +108,7 @@ class M3P(nn.Module):
         return self
 
     def forward(self, batch: Batch | Joined) -> Outputs:
-        """Run every module over the whole micro-batch: once, but for heads that several parts of a joined one ask."""
+        """Run every module over the whole micro-batch: once, but for heads that sum their losses, once a part of a joined one."""
         if isinstance(batch, Batch):
             hidden, layout, touch, seen = self._encode(batch)
             piece = _Piece(hidden, layout, seen, batch.targets, Outputs({}, touch))
@@ -116,7 +116,11 @@ class M3P(nn.Module):
                 self._ask(name, piece)
             return self._read_heads(piece)
         pieces = self._pieces(batch)
-        for name in self.heads:
+        for name, head in self.heads.items():
+            assert isinstance(head, Head)
+            if not head.takes_labels:
+                self._ask_together(name, head, pieces)
+                continue
             # The same calls on every rank, whatever its samples: each part that offers the task asks, or else the first.
             offered = [piece for piece, tasks in zip(pieces, batch.tasks, strict=True) if name in tasks]
             for piece in offered or pieces[:1]:
@@ -149,6 +153,26 @@ class M3P(nn.Module):
             # a gradient, as real ones do: ZeRO-3 frees what it gathered for a module when the gradient of its input
             # is there, and a rank that has not freed it stays out of the next gathering: a deadlock.
             found.touch = found.touch + _touch(head, 0.0 * piece.hidden[:1])
+
+    def _ask_together(self, name: str, head: Head, pieces: Sequence["_Piece"]) -> None:
+        """Call the head of task `name` once for all parts that ask for rows; where none does, on a row of zeros."""
+        picked = {
+            number: head.rows(piece.hidden, piece.layout, piece.targets[name])
+            for number, piece in enumerate(pieces)
+            if name in piece.targets
+        }
+        picked = {number: rows for number, rows in picked.items() if len(rows)}
+        if not picked:
+            self._ask(name, replace(pieces[0], targets={}))
+            return
+        # Rows that a head tells apart by their place, such as texts and pictures, stay so: [views, rows, width].
+        split = [rows.unflatten(0, (head.views, -1)) for rows in picked.values()]
+        output: Tensor = head(torch.cat(split, 1).flatten(0, 1))
+        outputs = torch.split(output.unflatten(0, (head.views, -1)), [rows.shape[1] for rows in split], 1)
+        for number, mine in zip(picked, outputs, strict=True):
+            found = pieces[number].found
+            found.tasks[name] = mine.flatten(0, 1)
+            found.targets[name] = head.complete(pieces[number].targets[name], pieces[number].seen)
 
     def _read_heads(self, piece: "_Piece") -> Outputs:
         """Give tasks that read another one's head its output; return all outputs of the micro-batch."""
