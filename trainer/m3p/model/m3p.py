@@ -166,9 +166,10 @@ class M3P(nn.Module):
             self._ask(name, replace(pieces[0], targets={}))
             return
         # Rows that a head tells apart by their place, such as texts and pictures, stay so: [views, rows, width].
-        split = [rows.unflatten(0, (head.views, -1)) for rows in picked.values()]
+        split = [rows.reshape(head.views, -1, rows.shape[1]) for rows in picked.values()]
         output: Tensor = head(torch.cat(split, 1).flatten(0, 1))
-        outputs = torch.split(output.unflatten(0, (head.views, -1)), [rows.shape[1] for rows in split], 1)
+        whole = output.reshape(head.views, -1, *output.shape[1:])
+        outputs = torch.split(whole, [rows.shape[1] for rows in split], 1)
         for number, mine in zip(picked, outputs, strict=True):
             found = pieces[number].found
             found.tasks[name] = mine.flatten(0, 1)
