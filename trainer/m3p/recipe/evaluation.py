@@ -35,7 +35,7 @@ class EvaluationConfig(BaseModel):
     centre: AddressField | None = Field(
         None,
         description="Folder of shards with captions in the query languages, as a rule those of training: each query of the dual "
-        "encoder is moved by the mean of 64 captions of its language there. Their pictures are not looked at.",
+        "encoder is moved by the mean of 128 captions of its language there. Their pictures are not looked at.",
     )
     protocol: ProtocolName = Field(
         "native",

@@ -15,7 +15,7 @@ from m3p.errors import UserError
 from m3p.retrieval.pictures import open_captions
 from m3p.retrieval.scoring import Floats, Scorer
 
-TEXTS = 64
+TEXTS = 128
 """Different captions of a language that are embedded, at most."""
 LEAST = 16
 """Fewer say too little of a language."""
