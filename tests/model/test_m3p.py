@@ -265,9 +265,10 @@ def test_a_text_that_is_remembered_is_encoded_once_and_the_same() -> None:
 
 
 def test_the_projection_of_texts_is_frozen_alone() -> None:
+    """Beside the centre of texts, which is measured."""
     model = build(SOURCES["regions"], freeze=["text_projection"], text_centre=True)
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    assert frozen == ["heads.contrastive.text.weight"]
+    assert frozen == ["heads.contrastive.centre", "heads.contrastive.text.weight"]
 
 
 def test_a_frozen_text_encoder_drops_nothing_in_training() -> None:
