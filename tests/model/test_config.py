@@ -17,7 +17,7 @@ SHAPE = {"layers": 2, "width": 8, "heads": 2, "feed_forward": 8, "positions": 10
         ({"shape": SHAPE}, "`tokenizer` is missing"),
         ({"shape": SHAPE, "tokenizer": "t", "layers": 1}, "`layers` cuts `initialise`; .* set shape.layers"),
         ({"shape": {**SHAPE, "heads": 3}, "tokenizer": "t"}, "heads = 3 does not divide width = 8"),
-        ({"initialise": "a", "freeze": ["heads"]}, "freeze"),
+        ({"initialise": "a", "freeze": ["tails"]}, "freeze"),
         ({"initialise": "a", "freeze": ["text"], "pooling": "mean"}, "freeze: .text. wants encode_pictures: false"),
         ({"initialise": "a", "remember_texts": True}, "remember_texts: .* add text to freeze"),
         ({"initialise": "a", "encode_pictures": False}, "pooling = first: .* set pooling: mean"),

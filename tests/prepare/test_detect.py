@@ -138,6 +138,9 @@ def test_a_name_that_leads_out_of_the_folder_is_a_bad_picture(run: Run, tmp_path
     wanted = pictures_of_records(tmp_path / "all.jsonl")
     done = detect(detector, wanted, PictureFolder(run.pictures), run.output, made_from, 2, 1)
     assert done.bad == {
-        "a.png": ["'../a' cannot name a file; the rule is a name without slashes that does not begin with a dot"]
+        "a.png": [
+            "'../a' cannot name a file; the rule is a name without slashes and control characters that does not begin "
+            "with a dot"
+        ]
     }
     assert not list(run.output.parent.glob("a.npz"))
