@@ -51,6 +51,8 @@ def test_code_settings_and_data_are_facts_and_where_they_lie_is_none(tmp_path: P
     sources = {"objectives": {"text": {"sources": [{"path": "/here"}]}}, "model": {"tokenizer": "/here"}}
     there = {"objectives": {"text": {"sources": [{"path": "/there"}]}}, "model": {"tokenizer": "/there"}}
     assert facts(sources) == facts(there)
+    always = {"code of m3p", "Python", "order of samples, version", "package torch", "package deepspeed"}
+    assert always <= facts(sources).keys()
     for other in (facts({"run": {"spike": 3}}), facts(sources, stage=2), facts(sources, data="y")):
         assert other != facts(sources)
 
