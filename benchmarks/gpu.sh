@@ -49,7 +49,7 @@ if [ "$device" = cuda ]; then
 else
   network=(--layers 1 --width 64 --words 300 --samples 2 --repetitions 1)
   head=(--rows 16 --width 8)
-  data=(--words 300 --pairs 8 --texts 8 --feature-size 2048) few=1
+  data=(--words 300 --pairs 8 --texts 8 --feature-size 2048) few=2
   shape='{layers: 1, width: 64, heads: 1, feed_forward: 64}'
   run=(run.steps=3 data.workers=0)
   scenes=(--train 64 --held-out 10) demo=(run.steps=3 schedule.warmup_steps=1)
