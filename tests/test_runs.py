@@ -216,6 +216,8 @@ def test_the_public_face_says_what_it_wants(run: Path, tiny: Path) -> None:
         UserError, match=r"p000\.png: this network was trained on region features and cannot see pixels"
     ):
         model.embed_pictures([tiny.parent / "raw" / "p000.png"])
+    with pytest.raises(UserError, match=r"texts: number 1, 'b\\ud800', holds half a character"):
+        model.embed_texts(["a", "b\ud800"])
     with pytest.raises(UserError, match="give a list of str"):
         model.embed_texts("dog")
     with pytest.raises(UserError, match="give a list of paths"):

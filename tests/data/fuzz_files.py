@@ -123,15 +123,17 @@ def fuzz_remote(home: Path, number: int, seed: int) -> int:
         for name, stored in files.items():
             # One of its own each time: what is fetched ahead may still be on its way.
             cache = Cache(Path(tempfile.mkdtemp(dir=home)), 10**6)
-            url = f"memory://fuzz/{name}"
+            # The place too: all readers of a file of memory:// have one position in it, and would cut each other's copies.
+            place = f"/{cache.folder.parent.name}/{name}"
             for file, content in stored.items():
-                memory.pipe(f"/fuzz/{name}/{file}", content)
+                memory.pipe(f"{place}/{file}", content)
             file = sorted(stored)[int(rng.integers(len(stored)))]
-            memory.pipe(f"/fuzz/{name}/{file}", mutate(stored[file], rng))
-            folders.check(name, url, cache)
-            memory.pipe(f"/fuzz/{name}/{file}", stored[file])
-            assert folders.read(name, url, cache) == folders.whole[name], "the damage has stayed"
+            memory.pipe(f"{place}/{file}", mutate(stored[file], rng))
+            folders.check(name, f"memory:/{place}", cache)
+            memory.pipe(f"{place}/{file}", stored[file])
+            assert folders.read(name, f"memory:/{place}", cache) == folders.whole[name], "the damage has stayed"
             shutil.rmtree(cache.folder, ignore_errors=True)
+            memory.rm(place, recursive=True)
 
     with _no_pauses():
         return _repeat(one, number, seed)

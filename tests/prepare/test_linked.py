@@ -1,8 +1,11 @@
 """img2dataset's tars with captions from files beside them, and CLIP_benchmark's: linked, never written again."""
 
 import gzip
+import io
 import json
+import os
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +90,28 @@ def test_pictures_are_found_by_the_key_too(tars: Path, tmp_path: Path) -> None:
     file = translations(tmp_path / "de.jsonl", *({"key": f"{n:09d}", "caption_de": f"Bild {n}"} for n in range(5)))
     run("cc12m", tars, "--captions", file, "--by", "key", output=tmp_path / "out")
     assert captions(tmp_path / "out")["000000004"] == {"de": ["Bild 4"]}
+
+
+def test_names_and_fields_that_are_not_unicode_have_no_captions_in_the_files(tmp_path: Path) -> None:
+    name, folder = os.fsdecode(b"caf\xe9"), tmp_path / "tars"
+    folder.mkdir()
+    with tarfile.open(folder / "0.tar", "w", errors="surrogateescape") as made:
+        for key, url in ((name, "u"), ("b", "v"), ("c", "\\ud800")):
+            files = {"jpg": picture(size=20 + len(url)), "json": f'{{"url": "{url}", "caption": "x"}}'.encode()}
+            for ending, content in files.items():
+                member = tarfile.TarInfo(f"{key}.{ending}")
+                member.size = len(content)
+                made.addfile(member, io.BytesIO(content))
+    by_url = translations(
+        tmp_path / "url.jsonl", {"url": "u", "caption_de": "Hund"}, {"url": "v", "caption_de": "Katze"}
+    )
+    run("cc3m", folder, "--captions", by_url, output=tmp_path / "url")
+    made_of = source(tmp_path / "url")
+    found = {sample.id: sample.captions for sample in (made_of.read(index, BadSamples([])) for index in range(3))}
+    assert found == {"caf\\udce9": {"de": ["Hund"]}, "b": {"de": ["Katze"]}}
+    by_key = translations(tmp_path / "key.jsonl", {"key": "b", "caption_de": "Katze"})
+    said = run("cc12m", folder, "--captions", by_key, "--by", "key", output=tmp_path / "key")
+    assert "2 of 3 pictures are not in" in said
 
 
 def test_wrong_files_of_captions_are_told(tars: Path, tmp_path: Path) -> None:

@@ -45,7 +45,13 @@ def test_aliases_within_bounds_are_read() -> None:
     assert parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: *a") == {"a": {"x": 1}, "b": {"x": 1, "y": 2}, "c": {"x": 1}}
 
 
-def test_tags_and_keys_that_come_twice_are_refused() -> None:
-    for text in ("!!python/object/apply:os.system [ls]", "{a: 1, a: 2}"):
+def test_tags_keys_that_come_twice_and_keys_that_are_no_names_are_refused() -> None:
+    for text in (
+        "!!python/object/apply:os.system [ls]",
+        "{a: 1, a: 2}",
+        "{[1, 2]: 3}",
+        "? {a: 1}\n: 3",
+        "{&a [1]: 2, b: {*a : 1}}",
+    ):
         with pytest.raises(yaml.YAMLError):
             parse_yaml(text)

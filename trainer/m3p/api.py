@@ -13,6 +13,7 @@ from m3p.batch import Picture
 from m3p.errors import BadSample, UserError
 from m3p.retrieval.scoring import scorer_of
 from m3p.runs import Run, open_run
+from m3p.unicode_text import HALF, is_unicode
 from m3p.visual.decode import MAX_PIXELS
 from m3p.visual.npz import LARGEST_NPZ
 from m3p.visual.regions import Regions
@@ -23,6 +24,8 @@ PictureLike = str | Path | bytes | Image.Image
 """A file, the bytes of one, or an opened picture."""
 MAX_BYTES = 4 * MAX_PIXELS
 """Bytes of a picture's file, at most."""
+SHOWN = 100
+"""Characters of a text that a message shows."""
 _REGIONS = b"PK\x03\x04"
 """How an npz begins."""
 
@@ -116,6 +119,8 @@ def load(path: str | Path, batch_size: int = 64) -> Model:
 def _texts(texts: Sequence[str]) -> Sequence[str]:
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise UserError("texts: give a list of str")
+    if (wrong := next((number for number, text in enumerate(texts) if not is_unicode(text)), None)) is not None:
+        raise UserError(f"texts: number {wrong}, {texts[wrong][:SHOWN]!r}, holds {HALF}; give Unicode text")
     return texts
 
 

@@ -22,6 +22,7 @@ from m3p.recipe.evaluation import EvaluationConfig
 from m3p.recipe.load import load_recipe, parse_recipe
 from m3p.recipe.recipe import Recipe
 from m3p.stored_files import read_bounded
+from m3p.unicode_text import is_unicode
 
 RECIPE = "recipe.yaml"
 
@@ -87,6 +88,8 @@ def open_run(path: Path) -> Run:
 
     `checkpoints/best`, which names the checkpoint that a validation figure chose, opens that one.
     """
+    if not is_unicode(str(path)):  # the library of the weights opens no such file
+        raise UserError(f"{path}: its name is not UTF-8; rename the folder, or copy it to another")
     if path.name == BEST and path.is_file():
         path = best_checkpoint(path.parent) or path
     if (path / EXPORTED).is_file():

@@ -61,6 +61,12 @@ def test_all_of_them_are_named_at_once(tmp_path: Path) -> None:
         ('{"bf16": true}', r'bf16 = true is no section; write {"enabled": "auto"}'),
         ('{"zero_optimization": 2}', r'zero_optimization = 2 is no section; write {"stage": 2}'),
         ("\udcff", "is not JSON"),
+        (
+            '{"zero_optimization": {"offload_param": {"nvme_path": "\\ud800"}}}',
+            "one of its texts holds half a character",
+        ),
+        (json.dumps({"x": "y" * 2**20}), "is not JSON: it has more than 1,048,576 bytes"),
+        (json.dumps({f"x{number}": 1 for number in range(30_000)}), "and 29,980 more"),
         ('{"bf16": {}}', 'bf16.enabled = null: write true, false, "auto"'),
         ('{"bf16": {"enabled": 1}}', 'bf16.enabled = 1: write true, false, "auto"'),
         ('{"fp16": {"enabled": "auto"}}', 'fp16.enabled = "auto": write true, false'),

@@ -25,6 +25,7 @@ from m3p.errors import UserError, no_room, out_of_files, say_thread_failed
 from m3p.recipe.evaluation import ProtocolName
 from m3p.shipped import find_ds_config, find_recipe
 from m3p.terminal import say, warn
+from m3p.unicode_text import check_words
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Multilingual multimodal pre-training.")
 app.command("train")(train_command)
@@ -229,6 +230,7 @@ def main() -> None:
     """Run the command line; a user's mistake is one message and exit code 2."""
     threading.excepthook = say_thread_failed
     try:
+        check_words(sys.argv[1:])
         app()
     except UserError as error:
         _leave(str(error))

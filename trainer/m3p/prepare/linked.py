@@ -20,6 +20,7 @@ from m3p.prepare.pairs import MARKER, CaptionCounts, report
 from m3p.prepare.side_files import CaptionTable, SideFile
 from m3p.prepare.staging import staged_folder
 from m3p.terminal import say
+from m3p.unicode_text import is_unicode
 
 KEY = "key"
 """Value of `by` for which the name of the sample in its tar counts, whatever its JSON says."""
@@ -127,7 +128,8 @@ def _lines(tar: Path, table: CaptionTable, language: str, side: Side, joined: _J
         name, published, own = _own(sample, language, side.keep_own)
         captions = {**own, **captions}
         if captions:
-            record = {"id": name or sample.key, "captions": captions, **published}
+            key = sample.key.encode(errors="backslashreplace").decode()  # bytes that are not UTF-8 are spelled
+            record = {"id": name or key, "captions": captions, **published}
             yield json.dumps(record, ensure_ascii=False).encode()
         else:
             yield b""
@@ -145,9 +147,13 @@ def _own(sample: TarSample, language: str, captions: bool) -> tuple[str, dict[st
 
 
 def _value(sample: TarSample, by: str) -> str:
-    """Return the value by which the captions of a sample are found; "" where it has none."""
-    if by == KEY:
-        return sample.key.rpartition("/")[2]
+    """Return the value by which the captions of a sample are found; "" where it has none, or one that is not Unicode text."""
+    value = sample.key.rpartition("/")[2] if by == KEY else _field(sample, by)
+    return value if is_unicode(value) else ""
+
+
+def _field(sample: TarSample, by: str) -> str:
+    """Return a field of a sample's JSON as text; "" where it has none."""
     try:
         fields = json.loads(sample.members.get("json", b"{}"))
     except (ValueError, RecursionError):

@@ -27,6 +27,7 @@ from m3p.prepare.regions import pack_regions
 from m3p.prepare.shards import ShardWriter
 from m3p.prepare.staging import check_output, staged_folder
 from m3p.terminal import one_line, say
+from m3p.unicode_text import HALF, is_unicode
 
 LISTED = 20
 SHOWN = 600
@@ -229,15 +230,11 @@ def caption_mistakes(captions: object) -> list[str]:
 
 def unicode_mistakes(record: Fields) -> list[str]:
     """Return which texts hold half a character ("\\ud800"), which JSON can spell and no file can hold."""
-    found = []
-    for name in OWN_FIELDS:
-        try:
-            json.dumps(record.get(name), ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            found.append(
-                f"{name} is {record[name]!r}, with half a character (\\ud800 to \\udfff); the rule is Unicode text"
-            )
-    return found
+    return [
+        f"{name} is {record[name]!r}, with {HALF}; the rule is Unicode text"
+        for name in OWN_FIELDS
+        if not is_unicode(json.dumps(record.get(name), ensure_ascii=False))
+    ]
 
 
 def _json(record: Fields) -> bytes:

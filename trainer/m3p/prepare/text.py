@@ -13,6 +13,7 @@ from m3p.prepare.lines import OTHERS, check_no_document, check_once, files_of, l
 from m3p.prepare.shards import ShardWriter
 from m3p.prepare.staging import staged_folder
 from m3p.terminal import say
+from m3p.unicode_text import HALF, is_unicode
 
 MARKER = "*/manifest.json"
 
@@ -82,13 +83,10 @@ class Paragraphs:
                 f"{self.path}, line {number}: a JSON object with the fields {names}; the rule is "
                 "plain text, one paragraph a line, or objects with a field `text`."
             )
-        try:
-            text.encode()
-        except UnicodeEncodeError:
+        if not is_unicode(text):
             raise UserError(
-                f"{self.path}, line {number}: its text holds half a character (\\ud800 to \\udfff); the rule is Unicode text: "
-                "mend it, or leave the line out."
-            ) from None
+                f"{self.path}, line {number}: its text holds {HALF}; the rule is Unicode text: mend it, or leave the line out."
+            )
         self.objects += 1
         self.unread.update(name for name in fields if name != "text")
         yield from filter(None, (" ".join(line.split()) for line in text.splitlines()))

@@ -14,6 +14,7 @@ from m3p.recipe.mistakes import every_mistake
 from m3p.recipe.recipe import MAX_EPOCHS, MAX_STEPS, Recipe
 from m3p.recipe.yaml_file import parse_yaml, read_yaml
 from m3p.terminal import warn
+from m3p.unicode_text import HALF, is_unicode
 
 RENAMED = {
     "run.most_skipped": "max_skipped",
@@ -34,6 +35,9 @@ def parse_recipe(raw: dict[str, Any], name: str, overrides: Sequence[str] = ()) 
     """Validate `raw`, the content of the file `name`, with overrides. Raises UserError."""
     for override in overrides:
         _override(raw, override)
+    if halves := list(_half_characters(raw, "")):
+        lines = "\n".join(f"  - {place}: {text!r} holds {HALF}; the rule is Unicode text" for place, text in halves)
+        raise UserError(f"{name} has {len(halves)} mistake(s):\n{lines}")
     for line in take_new_names(raw):
         warn(f"{name}: {line}")
     epochs = _take_epochs(raw, name)
@@ -44,6 +48,19 @@ def parse_recipe(raw: dict[str, Any], name: str, overrides: Sequence[str] = ()) 
     warn(f"{name}: run.epochs = {epochs:g} is run.steps = {steps:,} ({words})")
     raw["run"] = {**raw["run"], "steps": steps, "epochs": None}
     return _validate(raw, name)
+
+
+def _half_characters(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    """Yield the texts of a recipe that UTF-8 cannot write, names of fields too, and the place of each, as "run.folder"."""
+    if isinstance(value, str) and not is_unicode(value):
+        yield place or "a field's name", value
+    elif isinstance(value, dict | list):
+        for name, part in value.items() if isinstance(value, dict) else enumerate(value):
+            inside = f"{place}.{name}" if place else str(name)
+            if is_unicode(inside):
+                yield from _half_characters(part, inside)
+            else:
+                yield place or "a field's name", str(name)
 
 
 def _take_epochs(raw: dict[str, Any], name: str) -> float | None:

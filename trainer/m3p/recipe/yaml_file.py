@@ -45,12 +45,15 @@ class _Loader(yaml.SafeLoader):
         """Raises yaml.YAMLError."""
         seen: set[Any] = set()
         for name, _ in node.value:
+            if not isinstance(name, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    problem="a list or a section stands in the place of a name", problem_mark=name.start_mark
+                )
             if name.value in seen:
                 raise yaml.constructor.ConstructorError(
                     problem=f"{name.value} stands twice in", problem_mark=node.start_mark
                 )
-            if isinstance(name.value, str):
-                seen.add(name.value)
+            seen.add(name.value)
         return super().construct_mapping(node, deep)
 
 

@@ -11,6 +11,7 @@ from m3p.retrieval.scoring import shortlist
 from m3p.runs import open_run
 from m3p.search.index import SETTINGS, SearchIndex
 from m3p.terminal import one_line, warn
+from m3p.unicode_text import HALF, is_unicode
 from m3p.visual.decode import decode
 
 SHOWN = 96
@@ -61,10 +62,8 @@ def _check_query(query: str, image: Path | None) -> None:
     """Raise UserError unless there is one query, of Unicode text."""
     if bool(query) == (image is not None):
         raise UserError("m3p search takes one query: words in quotes, or --image FILE")
-    try:
-        query.encode()
-    except UnicodeEncodeError as error:  # bytes of a command line that are no UTF-8
-        raise UserError(f"query {query!r} is not Unicode text ({error.reason}); write it in UTF-8") from error
+    if not is_unicode(query):
+        raise UserError(f"query {query!r} holds {HALF}; write it in UTF-8")
 
 
 def embed_query(model: Model, query: str, image: Path | None) -> Floats:

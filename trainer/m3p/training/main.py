@@ -22,10 +22,12 @@ signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
 from m3p import distributed  # noqa: E402
 from m3p.errors import OneRankError, UserError, no_room, out_of_files, say_thread_failed  # noqa: E402
 from m3p.terminal import warn  # noqa: E402
+from m3p.unicode_text import check_words  # noqa: E402
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse, meet the other ranks, train, evaluate. Raises UserError."""
+    check_words(arguments)
     options = _parse(arguments)
     from m3p.recipe.load import load_recipe
     from m3p.shipped import find_ds_config, find_recipe

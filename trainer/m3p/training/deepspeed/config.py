@@ -3,6 +3,7 @@
 import difflib
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,15 @@ from pydantic import ValidationError
 
 from m3p.errors import UserError
 from m3p.optim.optimizer import OptimizerConfig
+from m3p.stored_files import read_bounded
 from m3p.training.deepspeed import unsupported as unsupported_settings
 from m3p.training.deepspeed.unsupported import unsupported
+from m3p.unicode_text import HALF, is_unicode
 
+MAX_BYTES = 2**20
+"""Of a file of settings."""
+LISTED = 20
+"""Mistakes that a message names."""
 RECIPES_OWN = {
     "train_batch_size": "objectives.NAME.batch_size",
     "train_micro_batch_size_per_gpu": "objectives.NAME.micro_batch",
@@ -58,9 +65,11 @@ def read_deepspeed_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"--deepspeed_config {path} does not exist; ds_configs/ has one for each ZeRO stage")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once_each)
+        config = json.loads(read_bounded(path, MAX_BYTES), object_pairs_hook=_once_each)
     except (ValueError, RecursionError) as error:  # bytes that are no text are a ValueError too
         raise UserError(f"{path} is not JSON: {error}") from error
+    if not is_unicode(json.dumps(config, ensure_ascii=False)):
+        raise UserError(f"{path}: one of its texts holds {HALF}; the rule is Unicode text")
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a JSON object of settings")
     twice = [f"{name} (set {field} in the recipe)" for name, field in RECIPES_OWN.items() if name in config]
@@ -68,7 +77,8 @@ def read_deepspeed_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} sets what is the recipe's: {'; '.join(twice)}. Take it out of the file")
     mistakes = list(_mistakes(config)) or [*sorted(unsupported(config)), *_deepspeeds_mistakes(config)]
     if mistakes:
-        raise UserError("\n  - ".join([f"{path} has {len(mistakes)} mistake(s):", *mistakes]))
+        more = [f"... and {len(mistakes) - LISTED:,} more"] if len(mistakes) > LISTED else []
+        raise UserError("\n  - ".join([f"{path} has {len(mistakes)} mistake(s):", *mistakes[:LISTED], *more]))
     if "zero_optimization" in config:
         config["zero_optimization"] = _without_auto(config["zero_optimization"])
     return config
@@ -76,10 +86,9 @@ def read_deepspeed_config(path: Path) -> dict[str, Any]:
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object; of a name given twice, json would take the last without a word. Raises ValueError."""
-    names = [name for name, _ in pairs]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"{twice} stands twice in one section; take one out")
+    ((name, times),) = Counter(name for name, _ in pairs).most_common(1) or [("", 0)]
+    if times > 1:
+        raise ValueError(f"{name} stands twice in one section; take one out")
     return dict(pairs)
 
 
