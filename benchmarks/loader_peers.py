@@ -27,7 +27,7 @@ import torch
 from m3p.data.tokenizer import Tokenizer
 
 BATCH = 64
-MOST_TOKENS = 128
+MAX_TOKENS = 128
 RESUME_AT = 1_000_000
 WARM_UP = 256
 """Batches that are not counted: more than any loader has ready when the first one is asked for, and enough for the tokenizer,
@@ -66,7 +66,7 @@ class Task:
 
     def collate(self, samples: Sequence[Work]) -> dict[str, torch.Tensor]:
         """Lay the samples of a batch together: texts tokenised in one call, as ours are, ids end to end, without padding."""
-        tokens, lengths = self.tokenizer.encode_flat([sample["text"] for sample in samples], MOST_TOKENS)
+        tokens, lengths = self.tokenizer.encode_flat([sample["text"] for sample in samples], MAX_TOKENS)
         batch = {"tokens": torch.from_numpy(tokens), "lengths": torch.from_numpy(lengths)}
         if "pixels" in samples[0]:
             batch["pixels"] = torch.from_numpy(np.stack([sample["pixels"] for sample in samples]))

@@ -64,9 +64,9 @@ def test_layers_and_tokenizer_of_a_start(xlmr_folder: Path, tiny: Path, tmp_path
     config = ModelConfig(initialise=xlmr_folder, layers=9)
     with refused(r"has (\d+); lower it") as caught:
         read_encoder_shape(config, words)
-    most = re.search(r"has (\d+); lower it", str(caught.value))
-    assert most
-    assert read_encoder_shape(config.model_copy(update={"layers": int(most[1])}), words)
+    limit = re.search(r"has (\d+); lower it", str(caught.value))
+    assert limit
+    assert read_encoder_shape(config.model_copy(update={"layers": int(limit[1])}), words)
     other = parse_recipe(tiny_recipe(tiny.parent), "tiny").tokenizer_folder
     config = ModelConfig(initialise=xlmr_folder, tokenizer=other)
     with refused(r"leave model\.tokenizer out to use the folder's own"):

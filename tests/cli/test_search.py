@@ -35,7 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_index_is_searched_by_words_and_by_a_picture(place: Path) -> None:
     assert run("search", place / "index", "犬", "--top", 3).count(".png") == 3
-    found = run("search", place / "index", "--image", place / "album/p2.png", "--most", 2).splitlines()
+    found = run("search", place / "index", "--image", place / "album/p2.png", "--top", 2).splitlines()
     assert found[0].split() == ["1", "1.000", "p2.png"]
     page = (place / "index/search.html").read_text()
     assert page.count("data:image/png") == 2

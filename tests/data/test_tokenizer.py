@@ -49,14 +49,14 @@ def test_ids_of_a_real_vocabulary_are_those_of_transformers(xlmr_folder: Path) -
 
 
 @given(st.text(), st.integers(4, 12))
-def test_a_text_is_framed_cut_and_free_of_specials(tokenizer: Tokenizer, text: str, most: int) -> None:
+def test_a_text_is_framed_cut_and_free_of_specials(tokenizer: Tokenizer, text: str, limit: int) -> None:
     try:
-        ids = tokenizer.encode(text, most)
+        ids = tokenizer.encode(text, limit)
     except UnicodeEncodeError:
         return  # a lone surrogate, which no source lets through
     assert ids.dtype == np.int64
     assert (int(ids[0]), int(ids[-1])) == (BOS, EOS)
-    assert 2 <= len(ids) <= most
+    assert 2 <= len(ids) <= limit
     assert all(UNK <= i < tokenizer.mask for i in ids[1:-1].tolist()), "a text cannot smuggle in a special token"
     whole = tokenizer.encode(text, 10_000)
     assert ids[:-1].tolist() == whole[: len(ids) - 1].tolist()
@@ -84,7 +84,7 @@ def test_a_long_text_is_not_read_beyond_what_is_kept(tokenizer: Tokenizer, monke
 
 def test_few_words_are_remembered_and_none_that_are_long(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = Tokenizer(tokenizer.path.parent)
-    monkeypatch.setattr(module, "MOST_WORDS", 2)
+    monkeypatch.setattr(module, "MAX_WORDS", 2)
     texts = ["dog cat tree", "dog cat tree", "dog" * module.LONGEST_WORD]
     assert [fresh.encode(text, 64).tolist() for text in texts] == [
         tokenizer.encode(text, 64).tolist() for text in texts
@@ -112,9 +112,9 @@ def test_a_vocabulary_with_spaces_inside_pieces_gets_whole_texts(tmp_path: Path)
 
 
 @given(st.lists(st.sampled_from(TEXTS), max_size=5), st.integers(4, 12))
-def test_many_texts_are_as_one_by_one(tokenizer: Tokenizer, texts: list[str], most: int) -> None:
-    ids, lengths = tokenizer.encode_flat(texts, most)
-    wanted = [tokenizer.encode(text, most).tolist() for text in texts]
+def test_many_texts_are_as_one_by_one(tokenizer: Tokenizer, texts: list[str], limit: int) -> None:
+    ids, lengths = tokenizer.encode_flat(texts, limit)
+    wanted = [tokenizer.encode(text, limit).tolist() for text in texts]
     assert lengths.tolist() == [len(one) for one in wanted]
     assert ids.tolist() == [number for one in wanted for number in one]
 

@@ -87,9 +87,9 @@ def test_the_number_that_a_vocabulary_may_have_is_one_that_it_may_have(tmp_path:
     raw = texts(tmp_path / "raw", en="a dog and a cat\n" * 20)
     words = ("prepare", "tokenizer", raw / "en.txt", "--output", tmp_path / "out", "--algorithm", "bpe", "--vocabulary")
     message = refused("--vocabulary 500 does not fit this text", *words, "500")
-    most = re.search(r"<= (\d+)", message)
-    assert most, message
-    refused("does not fit this text", *words, "32") if int(most[1]) < 32 else m3p(*words, most[1])
+    limit = re.search(r"<= (\d+)", message)
+    assert limit, message
+    refused("does not fit this text", *words, "32") if int(limit[1]) < 32 else m3p(*words, limit[1])
 
 
 def test_word_lists(tmp_path: Path) -> None:

@@ -23,9 +23,9 @@ from tests.data.broken import Members, pair, write
 from tests.tiny import make_tiny
 
 
-def shown(recipe_path: Path, step: int = 1, most: int = 50, *overrides: str) -> list[ShownTurn]:
+def shown(recipe_path: Path, step: int = 1, limit: int = 50, *overrides: str) -> list[ShownTurn]:
     recipe = load_recipe(recipe_path, overrides)
-    return peek(recipe, build_objectives(recipe), step, most)
+    return peek(recipe, build_objectives(recipe), step, limit)
 
 
 @pytest.fixture(scope="module")

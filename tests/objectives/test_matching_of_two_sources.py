@@ -91,9 +91,11 @@ def test_matching_is_at_chance_where_pictures_carry_nothing(tiny: Path, tmp_path
 def test_this_measurement_sees_partners_of_another_source(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def next_ones(self: Candidates, position: int, most: int = MAX_TRIED) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def next_ones(
+        self: Candidates, position: int, limit: int = MAX_TRIED
+    ) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         place = position - self._start
-        return self._start + (place + 1 + np.arange(most)) % len(self._sources)
+        return self._start + (place + 1 + np.arange(limit)) % len(self._sources)
 
     monkeypatch.setattr(Candidates, "of", next_ones)
     assert accuracy(tiny, tmp_path) > 0.65

@@ -63,15 +63,15 @@ def test_costs_are_close_to_lengths_in_every_script_without_reading_the_samples(
         with ShardWriter(tmp_path / "text" / language, "text", 40, language) as writer:
             for _ in range(40):
                 writer.write({"txt": " ".join(rng.choice(WORDS[language], rng.integers(1, 12))).encode()})
-    most = 24
+    limit = 24
     settings = [f"objectives.multilingual_text.sources=[{{path: {tmp_path}/text/*}}]"]
-    settings.append(f"objectives.multilingual_text.max_tokens={most}")
+    settings.append(f"objectives.multilingual_text.max_tokens={limit}")
     text = build_objectives(load_recipe(tiny, settings))["multilingual_text"]
     positions = range(80)
     lengths = np.array([int(text.batch(positions, [place]).lengths.sum()) for place in positions])
     monkeypatch.setattr(ShardReader, "read", None)
     costs = text.costs(positions)
-    assert costs.max() == most
-    assert (lengths < most).sum() > 20
+    assert costs.max() == limit
+    assert (lengths < limit).sum() > 20
     assert np.abs(costs / lengths - 1).mean() < 0.2
     assert len({round(source.bytes_of_token, 1) for source in text.mix.sources}) == 2

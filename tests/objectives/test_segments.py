@@ -29,18 +29,18 @@ def test_segments_stand_between_separators_as_xlm_r_joins_two_sentences(
 
 @given(st.lists(TEXTS, min_size=1, max_size=3), st.integers(6, 40))
 def test_what_is_too_long_loses_the_ends_of_its_longest_segments(
-    tokenizer: Tokenizer, segments: list[str], most: int
+    tokenizer: Tokenizer, segments: list[str], limit: int
 ) -> None:
-    ids, (length,) = encode_segments([segments], most, tokenizer)
-    assert len(ids) == length <= most
+    ids, (length,) = encode_segments([segments], limit, tokenizer)
+    assert len(ids) == length <= limit
     whole = [len(tokenizer.encode(segment, 1000)) - 2 for segment in segments]
     inner = "".join(" " if token == EOS else "x" for token in ids[1:-1].tolist()).split("  ")
     kept = [len(part) for part in inner]
     assert len(kept) == len(whole)
-    if sum(whole) <= most - 2 * len(whole):
+    if sum(whole) <= limit - 2 * len(whole):
         assert kept == whole
     else:
-        assert sum(kept) > most - 3 * len(whole), "no room is left unused but what cannot be shared evenly"
+        assert sum(kept) > limit - 3 * len(whole), "no room is left unused but what cannot be shared evenly"
         assert kept == [min(size, max(kept)) for size in whole]
 
 

@@ -83,11 +83,11 @@ def test_any_number_of_ranks_shares_the_blocks_and_sees_them_all(
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.integers(1, 20))
-def test_runs_cover_all_items_in_order_and_hold_no_more_than_they_may(counts: list[int], most: int) -> None:
-    bounds = cut(np.array(counts), most)
+def test_runs_cover_all_items_in_order_and_hold_no_more_than_they_may(counts: list[int], limit: int) -> None:
+    bounds = cut(np.array(counts), limit)
     assert [first for first, _ in bounds] == [0, *(end for _, end in bounds[:-1])]
     assert bounds[-1][1] == len(counts)
-    assert all(sum(counts[first:end]) <= most or end - first == 1 for first, end in bounds)
+    assert all(sum(counts[first:end]) <= limit or end - first == 1 for first, end in bounds)
 
 
 @pytest.fixture

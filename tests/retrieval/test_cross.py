@@ -45,12 +45,12 @@ def some_pairs() -> dict[str, NDArray[np.int64]]:
 @pytest.mark.long
 @pytest.mark.parametrize("most", [1, 3, 1000])
 def test_listed_pairs_are_scored_as_single_ones_whatever_the_blocks(
-    scorer: Scorer, pictures: list[Picture], tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch
+    scorer: Scorer, pictures: list[Picture], tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cross, "PICTURES_AT_ONCE", 2)
     wanted = {language: WantedPairs.listed(pairs, len(pictures)) for language, pairs in some_pairs().items()}
     captions = {language: scorer.tokenize(texts) for language, texts in TEXTS.items()}
-    parts = PairMatcher(scorer, captions, pictures, wanted).match(Blocks(tmp_path / "blocks"), most)
+    parts = PairMatcher(scorer, captions, pictures, wanted).match(Blocks(tmp_path / "blocks"), limit)
     for language, pairs in some_pairs().items():
         logits = np.concatenate(parts[language])
         assert len(logits) == len(np.unique(pairs, axis=0))

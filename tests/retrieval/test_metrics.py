@@ -167,11 +167,11 @@ def test_ties_by_order_take_the_candidate_with_the_lower_number_first(
 
 @given(tables(), st.integers(1, 7), st.integers(0, 2**31))
 def test_a_shortlist_ranks_as_if_all_else_scored_minus_infinity(
-    table: tuple[NDArray[np.float64], NDArray[np.bool_]], most: int, seed: int
+    table: tuple[NDArray[np.float64], NDArray[np.bool_]], limit: int, seed: int
 ) -> None:
     scores, right = np.maximum(table[0], -9.0), table[1]
     rng = np.random.default_rng(seed)
-    listed = np.stack([rng.permutation(scores.shape[1])[:most] for _ in scores])
+    listed = np.stack([rng.permutation(scores.shape[1])[:limit] for _ in scores])
     whole = np.full(scores.shape, -np.inf)
     np.put_along_axis(whole, listed, np.take_along_axis(scores, listed, 1), 1)
     beyond = Beyond(right.sum(axis=1), right.shape[1])

@@ -103,7 +103,7 @@ def test_pairs_are_scored_in_the_order_that_they_are_asked_in(
 
 
 @given(st.integers(1, 6), st.integers(1, 9), st.integers(1, 12), st.integers(0, 2**31))
-def test_a_shortlist_holds_the_best_of_each_query_in_order(queries: int, pool: int, most: int, seed: int) -> None:
+def test_a_shortlist_holds_the_best_of_each_query_in_order(queries: int, pool: int, limit: int, seed: int) -> None:
     scores = np.random.default_rng(seed).permutation(queries * pool).reshape(queries, pool).astype(np.float32)
-    wanted = np.argsort(-scores, axis=1)[:, :most]
-    assert np.array_equal(shortlist(scores, most), wanted)
+    wanted = np.argsort(-scores, axis=1)[:, :limit]
+    assert np.array_equal(shortlist(scores, limit), wanted)

@@ -201,7 +201,7 @@ def entries(count: int) -> list[Entry]:
 def test_a_large_index_is_ivf_pq_and_answers_as_exact_search(
     seeing: Path, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nearest, "FLAT_MOST", 1000)
+    monkeypatch.setattr(nearest, "MAX_FLAT", 1000)
     folder, draws = tmp_path / "index", np.random.default_rng(0)
     index_pictures(seeing, album, folder)
     width = SearchIndex(folder).settings.width

@@ -153,21 +153,21 @@ def start(timeout_seconds: float) -> Ranks:
     `timeout_seconds` bounds this meeting and every later collective. Sets the variables that DeepSpeed reads.
     Raises UserError for a half-set environment, an accelerator that is not there, or ranks that do not meet.
     """
-    place = find(os.environ)
-    device = _pick_device(place.local_rank)
+    info = find(os.environ)
+    device = _pick_device(info.local_rank)
     os.environ.update(
-        RANK=str(place.rank),
+        RANK=str(info.rank),
         # DeepSpeed takes this number for the GPU's, among those that this process can see.
         LOCAL_RANK=str(device.index or 0),
-        WORLD_SIZE=str(place.world_size),
-        MASTER_ADDR=place.master_address,
-        MASTER_PORT=str(place.master_port),
+        WORLD_SIZE=str(info.world_size),
+        MASTER_ADDR=info.master_address,
+        MASTER_PORT=str(info.master_port),
         DS_ACCELERATOR=device.type,
     )
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         _share_cores()
-    _meet(place, device, timeout_seconds)
-    return Ranks(place.rank, place.local_rank, place.world_size, device, place.launcher)
+    _meet(info, device, timeout_seconds)
+    return Ranks(info.rank, info.local_rank, info.world_size, device, info.launcher)
 
 
 def _pick_device(local_rank: int) -> "torch.device":
@@ -199,7 +199,7 @@ def _share_cores() -> None:
     torch.set_num_threads(mine if bound else max(1, mine // here))
 
 
-def _meet(place: LauncherInfo, device: "torch.device", timeout_seconds: float) -> None:
+def _meet(info: LauncherInfo, device: "torch.device", timeout_seconds: float) -> None:
     import torch.distributed as dist
 
     on_gpu = device.type == "cuda"
@@ -208,12 +208,12 @@ def _meet(place: LauncherInfo, device: "torch.device", timeout_seconds: float) -
             "nccl" if on_gpu else "gloo",
             timeout=timedelta(seconds=timeout_seconds),
             # A bound device lets NCCL connect at once; a lone rank has nobody to connect to.
-            device_id=device if on_gpu and place.world_size > 1 else None,
+            device_id=device if on_gpu and info.world_size > 1 else None,
         )
     except dist.DistError as error:
         raise OneRankError(
-            f"rank {place.rank} of {place.world_size} did not meet the others at MASTER_ADDR={place.master_address} "
-            f"MASTER_PORT={place.master_port} within {timeout_seconds:g} s ({str(error).splitlines()[0]}). Every rank must "
+            f"rank {info.rank} of {info.world_size} did not meet the others at MASTER_ADDR={info.master_address} "
+            f"MASTER_PORT={info.master_port} within {timeout_seconds:g} s ({str(error).splitlines()[0]}). Every rank must "
             "be started, reach that address, and find that port free"
         ) from error
 
@@ -255,7 +255,7 @@ def join(timeout_seconds: float = 3600.0) -> None:
         start(timeout_seconds)
 
 
-def place() -> tuple[int, int]:
+def rank_and_count() -> tuple[int, int]:
     """Return this process' number among all ranks and how many there are; (0, 1) in a process that has joined no others."""
     if not _joined():
         return 0, 1
@@ -275,7 +275,7 @@ def all_reduce_sum(tensor: "torch.Tensor", group: "ProcessGroup | None" = None) 
     One on the CPU goes from CPU to CPU also where the ranks compute on GPUs, so that it waits for none of them.
     `group`: the group of all ranks to use, where the common one will not do (`new_host_group`).
     """
-    if place()[1] > 1:
+    if rank_and_count()[1] > 1:
         import torch.distributed as dist
 
         dist.all_reduce(tensor, group=group or (None if tensor.is_cuda else _host_group()))
@@ -305,7 +305,7 @@ def gather_objects(value: T, group: "ProcessGroup | None" = None) -> list[T]:
 
     It goes from CPU to CPU, so that it waits for no GPU. `group` is as in `all_reduce_sum`.
     """
-    if place()[1] == 1:
+    if rank_and_count()[1] == 1:
         return [value]
     import torch.distributed as dist
 

@@ -36,16 +36,16 @@ def no_room(error: OSError) -> str | None:
     if error.errno not in NO_ROOM:
         return None
     # Found while writing, when the system often knows the file's name no more.
-    place = f"{error.filename}: " if error.filename else ""
-    return f"{place}{error.strerror}; free some, or write elsewhere"
+    file = f"{error.filename}: " if error.filename else ""
+    return f"{file}{error.strerror}; free some, or write elsewhere"
 
 
 def out_of_files(error: OSError) -> str | None:
     """Return what to say where this process, or the machine, has too many files open; None for another error."""
     if error.errno not in OUT_OF_FILES:
         return None
-    place = f"{error.filename}: " if error.filename else ""
-    return f"{place}{error.strerror}: allow more (`ulimit -n 65536`)"
+    file = f"{error.filename}: " if error.filename else ""
+    return f"{file}{error.strerror}: allow more (`ulimit -n 65536`)"
 
 
 def say_thread_failed(failure: threading.ExceptHookArgs) -> None:

@@ -14,14 +14,14 @@ LARGEST_JSON = 64 * 2**20
 """Bytes of a JSON file: the largest, a result with the ranks of all its queries, has some MB."""
 
 
-def read_bounded(path: Path, most: int = LARGEST_JSON) -> bytes:
+def read_bounded(path: Path, limit: int = LARGEST_JSON) -> bytes:
     """Return the bytes of a regular file. Raises OSError, and ValueError for a pipe, a device and what is too large."""
     if path.exists() and not path.is_file():
         raise ValueError("it is no regular file")
     with path.open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"it has more than {most:,} bytes")
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"it has more than {limit:,} bytes")
     return content
 
 

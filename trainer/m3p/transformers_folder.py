@@ -48,9 +48,9 @@ def read_model_config(path: Path, wanted: str) -> dict[str, Any]:
     """
     config = read_json(path, wanted)
     for name, size in _whole_numbers(config):
-        most = MAX_LAYERS if _COUNT_OF_LAYERS.search(name) else MAX_SIZE
-        if size > most:
-            raise UserError(f"{path}: {name} = {size}: at most {most:,}; put back the model's own config.json")
+        limit = MAX_LAYERS if _COUNT_OF_LAYERS.search(name) else MAX_SIZE
+        if size > limit:
+            raise UserError(f"{path}: {name} = {size}: at most {limit:,}; put back the model's own config.json")
     return config
 
 

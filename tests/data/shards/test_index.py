@@ -20,7 +20,7 @@ from m3p.data.shards import index
 from m3p.data.shards.index import feature_width, index_tar, members, split_name
 from m3p.data.shards.index_file import (
     HEADER,
-    MOST_MEMBERS,
+    MAX_MEMBERS,
     OTHER,
     SEAL,
     IndexFile,
@@ -179,7 +179,7 @@ def test_what_no_index_holds_is_parsed_when_read(tmp_path: Path, extensions: lis
     assert index.sums.tolist() == [[OTHER]]
 
 
-@given(st.integers(0, 10**6), st.integers(1, MOST_MEMBERS), st.integers(1, 4000))
+@given(st.integers(0, 10**6), st.integers(1, MAX_MEMBERS), st.integers(1, 4000))
 @example(2, 1, 245)
 def test_sizes_of_index_files_tell_parts_and_other_versions(samples: int, members: int, less: int) -> None:
     whole = index_bytes(samples, members)
@@ -189,8 +189,8 @@ def test_sizes_of_index_files_tell_parts_and_other_versions(samples: int, member
     unsealed = whole - (3 * HEADER + 16 * samples + SEAL)
     sizes = {whole - column * fewer for fewer in range(members)}
     without_names = whole - (HEADER + 8 * samples)
-    sizes |= {without_names + column * more for more in range(1 - members, MOST_MEMBERS - members + 1)}
-    sizes |= {unsealed + column * more for more in range(1 - members, MOST_MEMBERS - members + 1)}
+    sizes |= {without_names + column * more for more in range(1 - members, MAX_MEMBERS - members + 1)}
+    sizes |= {unsealed + column * more for more in range(1 - members, MAX_MEMBERS - members + 1)}
     assert is_index_size(whole - less, samples) == (whole - less in sizes)
     former = 2 * 128 + 8 * (samples + 1) + 4 * samples  # of the version before, which had offsets and sizes alone
     assert not is_index_size(former, samples)
@@ -407,7 +407,7 @@ def test_a_tar_that_is_cut_while_it_is_indexed_is_refused(tmp_path: Path, monkey
 
 
 def test_captions_under_ids_are_not_taken_for_languages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index, "MOST_LANGUAGES", 3)
+    monkeypatch.setattr(index, "MAX_LANGUAGES", 3)
     write_tar(tmp_path / "0.tar", [file for number in range(5) for file in pair(f"{number}", {f"id{number}": ["x"]})])
     with pytest.raises(
         UserError, match=r"0\.tar: captions in more than 3 languages, such as 'id3': the rule is an object"

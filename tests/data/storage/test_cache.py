@@ -244,11 +244,11 @@ def test_a_full_disk_makes_room_and_says_so_when_there_is_none(
 ) -> None:
     download, capacity = remotely.download, 3 * 20_480 + 5_000
 
-    def on_small_disk(url: str, partial: Path, most: int) -> int:
+    def on_small_disk(url: str, partial: Path, limit: int) -> int:
         if stored(tmp_path) + 20_480 * url.endswith(".tar") > capacity:
             partial.write_bytes(b"half")
             raise OSError(number, os.strerror(number))
-        return download(url, partial, most)
+        return download(url, partial, limit)
 
     monkeypatch.setattr("m3p.data.storage.cache.download", on_small_disk)
     assert texts(remote(url, Cache(tmp_path, 10**5))) == texts(local(shards))

@@ -14,7 +14,7 @@ def test_a_file_is_read_downloaded_or_missing(tmp_path: Path) -> None:
     assert read("memory://one/a.json", 7) == b"content"
     assert download("memory://one/a.json", tmp_path / "a", 7) == 7
     assert (tmp_path / "a").read_bytes() == b"content"
-    for ask in (partial(read, most=9), partial(download, target=tmp_path / "b", most=9)):
+    for ask in (partial(read, limit=9), partial(download, target=tmp_path / "b", limit=9)):
         with pytest.raises(FileNotFoundError):
             ask("memory://one/b.json")
 
@@ -23,7 +23,7 @@ def test_a_file_is_read_downloaded_or_missing(tmp_path: Path) -> None:
 def test_no_more_is_kept_than_is_expected(tmp_path: Path, store: str) -> None:
     (tmp_path / "long").write_bytes(b"content")
     fsspec.filesystem("memory").pipe(f"{tmp_path}/long", b"content")
-    for ask in (partial(read, most=6), partial(download, target=tmp_path / "b", most=6)):
+    for ask in (partial(read, limit=6), partial(download, target=tmp_path / "b", limit=6)):
         with pytest.raises(TooLongError, match=r"more than 6"):
             ask(f"{store}://{tmp_path}/long")
 

@@ -196,9 +196,9 @@ class _Slow:
         raise RuntimeError("a defect")
 
     def nearest(
-        self, queries: Floats, most: int, /
+        self, queries: Floats, limit: int, /
     ) -> tuple[Floats, "np.ndarray[tuple[int, ...], np.dtype[np.int64]]"]:
-        return np.zeros((len(queries), most), np.float32), np.full((len(queries), most), 7)
+        return np.zeros((len(queries), limit), np.float32), np.full((len(queries), limit), 7)
 
 
 def test_queries_that_wait_are_embedded_together_and_a_full_queue_says_so() -> None:

@@ -26,8 +26,8 @@ def test_int8_has_a_scale_a_token_and_takes_numbers_of_any_size() -> None:
     large = tokens() * np.array([[1e-4], [1], [500], [0]], np.float32)
     found = read_tokens(pack_tokens(large, "int8", TOWER, 1))
     assert found.made_by.format == "int8"
-    most = np.abs(large).max(1, keepdims=True)
-    assert (np.abs(found.features().astype(np.float32) - large) <= most / 127 / 2 * 1.2 + 1e-7).all()
+    limit = np.abs(large).max(1, keepdims=True)
+    assert (np.abs(found.features().astype(np.float32) - large) <= limit / 127 / 2 * 1.2 + 1e-7).all()
     assert len(pack_tokens(np.ones((49, 768), np.float32), "int8", TOWER, 1)) < 49 * 768 + 2000
 
 

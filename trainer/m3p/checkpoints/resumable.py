@@ -45,7 +45,7 @@ def check_resumable(path: Path, found: State, now: State, accept: bool) -> list[
 
 def fingerprints(recipe: Recipe, objectives: Mapping[str, Objective]) -> dict[str, str]:
     """Return what, beside the recipe, must be as it was: hashes of sources, word lists and tokenizer, by recipe field."""
-    found = {place: value for objective in objectives.values() for place, value in objective.fingerprints().items()}
+    found = {field: value for objective in objectives.values() for field, value in objective.fingerprints().items()}
     found[_TOKENIZER] = vocabulary_hash(recipe.tokenizer_folder)
     if recipe.visual is not None and any(objective.kind.has_pictures for objective in objectives.values()):
         found |= visual_fingerprints(recipe.visual)
@@ -107,7 +107,7 @@ def flatten(node: Any, name: str = "") -> dict[str, Any]:
         inner = {f"{name}.{number}": value for number, value in enumerate(node)}
     else:
         return {name: node}
-    return {place: value for key, child in inner.items() for place, value in flatten(child, key).items()}
+    return {field: value for key, child in inner.items() for field, value in flatten(child, key).items()}
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from m3p.stored_files import load_npy
 
 SEEN = "pictures_seen.npy"
 """uint64 [N], sorted, each once."""
-MOST_KEPT = 100_000_000
+MAX_KEPT = 100_000_000
 """Numbers that the file holds at most: 800 MB."""
 
 

@@ -23,7 +23,7 @@ def peek_command(
     step: Annotated[
         int, typer.Option(min=1, help="Step whose turns are shown, counted from 1 as in metrics.jsonl.")
     ] = 1,
-    most: Annotated[int, typer.Option(min=1, help="Samples of each turn to show.")] = 12,
+    limit: Annotated[int, typer.Option(min=1, help="Samples of each turn to show.")] = 12,
 ) -> None:
     """Write the micro-batches of a step as one page: pictures, captions, masked and switched words, as the network gets them."""
     from m3p.inspect.page import page
@@ -33,7 +33,7 @@ def peek_command(
 
     _check_writable("--output", output)
     loaded = load_recipe(find_recipe(recipe), overrides or [])
-    turns = peek(loaded, build_objectives(loaded), step, most)
+    turns = peek(loaded, build_objectives(loaded), step, limit)
     output.write_text(page(turns, f"{Path(recipe).name}, step {step}"), encoding="utf-8")
     say(f"{sum(len(turn.samples) for turn in turns)} samples of {len(turns)} turns: see {output}")
 

@@ -252,17 +252,17 @@ def _mistake(error: OSError, words: list[str]) -> str | None:
     A full disk, too many open files and missing rights are never our doing. A path that is not there, or not of the right kind,
     may be one that we made up: only one inside a path of the command line, or a folder above such a path, is the user's.
     """
-    place = f"{error.filename}: " if error.filename else ""
+    file = f"{error.filename}: " if error.filename else ""
     if full := no_room(error) or out_of_files(error):
         return full
-    if not place:
+    if not file:
         return None
     if error.errno in NO_RIGHT:
-        return f"{place}{error.strerror}; take another path, or get the right to this one"
+        return f"{file}{error.strerror}; take another path, or get the right to this one"
     found = Path(os.path.abspath(str(error.filename)))
     named = [Path(os.path.abspath(path)) for word in words if (path := word.rpartition("=")[2])]
     users = any(found.is_relative_to(path) or path.is_relative_to(found) for path in named)
-    return f"{place}{error.strerror}; check the path" if error.errno in NOT_THERE and users else None
+    return f"{file}{error.strerror}; check the path" if error.errno in NOT_THERE and users else None
 
 
 if __name__ == "__main__":

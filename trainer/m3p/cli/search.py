@@ -24,13 +24,13 @@ def search_command(
     evaluation: Annotated[
         str, typer.Option(help="Of a run: whose pictures to search; the recipe's first if left out.")
     ] = "",
-    most: Annotated[int, typer.Option("--top", "--most", min=1, max=1000, help="Pictures to show.")] = 5,
+    limit: Annotated[int, typer.Option("--top", min=1, max=1000, help="Pictures to show.")] = 5,
     run: RunOption = None,
 ) -> None:
     """Find pictures by words or by a picture: prints the best, and writes search.html into the folder."""
     from m3p.retrieval.search import search
 
-    hits, page = search(path, query, evaluation, most, image, run)
+    hits, page = search(path, query, evaluation, limit, image, run)
     for place, hit in enumerate(hits, start=1):
         say(f"{place:3} {hit.score:7.3f}  {one_line(hit.image)}")
     say(f"see {page}")

@@ -17,7 +17,7 @@ from m3p.data.storage.folders import RemoteFolder
 from m3p.errors import BadSample
 
 Numbers = NDArray[np.uint64]
-MOST_REMOTE = 1000
+MAX_REMOTE_SHARDS = 1000
 """Shards of a source behind a URL whose index files are fetched to be compared."""
 NAMED = 5
 """Pictures that a message names."""
@@ -35,10 +35,8 @@ class Shared(NamedTuple):
 def unknown(source: Source) -> str:
     """Return why the pictures of a source cannot be compared, wholly or in part; "" if they can."""
     shards = source.manifest.shards
-    if isinstance(source.folder, RemoteFolder) and len(shards) > MOST_REMOTE:
-        return (
-            f"{source.folder} is behind a URL and has more than {MOST_REMOTE:,} shards, whose indexes are not fetched"
-        )
+    if isinstance(source.folder, RemoteFolder) and len(shards) > MAX_REMOTE_SHARDS:
+        return f"{source.folder} is behind a URL and has more than {MAX_REMOTE_SHARDS:,} shards, whose indexes are not fetched"
     first = next((number for number, shard in enumerate(shards) if shard.samples), 0)
     contents, published = _columns(source, first)
     if contents.size and published.size:

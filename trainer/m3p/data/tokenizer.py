@@ -19,7 +19,7 @@ from m3p.vocabulary import SENTENCEPIECE_FILE, vocabulary_file
 
 __all__ = ["BOS", "EOS", "PAD", "SENTENCEPIECE_FILE", "UNK", "Tokenizer", "open_tokenizer"]
 
-MOST_WORDS = 100_000
+MAX_WORDS = 100_000
 """Words that a process remembers, some 20 MB; those met later are tokenised again each time."""
 LONGEST_WORD = 32
 """Letters. What is longer is no word that comes again, but a sentence of a script without spaces."""
@@ -35,7 +35,7 @@ class _Words(dict[str, bytes]):
 
     def __missing__(self, word: str) -> bytes:
         found = array("i", self._encode(word)).tobytes()  # no numpy: a word has three ids
-        if len(self) < MOST_WORDS and len(word) <= LONGEST_WORD:
+        if len(self) < MAX_WORDS and len(word) <= LONGEST_WORD:
             self[word] = found
         return found
 
@@ -63,31 +63,31 @@ class Tokenizer:
         """Whether a text's pieces are those of its words, cut alone and remembered."""
         return self.pieces.by_word
 
-    def encode(self, text: str, most: int) -> NDArray[np.int64]:
-        """Return `<s>` pieces `</s>`, cut to `most` tokens in all: [L] with L <= most."""
-        return self.encode_flat([text], most)[0]
+    def encode(self, text: str, limit: int) -> NDArray[np.int64]:
+        """Return `<s>` pieces `</s>`, cut to `limit` tokens in all: [L] with L <= limit."""
+        return self.encode_flat([text], limit)[0]
 
-    def encode_flat(self, texts: Sequence[str], most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def encode_flat(self, texts: Sequence[str], limit: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """As `encode`, end to end: (ids [W], the length of each text [N])."""
         if not texts:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        parts = [self._bytes(text, most - 2) for text in texts]
+        parts = [self._bytes(text, limit - 2) for text in texts]
         whole = b"".join([_BOS, (_EOS + _BOS).join(parts), _EOS])
         lengths = np.array([len(part) for part in parts]) // BYTES + 2
         return np.frombuffer(whole, np.intc).astype(np.int64), lengths
 
-    def _bytes(self, text: str, most: int) -> bytes:
-        """Return the first `most` ids of a text, without specials."""
+    def _bytes(self, text: str, limit: int) -> bytes:
+        """Return the first `limit` ids of a text, without specials."""
         if not self.pieces.by_word or "▁" in text:  # a written ▁ may count as a space
-            return self._ids(text)[: most * BYTES]
-        words = text.split(" ", most)
-        if len(words) > most:  # the last one is all the rest, which is not read
+            return self._ids(text)[: limit * BYTES]
+        words = text.split(" ", limit)
+        if len(words) > limit:  # the last one is all the rest, which is not read
             words.pop()
             found = b"".join(map(self._ids, words))
-            if len(found) >= most * BYTES:
-                return found[: most * BYTES]
+            if len(found) >= limit * BYTES:
+                return found[: limit * BYTES]
             words = text.split(" ")  # some words are nothing: two spaces, a letter that has no width
-        return b"".join(map(self._ids, words))[: most * BYTES]
+        return b"".join(map(self._ids, words))[: limit * BYTES]
 
     @property
     def unknown(self) -> int:

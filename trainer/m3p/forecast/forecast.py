@@ -185,9 +185,9 @@ class Planner:
         whole = 1 / max(stream.batch_size for stream in self.streams.values())
         if not self.forecast(setting, kind, whole).waits:
             return "micro-batches are small: raise objectives.*.micro_batch"
-        least = min(ceil(stream.batch_size / setting.ranks) for stream in self.streams.values())
+        smallest = min(ceil(stream.batch_size / setting.ranks) for stream in self.streams.values())
         return (
-            f"a rank has as few as {least} samples of a turn, and a larger micro_batch is not enough: raise "
+            f"a rank has as few as {smallest} samples of a turn, and a larger micro_batch is not enough: raise "
             "objectives.*.batch_size and objectives.*.micro_batch, or take fewer GPUs"
         )
 

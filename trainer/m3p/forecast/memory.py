@@ -32,7 +32,7 @@ class Setting:
     """Numbers in DeepSpeed's reduce bucket."""
     overlap: bool
     """Whether DeepSpeed keeps two of them."""
-    most_gathered: int
+    max_gathered: int
     """Numbers that ZeRO-3 keeps gathered at once."""
     dropout: bool
     recompute: bool
@@ -53,7 +53,7 @@ def setting_of(
         sent={"bf16": 2, "fp16": 2}.get(config.get("communication_data_type", "fp32"), FULL),
         bucket=int(zero.get("reduce_bucket_size", 500_000_000)),
         overlap=bool(zero.get("overlap_comm", zero.get("stage", 0) == 3)),
-        most_gathered=int(zero.get("stage3_max_live_parameters", 1_000_000_000)),
+        max_gathered=int(zero.get("stage3_max_live_parameters", 1_000_000_000)),
         dropout=dropout,
         recompute=recompute,
         device=device,
@@ -109,7 +109,7 @@ def _buffers(parameters: int, setting: Setting) -> float:
     copy = used * setting.sent if element != setting.sent else 0  # to be sent in another format
     if setting.stage == 3:
         # A bucket is laid out anew to be scattered; and gathered weights stay for the backward.
-        return bucket + used * element + copy + min(setting.most_gathered, parameters) * setting.element
+        return bucket + used * element + copy + min(setting.max_gathered, parameters) * setting.element
     return bucket * (2 if setting.overlap and setting.device != "cpu" else 1) + copy
 
 

@@ -72,8 +72,8 @@ class ShownTurn:
     """Bad samples that were replaced."""
 
 
-def peek(recipe: Recipe, objectives: Mapping[str, Objective], step: int, most: int) -> list[ShownTurn]:
-    """Return the turns of `step` (from 1), up to `most` samples each; the same samples and choices as in training.
+def peek(recipe: Recipe, objectives: Mapping[str, Objective], step: int, limit: int) -> list[ShownTurn]:
+    """Return the turns of `step` (from 1), up to `limit` samples each; the same samples and choices as in training.
 
     Raises UserError for a step that the run has not.
     """
@@ -82,7 +82,7 @@ def peek(recipe: Recipe, objectives: Mapping[str, Objective], step: int, most: i
     shown = []
     for turn in recipe.plan().turns(step - 1):
         objective = objectives[turn.objective]
-        positions = turn.positions[:most]
+        positions = turn.positions[:limit]
         title = f"turn {turn.number}: {turn.objective}, {len(positions)} of {len(turn.positions)} samples"
         bad: list[str] = []
         samples = [_sample(objective, turn.positions, position, bad) for position in positions]

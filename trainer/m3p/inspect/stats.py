@@ -76,10 +76,10 @@ def stats(objectives: Mapping[str, Objective], samples: int) -> list[SourceStats
     ]
 
 
-def _source(name: str, objective: Objective, number: int, most: int) -> SourceStats:
+def _source(name: str, objective: Objective, number: int, limit: int) -> SourceStats:
     mix, source = objective.mix, objective.mix.sources[number]
     manifest, tokenizer = source.manifest, objective.context.tokenizer
-    read, bad = _read(source, min(most, manifest.samples))
+    read, bad = _read(source, min(limit, manifest.samples))
     texts = [
         text for sample in read for of in source.kind.texts(sample.record, sample.language).values() for text in of
     ]

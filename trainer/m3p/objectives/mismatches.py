@@ -26,14 +26,14 @@ class Candidates:
         groups = np.split(order, np.flatnonzero(np.diff(sources[order])) + 1)
         self._own = {int(sources[group[0]]): group for group in groups if len(group)}
 
-    def of(self, position: int, most: int = MAX_TRIED) -> Ids:
-        """Return up to `most` candidates for the sample at `position`, in the order in which they are tried."""
+    def of(self, position: int, limit: int = MAX_TRIED) -> Ids:
+        """Return up to `limit` candidates for the sample at `position`, in the order in which they are tried."""
         place = position - self._start
         every = self._own[int(self._sources[place])]
         if len(every) == 1:
             every = np.arange(len(self._sources))
         after = int(np.searchsorted(every, place)) + 1
-        count = min(len(every) - 1, most)
+        count = min(len(every) - 1, limit)
         return self._start + every[(after + np.arange(count)) % len(every)]
 
 

@@ -253,10 +253,10 @@ class Objective:
 
     def encode(self, texts: Sequence[Text]) -> tuple[Ids, Ids]:
         """Return the tokens of `texts` [N] end to end [W], and how many each has [N], `max_tokens` at most."""
-        tokenizer, most = self.context.tokenizer, self.config.max_tokens
+        tokenizer, limit = self.context.tokenizer, self.config.max_tokens
         if any(text.more for text in texts):
-            return encode_segments([(text.text, *text.more) for text in texts], most, tokenizer)
-        return tokenizer.encode_flat([text.text for text in texts], most)
+            return encode_segments([(text.text, *text.more) for text in texts], limit, tokenizer)
+        return tokenizer.encode_flat([text.text for text in texts], limit)
 
     def packer(self, allocate: Allocate = allocate_nothing) -> Packer:
         """Return a new packer for one micro-batch, which packs into memory that `allocate` gives."""

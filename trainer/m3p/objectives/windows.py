@@ -17,8 +17,8 @@ WHOLE = 2**30
 """Tokens: more than any text has, so that none is cut."""
 
 
-def take_windows(ids: Ids, lengths: Ids, owners: NDArray[np.uint64], most: int) -> tuple[Ids, Ids, list[int]]:
-    """Cut the texts of more than `most` tokens to the windows of their epochs; the others stay as they are.
+def take_windows(ids: Ids, lengths: Ids, owners: NDArray[np.uint64], limit: int) -> tuple[Ids, Ids, list[int]]:
+    """Cut the texts of more than `limit` tokens to the windows of their epochs; the others stay as they are.
 
     Args:
         ids: [W] tokens of all texts, whole and end to end, each with `<s>` and `</s>`.
@@ -27,12 +27,12 @@ def take_windows(ids: Ids, lengths: Ids, owners: NDArray[np.uint64], most: int) 
 
     Returns the tokens that are left, end to end, how many each text has now [N], and the numbers of the texts that were cut.
     """
-    longer = (lengths > most).nonzero()[0]
+    longer = (lengths > limit).nonzero()[0]
     if not len(longer):
         return ids, lengths, []
     skips = np.zeros(len(lengths), np.int64)
-    skips[longer] = window_starts(lengths[longer] - 2, most - 2, owners[longer])
-    sizes = np.minimum(lengths, most)
+    skips[longer] = window_starts(lengths[longer] - 2, limit - 2, owners[longer])
+    sizes = np.minimum(lengths, limit)
     ends = sizes.cumsum()
     kept = np.arange(ends[-1]) + np.repeat(lengths.cumsum() - lengths + skips - (ends - sizes), sizes)
     # The token before a window and the one behind it are replaced by `<s>` and `</s>`.

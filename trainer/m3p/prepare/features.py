@@ -129,11 +129,11 @@ def prepare_features(
 
 def _tower(folder: Path, tokens: int | None) -> Tower:
     """Return the tower in `folder` as a visual source. Raises UserError."""
-    most = tower_facts(folder).tokens
-    tokens = tokens or most
-    if tokens > most or math.isqrt(tokens) ** 2 != tokens:
+    available = tower_facts(folder).tokens
+    tokens = tokens or available
+    if tokens > available or math.isqrt(tokens) ** 2 != tokens:
         raise UserError(
-            f"--tokens {tokens}: the grid of {folder} has {most}; the rule is a square of at most as many: 16, 25, 49"
+            f"--tokens {tokens}: the grid of {folder} has {available}; the rule is a square of at most as many: 16, 25, 49"
         )
     return Tower(kind="tower", folder=folder, tokens=tokens)
 

@@ -89,7 +89,7 @@ def _per_picture(folder: Path, tars: Sequence[Path], language: str) -> str:
         for sample in shown_samples(folder / tar.name, _is_text):
             with suppress(BadSample):  # the index counts what cannot be read
                 counts.add(choose_captions(read_record(sample.members, language).captions, None))
-    return counts.per_picture() if counts.least else NOT_STATED
+    return counts.per_picture() if counts.lowest else NOT_STATED
 
 
 def _write_captions(folder: Path, tars: Sequence[Path], source: Path, language: str, side: Side) -> None:

@@ -73,23 +73,23 @@ class Options:
 class CaptionCounts:
     """How many captions a picture has in each language."""
 
-    least: dict[str, int] = field(default_factory=dict)
+    lowest: dict[str, int] = field(default_factory=dict)
     """Fewest captions of a picture that has any, by language."""
-    most: dict[str, int] = field(default_factory=dict)
+    highest: dict[str, int] = field(default_factory=dict)
     """Most captions of a picture, by language."""
 
     def add(self, captions: Mapping[str, object]) -> None:
         """Note the captions of a picture: language -> text or texts."""
         for language, texts in captions.items():
             number = len(texts) if isinstance(texts, list) else 1
-            self.least[language] = min(number, self.least.get(language, number))
-            self.most[language] = max(number, self.most.get(language, number))
+            self.lowest[language] = min(number, self.lowest.get(language, number))
+            self.highest[language] = max(number, self.highest.get(language, number))
 
     def per_picture(self) -> str:
         """Return how many captions a picture has, if all languages agree, else by language: "5", "en 5 to 7, fr 1"."""
         spans = {
-            language: f"{low}" if low == self.most[language] else f"{low} to {self.most[language]}"
-            for language, low in sorted(self.least.items())
+            language: f"{low}" if low == self.highest[language] else f"{low} to {self.highest[language]}"
+            for language, low in sorted(self.lowest.items())
         }
         return next(iter(spans.values())) if len(set(spans.values())) == 1 else ", ".join(map(" ".join, spans.items()))
 

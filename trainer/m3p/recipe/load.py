@@ -97,22 +97,22 @@ def take_new_names(raw: dict[str, Any]) -> list[str]:
     lines = []
     for pattern, new in RENAMED.items():
         *sections, old = pattern.split(".")
-        for place, section in _sections(raw, sections):
+        for location, section in _sections(raw, sections):
             if old in section and new not in section:
                 section[new] = section.pop(old)
-                lines.append(f"{place}{old} is called {new} now")
+                lines.append(f"{location}{old} is called {new} now")
     return lines
 
 
-def _sections(raw: Any, names: Sequence[str], place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the sections of `raw` that `names` lead to, `*` standing for any, and their places as "section."."""
+def _sections(raw: Any, names: Sequence[str], location: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the sections of `raw` that `names` lead to, `*` standing for any, and their locations as "section."."""
     if not isinstance(raw, dict):
         return
     if not names:
-        yield place, raw
+        yield location, raw
         return
     for name in list(raw) if names[0] == "*" else [names[0]]:
-        yield from _sections(raw.get(name), names[1:], f"{place}{name}.")
+        yield from _sections(raw.get(name), names[1:], f"{location}{name}.")
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -150,16 +150,16 @@ def _override(raw: dict[str, Any], override: str) -> None:
     for part in parents:
         # Copied on the way down: with YAML's anchors one section may stand in several places.
         if isinstance(node, list):
-            place = _list_place(node, part, override)
-            node[place] = copy(node[place])
-            node = node[place]
+            index = _list_index(node, part, override)
+            node[index] = copy(node[index])
+            node = node[index]
         else:
             node[part] = {} if node.get(part) is None else copy(node[part])
             node = node[part]
         if not isinstance(node, dict | list):
             raise UserError(f"override {override!r}: {part} is a value, not a section")
     if isinstance(node, list):
-        node[_list_place(node, last, override)] = value
+        node[_list_index(node, last, override)] = value
     else:
         node[last] = value
 
@@ -171,7 +171,7 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) + hint
 
 
-def _list_place(node: list[Any], part: str, override: str) -> int:
+def _list_index(node: list[Any], part: str, override: str) -> int:
     if not part.isdigit() or int(part) >= len(node):
         raise UserError(f"override {override!r}: {part!r} is not a place in a list of {len(node)}; count from 0")
     return int(part)

@@ -20,14 +20,14 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
     return [model for argument in get_args(annotation) for model in models_in(argument)]
 
 
-def may_change(model: type[BaseModel], place: Sequence[str]) -> bool:
-    """Say whether the field at `place` of `model` may change from one start of a run to the next.
+def may_change(model: type[BaseModel], location: Sequence[str]) -> bool:
+    """Say whether the field at `location` of `model` may change from one start of a run to the next.
 
-    `place`: names of sections and fields, keys, and numbers in lists. The innermost mark counts (fields.py); a field without
+    `location`: names of sections and fields, keys, and numbers in lists. The innermost mark counts (fields.py); a field without
     any must stay.
     """
     models, free = [model], False
-    for name in place:
+    for name in location:
         fields = [one.model_fields[name] for one in models if name in one.model_fields]
         for field in fields:
             if isinstance(field.json_schema_extra, dict) and RESUME in field.json_schema_extra:

@@ -93,11 +93,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def cut(counts: NDArray[np.int64], most: int) -> list[tuple[int, int]]:
-    """Cut items with `counts` [N] units of work each into runs (first, end) of at most `most` units, or of one item."""
+def cut(counts: NDArray[np.int64], limit: int) -> list[tuple[int, int]]:
+    """Cut items with `counts` [N] units of work each into runs (first, end) of at most `limit` units, or of one item."""
     bounds, first, total = list[tuple[int, int]](), 0, 0
     for place, count in enumerate(counts.tolist()):
-        if place > first and total + count > most:
+        if place > first and total + count > limit:
             bounds.append((first, place))
             first, total = place, 0
         total += count

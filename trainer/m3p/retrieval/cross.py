@@ -40,9 +40,9 @@ class WantedPairs:
     @classmethod
     def listed(cls, pairs: NDArray[np.int64], pictures: int) -> "WantedPairs":
         """Take `pairs` [P, 2] (picture, caption), in any order and each any number of times."""
-        most = int(pairs[:, 1].max()) + 1
-        keys = np.unique(pairs[:, 0] * most + pairs[:, 1])
-        return cls(keys % most, np.searchsorted(keys // most, np.arange(pictures + 1)))
+        base = int(pairs[:, 1].max()) + 1
+        keys = np.unique(pairs[:, 0] * base + pairs[:, 1])
+        return cls(keys % base, np.searchsorted(keys // base, np.arange(pictures + 1)))
 
     @classmethod
     def every(cls, parts: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]], pictures: int) -> "WantedPairs":
@@ -65,16 +65,16 @@ class WantedPairs:
 
     def find(self, pictures: NDArray[np.int64], captions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the place among all pairs of each pair of picture and caption, which must be wanted: arrays of one shape."""
-        return np.searchsorted(self._keys, pictures * self._most + captions)
+        return np.searchsorted(self._keys, pictures * self._base + captions)
 
     @cached_property
-    def _most(self) -> int:
+    def _base(self) -> int:
         return int(self.captions.max()) + 1
 
     @cached_property
     def _keys(self) -> NDArray[np.int64]:
         """[P] one number for each pair, in rising order."""
-        keys: NDArray[np.int64] = np.arange(len(self.counts)).repeat(self.counts) * self._most + self.captions
+        keys: NDArray[np.int64] = np.arange(len(self.counts)).repeat(self.counts) * self._base + self.captions
         return keys
 
 
@@ -109,14 +109,14 @@ class PairMatcher:
     ) -> None:
         self._scorer, self._captions, self._pictures, self._wanted = scorer, captions, pictures, wanted
 
-    def match(self, blocks: Blocks, most: int = PAIRS_OF_A_BLOCK) -> dict[str, list[Floats]]:
+    def match(self, blocks: Blocks, limit: int = PAIRS_OF_A_BLOCK) -> dict[str, list[Floats]]:
         """Return, for each language, the matching logits of its wanted pairs, in their order, as arrays to be joined end to end.
 
         All ranks of the job call it, and each returns the same. A block holds the pairs of as many pictures as have at most
-        `most` together, or of one picture.
+        `limit` together, or of one picture.
         """
         counts = np.sum([pairs.counts for pairs in self._wanted.values()], axis=0)
-        bounds = cut(counts, most)
+        bounds = cut(counts, limit)
         sizes = [int(counts[first:end].sum()) for first, end in bounds]
         self._announce(blocks, sizes)
         found = blocks.compute("cross-encoder", sizes, lambda number: self._match_block(*bounds[number]), "pairs")

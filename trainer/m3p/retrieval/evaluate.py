@@ -169,14 +169,14 @@ def _evaluate(
 ) -> tuple[Evaluation, list[Finding], Blocks]:
     """Score all queries, on all ranks of the job: -> the figures, what a few of the queries found, and what may be deleted."""
     pictures = load_pictures(run.recipe, name, config)
-    place, ranks = distributed.place()
+    rank, ranks = distributed.rank_and_count()
     scorer, centres = scorer_of(run, config.batch_size), None
     if config.centre is not None:
         centres = language_centres(name, config.centre, list(pictures.pool.captions), scorer)
         centres = distributed.broadcast_object(centres)  # the same to the last bit
     folder = file.with_name(f".{file.stem}.blocks-{_key(run, pictures, config, way, centres)}")
-    blocks = Blocks(folder, place, ranks)
-    if place == 0:
+    blocks = Blocks(folder, rank, ranks)
+    if rank == 0:
         _remove_others(folder, file.stem)
     saved = file.with_suffix(".scores") if save else None
     found = Ranker(scorer, pictures, way, blocks, SHOWN_QUERIES, saved, centres).rank()

@@ -57,14 +57,14 @@ class FoldScores:
             asked += int(right.any(axis=1).sum())
         return found, asked
 
-    def best(self, caption: int, most: int) -> list[tuple[int, float, bool]]:
+    def best(self, caption: int, limit: int) -> list[tuple[int, float, bool]]:
         """Return the best pictures for a caption of the fold: (number in the pool, score, whether it is right)."""
         if self.dense is not None:
             scores, candidates = self.dense[:, caption], np.arange(len(self.images))
         else:
             assert self.to_images is not None, "a fold has all scores or shortlists"
             scores, candidates = self.to_images.scores[caption], self.to_images.candidates[caption]
-        order = (-scores).argsort(kind="stable")[:most]
+        order = (-scores).argsort(kind="stable")[:limit]
         return [
             (int(self.images[place]), float(score), bool(self.right[place, caption]))
             for place, score in zip(candidates[order].tolist(), scores[order].tolist(), strict=True)

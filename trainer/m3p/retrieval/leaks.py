@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from m3p.checkpoints.seen_pictures import MOST_KEPT, read_seen, write_seen
+from m3p.checkpoints.seen_pictures import MAX_KEPT, read_seen, write_seen
 from m3p.data.identity import Gallery, Numbers, Shared, picture_numbers, unknown
 from m3p.data.source import Source
 from m3p.errors import UserError
@@ -77,14 +77,14 @@ def record_seen(recipe: Recipe, sources: Mapping[str, Source]) -> str:
     What an earlier start of the run has noted stays.
     """
     folder, before = recipe.run.folder, recipe.model.weights
-    if sum(source.manifest.samples for source in sources.values()) > MOST_KEPT:
-        return f"more than {MOST_KEPT:,} samples: which pictures were trained on is not recorded"
+    if sum(source.manifest.samples for source in sources.values()) > MAX_KEPT:
+        return f"more than {MAX_KEPT:,} samples: which pictures were trained on is not recorded"
     earlier = [read_seen(path) for path in (folder, before) if path is not None]
     if before is not None and earlier[-1] is None and earlier[0] is None:
         return f"model.weights = {before} does not say what it was trained on, so neither does this run"
     parts: list[Numbers] = [np.zeros(0, np.uint64), *(numbers for numbers in earlier if numbers is not None)]
     every = np.unique(np.concatenate([*parts, *(picture_numbers(source) for source in sources.values())]))
-    if every.size <= MOST_KEPT:
+    if every.size <= MAX_KEPT:
         write_seen(Path(folder), every)
         return ""
-    return f"more than {MOST_KEPT:,} pictures: which were trained on is not recorded"
+    return f"more than {MAX_KEPT:,} pictures: which were trained on is not recorded"

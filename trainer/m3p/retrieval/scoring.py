@@ -142,13 +142,13 @@ def scorer_of(run: Run, batch_size: int = 64) -> Scorer:
     return Scorer(run.model, run.tokenizer, run.max_tokens, batch_size)
 
 
-def shortlist(scores: Floats, most: int) -> NDArray[np.int64]:
-    """Return the `most` best candidates of each query, best first: [Q, P] -> [Q, most]; a block of queries at a time."""
-    most = min(most, scores.shape[1])
+def shortlist(scores: Floats, limit: int) -> NDArray[np.int64]:
+    """Return the `limit` best candidates of each query, best first: [Q, P] -> [Q, limit]; a block of queries at a time."""
+    limit = min(limit, scores.shape[1])
     rows, parts = max(1, _BLOCK // scores.shape[1]), []
     for first in range(0, len(scores), rows):
         worst_first = -scores[first : first + rows]
-        best = np.argpartition(worst_first, most - 1, axis=1)[:, :most]
+        best = np.argpartition(worst_first, limit - 1, axis=1)[:, :limit]
         order = np.take_along_axis(worst_first, best, 1).argsort(1, kind="stable")
         parts.append(np.take_along_axis(best, order, 1))
     return np.concatenate(parts)

@@ -32,12 +32,12 @@ Shown = tuple[bytes, float, bool]
 
 
 def search(
-    path: Path, query: str, name: str, most: int, image: Path | None = None, run: Path | None = None
+    path: Path, query: str, name: str, limit: int, image: Path | None = None, run: Path | None = None
 ) -> tuple[list[Hit], Path]:
     """Rank pictures by the dual encoder: those of the index `path`, or of evaluation `name` of the run `path`.
 
     Without `name` the first evaluation of the recipe is searched. The query is `query`, or the picture `image` instead.
-    `run` is where the run of an index lies now. Returns the best `most`, best first, and a page that shows them:
+    `run` is where the run of an index lies now. Returns the best `limit`, best first, and a page that shows them:
     search.html in the folder. Raises UserError.
     """
     _check_query(query, image)
@@ -46,11 +46,11 @@ def search(
             raise UserError(
                 f"--evaluation {name}: {path} is an index, which is searched as a whole; leave the option out"
             )
-        found = _search_index(path, query, most, image, run)
+        found = _search_index(path, query, limit, image, run)
     else:
         if run is not None:
             raise UserError(f"--run {run}: {path} is no index of pictures; leave the option out")
-        found = _search_run(path, query, name, most, image)
+        found = _search_run(path, query, name, limit, image)
     hits, shown, folder = found
     page = folder / "search.html"
     title = query or f"pictures like {image}"
@@ -72,10 +72,10 @@ def embed_query(model: Model, query: str, image: Path | None) -> Floats:
 
 
 def _search_index(
-    path: Path, query: str, most: int, image: Path | None, run: Path | None
+    path: Path, query: str, limit: int, image: Path | None, run: Path | None
 ) -> tuple[list[Hit], list[Shown], Path]:
     index = SearchIndex(path)
-    (found,) = index.search(embed_query(index.open_model(run), query, image), most)
+    (found,) = index.search(embed_query(index.open_model(run), query, image), limit)
     shown = [(_shown(index, hit.number), hit.score, False) for hit in found]
     return [Hit(hit.entry.id, hit.score) for hit in found], shown, path
 
@@ -93,7 +93,7 @@ def _shown(index: SearchIndex, number: int) -> bytes:
 
 
 def _search_run(
-    path: Path, query: str, name: str, most: int, image: Path | None
+    path: Path, query: str, name: str, limit: int, image: Path | None
 ) -> tuple[list[Hit], list[Shown], Path]:
     run = open_run(path)
     name = name or next(iter(run.recipe.evaluation), "")
@@ -102,6 +102,6 @@ def _search_run(
         raise UserError(f"{path}: its recipe has no evaluation {name!r} to search; it has {known}")
     gallery = embedded_gallery(run, name)
     scores = embed_query(Model(run), query, image) @ gallery.embeddings.T
-    best = shortlist(scores, most)[0].tolist()
+    best = shortlist(scores, limit)[0].tolist()
     shown = [(gallery.stored(number), float(scores[0, number]), False) for number in best]
     return [Hit(gallery.images[number], float(scores[0, number])) for number in best], shown, run.folder

@@ -272,7 +272,7 @@ def build_nearest(folder: Path, width: int, parts: Sequence[Part], old: Built | 
     """Make what search uses from the parts, write it, and return what is in it; `old` is gone on from where that is possible."""
     total = sum(len(part.numbers) for part in parts)
     built = Built(parts=built_parts(parts), pictures=total)
-    if total > nearest.FLAT_MOST:
+    if total > nearest.MAX_FLAT:
         if old and old.file and total <= TRAIN_AGAIN * old.trained_on <= TRAIN_AGAIN**2 * total:
             index, held, trained_on = load_nearest(folder, old), None, old.trained_on
         else:

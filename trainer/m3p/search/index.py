@@ -3,7 +3,7 @@
 INDEX/search-index.json   the run, its weights and recipe, and where the pictures came from
 INDEX/parts/              embeddings and ids (parts.py)
 INDEX/built.json          what search uses: which parts, and the faiss file with its checksum
-INDEX/nearest-*.faiss     beyond `nearest.FLAT_MOST` pictures
+INDEX/nearest-*.faiss     beyond `nearest.MAX_FLAT` pictures
 """
 
 from collections.abc import Sequence
@@ -119,9 +119,9 @@ class SearchIndex:
                 index.add_with_ids(np.ascontiguousarray(part.vectors(self.settings.width)), part.numbers)
         return index
 
-    def search(self, queries: Floats, most: int) -> list[list[Hit]]:
-        """Return the `most` best pictures of each query [Q, width], best first; equal scores by number."""
-        answers = zip(*self.nearest(queries, most), strict=True)
+    def search(self, queries: Floats, limit: int) -> list[list[Hit]]:
+        """Return the `limit` best pictures of each query [Q, width], best first; equal scores by number."""
+        answers = zip(*self.nearest(queries, limit), strict=True)
         return [
             [
                 Hit(number, self.entry(number), score)
@@ -131,30 +131,30 @@ class SearchIndex:
             for scores, numbers in answers
         ]
 
-    def nearest(self, queries: Floats, most: int) -> tuple[Floats, Numbers]:
-        """Return scores and numbers [Q, M] of the best, M being `most` or all there are; number -1 where fewer are found."""
-        most = min(most, len(self))
-        named = self._candidates(queries, most)
+    def nearest(self, queries: Floats, limit: int) -> tuple[Floats, Numbers]:
+        """Return scores and numbers [Q, M] of the best, M being `limit` or all there are; number -1 where fewer are found."""
+        limit = min(limit, len(self))
+        named = self._candidates(queries, limit)
         scores, numbers = (
-            np.full((len(queries), most), -np.inf, np.float32),
-            np.full((len(queries), most), -1, np.int64),
+            np.full((len(queries), limit), -np.inf, np.float32),
+            np.full((len(queries), limit), -1, np.int64),
         )
         for row, query in enumerate(queries):
             mine = np.sort(named[row][named[row] >= 0])
             exactly = self._rows(mine) @ query
-            best = np.argsort(-exactly, kind="stable")[:most]
+            best = np.argsort(-exactly, kind="stable")[:limit]
             scores[row, : len(best)], numbers[row, : len(best)] = exactly[best], mine[best]
         return scores, numbers
 
-    def _candidates(self, queries: Floats, most: int) -> Numbers:
+    def _candidates(self, queries: Floats, limit: int) -> Numbers:
         if self.built.file:
-            return candidates(self._nearest, queries, most, self.built.probes)
-        found: Numbers = self._nearest.search(np.ascontiguousarray(queries), most)[1]
+            return candidates(self._nearest, queries, limit, self.built.probes)
+        found: Numbers = self._nearest.search(np.ascontiguousarray(queries), limit)[1]
         return found
 
-    def exact(self, queries: Floats, most: int) -> tuple[Floats, Numbers]:
-        """Return scores and numbers [Q, most] by comparing every vector: what `search` is measured against."""
-        return exact(self.parts, self.settings.width, queries, min(most, len(self)))
+    def exact(self, queries: Floats, limit: int) -> tuple[Floats, Numbers]:
+        """Return scores and numbers [Q, limit] by comparing every vector: what `search` is measured against."""
+        return exact(self.parts, self.settings.width, queries, min(limit, len(self)))
 
     def _rows(self, numbers: Numbers) -> Floats:
         """Return the vectors [N, width] of pictures, whose numbers are ascending."""

@@ -1,6 +1,6 @@
 """Nearest neighbours by faiss: which vectors of an index have the highest cosine with a query.
 
-Up to `FLAT_MOST` pictures every vector is compared (faiss' flat index, exact). Beyond, an inverted file with product
+Up to `MAX_FLAT` pictures every vector is compared (faiss' flat index, exact). Beyond, an inverted file with product
 quantisation (IVF-PQ, Jegou et al. 2011) names candidates from a quarter byte a dimension, and these are compared exactly by
 the vectors on disk. HNSW is not used: it keeps all vectors in memory and cannot forget one.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from m3p.search.faiss_library import faiss_library
 from m3p.search.parts import Floats, Numbers, Part
 
-FLAT_MOST = 50_000
+MAX_FLAT = 50_000
 """Pictures up to which search is flat."""
 TRAINING = 40
 """Vectors for each list that k-means is trained on; faiss asks for 39."""
@@ -72,28 +72,28 @@ def update(index: Any, parts: Sequence[Part], width: int, built: Numbers) -> Non
             index.add_with_ids(padded(part.vectors(width)[fresh]), part.numbers[fresh])
 
 
-def exact(parts: Sequence[Part], width: int, queries: Floats, most: int) -> tuple[Floats, Numbers]:
-    """Return scores and numbers [Q, most] of the nearest by comparing every vector, part by part."""
+def exact(parts: Sequence[Part], width: int, queries: Floats, limit: int) -> tuple[Floats, Numbers]:
+    """Return scores and numbers [Q, limit] of the nearest by comparing every vector, part by part."""
     faiss = faiss_library()
-    scores, numbers = np.full((len(queries), most), -np.inf, np.float32), np.full((len(queries), most), -1, np.int64)
+    scores, numbers = np.full((len(queries), limit), -np.inf, np.float32), np.full((len(queries), limit), -1, np.int64)
     for part in parts:
         if not len(part.numbers):
             continue
-        rows = min(most, len(part.numbers))
+        rows = min(limit, len(part.numbers))
         more, places = faiss.knn(queries, part.vectors(width), rows, metric=faiss.METRIC_INNER_PRODUCT)
         both = np.concatenate([scores, more], 1), np.concatenate([numbers, part.numbers[places]], 1)
-        order = np.argsort(-both[0], 1, kind="stable")[:, :most]
+        order = np.argsort(-both[0], 1, kind="stable")[:, :limit]
         scores, numbers = (np.take_along_axis(one, order, 1) for one in both)
     return scores, numbers
 
 
-def candidates(index: Any, queries: Floats, most: int, probes: int) -> Numbers:
+def candidates(index: Any, queries: Floats, limit: int, probes: int) -> Numbers:
     """Return [Q, C] numbers that an IVF-PQ index names for `queries` [Q, D], -1 where there are fewer.
 
-    `CANDIDATES` or twice `most`, whichever is more: codes are rough, so the best of these are found by exact comparison.
+    `CANDIDATES` or twice `limit`, whichever is more: codes are rough, so the best of these are found by exact comparison.
     """
     parameters = faiss_library().SearchParametersIVF(nprobe=probes)
-    found: Numbers = index.search(padded(queries), max(CANDIDATES, 2 * most), params=parameters)[1]
+    found: Numbers = index.search(padded(queries), max(CANDIDATES, 2 * limit), params=parameters)[1]
     return found
 
 

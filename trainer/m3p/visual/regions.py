@@ -148,15 +148,15 @@ class Regions(VisualSource):
         except Exception as error:  # on broken bytes its parsers raise nearly anything, from KeyError to TokenError
             raise BadSample(f"unreadable regions.npz: {error}") from error
         _check(boxes, features, self.feature_size)
-        most, distribution = self.max_regions, None
+        limit, distribution = self.max_regions, None
         if ids is not None:
             _check_classes(ids, probs, len(features))
-            ids, probs = ids[:most], None if probs is None else probs[:most]
+            ids, probs = ids[:limit], None if probs is None else probs[:limit]
             if self._predicts_distribution:
                 distribution = _distribution(ids, probs, self.classes)
             ids = _most_likely(ids, probs, self.classes)
-        _check_finite("features", features[most:])
-        return RegionTokens(_normalised(features[:most]), boxes[:most].astype(np.float32), ids, distribution)
+        _check_finite("features", features[limit:])
+        return RegionTokens(_normalised(features[:limit]), boxes[:limit].astype(np.float32), ids, distribution)
 
     @property
     def _predicts_distribution(self) -> bool:

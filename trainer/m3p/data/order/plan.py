@@ -195,12 +195,12 @@ class MicroBatchPlan:
         return MicroBatch(turn, part, self._of_turn(turn)[part])
 
     def _of_turn(self, turn: Turn) -> Sequence[Sequence[int]]:
-        most = self._micro_batch[turn.objective]
+        limit = self._micro_batch[turn.objective]
         if turn.objective not in self._costs or self._ranks * self.parts[turn.objective] == 1:
-            return split(turn.positions, self._ranks, self._rank, most)
+            return split(turn.positions, self._ranks, self._rank, limit)
         if self._balanced[0] != turn.number:
             costs = self._costs[turn.objective](turn.positions)
-            self._balanced = (turn.number, balance(turn.positions, costs, self._ranks, most)[self._rank])
+            self._balanced = (turn.number, balance(turn.positions, costs, self._ranks, limit)[self._rank])
         return self._balanced[1]
 
     def first_of_step(self, step: int) -> int:

@@ -15,7 +15,7 @@ from m3p.data.records import FROM_FILES, Members, Record, choose_captions, read_
 from m3p.data.records import LARGEST_FILE as LARGEST_TEXT
 from m3p.data.shards.file_bytes import FileBytes
 from m3p.data.shards.fingerprint import Fingerprint, content_number, probe, published_number
-from m3p.data.shards.index_file import LONGEST_EXTENSION, MOST_MEMBERS, OTHER, IndexFile, name_bytes, write_index
+from m3p.data.shards.index_file import LONGEST_EXTENSION, MAX_MEMBERS, OTHER, IndexFile, name_bytes, write_index
 from m3p.data.shards.shard_table import index_name
 from m3p.data.shards.side_captions import SideCaptions, side_path
 from m3p.data.shards.tar import BLOCK, Member, TarError, head_sum, is_followed, walk
@@ -25,9 +25,9 @@ from m3p.visual.npz import LARGEST_NPZ, read_shapes
 from m3p.visual.tower.store import MEMBER, StoredTower, read_tokens
 
 LARGEST_SIZE = 2**32 - 1
-MOST_LANGUAGES = 2000
+MAX_LANGUAGES = 2000
 """Languages of the captions of a tar."""
-MOST_NAMES = 100
+MAX_NAMES = 100
 """Different names of files and fields that are kept to be named; of more, the first ones."""
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -311,7 +311,7 @@ class _Scan:
 
     def count_reason(self, reason: BadSample) -> None:
         """Count why the texts of a sample cannot be used, up to so many different reasons."""
-        if len(self.reasons) < MOST_NAMES or str(reason) in self.reasons:
+        if len(self.reasons) < MAX_NAMES or str(reason) in self.reasons:
             self.reasons[str(reason)] += 1
 
     def has_captions(self, extents: dict[str, tuple[int, int]]) -> bool:
@@ -341,9 +341,9 @@ class _Scan:
 
     def check_languages(self) -> None:
         """Raise UserError where captions are under more names than there may be languages."""
-        if len(self.captions) > MOST_LANGUAGES:
+        if len(self.captions) > MAX_LANGUAGES:
             raise UserError(
-                f"{self.path}: captions in more than {MOST_LANGUAGES:,} languages, such as {next(reversed(self.captions))!r}: "
+                f"{self.path}: captions in more than {MAX_LANGUAGES:,} languages, such as {next(reversed(self.captions))!r}: "
                 "the rule is an object of language and texts in KEY.json; put the texts under their languages."
             )
 
@@ -364,7 +364,7 @@ class _Scan:
     def count_unread(self, names: Iterable[str]) -> None:
         """Count what is not read, up to so many different names."""
         for name in names:
-            if len(self.unread) < MOST_NAMES or name in self.unread:
+            if len(self.unread) < MAX_NAMES or name in self.unread:
                 self.unread[name] += 1
 
     def check_width(self, key: str, width: int | None) -> None:
@@ -376,10 +376,10 @@ class _Scan:
                 "make the regions with one detector."
             )
 
-    def read(self, extents: dict[str, tuple[int, int]], extension: str, most: int) -> bytes:
-        """Return a file of the sample; of one of more than `most` bytes the first `most` + 1, which its readers refuse."""
+    def read(self, extents: dict[str, tuple[int, int]], extension: str, limit: int) -> bytes:
+        """Return a file of the sample; of one of more than `limit` bytes the first `limit` + 1, which its readers refuse."""
         start, size = extents[extension]
-        return self.content[start : start + min(size, most + 1)]
+        return self.content[start : start + min(size, limit + 1)]
 
 
 @cache
@@ -390,9 +390,9 @@ def _shared(kind: tuple[str, ...]) -> tuple[str, ...]:
 
 def _usual(kinds: list[tuple[str, ...]]) -> tuple[str, ...]:
     """Return the extensions of which most samples consist, as far as an index file holds such."""
-    most = Counter(kinds).most_common(1)[0][0] if kinds else ("",)
-    fits = len(set(most)) == len(most) <= MOST_MEMBERS
-    return most if fits and all(len(name_bytes(name)) <= LONGEST_EXTENSION for name in most) else ("",)
+    commonest = Counter(kinds).most_common(1)[0][0] if kinds else ("",)
+    fits = len(set(commonest)) == len(commonest) <= MAX_MEMBERS
+    return commonest if fits and all(len(name_bytes(name)) <= LONGEST_EXTENSION for name in commonest) else ("",)
 
 
 def feature_width(archive: bytes) -> int | None:

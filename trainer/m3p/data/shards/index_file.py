@@ -34,7 +34,7 @@ Count = TypeVar("Count", int, NDArray[np.int64])
 
 HEADER = 128
 """Bytes that numpy writes before each array."""
-MOST_MEMBERS = 8
+MAX_MEMBERS = 8
 """Files of a sample whose headers the index knows; samples of more are parsed each time."""
 LONGEST_EXTENSION = 32
 """Bytes."""
@@ -102,9 +102,9 @@ def is_index_size(size: Count, samples: Count) -> "bool | NDArray[np.bool_]":
     """Tell whether an index file of so many bytes can be one of so many samples."""
     column = index_bytes(samples, 1) - index_bytes(samples, 0)
     found: bool | NDArray[np.bool_] = False
-    for least in (index_bytes(samples, 0), _bytes_without_published(samples, 0), _unsealed_bytes(samples, 0)):
-        rest = size - least
-        found = found | ((rest % column == 0) & (rest >= column) & (rest <= MOST_MEMBERS * column))
+    for bytes_of in (index_bytes(samples, 0), _bytes_without_published(samples, 0), _unsealed_bytes(samples, 0)):
+        rest = size - bytes_of
+        found = found | ((rest % column == 0) & (rest >= column) & (rest <= MAX_MEMBERS * column))
     return found
 
 
@@ -131,8 +131,8 @@ def open_index(path: Path, samples: int) -> IndexFile:
     column = index_bytes(samples, 1) - index_bytes(samples, 0)
     sealed = _is_sealed(len(content))
     version = content[-CHECKSUM - 1 : -CHECKSUM] if sealed else b""
-    least = {VERSION: index_bytes, WITHOUT_PUBLISHED: _bytes_without_published}.get(version, _unsealed_bytes)
-    members = (len(content) - least(samples, 0)) // column
+    bytes_of = {VERSION: index_bytes, WITHOUT_PUBLISHED: _bytes_without_published}.get(version, _unsealed_bytes)
+    members = (len(content) - bytes_of(samples, 0)) // column
     end = 0
 
     def take(items: int, kind: str) -> memoryview:

@@ -17,7 +17,7 @@ from m3p.terminal import one_line
 
 NAMED = 8
 """Names of files and fields in one message."""
-MOST_COMPARED = 50_000_000
+MAX_COMPARED = 50_000_000
 """Samples of a folder up to which equal pictures are looked for: 400 MB of memory."""
 
 
@@ -57,8 +57,8 @@ def unusable_samples(folder: str, tars: Collection[TarIndex]) -> Iterator[str]:
 def equal_pictures(folder: Path, shards: Iterable[Shard]) -> Iterator[str]:
     """Yield a line if some samples of an indexed folder have the same picture, as in a table of a row a caption."""
     shards = list(shards)
-    if sum(shard.samples for shard in shards) > MOST_COMPARED:
-        yield f"{folder}: more than {MOST_COMPARED:,} samples: equal pictures were not looked for."
+    if sum(shard.samples for shard in shards) > MAX_COMPARED:
+        yield f"{folder}: more than {MAX_COMPARED:,} samples: equal pictures were not looked for."
         return
     found = [open_index(folder / shard.index_name, shard.samples).contents for shard in shards if shard.samples]
     contents = np.concatenate([np.frombuffer(part, np.uint64) for part in found])

@@ -26,7 +26,7 @@ FOLDER = "m3p-cache"
 class Wanted:
     """What a file has to be when it arrives."""
 
-    most: int
+    limit: int
     """Bytes that are read of it, at most."""
     size: int | None = None
     """Bytes that it has, if known."""
@@ -39,11 +39,11 @@ class Cache:
 
     Args:
         folder: on a disk of this node. The cache is its subfolder `FOLDER`.
-        most: bytes that it may hold; files that are open count no more once they had to make room.
+        limit: bytes that it may hold; files that are open count no more once they had to make room.
     """
 
-    def __init__(self, folder: Path, most: int) -> None:
-        self._given, self.folder, self.most = folder, folder / FOLDER, most
+    def __init__(self, folder: Path, limit: int) -> None:
+        self._given, self.folder, self.limit = folder, folder / FOLDER, limit
 
     def make(self) -> None:
         """Make the folder if it is not there. Raises OneRankError unless files can be kept there."""
@@ -62,13 +62,13 @@ class Cache:
         """The lock of whoever makes room."""
         return self.folder / ".room.lock"
 
-    def get(self, url: str, place: str, wanted: Wanted, wait: bool = True) -> Path | None:
-        """Return `url` as the file `place` (a path inside the cache), downloaded if it is not there.
+    def get(self, url: str, name: str, wanted: Wanted, wait: bool = True) -> Path | None:
+        """Return `url` as the file `name` (a path inside the cache), downloaded if it is not there.
 
         What arrives must be as `wanted`. Without `wait`: None if another process is fetching it. Raises OneRankError where
         the file cannot be had, or is another.
         """
-        path = self.folder / place
+        path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if _is_there(path, wanted.size):
             return path
@@ -79,9 +79,9 @@ class Cache:
                 self._fetch(url, path, wanted)
         return path
 
-    def forget(self, place: str) -> None:
+    def forget(self, name: str) -> None:
         """Delete a file that has shown to be damaged, if it is there; whoever has it open reads on."""
-        (self.folder / place).unlink(missing_ok=True)
+        (self.folder / name).unlink(missing_ok=True)
 
     def _fetch(self, url: str, path: Path, wanted: Wanted) -> None:
         """Download with retries; a full disk is met by making more room than the bound asks for."""
@@ -89,8 +89,8 @@ class Cache:
         for attempt in range(ATTEMPTS):
             last = attempt == ATTEMPTS - 1
             try:
-                self._make_room(wanted.size or 0, self.most // 2**attempt)
-                found = download(url, partial, wanted.most)
+                self._make_room(wanted.size or 0, self.limit // 2**attempt)
+                found = download(url, partial, wanted.limit)
                 if wanted.size is not None and found != wanted.size:
                     raise _WrongFileError(f"it has {found:,} bytes, the manifest says {wanted.size:,}")
                 if fault := wanted.fault(partial):
@@ -110,9 +110,9 @@ class Cache:
                 if not _is_full(error):
                     pause(attempt)
 
-    def _is_inside(self, place: object) -> bool:
+    def _is_inside(self, name: object) -> bool:
         """Tell whether a path that an error names lies in the cache, and not behind a URL."""
-        return isinstance(place, str | os.PathLike) and Path(place).is_relative_to(self.folder)
+        return isinstance(name, str | os.PathLike) and Path(name).is_relative_to(self.folder)
 
     def _explain(self, url: str, error: Exception) -> str:
         url = masked(url)
@@ -122,8 +122,8 @@ class Cache:
             return f"{url}: {error} (changed since it was indexed, or cut off). Index the shards again with `m3p index`"
         return f"{url} could not be read in {ATTEMPTS} attempts; the last: {reason(error)}"
 
-    def _make_room(self, size: int, most: int) -> None:
-        """Delete what was used longest ago until `size` more bytes are within `most`."""
+    def _make_room(self, size: int, limit: int) -> None:
+        """Delete what was used longest ago until `size` more bytes are within `limit`."""
         with hold(self._room):
             files = []
             for path in self.folder.rglob("*"):
@@ -133,7 +133,7 @@ class Cache:
                         files.append((status.st_mtime, status.st_size, path))
             total = sum(size for _, size, _ in files)
             for _, old, path in sorted(files):
-                if total + size <= most:
+                if total + size <= limit:
                     return
                 if path.suffix != ".partial" or _abandoned(path):
                     path.unlink(missing_ok=True)

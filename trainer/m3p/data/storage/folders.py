@@ -14,7 +14,7 @@ import numpy as np
 from fsspec.registry import known_implementations
 
 from m3p.data.shards.fingerprint import is_whole, tar_fingerprint
-from m3p.data.shards.index_file import MOST_MEMBERS, index_bytes
+from m3p.data.shards.index_file import MAX_MEMBERS, index_bytes
 from m3p.data.shards.manifest import LARGEST_MANIFEST, MANIFEST_FILE, Manifest, check_shards
 from m3p.data.shards.tar import TarError
 from m3p.data.storage.cache import Cache, Wanted
@@ -78,9 +78,9 @@ class RemoteFolder:
     def check_room(self, shards: int) -> None:
         """Raise UserError unless the cache holds the `shards` largest ones at once."""
         needed = int(np.sort(self.manifest.shards.bytes)[-shards:].sum())
-        if needed > self._cache.most:
+        if needed > self._cache.limit:
             raise UserError(
-                f"data.cache_bytes = {self._cache.most:,}: two windows of {self.url} have up to {needed:,} bytes; raise it, "
+                f"data.cache_bytes = {self._cache.limit:,}: two windows of {self.url} have up to {needed:,} bytes; raise it, "
                 "or lower data.window"
             )
 
@@ -94,7 +94,7 @@ class RemoteFolder:
         """Return what the file `name` has to be: a shard as the manifest says, or an index, which its reader looks at."""
         shard = self.manifest.shards[self._numbers[f"{name.rpartition('.')[0]}.tar"]]
         if name != shard.name:
-            return Wanted(index_bytes(shard.samples, MOST_MEMBERS))
+            return Wanted(index_bytes(shard.samples, MAX_MEMBERS))
         return Wanted(shard.bytes, shard.bytes, partial(_content_fault, shard.fingerprint))
 
     @cached_property

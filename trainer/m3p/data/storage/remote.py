@@ -27,37 +27,37 @@ class TooLongError(Exception):
 
 
 class _Bound(Callback):  # type: ignore[misc] # fsspec has no types
-    """Ends a download that brings more than `most` bytes: fsspec tells it of every piece that has come."""
+    """Ends a download that brings more than `limit` bytes: fsspec tells it of every piece that has come."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, limit: int) -> None:
         super().__init__()
-        self._most = most
+        self._limit = limit
 
     def relative_update(self, inc: int = 1) -> None:
         """Count a piece. Raises TooLongError."""
         super().relative_update(inc)
-        if self.value > self._most:
-            raise TooLongError(f"it has more than {self._most:,} bytes")
+        if self.value > self._limit:
+            raise TooLongError(f"it has more than {self._limit:,} bytes")
 
 
-def read(url: str, most: int) -> bytes:
-    """Return the content of a file of up to `most` bytes. Raises FileNotFoundError, or as `download` does."""
+def read(url: str, limit: int) -> bytes:
+    """Return the content of a file of up to `limit` bytes. Raises FileNotFoundError, or as `download` does."""
     with tempfile.TemporaryDirectory(prefix="m3p-") as folder:
         target = Path(folder) / "file"
-        download(url, target, most)
+        download(url, target, limit)
         return target.read_bytes()
 
 
-def download(url: str, target: Path, most: int) -> int:
+def download(url: str, target: Path, limit: int) -> int:
     """Copy a file to `target`, piece by piece in one request; return its bytes.
 
-    Raises TooLongError where more than `most` bytes come, which are not kept, or whatever its store raises.
+    Raises TooLongError where more than `limit` bytes come, which are not kept, or whatever its store raises.
     """
     store, path = fsspec.core.url_to_fs(url, **_options(url))
-    store.get_file(path, str(target), callback=_Bound(most))
+    store.get_file(path, str(target), callback=_Bound(limit))
     found = target.stat().st_size
-    if found > most:  # of a store that tells nothing of its pieces
-        raise TooLongError(f"it has {found:,} bytes, more than {most:,}")
+    if found > limit:  # of a store that tells nothing of its pieces
+        raise TooLongError(f"it has {found:,} bytes, more than {limit:,}")
     return found
 
 

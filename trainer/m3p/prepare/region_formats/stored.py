@@ -86,17 +86,17 @@ def unpack(text: bytes | str, kind: str, rows: int, what: str) -> NDArray[Any]:
     return np.frombuffer(content, kind).reshape(rows, -1)
 
 
-def whole(value: object, most: int, what: str) -> int:
-    """Return a whole number from 1 to `most`, of a number or of its digits. Raises ValueError."""
+def whole(value: object, limit: int, what: str) -> int:
+    """Return a whole number from 1 to `limit`, of a number or of its digits. Raises ValueError."""
     if isinstance(value, bytes):
         value = value.decode("ascii", "replace")
     if isinstance(value, str):
         number = int(value) if value.strip().isdecimal() and len(value) < 12 else -1
     else:
         given = value if isinstance(value, int | float | np.integer | np.floating) else -1
-        number = int(given) if given == np.floor(given) and given <= most else -1
-    if not 1 <= number <= most:
-        raise ValueError(f"{what} is {str(value)[:30]!r}; the rule is a whole number from 1 to {most:,}")
+        number = int(given) if given == np.floor(given) and given <= limit else -1
+    if not 1 <= number <= limit:
+        raise ValueError(f"{what} is {str(value)[:30]!r}; the rule is a whole number from 1 to {limit:,}")
     return number
 
 

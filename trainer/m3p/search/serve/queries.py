@@ -34,7 +34,7 @@ class Embeds(Protocol):
 class Searches(Protocol):
     """What finds pictures by vectors: `SearchIndex`."""
 
-    def nearest(self, queries: Floats, most: int, /) -> tuple[Floats, Numbers]:
+    def nearest(self, queries: Floats, limit: int, /) -> tuple[Floats, Numbers]:
         """Return scores and numbers of the best pictures of each query, best first; number -1 where there are fewer."""
 
 
@@ -54,10 +54,10 @@ class _Query:
 
 
 class Queries:
-    """Answers queries by the `most` best pictures, in a thread of its own, which `close` ends."""
+    """Answers queries by the `limit` best pictures, in a thread of its own, which `close` ends."""
 
-    def __init__(self, model: Embeds, index: Searches, most: int, waiting: int = MAX_WAITING) -> None:
-        self._model, self._index, self._most = model, index, most
+    def __init__(self, model: Embeds, index: Searches, limit: int, waiting: int = MAX_WAITING) -> None:
+        self._model, self._index, self._limit = model, index, limit
         self._queue: queue.Queue[_Query | None] = queue.Queue(waiting)
         self._thread = threading.Thread(target=self._work, name="queries", daemon=True)
         self._thread.start()
@@ -101,7 +101,7 @@ class Queries:
     def _answer_together(self, queries: list[_Query]) -> None:
         try:
             vectors = self._embed(queries)
-            scores, numbers = self._index.nearest(vectors, self._most)
+            scores, numbers = self._index.nearest(vectors, self._limit)
         except Exception as error:  # whatever it is, it is those clients' answer, and the thread goes on
             for query in queries:
                 query.answer.set_exception(error)

@@ -257,10 +257,10 @@ class Handler(BaseHTTPRequestHandler):
         self._take(1)
         return text
 
-    def _number(self, asked: dict[str, str], name: str, default: int, least: int, most: int) -> int:
+    def _number(self, asked: dict[str, str], name: str, default: int, minimum: int, maximum: int) -> int:
         text = asked.get(name, str(default))
-        if not re.fullmatch(r"[0-9]{1,6}", text) or not least <= int(text) <= most:
-            raise RefusedError(HTTPStatus.BAD_REQUEST, f"{name} = {text[:20]!r}: the rule is {least} to {most:,}")
+        if not re.fullmatch(r"[0-9]{1,6}", text) or not minimum <= int(text) <= maximum:
+            raise RefusedError(HTTPStatus.BAD_REQUEST, f"{name} = {text[:20]!r}: the rule is {minimum} to {maximum:,}")
         return int(text)
 
     def _body(self) -> bytes:

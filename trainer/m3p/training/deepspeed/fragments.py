@@ -97,11 +97,11 @@ def _linked(name: str, parameter: Any) -> Iterator[Fragment]:
     mapping = parameter._hp_mapping
     if mapping is None:
         return
-    place = mapping.lp_fragment_address
+    address = mapping.lp_fragment_address
     tensors = {WEIGHT: mapping.get_hp_fragment().detach()}
     tensors |= {kind: mapping.get_hp_fragment(kind) for kind in MOMENTS}
-    saved = range(place.start, place.start + place.numel)
-    yield Fragment(name, tuple(parameter.shape), place.start, place.numel, saved, tensors)
+    saved = range(address.start, address.start + address.numel)
+    yield Fragment(name, tuple(parameter.shape), address.start, address.numel, saved, tensors)
 
 
 def _owners(engine: Any) -> Iterator[Tensor]:

@@ -53,7 +53,7 @@ class Guard:
     """
 
     def __init__(self, folder: Path, max_skipped: int, spike: float | None, skip_spikes: bool) -> None:
-        self._folder, self._most, self._spike, self._skip_spikes = folder, max_skipped, spike, skip_spikes
+        self._folder, self._max_skipped, self._spike, self._skip_spikes = folder, max_skipped, spike, skip_spikes
         self._recent: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
         """Of the steps of each kind: where a step is no whole round, one objective's loss says nothing of another's."""
         self._in_a_row = 0
@@ -115,7 +115,7 @@ class Guard:
             record = {"step": step, "reason": reason, "in_a_row": self._in_a_row, "micro_batches": found}
             with (self._folder / "skipped.jsonl").open("a") as file:
                 file.write(json.dumps(record) + "\n")
-        if self._in_a_row >= self._most:
+        if self._in_a_row >= self._max_skipped:
             raise UserError(
                 f"{line}\nThat is {self._in_a_row} steps in a row without an update (run.max_skipped), so the run ends. All are "
                 f"listed in {self._folder / 'skipped.jsonl'}. Lower optimizer.learning_rate, or mend the data; starting again "

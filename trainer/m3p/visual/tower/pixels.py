@@ -19,7 +19,7 @@ PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 """Where a folder has the settings of its pictures: the first, or the second in folders of later versions."""
 WARPED_FROM = 384
 """ConvNeXt's processor resizes to a square without a crop from this size on."""
-MOST_STRETCHED = 16
+MAX_STRETCHED = 16
 """A picture that is cropped in its middle is cut to so many times its shorter side first: one of 1 x 10,000,000 pixels would
 fill the memory when its shorter side is resized to 256."""
 
@@ -44,8 +44,8 @@ class Preparation:
         """Resize and crop: [height, width, 3] -> [size, size, 3]."""
         if not self.keeps_shape:
             return _middle(self._resize(pixels, self.resized, self.resized), self.size, self.size)
-        most = MOST_STRETCHED * min(pixels.shape[:2])
-        pixels = _middle(pixels, *(min(side, most) for side in pixels.shape[:2]))
+        limit = MAX_STRETCHED * min(pixels.shape[:2])
+        pixels = _middle(pixels, *(min(side, limit) for side in pixels.shape[:2]))
         height, width = pixels.shape[:2]
         longer = int(self.resized * max(height, width) / min(height, width))
         sides = (self.resized, longer) if height <= width else (longer, self.resized)
