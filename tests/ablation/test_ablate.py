@@ -67,6 +67,7 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_variants_are_trained_once_and_compared_with_the_first(recipe: Path, tmp_path: Path) -> None:
     trainer = Trainer(recipe)
     report = ablate(recipe, [], ["model.dropout=0.5,0.0"], 3, tmp_path / "out", trainer)
@@ -83,6 +84,7 @@ def test_variants_are_trained_once_and_compared_with_the_first(recipe: Path, tmp
     assert (again, len(trainer.started)) == (report, 6)
 
 
+@pytest.mark.long
 def test_the_same_command_goes_on_after_a_kill(recipe: Path, tmp_path: Path) -> None:
     command = (recipe, ["run.steps=9"], ["model.dropout=0.5,0.0"], 2, tmp_path / "out")
     with pytest.raises(UserError, match=r"dropout=0.5 with seed 1 is not complete \(exit code -9\)"):
@@ -94,6 +96,7 @@ def test_the_same_command_goes_on_after_a_kill(recipe: Path, tmp_path: Path) -> 
     assert report.evaluations == whole.evaluations
 
 
+@pytest.mark.long
 def test_several_runs_train_at_a_time_and_give_the_same_report(recipe: Path, tmp_path: Path) -> None:
     together, trainer = threading.Barrier(2, timeout=10), Trainer(recipe)
 

@@ -81,6 +81,7 @@ class Tuner(Trainer):
         return super().__call__(trial, overrides)
 
 
+@pytest.mark.long
 def test_each_run_is_trained_once_on_its_captions_and_scored_once_in_every_way(
     recipe: Path, tmp_path: Path, scorer: Scorer
 ) -> None:
@@ -104,6 +105,7 @@ def test_each_run_is_trained_once_on_its_captions_and_scored_once_in_every_way(
     assert [len(shown.columns) for shown in grid_tables(grid)] == [1 + 4 + 3] * 3
 
 
+@pytest.mark.long
 def test_the_same_command_goes_on_after_a_kill(recipe: Path, tmp_path: Path, scorer: Scorer) -> None:
     command = (recipe, OVERRIDES, LANGUAGES, SETTINGS, tmp_path / "out")
     with pytest.raises(UserError, match=r"the run of de with seed 0 is not complete \(exit code -9\)"):

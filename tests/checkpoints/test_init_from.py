@@ -20,6 +20,7 @@ def fresh(tiny: Path, *overrides: str) -> M3P:
     return build_model(recipe.model, vocabulary, recipe.visual, recipe.tasks, seed=1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["run", "checkpoint", "exported"])
 def test_a_run_a_checkpoint_and_an_export_give_the_same_start(tiny: Path, tmp_path: Path, kind: str) -> None:
     wanted = dict(write_run(tiny, tmp_path / "run").named_parameters())

@@ -152,6 +152,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, moment: int) -> Callable[[], int]
     return lambda: seen[0]
 
 
+@pytest.mark.long
 def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(engine: FakeEngine, tmp_path: Path) -> None:
     """Old or new, its weights and its state are of one step; and the next save works and cleans up."""
     for moment in itertools.count(1):

@@ -48,6 +48,7 @@ def test_text_dictionary_and_tokenizer(raw: Path) -> None:
     assert "pieces" in run("tokenizer", raw / "long.txt", "--output", raw / "out" / "model", "--vocabulary", 40)
 
 
+@pytest.mark.long
 def test_scenes_and_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "30 training and 5 held-out" in run("scenes", "--output", tmp_path / "s", "--train", 30, "--held-out", 5)
     (tmp_path / "s" / "dev" / "manifest.json").unlink()

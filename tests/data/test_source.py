@@ -92,6 +92,7 @@ def numbers(tiny: Path, workers: int) -> list[tuple[list[str], list[int]]]:
     return [(batch.names, batch.token_ids.tolist()) for batch in batches]
 
 
+@pytest.mark.long
 def test_workers_change_nothing(tiny: Path) -> None:
     alone = numbers(tiny, 0)
     assert len(alone) == 12

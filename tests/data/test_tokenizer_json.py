@@ -170,6 +170,7 @@ def assert_same_or_tied(tokenizer: Tokenizer, text: str, one: list[int], other: 
     assert first == pytest.approx(second, rel=1e-5), (text, *cuts)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("algorithm", ["unigram", "bpe"])
 @pytest.mark.parametrize("byte_fallback", [True, False])
 def test_the_check_of_the_export_finds_them_alike(algorithm: str, byte_fallback: bool) -> None:

@@ -4,6 +4,8 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.docs.blocks import ROOT, prose
 
 PACKAGE = ROOT / "trainer" / "m3p"
@@ -34,6 +36,7 @@ def raises_for_users(path: Path) -> bool:
     return any(isinstance(call.func, ast.Name) and call.func.id in ERRORS for call in calls)
 
 
+@pytest.mark.long
 def test_the_words_of_messages_are_those_of_the_program() -> None:
     every = "\0".join(texts(ast.parse(path.read_text())) for path in PACKAGE.rglob("*.py"))
     words = paragraphs("Words")
@@ -41,6 +44,7 @@ def test_the_words_of_messages_are_those_of_the_program() -> None:
     assert [word for word in words if word not in every] == []
 
 
+@pytest.mark.long
 def test_every_file_that_raises_a_users_error_has_its_family() -> None:
     named = set(paragraphs("Files"))
     raising = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if raises_for_users(path)}

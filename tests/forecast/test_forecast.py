@@ -134,6 +134,7 @@ def test_where_python_sets_the_pace_the_advice_helps(
         assert "Python sets the pace" in plan(**{**sizes, "micro_batch": 4096}), "what the message does not say"
 
 
+@pytest.mark.long
 def test_data_that_is_there_is_looked_at(tiny: Path) -> None:
     planner = Planner(load_recipe(tiny), ROOT / "ds_configs" / "zero1.json")
     assert planner.assumptions == []

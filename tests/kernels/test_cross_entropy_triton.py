@@ -38,6 +38,7 @@ def test_the_kernel_equals_its_reference_in_the_interpreter() -> None:
     interpret(INTERPRETED)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("capability", "kind"), COMPILED)
 def test_the_kernel_compiles(capability: int, kind: str) -> None:
     from m3p.kernels import cross_entropy_triton as fused

@@ -65,6 +65,7 @@ def test_the_kernel_equals_the_plain_form_in_the_interpreter() -> None:
     interpret(INTERPRETED)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("capability", "kind"), COMPILED)
 @pytest.mark.parametrize("drop", [False, True])
 def test_the_kernels_compile(capability: int, kind: str, drop: bool) -> None:

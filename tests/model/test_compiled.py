@@ -1,5 +1,6 @@
 """Compiled layers give what layers give operation by operation."""
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ def outcome(layers: list[Layer], lengths: list[int]) -> list[Tensor]:
     return [out, *torch.autograd.grad((out * weights).sum(), [x, *parameters])]
 
 
+@pytest.mark.long
 def test_outputs_and_gradients_are_equal_for_all_lengths_and_layers() -> None:
     torch.manual_seed(0)
     layers = [Layer(SHAPE, 0.0, 0.0) for _ in range(2)]

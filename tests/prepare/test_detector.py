@@ -29,6 +29,7 @@ def raw_output(detector: Detector, pictures: list[Any]) -> Any:
         return detector._model(**inputs)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", MAKERS)
 def test_regions_are_those_of_transformers(detector_folder: Folders, kind: str) -> None:
     detector = Detector(detector_folder(kind), KEPT, 3, "cpu")

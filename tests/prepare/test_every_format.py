@@ -119,6 +119,7 @@ def score(tiny: Path, shards: Path, home: Path, visual: str) -> int:
     return len(pictures.pool.images)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FORMATS)
 def test_captions_of_every_format_train_and_score(
     name: str, tiny: Path, tmp_path: Path, request: pytest.FixtureRequest
@@ -231,6 +232,7 @@ def named_npz(name: str, home: Path) -> tuple[Path, list[str]]:
     return folder, names
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", STORED)
 def test_features_of_every_format_train_and_score_without_pictures(name: str, tiny: Path, tmp_path: Path) -> None:
     if name.startswith("npz"):

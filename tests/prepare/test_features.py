@@ -103,6 +103,7 @@ def losses(recipe: Recipe) -> dict[str, float]:
     return found | {"contrast": float(outputs.tasks["contrastive"].square().sum() + outputs.tasks["contrastive"].sum())}
 
 
+@pytest.mark.long
 def test_training_from_the_store_has_the_losses_of_training_from_pixels(
     tiny: Path, tower: Path, pictures: Path, stored: Path
 ) -> None:

@@ -69,6 +69,7 @@ def test_an_override_changes_one_of_the_places_that_an_anchor_fills(tmp_path: Pa
     assert found["code_switched"].tasks == {"contrastive": 1.0}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -63,6 +63,7 @@ def test_any_value_anywhere_loads_or_is_named(changes: list[tuple[Place, Any]]) 
         assert again == recipe
 
 
+@pytest.mark.long
 @settings(max_examples=300)
 @given(
     st.sampled_from([".".join(map(str, place)) for place in PLACES] + ODD_PATHS),

@@ -58,6 +58,7 @@ def test_a_moved_query_has_unit_length_also_where_nothing_is_left() -> None:
     np.testing.assert_allclose(moved, [[0, 0], [-(0.5**0.5), 0.5**0.5]], atol=1e-6)
 
 
+@pytest.mark.long
 def test_results_say_by_which_captions(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = load_recipe(tiny).evaluation["train"].path
     write_run(tiny, tmp_path / "run", f"evaluation.train.centre={path}")

@@ -43,7 +43,7 @@ def some_pairs() -> dict[str, NDArray[np.int64]]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("most", [1, 3, 1000])
+@pytest.mark.parametrize("limit", [1, 3, 1000])
 def test_listed_pairs_are_scored_as_single_ones_whatever_the_blocks(
     scorer: Scorer, pictures: list[Picture], tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,7 @@ def test_scripts_that_need_shaping_are_left_out_without_a_shaper(monkeypatch: py
     assert gallery._font_for("שלום") is None
 
 
+@pytest.mark.long
 def test_sheet_of_long_queries_and_of_nothing() -> None:
     long = Finding("en", "word " * 200, [(picture("red", size=(1, 400)), 1.0, True)])
     assert contact_sheet([long]).width == 2 * gallery._GAP + gallery._TILE

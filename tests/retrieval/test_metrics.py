@@ -56,6 +56,7 @@ def tables(draw: st.DrawFn) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     return np.array(scores), right
 
 
+@pytest.mark.long
 @given(tables(), st.sampled_from([1, 3, 1 << 22]))
 @settings(max_examples=150, deadline=None)
 def test_agrees_with_the_literal_reading_at_any_block_size(

@@ -45,6 +45,7 @@ def test_m3p_compat_has_the_bias_of_the_original_code() -> None:
     assert biased["mean_recall"] < real["mean_recall"] - 2
 
 
+@pytest.mark.long
 def test_m3p_compat_takes_the_first_thousand_and_five_captions_each_and_breaks_ties_by_order() -> None:
     protocol = PROTOCOLS["m3p-compat"]
     given = records(1001, 7)
@@ -63,6 +64,7 @@ def test_m3p_compat_takes_the_first_thousand_and_five_captions_each_and_breaks_t
     assert rank_both_ways(equal, pool.right("fr"), protocol.ties).text_to_image[:5].tolist() == [1] * 5
 
 
+@pytest.mark.long
 def test_the_first_five_captions_count_in_coco_s_pools_also_where_two_are_alike() -> None:
     given = records(5000, 6)
     given[0]["captions"]["fr"][:2] = ["twice", "twice"]

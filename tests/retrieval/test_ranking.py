@@ -69,6 +69,7 @@ def wanted(way: Way, cosines: Table, logits: Table) -> tuple[Table, Table]:
     return both[0], both[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "way", [Way("dual"), Way("cross"), Way("rerank", 6), Way("cross", dual_weight=2.0), Way("rerank", 6, 2.0)], ids=str
 )

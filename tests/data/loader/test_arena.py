@@ -60,6 +60,7 @@ def test_what_is_packed_lies_off_a_multiple_of_32(buffers: tuple[Arena, BufferWr
         assert tensor.data_ptr() % TENSOR_ALIGNMENT == TENSOR_ALIGNMENT_OFFSET
 
 
+@pytest.mark.long
 def test_buffers_come_back_when_tensors_are_gone_and_not_before(buffers: tuple[Arena, BufferWriter]) -> None:
     made, writer = buffers
     held = [writer.pack(packed(number, writer.allocate)).open() for number in range(3)]

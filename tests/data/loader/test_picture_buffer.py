@@ -3,6 +3,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from m3p.batch import Sequence
 from m3p.data.loader.arena import Arena, BufferWriter
@@ -55,6 +56,7 @@ def test_pictures_are_the_same_with_and_without_shared_memory_and_threads(tmp_pa
     assert len(found[0][1]) == 2
 
 
+@pytest.mark.long
 def test_pictures_that_lie_as_they_are_packed_are_not_copied() -> None:
     arena = Arena(1, 2)
     writer = BufferWriter(arena, 0)

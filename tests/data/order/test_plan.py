@@ -51,6 +51,7 @@ def test_objectives_alternate_smoothly(plan: Plan) -> None:
             assert abs(seen - (number + 1) * int(stream.weight) / total) < 2.1
 
 
+@pytest.mark.long
 @given(first=st.integers(0, 2**40), size=st.integers(1, 300), ranks=st.integers(1, 70), micro=st.integers(1, 50))
 @settings(max_examples=300, deadline=None)
 def test_ranks_and_micro_batches_share_a_turn_out(first: int, size: int, ranks: int, micro: int) -> None:
@@ -77,6 +78,7 @@ def test_more_ranks_than_samples_leave_empty_micro_batches() -> None:
     ]
 
 
+@pytest.mark.long
 @given(data=st.data(), plan=plans(), ranks=st.integers(1, 9), far=st.integers(0, 10**9))
 @settings(max_examples=100, deadline=None)
 def test_micro_batches_are_numbered_as_the_turns_go(data: st.DataObject, plan: Plan, ranks: int, far: int) -> None:

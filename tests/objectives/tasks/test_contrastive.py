@@ -94,6 +94,7 @@ def identity_head() -> ContrastiveHead:
     return head
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_temperature_does_not_wind_up_behind_its_ceiling(dtype: torch.dtype) -> None:
     """Pushed up, it stops as soon as the optimizer's momentum is used up; it goes down as soon as it is pushed down."""

@@ -47,6 +47,7 @@ def test_writes_whole_sources(made: Path) -> None:
     assert sorted(languages) == ["cs", "de", "fr", "ja", "zh"]
 
 
+@pytest.mark.long
 def test_held_out_scenes_are_unseen_from_either_side(made: Path) -> None:
     trained = {texts["en"][0] for texts in captions(made / "train")}
     held_out = [texts["en"][0] for texts in captions(made / "dev")]

@@ -14,6 +14,7 @@ def test_mirroring_twice_changes_nothing(scene: Scene) -> None:
     assert scene.mirrored() != scene
 
 
+@pytest.mark.long
 @settings(max_examples=5, deadline=None)
 @given(st.integers(0, 1000))
 def test_no_picture_is_on_both_sides(seed: int) -> None:
@@ -36,6 +37,7 @@ def test_held_out_does_not_depend_on_the_size_of_training() -> None:
     assert sample_scenes(3, 10, 20)[1] != sample_scenes(4, 10, 20)[1]
 
 
+@pytest.mark.long
 def test_there_are_only_so_many() -> None:
     assert len(sample_scenes(0, 32_412, 100)[0]) == 32_412
     with pytest.raises(UserError, match=r"--train 32413 .* 32,512 scenes"):

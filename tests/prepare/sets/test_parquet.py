@@ -69,6 +69,7 @@ def test_what_save_to_disk_writes(tmp_path: Path) -> None:
     assert stored(tmp_path / "out")["1"]["captions"] == {"en": ["a cat"]}
 
 
+@pytest.mark.long
 def test_wrong_files_say_so(hub: Path, tmp_path: Path) -> None:
     words = ("parquet", hub / "set", "--split", "train")
     with pytest.raises(
