@@ -63,7 +63,9 @@ def evaluation(seed: int, skill: float) -> Evaluation:
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(tiny_recipe(tmp_path)))
+    fields = tiny_recipe(tmp_path)
+    fields["run"]["evaluate"] = True
+    path.write_text(yaml.safe_dump(fields))
     return path
 
 

@@ -148,3 +148,24 @@ def test_a_grid_that_makes_no_sense_is_refused(
     with pytest.raises(UserError, match=message):
         finetune(recipe, overrides, languages, settings, tmp_path / "out", tuner)
     assert tuner.started == []
+
+
+def test_with_the_ways_out_that_are_named_there_is_a_grid(recipe: Path, tmp_path: Path, scorer: Scorer) -> None:
+    def go(folder: str, settings: list[str], *overrides: str, languages: list[str] = LANGUAGES) -> None:
+        finetune(recipe, overrides, languages, settings, tmp_path / folder, Tuner(recipe))
+
+    with pytest.raises(UserError, match=r"set objectives\.code_switched\.weight=0$") as caught:
+        go("switched", ["all"])
+    go("switched", ["all"], str(caught.value).rpartition("set ")[2])
+    with pytest.raises(UserError, match=r"name it in model\.weights, or leave none out"):
+        go("none", ["none", "all"], *OVERRIDES, "model.weights=null")
+    go("none", ["all"], *OVERRIDES, "model.weights=null")
+    go("named", ["none", "all"], *OVERRIDES, f"model.weights={tmp_path / 'start'}")
+    with pytest.raises(UserError, match="no `evaluation` section: add one"):
+        go("asked", ["all"], *OVERRIDES, "evaluation={}")
+    with pytest.raises(UserError, match="--settings all,all: name one or more, each once"):
+        go("twice", ["all", "all"], *OVERRIDES)
+    with pytest.raises(UserError, match="--settings cs: it is none, each, all, or one of --languages en,de,ja"):
+        go("twice", ["cs"], *OVERRIDES)
+    for setting in ("each", "de"):
+        go(setting, [setting], *OVERRIDES)

@@ -310,6 +310,37 @@ def test_a_checkpoint_that_is_pruned_while_it_is_read_gives_way_to_the_next(engi
     assert seen == ["step-00000001", "step-00000002", "step-00000003"]
 
 
+def test_a_checkpoint_that_is_pruned_between_two_openings_of_a_file_gives_way_to_the_next(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = make(tmp_path, keep=1)
+    save(checkpoints, engine, 1)
+    from_file = torch.UntypedStorage.from_file
+
+    def pruned(path: str, **options: Any) -> torch.UntypedStorage:
+        """As safetensors calls it, with the file open already."""
+        if "step-00000001" in path:
+            save(checkpoints, engine, 2)
+        return from_file(path, **options)
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", pruned)
+    newest, weights = read_newest(tmp_path, lambda path: sorted(read_weights(path)))
+    assert (newest.name, weights) == ("step-00000002", ["bias", "weight"])
+
+
+def test_a_checkpoint_is_not_called_damaged_where_too_many_files_are_open(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(make(tmp_path), engine, 1)
+
+    def full(path: str, **options: Any) -> torch.UntypedStorage:
+        raise RuntimeError(f"unable to open file <{path}> in read-only mode: Too many open files (24)")
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", full)
+    with pytest.raises(UserError, match=r"Too many open files: allow more \(`ulimit -n 65536`\)"):
+        read_newest(tmp_path, read_weights)
+
+
 def test_a_checkpoint_that_is_pruned_while_it_is_hashed_is_no_damaged_one(
     engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from m3p.data.pieces import TokenizerJson
+from m3p.data.pieces import TokenizerJson, read_pieces_of
 from m3p.data.tokenizer import Tokenizer
 from m3p.errors import UserError
 from m3p.sample_texts import sample_texts
-from m3p.vocabulary import TOKENIZER_FILE, has_vocabulary, same_vocabulary
+from m3p.vocabulary import TOKENIZER_FILE, has_vocabulary, same_vocabulary, vocabulary_file
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +131,26 @@ def test_a_file_that_never_ends_is_refused(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("m3p.vocabulary.MAX_BYTES", 1000)
     with pytest.raises(UserError, match=r"has 200,000 bytes; a vocabulary has at most 1,000"):
         Tokenizer(tmp_path)
+
+
+def test_a_file_that_is_named_is_all_that_a_folder_lacks_and_a_broken_one_is_put_back(
+    saved: Path, xlmr_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"wants a folder with a (\S+), a (\S+) or BERT's (\S+)$") as caught:
+        vocabulary_file(tmp_path)
+    *_, model, _, content, _, _, words = str(caught.value).replace(",", "").split()
+    whole = {
+        model: (xlmr_folder / model).read_bytes(),
+        content: (saved / content).read_bytes(),
+        words: "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "dog", "cat"]).encode(),
+    }
+    for name, good in whole.items():
+        path = tmp_path / name
+        path.write_bytes(good)
+        assert Tokenizer(tmp_path).encode("dog", 9).size >= 3
+        path.write_bytes(b"\xff\0 broken")
+        with pytest.raises(UserError, match=re.escape(str(path))):
+            Tokenizer(tmp_path)
+        path.write_bytes(good)  # the model's own file again
+        assert Tokenizer(tmp_path).size == read_pieces_of(path).size
+        path.unlink()

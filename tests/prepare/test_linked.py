@@ -142,6 +142,10 @@ def test_wrong_files_of_captions_are_told(tars: Path, tmp_path: Path) -> None:
         run("cc3m", tars, "--captions", elsewhere, output=tmp_path / "none")
     with pytest.raises(UserError, match=r"give a file of JSON lines \(\.jsonl\), or a table"):
         run("cc3m", tars, "--captions", tmp_path / "x.txt", output=tmp_path / "none")
+    for option in ("--keep-own", "--skip-bad"):
+        with pytest.raises(UserError, match=f"{option}: goes with --captions FILE; leave it out"):
+            run("cc3m", tars, option, output=tmp_path / "none")
+    run("cc3m", tars, output=tmp_path / "left out")
     with pytest.raises(UserError, match=r"holds no \.tar file"):
         run("cc3m", tmp_path, output=tmp_path / "none")
 

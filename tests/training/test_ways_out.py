@@ -37,13 +37,31 @@ def test_moments_on_a_drive_go_to_the_processors_memory_or_weights_go_to_the_dri
     named = re.search(r"ds_configs/(\w+)\.json", str(caught.value))
     assert named
     shipped = read_deepspeed_config(find_ds_config(named[1]))
-    monkeypatch.setattr(deepspeed_config, "have_aio", lambda: True)
-    assert resolve(shipped, optimizer, cpu)
     monkeypatch.setattr(deepspeed_config, "have_aio", lambda: False)
     with refused(r"install the headers of libaio \(libaio-dev\), or set the device to cpu"):
         resolve(shipped, optimizer, cpu)
+    monkeypatch.setattr(deepspeed_config, "have_aio", lambda: True)
+    offload = shipped["zero_optimization"]["offload_param"]
+    for wrong in ("/nowhere/at/all", str(path), None):
+        offload["nvme_path"] = wrong
+        with refused(rf"nvme_path = {wrong}: no folder of this node .* name one .*, or set the device to cpu"):
+            resolve(shipped, optimizer, cpu)
+    offload["nvme_path"] = str(tmp_path)
+    assert resolve(shipped, optimizer, cpu)
     shipped["zero_optimization"]["offload_param"] = {"device": "cpu"}
     assert resolve(shipped, optimizer, cpu)
+
+
+def test_two_runs_of_a_node_do_not_share_the_weights_on_its_drive(tmp_path: Path) -> None:
+    def place(run: str, **offload: str) -> str:
+        settings = {"zero_optimization": {"stage": 3, "offload_param": offload}}
+        deepspeed_config.keep_apart(settings, tmp_path / run)
+        return str(settings["zero_optimization"]["offload_param"].get("nvme_path"))  # type: ignore[index]
+
+    drive = {"device": "nvme", "nvme_path": "/drive"}
+    assert place("a", **drive).startswith("/drive/m3p-")
+    assert place("a", **drive) == place("b/../a", **drive) != place("b", **drive)
+    assert place("a", device="cpu") == "None"
 
 
 def test_a_run_that_trains_elsewhere_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,8 +109,8 @@ def test_a_folder_of_another_recipe_is_left_or_moved_away(tmp_path: Path) -> Non
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps(tiny_recipe(tmp_path)))
 
-    def run(folder: Path, *overrides: str, vary: str = "model.dropout=0.5,0.0") -> None:
-        ablate(recipe, overrides, vary.split(), 1, folder, Trainer(recipe))
+    def run(folder: Path, *overrides: str, vary: str = "model.dropout=0.5,0.0", evaluate: str = "true") -> None:
+        ablate(recipe, [f"run.evaluate={evaluate}", *overrides], vary.split(), 1, folder, Trainer(recipe))
 
     with refused("model.dropout is given twice; name all its values in one"):
         run(tmp_path / "out", vary="model.dropout=0.5,0.0 model.dropout=0.4,0.1")
@@ -100,6 +118,14 @@ def test_a_folder_of_another_recipe_is_left_or_moved_away(tmp_path: Path) -> Non
         run(tmp_path / "out", vary="model.dropout=[0.5,0.0")
     with refused("say how many with --seeds"):
         run(tmp_path / "out", vary="run.seed=1,2")
+    with refused("run.evaluate = false: no run would be scored, .*; set it to true"):
+        run(tmp_path / "out", evaluate="false")
+    run(tmp_path / "out", vary="model.dropout=0.5,0.0,0.4")
+    missing = next((tmp_path / "out").glob("*/seed-0/evaluation/train.json"))
+    stored = missing.rename(tmp_path / "elsewhere.json")
+    with refused(f"{missing}: no such file; `m3p evaluate RUN` writes evaluations"):
+        run(tmp_path / "out", vary="model.dropout=0.5,0.0,0.4")
+    stored.rename(missing)  # as that command does
     run(tmp_path / "out", vary="model.dropout=0.5,0.0,0.4")
     with refused("name another --folder, or move this one away"):
         run(tmp_path / "out", "run.steps=19")

@@ -4,11 +4,14 @@ They may come from another machine, or from a stranger.
 """
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import safe_open
 
 LARGEST_JSON = 64 * 2**20
 """Bytes of a JSON file: the largest, a result with the ranks of all its queries, has some MB."""
@@ -51,3 +54,19 @@ def load_npy(path: Path) -> NDArray[Any]:
         found.close()
         raise ValueError("it is no array, but an archive of several")
     return found
+
+
+def open_tensors(path: Path) -> Any:
+    """Open a safetensors file, as the library's `safe_open` does. Raises SafetensorError for any other file, and OSError.
+
+    The library calls whatever it cannot open missing. It then has torch open the file once more, which tells of the system's
+    errors (the file has gone meanwhile, too many are open) by RuntimeErrors that end with the number in brackets.
+    """
+    path.open("rb").close()
+    try:
+        return safe_open(path, framework="pt")
+    except RuntimeError as error:
+        number = re.search(r"\((\d+)\)$", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error

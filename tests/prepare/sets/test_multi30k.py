@@ -101,11 +101,17 @@ def test_files_that_do_not_belong_together_are_named(raw: Path) -> None:
         UserError, match=r"holds train\.1\.de\.gz, a file of Task 2: written independently.* Say --task 2"
     ):
         run(raw, str(raw / "task2"), "--task", "1")
+    run(raw, str(raw / "task2"), "--task", "2")
+    run(raw, str(raw / "task1"), "--task", "1", "--overwrite")
     with pytest.raises(UserError, match=r"val\.txt does not exist"):
-        run(raw, str(raw / "task1"), "--task", "1", "--split", "val")
+        run(raw, str(raw / "task1"), "--task", "1", "--split", "val", "--overwrite")
     (raw / "task1/raw/train.de.gz").write_bytes(gzip.compress(b"one line\n"))
-    with pytest.raises(UserError, match=r"train\.de\.gz has 1 lines, but the list of pictures of train 3"):
-        run(raw, str(raw / "task1"), "--task", "1")
+    with pytest.raises(
+        UserError, match=r"train\.de\.gz has 1 lines, but the list of pictures of train 3.*: copy both again"
+    ):
+        run(raw, str(raw / "task1"), "--task", "1", "--overwrite")
+    (raw / "task1/raw/train.de.gz").write_bytes((raw / "task1/raw/train.en.gz").read_bytes())
+    run(raw, str(raw / "task1"), "--task", "1", "--overwrite")
 
 
 def test_missing_pictures_empty_captions_and_ids_twice_are_mistakes(raw: Path) -> None:

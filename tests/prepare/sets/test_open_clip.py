@@ -1,5 +1,6 @@
 """The CSV file that open_clip trains on."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,15 @@ def test_wrong_tables_say_so(table: Path) -> None:
         UserError, match=r"has no column image; it has 'filepath', 'title': name them with --path-column"
     ):
         run("open-clip", table, "--path-column", "image", output=table.parent / "out")
+    content = table.read_text()
+    table.write_text(content.replace("filepath\ttitle", "where\twhat").replace("\t", ";"))
+    with pytest.raises(
+        UserError, match=r"has no column filepath and no column title; it has 'where;what': .*--separator"
+    ):
+        run("open-clip", table, output=table.parent / "out")
+    named = ("--separator", ";", "--path-column", "where", "--caption-column", "what")
+    run("open-clip", table, *named, output=table.parent / "out")
+    shutil.rmtree(table.parent / "out")
     table.write_text("filepath\ttitle\nimages/9.jpg\ta dog\nimages/0.jpg\t\n")
     with pytest.raises(
         UserError, match=r"(?s)line 2: image 'images/9\.jpg' does not exist.*line 3: caption en is \[''\]"

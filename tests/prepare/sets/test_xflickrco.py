@@ -1,6 +1,7 @@
 """xFlickr&CO's annotations as IGLUE has them: ids of Flickr30K are texts, those of MSCOCO numbers."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,10 @@ def test_machine_translations_are_never_taken_for_human_captions(iglue: Path) ->
 def test_what_is_missing_or_twice_is_said(iglue: Path) -> None:
     with pytest.raises(UserError, match=r"has no train_100\.jsonl in any language: give the folder datasets/xFlickrCO"):
         prepare(iglue, "--split", "train_100")
-    with pytest.raises(UserError, match=r"has no test\.jsonl in fr; it has de, ja"):
-        prepare(iglue, "--language", "fr")
+    with pytest.raises(UserError, match=r"has no test\.jsonl in fr; it has de, ja: leave the language out\."):
+        prepare(iglue, "--language", "fr", "--language", "de")
+    assert prepare(iglue, "--language", "de")["1007129816"]["captions"] == {"de": ["Ein Mann."]}
+    shutil.rmtree(iglue / "out")
     path = iglue / "xFlickrCO" / "annotations" / "de" / "test.jsonl"
     path.write_text(path.read_text().splitlines()[0] + "\n" + path.read_text() + '{"image": "x.jpg"}\n')
     with pytest.raises(

@@ -48,6 +48,8 @@ def test_files_that_do_not_belong_together_are_named(repository: Path) -> None:
     (repository / "XTD10" / "test_1kcaptions_de.txt").write_text("Ein Hund\nLeute\n")
     with pytest.raises(UserError, match=r"both of de: take one of them away"):
         prepare(repository)
+    (repository / "MIC" / "test_1kcaptions_de.txt").unlink()
+    assert prepare(repository)[NAMES[1][:-4]]["captions"]["de"] == ["Leute"]  # type: ignore[index]
     (repository / "XTD10" / "test_image_names.txt").unlink()
     with pytest.raises(UserError, match=r"test_image_names\.txt does not exist: give the folder of XTD's repository"):
         prepare(repository)

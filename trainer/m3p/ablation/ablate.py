@@ -32,6 +32,10 @@ def ablate(
     found = variants([parse_variation(text) for text in vary])
     base = load_recipe(recipe, overrides)
     check_asked(list(base.evaluation))
+    if not base.run.evaluate:
+        raise UserError(
+            "run.evaluate = false: no run would be scored, and there would be nothing to compare; set it to true"
+        )
     planned = trials(found, seeds, base.run.seed, folder)
     train_all(recipe, overrides, planned, train, jobs)
     report = compare(found, planned, list(base.evaluation), str(recipe), list(overrides))

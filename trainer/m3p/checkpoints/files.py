@@ -20,14 +20,14 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from m3p import atomic
 from m3p.atomic import sync_file, sync_folder
-from m3p.errors import UserError
-from m3p.stored_files import read_object
+from m3p.errors import OneRankError, UserError, out_of_files
+from m3p.stored_files import open_tensors, read_object
 
 FORMAT_VERSION = 2
 STATE_FILE = "state.json"
@@ -197,10 +197,12 @@ class Reader:
         """Parameter name -> shape."""
         for path in [folder / name for name in sorted(read_state(folder).files)]:
             try:
-                share: Any = safe_open(path, framework="pt")
+                share = open_tensors(path)
                 share.__enter__()
                 self._pieces.append(json.loads(share.metadata()["pieces"]))
             except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+                if isinstance(error, OSError) and (too_many := out_of_files(error)):
+                    raise OneRankError(too_many) from error
                 raise UserError(
                     f"{path}: cannot be read ({error}); remove {folder} to go on from an earlier one"
                 ) from error

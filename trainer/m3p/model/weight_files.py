@@ -6,10 +6,11 @@ Their headers tell names and sizes without reading a weight, so that a wrong con
 import re
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from m3p.errors import UserError
+from m3p.stored_files import open_tensors
 from m3p.transformers_folder import INDEX_FILE, weight_files
 
 _PREFIX = re.compile(r"^(roberta|bert|xlm_roberta|model)\.")
@@ -45,7 +46,7 @@ class WeightFiles:
     def read(self, name: str) -> Tensor:
         """Return one tensor. Raises KeyError where there is none."""
         path, stored = self._files[name]
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             tensor: Tensor = file.get_tensor(stored)
         return tensor
 
@@ -61,7 +62,7 @@ class WeightFiles:
 
     def _read_header(self, path: Path) -> None:
         try:
-            with safe_open(path, framework="pt") as file:
+            with open_tensors(path) as file:
                 for stored in file.keys():  # noqa: SIM118 (safe_open is no mapping)
                     inner = _PREFIX.sub("", stored)
                     name = _OTHER_NAMES.get(inner, inner)

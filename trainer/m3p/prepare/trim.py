@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from sentencepiece import sentencepiece_model_pb2
 
@@ -23,6 +22,7 @@ from m3p.export_files import open_to_group, write_tokenizer
 from m3p.model.huggingface import read_shape
 from m3p.prepare.staging import staged_folder
 from m3p.prepare.text import read_paragraphs
+from m3p.stored_files import open_tensors
 from m3p.transformers_folder import CONFIG_FILE, WEIGHTS_FILE, read_json, weight_files
 from m3p.vocabulary import SENTENCEPIECE_FILE
 
@@ -133,7 +133,7 @@ def _write_weights(folder: Path, rows: int, kept: Sequence[int], path: Path) -> 
     """Write the weights with the rows `kept` of the word table; return how many parameters there were and are."""
     tensors, before = dict[str, torch.Tensor](), 0
     for file in weight_files(folder):
-        with safe_open(file, framework="pt") as opened:
+        with open_tensors(file) as opened:
             for name in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
                 tensor = opened.get_tensor(name)
                 before += tensor.numel()

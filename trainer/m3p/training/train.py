@@ -238,7 +238,7 @@ def _engine(
     torch.manual_seed(key("dropout", recipe.run.seed, ranks.rank))  # the one choice that belongs to a rank
     run = recipe.run
     engine = DeepSpeedEngine(
-        model, recipe.optimizer, recipe.kernels, ds_config, ranks, plan.turns_per_step, run.timeout_seconds
+        model, recipe.optimizer, recipe.kernels, ds_config, ranks, plan.turns_per_step, run.timeout_seconds, run.folder
     )
     return engine, start
 

@@ -69,7 +69,7 @@ def read_multi30k(folder: Path, task: int, split: str, languages: list[str] | No
         if len(lines) != len(names):
             raise UserError(
                 f"{file.path} has {len(lines):,} lines, but the list of pictures of {split} {len(names):,}: they are not of one "
-                "split."
+                "split: copy both again."
             )
     for number, name in enumerate(names):
         captions: dict[str, list[str]] = {}

@@ -42,10 +42,10 @@ def _files(folder: Path, split: str, languages: list[str] | None, machine: bool)
     found = {path.parent.name: path for path in sorted((folder / FOLDERS[machine]).glob(f"*/{name}"))}
     missing = sorted(set(languages or ()) - found.keys())
     if missing or not found:
+        way_out = "leave the language out" if found else "give the folder datasets/xFlickrCO of e-bug/iglue"
         has = f"; it has {', '.join(found)}" if found else ""
         raise UserError(
-            f"{folder / FOLDERS[machine]} has no {name} in {', '.join(missing) or 'any language'}{has}: give the folder "
-            "datasets/xFlickrCO of e-bug/iglue."
+            f"{folder / FOLDERS[machine]} has no {name} in {', '.join(missing) or 'any language'}{has}: {way_out}."
         )
     return {language: path for language, path in found.items() if languages is None or language in languages}
 

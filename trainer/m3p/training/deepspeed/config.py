@@ -1,8 +1,10 @@
 """DeepSpeed's own settings, from ds_configs/*.json; what the recipe says is filled in, and refused where given twice."""
 
 import difflib
+import hashlib
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -203,6 +205,25 @@ def _check_nvme(zero: dict[str, Any]) -> None:
             "zero_optimization.offload_param.device = nvme: DeepSpeed's aio operation cannot be built here; install the "
             "headers of libaio (libaio-dev), or set the device to cpu"
         )
+    if zero.get("offload_param", {}).get("device") == "nvme":
+        path = zero["offload_param"].get("nvme_path")
+        if path is None or not Path(path).is_dir() or not os.access(path, os.W_OK):
+            raise UserError(
+                f"zero_optimization.offload_param.nvme_path = {path}: no folder of this node that may be written; name one that "
+                "every node has on its drive (df -h lists them), or set the device to cpu"
+            )
+
+
+def keep_apart(settings: dict[str, Any], run: Path) -> None:
+    """Give the weights that a run, whose folder is `run`, offloads to a drive a folder of their own there.
+
+    When it starts, DeepSpeed deletes what lies in the folder that it is given: the weights of another run that trains on the
+    node. A run has one owner, and the same folder at every start, so that killed ones do not fill the drive.
+    """
+    offload = settings.get("zero_optimization", {}).get("offload_param", {})
+    if offload.get("device") == "nvme":
+        name = hashlib.blake2b(os.fsencode(run.resolve()), digest_size=8).hexdigest()
+        offload["nvme_path"] = str(Path(offload["nvme_path"]) / f"m3p-{name}")
 
 
 def precision(config: dict[str, Any]) -> torch.dtype:

@@ -51,6 +51,7 @@ class DeepSpeedEngine:
         ds_config: the file of ds_configs/.
         turns_per_step: a step's loss is the mean over them.
         timeout_seconds: bounds DeepSpeed's collectives.
+        run: the run folder, of which weights that are offloaded to a drive bear the name; None where none are.
 
     Raises:
         UserError: settings that are wrong, or cannot run on this device.
@@ -65,9 +66,12 @@ class DeepSpeedEngine:
         ranks: Ranks,
         turns_per_step: int,
         timeout_seconds: float,
+        run: Path | None = None,
     ) -> None:
         self._ranks, self._turns_per_step, self._network = ranks, turns_per_step, model
         settings = deepspeed_config.resolve(deepspeed_config.read_deepspeed_config(ds_config), config, ranks.device)
+        if run is not None:
+            deepspeed_config.keep_apart(settings, run)
         self.precision = deepspeed_config.precision(settings)
         zero = settings.get("zero_optimization", {})
         self._stage: int = zero.get("stage", 0)
