@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,9 +55,9 @@ def test_moments_on_a_drive_go_to_the_processors_memory_or_weights_go_to_the_dri
 
 def test_two_runs_of_a_node_do_not_share_the_weights_on_its_drive(tmp_path: Path) -> None:
     def place(run: str, **offload: str) -> str:
-        settings = {"zero_optimization": {"stage": 3, "offload_param": offload}}
+        settings: dict[str, dict[str, Any]] = {"zero_optimization": {"stage": 3, "offload_param": offload}}
         deepspeed_config.keep_apart(settings, tmp_path / run)
-        return str(settings["zero_optimization"]["offload_param"].get("nvme_path"))  # type: ignore[index]
+        return str(settings["zero_optimization"]["offload_param"].get("nvme_path"))
 
     drive = {"device": "nvme", "nvme_path": "/drive"}
     assert place("a", **drive).startswith("/drive/m3p-")
