@@ -3,14 +3,21 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from m3p.batch import Batch
 from m3p.console import PlainConsole
 from m3p.errors import UserError
 from m3p.forecast.forecast import GIB, Planner, find_kind, print_plan
-from m3p.model.flops import peak_flops
+from m3p.forecast.memory import activation_memory
+from m3p.model.build import build_model
+from m3p.model.flops import Work, peak_flops
+from m3p.model.m3p import M3P
+from m3p.optim.optimizer import parameter_groups
 from m3p.recipe.load import load_recipe
+from m3p.training.build_objectives import build_objectives
 from tests.launch import ROOT, launch, metrics
 
 BASE = ROOT / "trainer" / "m3p" / "recipes" / "m3p_base.yaml"
@@ -141,6 +148,45 @@ def test_data_that_is_there_is_looked_at(tiny: Path) -> None:
     assert planner.streams["image_caption"].sample.visual_rows > 3
     frozen = Planner(load_recipe(tiny, ["model.freeze=[words]"]), ROOT / "ds_configs" / "zero1.json")
     assert ["model.freeze" in line for line in frozen.assumptions] == [True]
+
+
+def most_held(model: M3P, batch: Batch) -> int:
+    """Return the most bytes that a forward has in use at once, beside weights and batch."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        outputs = model(batch)
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
+    assert outputs.tasks
+    return int(held.max())
+
+
+TWO_TOWERS = [
+    *("model.encode_pictures=false", "model.pooling=mean", "objectives.code_switched.weight=0"),
+    *(f"objectives.image_caption.tasks.{name}=0" for name in ("masked_words", "masked_regions", "matching")),
+    *("objectives.multilingual_text.weight=0", "objectives.image_caption.tasks.contrastive=1"),
+    *("model.shape.layers=4", "model.shape.width=64", "model.shape.heads=4"),
+]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_forecast_of_two_towers_is_what_they_hold(tiny: Path, frozen: bool) -> None:
+    overrides = [*TWO_TOWERS, *(["model.freeze=[text,text_projection]"] if frozen else [])]
+    recipe, ds_config = load_recipe(tiny, overrides), ROOT / "ds_configs" / "zero1.json"
+    planner = Planner(recipe, ds_config)
+    assert planner.assumptions == []
+    network = build_model(recipe.model, planner.sizes.vocabulary, recipe.visual, recipe.tasks, seed=0).train()
+    groups = parameter_groups(network, recipe.optimizer)
+    trained = sum(parameter.numel() for group in groups for parameter in group["params"])
+    every = sum(parameter.numel() for parameter in network.parameters())
+    setting = planner.setting(1, None)
+    memory = planner.forecast(setting, None).memory
+    assert memory["optimizer"] == 3 * 4 * trained
+    assert memory["weights"] + memory.get("frozen weights", 0) == 4 * every
+    assert (every > 10 * trained) == frozen
+    objective = build_objectives(recipe)["image_caption"]
+    batch = objective.batch(range(64), range(64))
+    found = activation_memory(planner.sizes, Work.of(batch), setting)["activations"]
+    assert found == pytest.approx(most_held(network, batch), rel=0.1)
 
 
 def test_an_unknown_kind_is_refused() -> None:

@@ -75,6 +75,27 @@ def test_the_formula_agrees_with_a_counted_run(visual: VisualConfig, recompute: 
         assert found == pytest.approx(counted, rel=0.02)
 
 
+@pytest.mark.parametrize("freeze", [[], ["text"], ["text", "text_projection"]], ids=["trained", "text", "projection"])
+def test_of_two_towers_the_formula_agrees_with_a_counted_run(freeze: list[str]) -> None:
+    """Words alone are encoded; a frozen encoder computes no gradient."""
+    visual, tasks = SOURCES[0], [TASKS["contrastive"]]
+    packer, rng = Packer(*visual.features), np.random.default_rng(0)
+    for number, length in enumerate((8, 60)):
+        text, _ = packer.add(Sequence(words(number, length) % 28 + 4))
+        image, _ = packer.add(Sequence(np.array([0]), picture(visual, rng, 40)))
+        names = [str(number)]
+        ask_contrast(packer, range(text, text + 1), range(image, image + 1), np.array([number]), names, names)
+    batch = packer.finish(2)
+    apart = {"encode_pictures": False, "pooling": "mean", "freeze": freeze, "projection": 800, "picture_hidden": 300}
+    config = ModelConfig.model_validate({"shape": SHAPE, "tokenizer": "t", **apart})
+    model = build_model(config, 3000, visual, tasks, seed=0).train()
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        outputs = model(batch)
+        torch.autograd.backward(outputs.tasks["contrastive"].sum() + outputs.touch)
+    found = network_sizes(config, 3000, visual, tasks).training_flops(Work.of(batch))
+    assert found == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
 def test_work_adds_and_scales() -> None:
     assert Work(slots=2, terms={"a": 1}) + Work(slots=3) == Work(slots=5, terms={"a": 1})
     assert Work(terms={"a": 1}) + Work(terms={"a": 2, "b": 3}) == Work(terms={"a": 3, "b": 3})

@@ -20,9 +20,15 @@ def test_two_results_of_one_run_are_told_apart() -> None:
         ((first, ranked[0]), ["run-1 dual", "run-1 dual+cross"]),
         ((ranked[0], ranked[1]), ["run-1 shortlist 5", "run-1 shortlist 10"]),
         ((first, later), ["run-1 step 7", "run-1 step 9"]),
+        ((evaluation(centre="captions"), first), ["run-1 dual, queries centred", "run-1 dual"]),
         ((first, first), ["run-1, first", "run-1, second"]),
     ]:
         assert [str(column.header) for column in compare(*pair).columns][1:3] == titles
+
+
+def test_centred_queries_are_named_where_two_systems_are_compared() -> None:
+    rows = printed(compare(evaluation(system="run-2", centre="captions"), evaluation()))
+    assert "run-2 (dual, queries centred) less run-1 (dual)" in " ".join(rows.split())
 
 
 def test_a_difference_that_holds_zero_is_called_none() -> None:

@@ -76,6 +76,7 @@ def test_a_run_stands_where_pool_and_protocol_are_the_published_ones(native: Eva
         ({"origin": {**ORIGIN, "set": "coco"}}, "set coco, there multi30k"),
         ({"origin": {**ORIGIN, "split": "val"}}, "split val, there test_2016_flickr or"),
         ({"images": 100}, "pool of 100 pictures, there 1,000"),
+        ({"centre": "captions"}, "queries centred by captions of their language, there as they are"),
     ],
 )
 def test_other_conditions_are_refused_with_what_differs(

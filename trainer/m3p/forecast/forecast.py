@@ -15,10 +15,11 @@ from m3p.data.order.plan import micro_batches, split
 from m3p.data.tokenizer import Tokenizer
 from m3p.errors import UserError
 from m3p.forecast.memory import Setting, activation_memory, model_memory, setting_of
-from m3p.model.build import network_sizes
+from m3p.model.build import freeze, network_sizes
 from m3p.model.encoder import EncoderShape
 from m3p.model.flops import FORMULA, GPUS, Gpu, NetworkSizes, Work
 from m3p.model.m3p import M3P
+from m3p.model.text_memory import LIMIT
 from m3p.objectives.objective import ObjectiveConfig
 from m3p.recipe.recipe import Recipe
 from m3p.training.deepspeed.config import read_deepspeed_config
@@ -83,6 +84,8 @@ class Turns:
     micro_batch: int
     sample: Work
     """Mean of one sample."""
+    texts: int | None
+    """Different texts that it shows; None where that is not known, or each time another one."""
 
 
 def bus_bandwidth(kind: Gpu, ranks: int) -> float:
@@ -108,20 +111,26 @@ class Planner:
         self.assumptions: list[str] = []
         self._recipe, self._config = self._with_files(recipe), read_deepspeed_config(ds_config)
         recipe = self._recipe
-        if recipe.model.freeze or recipe.model.freeze_layers:
+        if not recipe.model.counts_what_is_frozen:
             self.assumptions.append(
-                "what model.freeze and freeze_layers keep still is counted as if it were trained; it takes less"
+                "activations and operations of what model.freeze and freeze_layers keep still are counted as if it were trained; "
+                "they are less"
             )
-        if not recipe.model.encode_pictures:
-            self.assumptions.append("pictures are counted as if they passed through the encoder; they take less")
+        if recipe.model.remember_texts:
+            self.assumptions.append(
+                "each text is counted as encoded whenever it is shown; once it is remembered it costs nothing"
+            )
         self.sizes = self._sizes()
-        self.parameters = count_parameters(recipe, self.sizes)
+        network = network_without_weights(recipe, self.sizes)
+        self.parameters = count_parameters(network)
+        """By part of the network, trained and not."""
+        self.trained = sum(one.numel() for one in network.parameters() if one.requires_grad)
         self.frozen_parameters = 0 if recipe.visual is None else recipe.visual.frozen_parameters
         """Parameters that stand apart from the network, in whatever it sees with."""
         plan = recipe.plan()
         served = [turn.objective for turn in plan.turns(0)]
         self.streams = {
-            name: Turns(served.count(name), config.batch_size, config.micro_batch, self._sample(name, config))
+            name: Turns(served.count(name), config.batch_size, config.micro_batch, *self._sample(name, config))
             for name, config in recipe.active_objectives.items()
         }
 
@@ -142,7 +151,10 @@ class Planner:
 
     def forecast(self, setting: Setting, kind: Gpu | None, smaller: float = 1) -> Forecast:
         """Return the forecast; micro-batches are the recipe's divided by `smaller`."""
-        memory = model_memory(sum(self.parameters.values()), setting, self.frozen_parameters)
+        still = sum(self.parameters.values()) - self.trained
+        memory = model_memory(self.trained, setting, still, self.frozen_parameters)
+        if self._recipe.model.remember_texts:
+            memory["remembered texts"] = self._remembered(setting)
         largest_of = {
             name: stream.sample * self._largest(stream, setting.ranks, smaller) for name, stream in self.streams.items()
         }
@@ -224,8 +236,18 @@ class Planner:
         reduced = {0: 2.0, 1: 2.0, 2: 2.0 * passes, 3: 1.0 * passes}[setting.stage]
         gathered = {0: 0.0, 1: 1.0, 2: 1.0, 3: 2.0 * passes}[setting.stage]
         rate = bus_bandwidth(kind, setting.ranks)
-        size = reduced * setting.sent + gathered * setting.element
-        return size * sum(self.parameters.values()) * (1 - 1 / setting.ranks) / rate
+        # Stage 3 gathers frozen weights too.
+        fetched = sum(self.parameters.values()) if setting.stage == 3 else self.trained
+        size = reduced * setting.sent * self.trained + gathered * setting.element * fetched
+        return size * (1 - 1 / setting.ranks) / rate
+
+    def _remembered(self, setting: Setting) -> float:
+        """Bytes of the states of texts that a rank keeps in the end: of all captions there are, or the limit if not known."""
+        known = [stream.texts for stream in self.streams.values()]
+        if None in known:
+            return float(LIMIT)
+        states = sum((stream.texts or 0) * stream.sample.words for stream in self.streams.values())
+        return min(LIMIT, states * self.sizes.shape.width * setting.element)
 
     def _sizes(self) -> NetworkSizes:
         recipe = self._recipe
@@ -236,22 +258,34 @@ class Planner:
             return network_sizes(config, 250_002, recipe.visual, recipe.tasks)
         return network_sizes(recipe.model, Tokenizer(folder).size, recipe.visual, recipe.tasks)
 
-    def _sample(self, name: str, config: ObjectiveConfig) -> Work:
-        """Return the mean work of a sample: of real ones, or of the longest where the data is not here."""
+    def _sample(self, name: str, config: ObjectiveConfig) -> tuple[Work, int | None]:
+        """Return the mean work of a sample, of real ones or of the longest where the data is not here; and `Turns.texts`."""
         from m3p.training.build_objectives import build_objectives
 
         if not has_vocabulary(self._recipe.tokenizer_folder) or not _here(config):
             self.assumptions.append(f"objectives.{name}: its data is not here; the longest samples are assumed")
-            return config.longest_sample(self._recipe.visual)
+            return config.longest_sample(self._recipe.visual), None
         objective = build_objectives(self._recipe)[name]
         positions = range(min(TRIED, config.batch_size))
-        return Work.of(objective.batch(range(config.batch_size), positions)) * (1 / len(positions))
+        mean = Work.of(objective.batch(range(config.batch_size), positions)) * (1 / len(positions))
+        captions = [
+            source.manifest.captions.get(language, 0)
+            for source in objective.mix.sources
+            for language in source.languages
+        ]
+        return mean, None if config.changes_texts else sum(captions)
 
 
-def count_parameters(recipe: Recipe, sizes: NetworkSizes) -> dict[str, int]:
-    """Return the number of parameters by part; a tied weight counts once."""
+def network_without_weights(recipe: Recipe, sizes: NetworkSizes) -> M3P:
+    """Return the network of a recipe on torch's meta device: its parameters have sizes, and say whether they are trained."""
     with torch.device("meta"):
         model = M3P(recipe.model, sizes.shape, sizes.vocabulary, recipe.visual, recipe.tasks)
+    freeze(model, recipe.model)
+    return model
+
+
+def count_parameters(model: M3P) -> dict[str, int]:
+    """Return the number of parameters by part; a tied weight counts once."""
     parts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         part = "words" if name == "text.words.weight" else name.split(".")[0]
@@ -268,8 +302,9 @@ def print_plan(recipe: Recipe, ds_config: Path, ranks: int, kind_name: str, cons
     table = Table(title=f"{recipe.run.folder} on {ranks} x {kind_name}, ZeRO {setting.stage}", show_header=False)
     for part, number in found.parameters.items():
         table.add_row(f"parameters: {part}", f"{number:,}")
-    if frozen := planner.frozen_parameters:
-        table.add_row("parameters: frozen", f"{frozen:,}")
+    if apart := planner.frozen_parameters:
+        table.add_row("parameters: frozen tower", f"{apart:,}")
+    table.add_row("trained parameters", f"{planner.trained:,}")
     for part, size in found.memory.items():
         table.add_row(f"memory of a rank: {part}", f"{size / GIB:.2f} GiB")
     table.add_row("memory of a rank", f"{found.total / GIB:.2f} GiB" + (f" of {kind.memory_gib:g}" if kind else ""))

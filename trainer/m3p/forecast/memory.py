@@ -60,27 +60,31 @@ def setting_of(
     )
 
 
-def model_memory(parameters: int, setting: Setting, frozen: int = 0) -> dict[str, float]:
+def model_memory(trained: int, setting: Setting, still: int = 0, apart: int = 0) -> dict[str, float]:
     """Return bytes of weights, gradients, optimizer and communication buffers.
 
-    `frozen` parameters stand apart from the network: every rank holds them whole, and nothing else of them.
+    Args:
+        trained: parameters that are trained.
+        setting: ZeRO stage, ranks and formats.
+        still: parameters of the network that are not trained (`model.freeze`): they have no gradient and no optimizer state.
+        apart: parameters of a frozen tower, which stand apart from the network: every rank holds them whole.
     """
     stage, share = setting.stage, 1 / setting.ranks
     element = setting.element
-    mine = parameters * share if stage else parameters
-    weights = parameters * element * (share if stage == 3 else 1.0)
+    mine = trained * share if stage else trained
+    weights = trained * element * (share if stage == 3 else 1.0)
     optimizer = 2.0 * FULL * mine
     # Stage 0 in float32 trains the weights themselves.
     optimizer += FULL * mine if stage or element < FULL else 0
-    gradients = _gradients(parameters, setting)
     if setting.offloaded:
         optimizer = 0.0
+    frozen = still * element * (share if stage == 3 else 1.0) + apart * element
     return {
         "weights": weights,
-        "gradients": gradients,
+        "gradients": _gradients(trained, setting),
         "optimizer": optimizer,
-        "buffers": _buffers(parameters, setting),
-        **({"frozen weights": float(frozen * element)} if frozen else {}),
+        "buffers": _buffers(trained, still, setting),
+        **({"frozen weights": float(frozen)} if frozen else {}),
     }
 
 
@@ -97,32 +101,40 @@ def _gradients(parameters: int, setting: Setting) -> float:
     return share * FULL
 
 
-def _buffers(parameters: int, setting: Setting) -> float:
-    """Bytes of the reduce buckets, and of what ZeRO-3 gathers."""
+def _buffers(trained: int, still: int, setting: Setting) -> float:
+    """Bytes of the reduce buckets, and of what ZeRO-3 gathers: weights that are trained and weights that are not."""
     if setting.stage == 0:
         return 0.0
     # Stage 1 fills its buckets with the float32 sums, the others with gradients as they are.
     element = FULL if setting.stage == 1 else setting.element
-    used = min(setting.bucket, parameters)
+    used = min(setting.bucket, trained)
     # A CPU gives memory that is written to; a GPU gives all that is asked for.
     bucket = (used if setting.device == "cpu" else setting.bucket) * element
     copy = used * setting.sent if element != setting.sent else 0  # to be sent in another format
     if setting.stage == 3:
         # A bucket is laid out anew to be scattered; and gathered weights stay for the backward.
-        return bucket + used * element + copy + min(setting.max_gathered, parameters) * setting.element
+        return bucket + used * element + copy + min(setting.max_gathered, trained + still) * setting.element
     return bucket * (2 if setting.overlap and setting.device != "cpu" else 1) + copy
 
 
 def activation_memory(sizes: NetworkSizes, work: Work, setting: Setting) -> dict[str, float]:
-    """Return bytes that forward and backward over one micro-batch keep: of the encoder, and of the heads."""
+    """Return bytes that forward and backward over one micro-batch keep: of the encoder, and of the heads.
+
+    A frozen text encoder keeps nothing for the backward: attention or feed-forward of one layer is in use at a time. It, and any
+    encoder of two towers, sees words alone.
+    """
     shape, width = sizes.shape, sizes.shape.width
     # qkv 3, attended 1, both sums before and both outputs of the layer norms 4; up and its GELU; on a CPU the
     # attended sequences are joined by one more copy.
     numbers = (8 + (setting.device == "cpu")) * width + 2 * shape.feed_forward
     masks = 2 * width * (1 if setting.device == "cuda" else setting.element) if setting.dropout else 0
     layer = numbers * setting.element + masks
-    layers = shape.layers * width * setting.element + layer if setting.recompute else shape.layers * layer
+    if not sizes.trains_text:
+        layers = max(6 * width, 2 * width + 2 * shape.feed_forward) * setting.element
+    else:
+        layers = shape.layers * width * setting.element + layer if setting.recompute else shape.layers * layer
+    encoded = work.slots if sizes.encodes_pictures else work.words
     embedding = 3 * width * setting.element + 8 * sizes.feature_size * work.visual_rows / max(work.slots, 1)
     head = sum(TASKS[name].memory(terms, sizes, setting.element, setting.device) for name, terms in work.terms.items())
     pixels = sizes.pixel_memory * work.pixel_rows * setting.element
-    return {"activations": work.slots * (layers + embedding) + pixels, "head": head}
+    return {"activations": encoded * layers + work.slots * embedding + pixels, "head": head}

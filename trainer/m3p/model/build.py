@@ -57,7 +57,7 @@ def build_model(
         check_weights(config.initialise, weights, model.state_dict())
         _, unexpected = model.load_state_dict(weights, strict=False)
         assert all(name.startswith("heads.") for name in unexpected), unexpected
-    _freeze(model, config)
+    freeze(model, config)
     return model
 
 
@@ -120,7 +120,7 @@ def _check_vocabulary(config: ModelConfig, start: Path) -> None:
         )
 
 
-def _freeze(model: M3P, config: ModelConfig) -> None:
+def freeze(model: M3P, config: ModelConfig) -> None:
     """Keep the parts that the recipe freezes out of training. Raises UserError for layers that there are not."""
     parts: dict[str, list[nn.Module]] = {
         "words": [model.text.words],

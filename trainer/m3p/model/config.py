@@ -79,6 +79,11 @@ class ModelConfig(BaseModel):
         "the visual source gives, and only tasks on texts and pictures apart can be trained.",
     )
 
+    @property
+    def counts_what_is_frozen(self) -> bool:
+        """Whether forecasts and MFU know what the frozen parts leave out: of a text encoder and its projection they do."""
+        return not self.freeze_layers and set(self.freeze) <= {"text", "text_projection"}
+
     @model_validator(mode="after")
     def _one_start(self) -> "ModelConfig":
         if (self.initialise is None) == (self.shape is None):

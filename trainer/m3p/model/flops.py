@@ -8,6 +8,9 @@ trained (the visual embedder), once. With w the width, f the feed-forward, n a s
     a picture's token:     what its visual source says (`embedder_flops`, with the backward; and `pixel_flops` where pixels come)
     a term of a task:      what the task says (`flops`)
 
+Of two towers (`model.encode_pictures: false`) slots and lengths are those of the words alone, since no picture token passes
+through the encoder; of a frozen text encoder (`model.freeze: [text]`) the forward alone is computed.
+
 Not counted: element-wise work, padding (there is none), layers computed again (`model.recompute`), the second forward
 of a contrastive turn with several micro-batches, and that loss itself. So MFU is a lower bound of what the GPU does.
 
@@ -17,7 +20,7 @@ attention and heads; over all parameters, of which two thirds are the word table
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 
@@ -28,8 +31,8 @@ from m3p.model.heads import HeadOwner
 from m3p.visual.source import VisualSource
 
 FORMULA = (
-    "3 x forward: layers x (8 w^2 + 4 w f) a real slot, layers x 4 w n^2 a sequence, heads at what is asked alone; "
-    "6ND counts the encoder's parameters N at the same slots D"
+    "3 x forward (1 x of a frozen text encoder): layers x (8 w^2 + 4 w f) a real slot, layers x 4 w n^2 a sequence, heads at "
+    "what is asked alone; 6ND counts the encoder's parameters N at the same slots D"
 )
 """How MFU is counted, to stand beside every figure: w is the width, f the feed-forward, n a sequence's length."""
 
@@ -41,6 +44,10 @@ class Work:
     slots: float = 0
     squared_lengths: float = 0
     """Sum of n^2 over sequences."""
+    words: float = 0
+    """Slots that hold words; the others hold tokens of pictures."""
+    squared_words: float = 0
+    """Sum of the squared number of words over sequences."""
     visual_rows: float = 0
     """Rows that the visual embedder makes: tokens of a picture that several sequences show count once."""
     pixel_rows: float = 0
@@ -54,6 +61,8 @@ class Work:
         return Work(
             slots=batch.tokens,
             squared_lengths=int(batch.lengths.square().sum()),
+            words=len(batch.token_ids),
+            squared_words=int(batch.words.square().sum()),
             visual_rows=batch.embedded_rows,
             pixel_rows=batch.embedded_rows if batch.visual_features.dtype == torch.uint8 else 0,
             terms={name: len(next(iter(of.values()))) for name, of in batch.targets.items()},
@@ -61,18 +70,16 @@ class Work:
 
     def __add__(self, other: "Work") -> "Work":
         names = {**self.terms, **other.terms}
-        return Work(
-            self.slots + other.slots,
-            self.squared_lengths + other.squared_lengths,
-            self.visual_rows + other.visual_rows,
-            self.pixel_rows + other.pixel_rows,
-            {name: self.terms.get(name, 0) + other.terms.get(name, 0) for name in names},
-        )
+        terms = {name: self.terms.get(name, 0) + other.terms.get(name, 0) for name in names}
+        return Work(**{name: getattr(self, name) + getattr(other, name) for name in _NUMBERS}, terms=terms)
 
     def __mul__(self, factor: float) -> "Work":
         terms = {name: number * factor for name, number in self.terms.items()}
-        rows, pixels = self.visual_rows * factor, self.pixel_rows * factor
-        return Work(self.slots * factor, self.squared_lengths * factor, rows, pixels, terms)
+        return Work(**{name: getattr(self, name) * factor for name in _NUMBERS}, terms=terms)
+
+
+_NUMBERS = tuple(one.name for one in fields(Work) if one.name != "terms")
+"""The fields of `Work` that are one number."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,12 @@ class NetworkSizes:
     """Numbers that are kept for their backward."""
     term_flops: Mapping[str, float] = field(default_factory=dict)
     """Task -> operations of the forward through its head, for a term."""
+    encodes_pictures: bool = True
+    """Whether a picture's tokens pass through the encoder; else it sees words alone."""
+    trains_text: bool = True
+    """Whether the text encoder is trained; else it runs without a gradient, and keeps nothing for a backward."""
+    trains_text_projection: bool = True
+    """Whether the contrastive projection of texts is trained."""
 
     @property
     def encoder_weights(self) -> int:
@@ -107,9 +120,13 @@ class NetworkSizes:
     def training_flops(self, work: Work) -> float:
         """Return the operations of forward and backward over `work`. Raises KeyError for a task that the network has not."""
         shape, width = self.shape, self.shape.width
-        forward = 2 * self.encoder_weights * work.slots + shape.layers * 4 * width * work.squared_lengths
-        forward += sum(self.term_flops[name] * number for name, number in work.terms.items())
-        return 3 * forward + self.embedder_flops * work.visual_rows + self.pixel_flops * work.pixel_rows
+        slots, squares = (
+            (work.slots, work.squared_lengths) if self.encodes_pictures else (work.words, work.squared_words)
+        )
+        encoder = 2 * self.encoder_weights * slots + shape.layers * 4 * width * squares
+        heads = sum(self.term_flops[name] * number for name, number in work.terms.items())
+        pictures = self.embedder_flops * work.visual_rows + self.pixel_flops * work.pixel_rows
+        return (3 if self.trains_text else 1) * encoder + 3 * heads + pictures
 
 
 def measure_network(
@@ -117,7 +134,13 @@ def measure_network(
 ) -> NetworkSizes:
     """Return the sizes of the network with these parts."""
     sizes = NetworkSizes(
-        shape, vocabulary, projection=config.projection or shape.width, picture_hidden=config.picture_hidden
+        shape,
+        vocabulary,
+        projection=config.projection or shape.width,
+        picture_hidden=config.picture_hidden,
+        encodes_pictures=config.encode_pictures,
+        trains_text="text" not in config.freeze,
+        trains_text_projection="text_projection" not in config.freeze,
     )
     if visual is not None:
         sizes = replace(

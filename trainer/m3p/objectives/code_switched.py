@@ -1,6 +1,7 @@
 """`code_switched`: pairs whose caption has words swapped for translations (M3P's MCT); tasks as in `image_caption`."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -18,6 +19,8 @@ COVERAGE_SAMPLES = 100
 
 class CodeSwitchedConfig(ImageCaptionConfig):
     """Fields of `objectives.code_switched`."""
+
+    changes_texts: ClassVar[bool] = True
 
     switching: SwitchingConfig = Field(description="Dictionary, languages, mode and rates.")
 

@@ -83,8 +83,9 @@ class ImageCaptionConfig(ObjectiveConfig):
         words, tokens = self.max_tokens, visual.tokens_per_picture
         tasks = [TASKS[name] for name in self.active_tasks]
         pairs = (Form.JOINT in self.forms) + self.matching.negatives_per_pair * (Form.MISMATCHED in self.forms)
-        joint = pairs * [words + tokens]
-        lengths = ([words, 1 + tokens] if Form.ALONE in self.forms else []) + joint
+        joint, alone = pairs * [words + tokens], Form.ALONE in self.forms
+        lengths = ([words, 1 + tokens] if alone else []) + joint
+        texts = ([words, 1] if alone else []) + pairs * [words]
         # Of each pair words or regions are masked, at a coin's toss.
         masked_words = self.mask_rate * words / 2 if any(task.masks_words for task in tasks) else 0.0
         masked_regions = self.mask_rate * tokens / 2 if any(task.masks_regions for task in tasks) else 0.0
@@ -94,6 +95,8 @@ class ImageCaptionConfig(ObjectiveConfig):
         return Work(
             slots=sum(lengths),
             squared_lengths=sum(length**2 for length in lengths),
+            words=sum(texts),
+            squared_words=sum(length**2 for length in texts),
             visual_rows=rows,
             pixel_rows=rows,
             terms=terms,

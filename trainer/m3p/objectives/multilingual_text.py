@@ -45,7 +45,8 @@ class MultilingualTextConfig(ObjectiveConfig):
     def longest_sample(self, visual: VisualSource | None) -> Work:
         """Return the work of a passage of `max_tokens`."""
         length = self.max_tokens
-        return Work(slots=length, squared_lengths=length**2, terms={MaskedWords.name: self.mask_rate * length})
+        terms = {MaskedWords.name: self.mask_rate * length}
+        return Work(length, length**2, length, length**2, terms=terms)
 
 
 class MultilingualText(Objective):

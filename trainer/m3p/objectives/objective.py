@@ -104,6 +104,8 @@ class ObjectiveConfig(BaseModel):
     """Names of the tasks that it offers."""
     needs_pictures: ClassVar[bool] = False
     """Whether its samples have pictures."""
+    changes_texts: ClassVar[bool] = False
+    """Whether it shows another text each time that it shows a sample."""
 
     weight: float = Field(
         1,

@@ -57,13 +57,19 @@ def _titles(a: Evaluation, b: Evaluation) -> tuple[str, str]:
 
 def _settings(evaluation: Evaluation) -> list[str]:
     k = evaluation.shortlist.k if evaluation.shortlist else 0
-    return [evaluation.scoring, f"shortlist {k}", f"step {evaluation.step}", f"{evaluation.dataset} {evaluation.split}"]
+    return [
+        evaluation.scoring_in_words,
+        f"shortlist {k}",
+        f"step {evaluation.step}",
+        f"{evaluation.dataset} {evaluation.split}",
+    ]
 
 
 def compare(a: Evaluation, b: Evaluation) -> Table:
     """Return a table of the paired differences of mean recall; one whose interval holds zero is called none."""
     table = Table(
-        title=Text(f"mean recall: {a.system} ({a.scoring}) less {b.system} ({b.scoring})"), title_justify="left"
+        title=Text(f"mean recall: {a.system} ({a.scoring_in_words}) less {b.system} ({b.scoring_in_words})"),
+        title_justify="left",
     )
     for name in ("language", *_titles(a, b), "difference", "95 % interval"):
         table.add_column(Text(name), justify="left" if name == "language" else "right")

@@ -155,6 +155,8 @@ def _differences(board: Board, column: Column, result: Evaluation) -> list[str]:
         found.append(f"split {result.origin.get('split', 'not recorded')}, there {' or '.join(board.splits)}")
     if result.protocol != board.protocol:
         found.append(f"protocol {result.protocol}, there {board.protocol}")
+    if result.centre is not None:
+        found.append("queries centred by captions of their language, there as they are")
     if result.images != board.images:
         found.append(f"pool of {result.images:,} pictures, there {board.images:,}")
     missing = [name for name in column.languages if name not in result.languages]

@@ -97,6 +97,11 @@ class Conditions(_Model):
             raise ValueError("shortlist is given with scoring 'dual+cross', and with nothing else")
         return self
 
+    @property
+    def scoring_in_words(self) -> str:
+        """The scoring, and whether queries were centred: both move every figure."""
+        return self.scoring if self.centre is None else f"{self.scoring}, queries centred"
+
 
 class Identical(_Model):
     """The same words as the caption of several concepts, of which only one counts as right."""

@@ -122,7 +122,7 @@ def _run(
 
 def _throughput(recipe: Recipe, engine: Engine, ranks: Ranks) -> Throughput:
     sizes = network_sizes(recipe.model, open_tokenizer(recipe.tokenizer_folder).size, recipe.visual, recipe.tasks)
-    whole = not (recipe.model.freeze or recipe.model.freeze_layers) and recipe.model.encode_pictures
+    whole = recipe.model.counts_what_is_frozen and not recipe.model.remember_texts
     return Throughput(sizes, ranks.device, engine.precision, ranks.world_size, not whole)
 
 

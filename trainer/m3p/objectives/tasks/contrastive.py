@@ -73,9 +73,14 @@ class Contrastive(TurnTask):
         return whole
 
     def flops(self, sizes: NetworkSizes) -> float:
-        """A pair: both projections, 4 w projection, and 2 (w + projection) hidden for the residual layer."""
+        """A pair: both projections, 4 w projection, and 2 (w + projection) hidden for the residual layer.
+
+        It counts three times, with the backward. So what is frozen of a text's projection counts here by its share of that: the
+        gradient of its weight, and that of a frozen encoder's output.
+        """
         width, projection = sizes.shape.width, sizes.projection
-        return 4 * width * projection + 2 * (width + projection) * sizes.picture_hidden
+        text = (1 + sizes.trains_text + sizes.trains_text_projection) / 3
+        return 2 * (1 + text) * width * projection + 2 * (width + projection) * sizes.picture_hidden
 
 
 class ContrastiveHead(EmbeddingHead):

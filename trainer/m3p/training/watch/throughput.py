@@ -17,7 +17,7 @@ class Throughput:
     ) -> None:
         self._sizes, self._device = sizes, device
         peak = peak_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
-        # With frozen parts, or pictures beside the encoder, the formula would count what nobody computes.
+        # With frozen layers, or texts that are remembered, the formula would count what nobody computes.
         self._peak = None if peak is None or partly else peak * ranks
 
     def flops(self, batch: Batch) -> int:
