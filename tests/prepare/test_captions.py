@@ -199,6 +199,12 @@ def test_missing_inputs(tmp_path: Path) -> None:
         prepare_captions(tmp_path / "a.jsonl", tmp_path / "output", options)
 
 
+@pytest.mark.parametrize("language", [True, None, 7, ("de",)])
+def test_languages_that_are_no_text_are_named(language: Any) -> None:
+    (found,) = caption_mistakes({language: "a dog"})
+    assert "is no language tag" in found
+
+
 def test_right_captions_have_no_mistakes() -> None:
     assert caption_mistakes({"en": "a dog", "zh-Hant": ["狗", "一隻狗"]}) == []
 

@@ -96,3 +96,22 @@ def test_a_file_that_was_cut_is_found(tmp_path: Path) -> None:
     write(tmp_path, [("k0", predicted())])
     with pytest.raises(UserError, match="different numbers of lines"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"image_w": 10**400}, "image_w is '1000"),
+        ({"image_w": float("nan")}, "image_w is 'nan'"),
+        ({"objects": [{"class": "cat", "rect": [0, 0, 10**400, 9]}] * 2}, "the rule is four numbers"),
+        ({"objects": [{"class": None, "rect": [0, 0, 9, 9]}] * 2}, "class 'None' is not in the file of class names"),
+        ({"objects": [{"class": {}, "rect": [0, 0, 9, 9]}] * 2}, "is not in the file of class names"),
+    ],
+)
+def test_numbers_of_any_size_and_classes_of_any_kind_are_named(
+    tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    write(tmp_path, [("k0", predicted(**changes)), ("k1", predicted())])
+    first, second = read(tmp_path)
+    assert says in str(first.regions)
+    assert isinstance(second.regions, dict)

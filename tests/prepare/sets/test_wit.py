@@ -64,3 +64,21 @@ def test_wrong_files_and_missing_pictures_say_so(tmp_path: Path) -> None:
         UserError, match=r"wit\.tsv\.gz cannot be read .*: give WIT's TSV files, or IGLUE's JSON lines, or copy"
     ):
         run("wit", path, "--images", tmp_path / "images", output=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"language": True}, "language True; the rule is that a line of WIT has both"),
+        ({"language": ["da"]}, "the rule is that a line of WIT has both"),
+        ({"image_url": ["x"]}, "the rule is that a line of WIT has both"),
+        ({"image_url": {"x": 1}}, "the rule is that a line of WIT has both"),
+        ({"caption_reference_description": {"x": 1}}, "the rule is text, or a list of texts"),
+    ],
+)
+def test_fields_of_any_kind_are_named(tmp_path: Path, changes: dict[str, object], says: str) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "test_da.jsonl").write_text(json.dumps({**row("da", "x"), **changes}) + "\n")
+    with pytest.raises(UserError) as caught:
+        run("wit", tmp_path / "test_da.jsonl", "--images", tmp_path / "images", output=tmp_path / "out")
+    assert says in str(caught.value)
