@@ -58,8 +58,8 @@ WAYS = ("turn by turn", "one pass")
 def main() -> None:
     """Check, time and print."""
     arguments = _parse()
-    torch.set_num_threads(1)
     engine, ways = build(arguments), passes(arguments.samples)
+    torch.set_num_threads(1)  # here, since a rank takes the cores that are its own when it starts
     batches = [turn_of_text(arguments.samples), turn_of_pairs(arguments.samples), turn_of_pairs(arguments.samples)]
     losses = {name: take_step(engine, one, batches).loss for name, one in ways.items()}
     tolerance = 1e-5 if arguments.precision == "float32" else 2e-2

@@ -38,14 +38,20 @@ def parts_of(visual: VisualConfig) -> tuple[list[Batch], list[list[str]]]:
     return [make(visual) for make in makes], [TEXT, PAIRS, PAIRS, PAIRS, PAIRS]
 
 
-def gradients(model: M3P, outputs: list[Outputs]) -> dict[str, Tensor]:
-    """Return the gradient of a loss that reads all outputs, those of each micro-batch in another way."""
+def scales_of(tasks: list[list[str]]) -> list[dict[str, float]]:
+    """Return a scale for the loss of each task of each micro-batch, no two alike."""
+    return [dict.fromkeys(names, number + 0.5) for number, names in enumerate(tasks)]
+
+
+def gradients(model: M3P, outputs: list[Outputs], scales: list[dict[str, float]], summed: Tensor) -> dict[str, Tensor]:
+    """Return the gradient of a loss that reads all outputs, by the scales of each micro-batch; `summed` is a part of it."""
     model.zero_grad()
-    loss = torch.zeros(())
-    for number, one in enumerate(outputs, start=1):
-        loss = (
-            loss + one.touch + sum((number * output.square().sum() for output in one.tasks.values()), torch.zeros(()))
-        )
+    loss = summed
+    for one, of_tasks in zip(outputs, scales, strict=True):
+        loss = loss + one.touch
+        for name, output in one.tasks.items():
+            if output.requires_grad:  # those of joined word losses are in `summed`
+                loss = loss + of_tasks[name] * (output.sum() if name == "masked_words" else output.square().sum())
     torch.autograd.backward(loss)
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -54,15 +60,18 @@ def gradients(model: M3P, outputs: list[Outputs]) -> dict[str, Tensor]:
 def test_outputs_and_gradients_are_those_of_each_alone(source: str) -> None:
     visual = SOURCES[source]
     model, (parts, tasks) = build(visual), parts_of(visual)
+    scales = scales_of(tasks)
     alone = [model(part) for part in parts]
-    outputs = model(join(parts, tasks))
+    outputs = model(join(parts, scales))
     assert outputs.tasks == {}
+    assert outputs.summed.keys() == {"masked_words"}
     for one, other in zip(outputs.parts, alone, strict=True):
         assert one.tasks.keys() == other.tasks.keys()
         assert one.targets.keys() == other.targets.keys()
         for name, output in other.tasks.items():
             torch.testing.assert_close(one.tasks[name], output, rtol=1e-5, atol=1e-6)
-    wanted, found = gradients(model, alone), gradients(model, outputs.parts)
+    wanted = gradients(model, alone, scales, torch.zeros(()))
+    found = gradients(model, outputs.parts, scales, outputs.summed["masked_words"])
     assert found.keys() == wanted.keys() == dict(model.named_parameters()).keys()
     for name, gradient in wanted.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()))
@@ -76,21 +85,21 @@ def test_modules_are_called_alike_whatever_samples_a_rank_has() -> None:
         module.register_forward_hook(lambda *_, name=name: calls[-1].update([name]))
     for batches in (parts, [empty(visual) for _ in parts]):
         calls.append(Counter())
-        model(join(batches, tasks))
+        model(join(batches, scales_of(tasks)))
     assert calls[0] == calls[1]
     assert calls[0]["encoder"] == calls[0]["encoder.layers.0"] == 1
     assert calls[0]["heads.matching"] == 1
-    assert calls[0]["heads.masked_words"] == len(parts)  # it sums its losses
+    assert calls[0]["heads.masked_words"] == 1
 
 
 def test_a_part_that_is_not_finite_does_not_spoil_the_others() -> None:
     visual = SOURCES["regions"]
     parts, tasks = parts_of(visual)
     parts[1].visual_features.fill_(float("nan"))
-    found = build(visual)(join(parts, tasks)).parts
+    found = build(visual)(join(parts, scales_of(tasks))).parts
     broken = [any(not output.isfinite().all() for output in one.tasks.values()) for one in found]
     assert broken == [False, True, False, False, False]
-    assert [bool(one.touch.isfinite()) for one in found] == [True, False, True, True, True]
+    assert all(bool(one.touch.isfinite()) for one in found)
 
 
 def test_pictures_of_two_forms_are_refused() -> None:
@@ -98,4 +107,4 @@ def test_pictures_of_two_forms_are_refused() -> None:
     parts: list[Any] = [everything(visual), everything(visual)]
     parts[1].visual_features = parts[1].visual_features.half()
     with pytest.raises(OneRankError, match=r"run.join_turns: .* \(float16 \(5,\), float32 \(5,\)\)"):
-        join(parts, [PAIRS, PAIRS])
+        join(parts, scales_of([PAIRS, PAIRS]))

@@ -8,6 +8,7 @@ from m3p.kernels.cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_reference,
     loss_and_gradient_reference,
+    weighted_cross_entropy,
 )
 
 Three = tuple[Tensor, Tensor, Tensor]
@@ -38,6 +39,20 @@ def test_loss_and_gradients_are_those_of_the_plain_form(
     wanted = torch.nn.functional.cross_entropy(tensors[0] @ tensors[1].T + tensors[2], labels, reduction="sum")
     torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-12)
     for mine, theirs in zip(gradients(found, tensors), gradients(wanted, tensors), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("chunk", [2, 9])
+def test_rows_count_by_their_factors(chunk: int) -> None:
+    tensors, labels = make(5, 4, 20, 1, torch.float64)
+    factors = torch.tensor([0.5, 0.5, 3.0, 0.0, 1e-3], dtype=torch.float64)
+    found, losses = weighted_cross_entropy(*tensors, labels, factors, chunk_rows=chunk)
+    wanted = torch.nn.functional.cross_entropy(tensors[0] @ tensors[1].T + tensors[2], labels, reduction="none")
+    torch.testing.assert_close(losses, wanted, atol=1e-12, rtol=1e-12)
+    assert not losses.requires_grad
+    total = (wanted * factors).sum()
+    torch.testing.assert_close(found, total, atol=1e-12, rtol=1e-12)
+    for mine, theirs in zip(gradients(found, tensors), gradients(total, tensors), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-11, rtol=0)
 
 

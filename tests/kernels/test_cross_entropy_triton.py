@@ -15,10 +15,11 @@ for kind, tolerance in ((torch.float32, 2e-6), (torch.float16, 2e-3)):
         logits = (torch.randn(rows, words, generator=generator) * 20).to(kind)
         labels = torch.randint(words, (rows,), generator=generator)
         bias = (torch.randn(words, generator=generator) * 5).to(kind)
-        wanted = loss_and_gradient_reference(logits.float() + bias.float(), labels)
-        found = fused.loss_and_gradient_triton(logits, bias, labels)
-        torch.testing.assert_close(found[0], wanted[0], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(found[1].float(), wanted[1], atol=tolerance, rtol=0)
+        for factors in (None, torch.rand(rows, generator=generator)):
+            wanted = loss_and_gradient_reference(logits.float() + bias.float(), labels, factors)
+            found = fused.loss_and_gradient_triton(logits.clone(), bias, labels, factors)
+            torch.testing.assert_close(found[0], wanted[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(found[1].float(), wanted[1], atol=tolerance, rtol=0)
 # The whole head, chunk by chunk, with all its gradients.
 from m3p.kernels.cross_entropy import linear_cross_entropy
 generator = torch.Generator().manual_seed(7)
@@ -39,18 +40,20 @@ def test_the_kernel_equals_its_reference_in_the_interpreter() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(("capability", "kind"), COMPILED)
-def test_the_kernel_compiles(capability: int, kind: str) -> None:
+def test_the_kernel_compiles(capability: int, kind: str, weighted: bool) -> None:
     from m3p.kernels import cross_entropy_triton as fused
 
     signature = {
         "logits": f"*{kind}",
         "bias": f"*{kind}",
         "labels": "*i64",
+        "factors": "*fp32",
         "losses": "*fp32",
         "vocabulary": "i32",
         "stride": "i32",
     }
-    assert compile_kernel(
-        fused.cross_entropy_kernel, {**signature, "BLOCK": "constexpr"}, {"BLOCK": fused.BLOCK}, capability
-    )
+    constants = {"WEIGHTED": weighted, "BLOCK": fused.BLOCK}
+    signature |= dict.fromkeys(constants, "constexpr")
+    assert compile_kernel(fused.cross_entropy_kernel, signature, constants, capability)

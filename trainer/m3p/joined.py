@@ -4,7 +4,7 @@ A pass costs the program the same time however little it computes. Sequences nev
 pictures of the parts only have to stand side by side; what the tasks ask stays with each part.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -23,12 +23,12 @@ class Joined:
     """All of them end to end; without targets."""
     parts: Sequence[Batch]
     """As they were."""
-    tasks: Sequence[frozenset[str]]
-    """The tasks of each part's objective, the same on every rank, also where a rank has no sample of it."""
+    scales: Sequence[Mapping[str, float]]
+    """For each part, task -> the factor of its summed loss in the loss of the step."""
 
 
-def join(parts: Sequence[Batch], tasks: Iterable[Iterable[str]]) -> Joined:
-    """Lay micro-batches end to end, on the device where they are; `tasks` are those of each one's objective.
+def join(parts: Sequence[Batch], scales: Sequence[Mapping[str, float]]) -> Joined:
+    """Lay micro-batches end to end, on the device where they are; `scales` are as in `Joined`.
 
     Raises OneRankError: two of them show pictures in forms that no one tensor holds.
     """
@@ -54,7 +54,7 @@ def join(parts: Sequence[Batch], tasks: Iterable[Iterable[str]]) -> Joined:
         counts={},
         hard=None,
     )
-    return Joined(whole, parts, [frozenset(names) for names in tasks])
+    return Joined(whole, parts, scales)
 
 
 def _move(part: Batch, first: int, total: int) -> Tensor:

@@ -28,11 +28,40 @@ def linear_cross_entropy(
         chunk_rows: rows whose logits exist at once; by default as many as `CHUNK_BYTES` holds.
         kernel: "triton" or "torch" for what happens to a chunk of logits; by default Triton on a GPU.
     """
+    return _apply(rows, weight, bias, labels, None, chunk_rows, kernel)[0]
+
+
+def weighted_cross_entropy(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    factors: Tensor,
+    chunk_rows: int | None = None,
+    kernel: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the sum of the rows' cross-entropies times `factors` [M], and the cross-entropies themselves [M].
+
+    The gradient flows through the sum alone. Other arguments and types are as in `linear_cross_entropy`.
+    """
+    return _apply(rows, weight, bias, labels, factors, chunk_rows, kernel)
+
+
+def _apply(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    factors: Tensor | None,
+    chunk_rows: int | None,
+    kernel: str | None,
+) -> tuple[Tensor, Tensor]:
     if rows.dtype == torch.float16:
         # Gradients taken in the forward know no loss scale yet: in 16 bits of this kind they would underflow.
         rows, weight, bias = rows.float(), weight.float(), bias.float()
-    apply = _LinearCrossEntropy.apply
-    return apply(rows, weight, bias, labels, chunk_rows, kernel, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+    arguments = rows, weight, bias, labels, factors, chunk_rows, kernel, torch.is_grad_enabled()
+    loss, losses = _LinearCrossEntropy.apply(*arguments)  # type: ignore[no-untyped-call]
+    return loss, losses
 
 
 def linear_cross_entropy_reference(rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
@@ -48,29 +77,35 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         labels: Tensor,
+        factors: Tensor | None,
         chunk_rows: int | None,
         kernel: str | None,
         with_gradient: bool,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         step = chunk_rows or max(1, CHUNK_BYTES[rows.device.type] // (4 * len(weight)))
         sums = _Gradients(ctx.needs_input_grad if with_gradient else (False,) * 3, rows, weight, bias)
-        loss = torch.zeros((), dtype=_wide(rows.dtype), device=rows.device)
+        losses = torch.empty(len(rows), dtype=_wide(rows.dtype), device=rows.device)
+        loss = losses.new_zeros(())
         unit = ROW_UNIT[rows.device.type]
         stride = -(-len(weight) // unit) * unit
         logits = rows.new_empty(min(step, len(rows)), stride)[:, : len(weight)]
         for first in range(0, len(rows), step):
-            part = rows[first : first + step]
-            losses, gradient = _of_chunk(logits[: len(part)], part, weight, bias, labels[first : first + step], kernel)
-            loss += losses.sum()
+            here = slice(first, first + step)
+            part, mine = rows[here], None if factors is None else factors[here]
+            found, gradient = _of_chunk(logits[: len(part)], part, weight, bias, labels[here], mine, kernel)
+            losses[here] = found
+            loss += (found if mine is None else found * mine).sum()
             sums.add(first, part, weight, gradient)
+        ctx.mark_non_differentiable(losses)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*sums.finish())
-        return loss
+        return loss, losses
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         # In place, since a second [vocabulary, width] would be the largest tensor here; torch refuses a second backward.
         gradients = [None if g is None else g.mul_(upstream[0]) for g in ctx.saved_tensors]
-        return (*gradients, None, None, None, None)
+        return (*gradients, None, None, None, None, None)
 
 
 class _Gradients:
@@ -119,26 +154,38 @@ def _wide(kind: torch.dtype) -> torch.dtype:
 
 
 def _of_chunk(
-    logits: Tensor, rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, kernel: str | None
+    logits: Tensor,
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    factors: Tensor | None,
+    kernel: str | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the loss of each of `rows` [C, width], and the gradient with respect to its logits [C, vocabulary].
 
-    `logits` is where they are made. `kernel` as in `linear_cross_entropy`; Triton's adds the bias in its two passes over a row.
+    `factors` [C] multiply the gradients of rows. `logits` is where they are made. `kernel` as in `linear_cross_entropy`; Triton's
+    adds the bias in its two passes over a row.
     """
     if (kernel or ("triton" if logits.is_cuda else "torch")) == "triton":
         from m3p.kernels.cross_entropy_triton import loss_and_gradient_triton
 
         torch.mm(rows, weight.T, out=logits)
-        return loss_and_gradient_triton(logits, bias, labels)
+        return loss_and_gradient_triton(logits, bias, labels, factors)
     torch.addmm(bias, rows, weight.T, out=logits)
-    return loss_and_gradient_reference(logits, labels)
+    return loss_and_gradient_reference(logits, labels, factors)
 
 
-def loss_and_gradient_reference(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the loss of each row [C], float32 or wider, and the gradient with respect to `logits` [C, vocabulary], in place."""
+def loss_and_gradient_reference(logits: Tensor, labels: Tensor, factors: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the loss of each row [C], float32 or wider, and the gradient with respect to `logits` [C, vocabulary], in place.
+
+    The gradient of a row is multiplied by its one of `factors` [C], where these are given.
+    """
     wide = logits.to(_wide(logits.dtype))
     torch.log_softmax(wide, 1, out=wide)
     losses = -wide.gather(1, labels[:, None])[:, 0]
     wide.exp_()
     wide[torch.arange(len(labels), device=labels.device), labels] -= 1
+    if factors is not None:
+        wide.mul_(factors[:, None])
     return losses, wide.to(logits.dtype)

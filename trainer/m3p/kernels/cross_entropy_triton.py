@@ -14,8 +14,21 @@ BLOCK = 8192
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def cross_entropy_kernel(logits, bias, labels, losses, vocabulary, stride, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    """`logits` [C, vocabulary] without `bias` [vocabulary], rows `stride` apart; `labels` [C] int64, `losses` [C] float32."""
+def cross_entropy_kernel(  # type: ignore[no-untyped-def]
+    logits,
+    bias,
+    labels,
+    factors,
+    losses,
+    vocabulary,
+    stride,
+    WEIGHTED: tl.constexpr,  # noqa: N803
+    BLOCK: tl.constexpr,  # noqa: N803
+):
+    """`logits` [C, vocabulary] without `bias` [vocabulary], rows `stride` apart; `labels` [C] int64, `losses` [C] float32.
+
+    `factors` [C] float32 multiply the gradients of rows, where WEIGHTED.
+    """
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     label = tl.load(labels + row)
@@ -31,18 +44,33 @@ def cross_entropy_kernel(logits, bias, labels, losses, vocabulary, stride, BLOCK
         total = total * tl.exp(largest - new) + tl.sum(tl.exp(x - new))
         largest = new
     tl.store(losses + row, tl.log(total) + largest - wanted)
+    factor = 1.0
+    if WEIGHTED:
+        factor = tl.load(factors + row)
     for first in range(0, vocabulary, BLOCK):
         inside = first + columns < vocabulary
         x = tl.load(logits + first + columns, inside, other=-float("inf")).to(tl.float32)
         x += tl.load(bias + first + columns, inside, other=0.0).to(tl.float32)
         gradient = tl.exp(x - largest) / total - tl.where(first + columns == label, 1.0, 0.0)
-        tl.store(logits + first + columns, gradient, inside)
+        tl.store(logits + first + columns, gradient * factor, inside)
 
 
-def loss_and_gradient_triton(logits: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def loss_and_gradient_triton(
+    logits: Tensor, bias: Tensor, labels: Tensor, factors: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """As `loss_and_gradient_reference` of `logits` + `bias` [vocabulary]."""
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+    weighted = factors is not None
     cross_entropy_kernel[(len(logits),)](
-        logits, bias, labels, losses, logits.shape[1], logits.stride(0), BLOCK=BLOCK, num_warps=16
+        logits,
+        bias,
+        labels,
+        factors if weighted else losses,
+        losses,
+        logits.shape[1],
+        logits.stride(0),
+        WEIGHTED=weighted,
+        BLOCK=BLOCK,
+        num_warps=16,
     )
     return losses, logits

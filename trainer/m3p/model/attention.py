@@ -6,6 +6,7 @@ that those of one length are one dense tensor, without a copy. None pads or mask
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -25,18 +26,19 @@ class Layout:
     """Of attention; where None, `arrange` takes what `auto` would."""
     starts: Tensor = field(init=False)
     """[S] int64: first slot of each sequence."""
-    cumulative: Tensor = field(init=False)
-    """[S + 1] int32: the bounds that flash attention takes."""
     groups: list[tuple[int, int]] = field(init=False)
     """Once arranged: (number of sequences, their length) for each length that occurs, in rising order."""
     order: Tensor | None = field(init=False)
     """Once arranged: [T] int64, the slots in the order of their sequences' lengths."""
 
     def __post_init__(self) -> None:
-        ends = torch.cumsum(self.lengths, 0)
-        self.starts = ends - self.lengths
-        self.cumulative = F.pad(ends, (1, 0)).to(torch.int32)
+        self.starts = torch.cumsum(self.lengths, 0) - self.lengths
         self.groups, self.order = [], None
+
+    @cached_property
+    def cumulative(self) -> Tensor:
+        """[S + 1] int32: the bounds that flash attention takes."""
+        return F.pad(torch.cumsum(self.lengths, 0), (1, 0)).to(torch.int32)
 
     def arrange(self, x: Tensor) -> Tensor:
         """Put `x` [T, width] into the order that `attend` wants of these sequences; on a GPU `grouped` waits for the lengths."""
@@ -96,4 +98,4 @@ def _grouped(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
         )  # each [number, heads, length, size]
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         parts.append(out.transpose(1, 2).flatten(0, 1))
-    return torch.cat(parts)
+    return torch.cat(parts) if len(parts) > 1 else parts[0]

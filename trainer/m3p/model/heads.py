@@ -22,7 +22,8 @@ Targets = dict[str, Tensor]
 class Head(nn.Module):
     """What all heads share: `rows` picks what is read, `forward` computes on it.
 
-    A head whose output would be too large to keep takes `labels` too, and returns the sum of its losses instead.
+    A head whose output would be too large to keep takes `labels` too, and returns the sum of its losses instead. With `factors`
+    of the rows [N] as well, it returns the sum of the losses times these, and the losses themselves [N] without gradient.
     """
 
     takes_labels = False

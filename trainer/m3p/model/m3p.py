@@ -36,7 +36,10 @@ class Outputs:
     targets: dict[str, Targets] = field(default_factory=dict)
     """Targets by task, for the tasks in `tasks`: the batch's, with what only the network can add to them."""
     parts: list["Outputs"] = field(default_factory=list)
-    """Of joined micro-batches the outputs of each; there is nothing else then. Empty for a single one."""
+    """Of joined micro-batches the outputs of each, which `tasks` and `targets` are empty beside. Empty for a single one."""
+    summed: dict[str, Tensor] = field(default_factory=dict)
+    """Of joined micro-batches, for heads that sum their losses: task -> the parts' losses times their scales, summed. The
+    outputs of these tasks in `parts` are their losses without scale, and without a gradient."""
 
 
 @dataclass
@@ -108,7 +111,7 @@ class M3P(nn.Module):
         return self
 
     def forward(self, batch: Batch | Joined) -> Outputs:
-        """Run every module over the whole micro-batch: once, but for heads that sum their losses, once a part of a joined one."""
+        """Run every module once over the whole micro-batch, joined ones too."""
         if isinstance(batch, Batch):
             hidden, layout, touch, seen = self._encode(batch)
             piece = _Piece(hidden, layout, seen, batch.targets, Outputs({}, touch))
@@ -116,16 +119,12 @@ class M3P(nn.Module):
                 self._ask(name, piece)
             return self._read_heads(piece)
         pieces = self._pieces(batch)
+        summed = dict[str, Tensor]()
         for name, head in self.heads.items():
             assert isinstance(head, Head)
-            if not head.takes_labels:
-                self._ask_together(name, head, pieces)
-                continue
-            # The same calls on every rank, whatever its samples: each part that offers the task asks, or else the first.
-            offered = [piece for piece, tasks in zip(pieces, batch.tasks, strict=True) if name in tasks]
-            for piece in offered or pieces[:1]:
-                self._ask(name, piece)
-        return Outputs({}, pieces[0].found.touch.new_zeros(()), parts=[self._read_heads(piece) for piece in pieces])
+            self._ask_together(name, head, pieces, [scales.get(name, 0.0) for scales in batch.scales], summed)
+        parts = [self._read_heads(piece) for piece in pieces]
+        return Outputs({}, pieces[0].found.touch.new_zeros(()), parts=parts, summed=summed)
 
     def _pieces(self, batch: Joined) -> list["_Piece"]:
         """Encode all parts at once, and cut the output into what belongs to each."""
@@ -154,8 +153,13 @@ class M3P(nn.Module):
             # is there, and a rank that has not freed it stays out of the next gathering: a deadlock.
             found.touch = found.touch + _touch(head, 0.0 * piece.hidden[:1])
 
-    def _ask_together(self, name: str, head: Head, pieces: Sequence["_Piece"]) -> None:
-        """Call the head of task `name` once for all parts that ask for rows; where none does, on a row of zeros."""
+    def _ask_together(
+        self, name: str, head: Head, pieces: Sequence["_Piece"], scales: Sequence[float], summed: dict[str, Tensor]
+    ) -> None:
+        """Call the head of task `name` once for all parts that ask for rows; where none does, on a row of zeros.
+
+        `scales` of the parts' losses are for a head that sums them, and what it sums comes into `summed`.
+        """
         picked = {
             number: head.rows(piece.hidden, piece.layout, piece.targets[name])
             for number, piece in enumerate(pieces)
@@ -165,15 +169,20 @@ class M3P(nn.Module):
         if not picked:
             self._ask(name, replace(pieces[0], targets={}))
             return
-        # Rows that a head tells apart by their place, such as texts and pictures, stay so: [views, rows, width].
-        split = [rows.reshape(head.views, -1, rows.shape[1]) for rows in picked.values()]
-        output: Tensor = head(torch.cat(split, 1).flatten(0, 1))
-        whole = output.reshape(head.views, -1, *output.shape[1:])
-        outputs = torch.split(whole, [rows.shape[1] for rows in split], 1)
+        targets = {number: head.complete(pieces[number].targets[name], pieces[number].seen) for number in picked}
+        if head.takes_labels:
+            labels = torch.cat([targets[number]["labels"] for number in picked])
+            factors = [rows.new_full((len(rows),), scales[of], dtype=torch.float32) for of, rows in picked.items()]
+            summed[name], losses = head(torch.cat([*picked.values()]), labels, torch.cat(factors))
+            outputs = [one.sum() for one in torch.split(losses, [len(rows) for rows in picked.values()])]
+        else:
+            # Rows that a head tells apart by their place, such as texts and pictures, stay so: [views, rows, width].
+            split = [rows.reshape(head.views, -1, rows.shape[1]) for rows in picked.values()]
+            output: Tensor = head(torch.cat(split, 1).flatten(0, 1))
+            whole = output.reshape(head.views, -1, *output.shape[1:])
+            outputs = [mine.flatten(0, 1) for mine in torch.split(whole, [rows.shape[1] for rows in split], 1)]
         for number, mine in zip(picked, outputs, strict=True):
-            found = pieces[number].found
-            found.tasks[name] = mine.flatten(0, 1)
-            found.targets[name] = head.complete(pieces[number].targets[name], pieces[number].seen)
+            pieces[number].found.tasks[name], pieces[number].found.targets[name] = mine, targets[number]
 
     def _read_heads(self, piece: "_Piece") -> Outputs:
         """Give tasks that read another one's head its output; return all outputs of the micro-batch."""

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from m3p.data.tokenizer import BOS, EOS, Tokenizer
-from m3p.kernels.cross_entropy import CHUNK_BYTES, linear_cross_entropy
+from m3p.kernels.cross_entropy import CHUNK_BYTES, linear_cross_entropy, weighted_cross_entropy
 from m3p.keys import choose, hashes, splitmix64, uniform
 from m3p.model.config import ModelConfig
 from m3p.model.flops import NetworkSizes
@@ -84,11 +84,18 @@ class WordHead(Head):
         """Compute the loss with this implementation: "triton" or "torch"."""
         self.kernel = kernel
 
-    def forward(self, rows: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the summed cross-entropy against `labels` [M], or without them logits [M, vocabulary]."""
+    def forward(
+        self, rows: Tensor, labels: Tensor | None = None, factors: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the summed cross-entropy against `labels` [M], or without them logits [M, vocabulary].
+
+        With `factors` [M]: the sum of the rows' cross-entropies times these, and the cross-entropies [M] without gradient.
+        """
         x = self.norm(F.gelu(self.dense(rows)))
         if labels is None:
             return F.linear(x, self.weight, self.bias)
+        if factors is not None:
+            return weighted_cross_entropy(x, self.weight, self.bias, labels, factors, kernel=self.kernel)
         return linear_cross_entropy(x, self.weight, self.bias, labels, kernel=self.kernel)
 
 

@@ -177,6 +177,7 @@ def resolve(config: dict[str, Any], optimizer: OptimizerConfig, device: torch.de
     if "offload_optimizer" in config.get("zero_optimization", {}):
         # torch's fused AdamW serves on the CPU too; DeepSpeed's own would have to be compiled at start-up.
         config["zero_force_ds_cpu_optimizer"] = False
+    _reduce_whole_buckets(config)
     if precision(config) != torch.float32:
         # Over micro-batches (gradient_sums.py; stage 0 keeps them there) and over ranks.
         if config.get("zero_optimization", {}).get("stage", 0) > 0:
@@ -185,6 +186,18 @@ def resolve(config: dict[str, Any], optimizer: OptimizerConfig, device: torch.de
     config.setdefault("steps_per_print", None)
     config.setdefault("wall_clock_breakdown", False)
     return config
+
+
+def _reduce_whole_buckets(config: dict[str, Any]) -> None:
+    """Have stages 1 and 2 sum each bucket of gradients where it lies, unless the file says how they shall.
+
+    Both ways send the same bytes in one collective and give the same numbers (the gradients are divided before they are
+    summed). DeepSpeed's default also looks up each parameter's ranks, and copies the bucket before and after.
+    """
+    zero = config.get("zero_optimization", {})
+    if zero.get("stage", 0) in (1, 2) and not {"reduce_scatter", "use_multi_rank_bucket_allreduce"} & zero.keys():
+        zero["reduce_scatter"] = False
+        config.setdefault("prescale_gradients", True)
 
 
 def have_aio() -> bool:

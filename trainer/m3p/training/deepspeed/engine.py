@@ -8,7 +8,7 @@ step's losses allow an update is decided on the device. Counts and names of pair
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -30,6 +30,7 @@ from m3p.optim.optimizer import OptimizerConfig, make_optimizer, set_rate
 from m3p.training import hard_negatives
 from m3p.training.deepspeed import config as deepspeed_config
 from m3p.training.deepspeed import fragments
+from m3p.training.deepspeed.bookkeeping import keep_books_once
 from m3p.training.deepspeed.gradient_sums import GradientSums, zero_optimizer_in_stage_1
 from m3p.training.deepspeed.norms import take_norms_at_once
 from m3p.training.deepspeed.start import adopt_process_group
@@ -96,6 +97,7 @@ class DeepSpeedEngine:
         fragments.make_moments(self.deepspeed)
         take_norms_at_once(self.deepspeed.optimizer)
         keep_views(self.deepspeed.optimizer)
+        keep_books_once(self.deepspeed.optimizer)
         on_gpu = ranks.device.type == "cuda"
         self._copies = torch.cuda.Stream(ranks.device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._cache = GradientCache(model, ranks)
@@ -136,15 +138,15 @@ class DeepSpeedEngine:
     def _joined(self, turns: Sequence[TurnData], losses: StepLosses, last: bool) -> None:
         """Compute several turns in one forward and one backward; each has one micro-batch on this rank."""
         batches = self._fetch([batch for data in turns for batch in data.batches])
-        joined = join(batches, [data.tasks for data in turns])
+        joined = join(batches, [{task: self._scale(data, task) for task in data.tasks} for data in turns])
         joined = replace(joined, whole=self._network.look(joined.whole))
         self._expect_backward(last)
         outputs = self._forward(joined)
-        loss = outputs.touch.float()
+        loss = sum(outputs.summed.values(), outputs.touch.float())
         for data, part, batch in zip(turns, outputs.parts, batches, strict=True):
             of_turn = losses.begin(data.turn.objective, data.tasks, data.counts, self._ranks.device)
             cached = self._cache.only_pass(part, batch, data.targets, of_turn) if data.targets else None
-            mine, finite = self._loss(part, batch, of_turn, cached)
+            mine, finite = self._loss(part, batch, of_turn, cached, outputs.summed)
             losses.micro_batches.append(finite)
             loss = loss + mine
         self._backward_or_wait(loss, last)
@@ -258,23 +260,36 @@ class DeepSpeedEngine:
             self._sums.last = ends_step
 
     def _loss(
-        self, outputs: Outputs, batch: Batch, losses: TurnLosses, cached: FirstPass | None
+        self,
+        outputs: Outputs,
+        batch: Batch,
+        losses: TurnLosses,
+        cached: FirstPass | None,
+        summed: Collection[str] = (),
     ) -> tuple[Tensor, Tensor]:
-        """Return the micro-batch's part of the step's loss, and a number that is finite if all its losses are."""
+        """Return the micro-batch's part of the step's loss, and a number that is finite if all its losses are.
+
+        Tasks in `summed` are left out of the former: the network has put their parts together.
+        """
         loss = outputs.touch.float()
         finite = loss.detach()
         for task, output in outputs.tasks.items():
             finite = finite + output.detach().float().sum()
-            scale = losses.weights[task] * self._ranks.world_size
-            scale /= max(losses.counts[task], 1) * self._turns_per_step
             if TASKS[task].over_turn:
                 assert cached is not None
-                loss = loss + scale * cached.part(task, output, batch.targets[task])
-            else:
-                total = TASKS[task].loss(output, outputs.targets[task])
-                loss = loss + scale * total
-                losses.add(task, total.detach())
+                loss = loss + self._scale(losses, task) * cached.part(task, output, batch.targets[task])
+                continue
+            total = TASKS[task].loss(output, outputs.targets[task])
+            losses.add(task, total.detach())
+            if task not in summed:
+                loss = loss + self._scale(losses, task) * total
         return loss, finite
+
+    def _scale(self, turn: TurnData | TurnLosses, task: str) -> float:
+        """Return the factor of a task's summed loss in the loss of the step."""
+        weight = (turn.weights if isinstance(turn, TurnLosses) else turn.tasks)[task]
+        scale = weight * self._ranks.world_size
+        return scale / (max(turn.counts[task], 1) * self._turns_per_step)
 
     def _backward_or_wait(self, loss: Tensor, ends_step: bool) -> None:
         """Run the backward of a micro-batch; the last one of a step waits for `step`."""

@@ -27,7 +27,7 @@ def take_norms_at_once(zero: Any) -> None:
     """
     if isinstance(zero, DeepSpeedZeroOptimizer) and zero.compute_grad_norm and not zero.cpu_offload:
         zero.check_overflow = _leave_to_the_norm
-        zero.get_grad_norm_direct = partial(gradient_norm, zero.device)
+        zero.scaled_global_norm = partial(_norm_of_groups, zero)
     if isinstance(zero, DeepSpeedZeroOptimizer_Stage3) and not zero.offload_optimizer:
         zero.get_grad_norm_direct = partial(gradient_norm, zero.device)
 
@@ -37,12 +37,28 @@ def gradient_norm(device: Any, gradients: Sequence[Tensor], params: object = Non
 
     Every rank calls it. `params` is what DeepSpeed names besides.
     """
-    # A rank with few parameters may hold nothing.
-    norms = (
-        torch._foreach_norm(list(gradients), 2, dtype=torch.float32) if gradients else [torch.zeros((), device=device)]
-    )
-    total = all_reduce_sum(torch.stack(norms).double().square().sum()).sqrt().float()
+    (total,) = group_norms(device, [gradients]).unbind()
     return torch.where(total.isfinite(), total, INVALID)
+
+
+def group_norms(device: Any, groups: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Return the 2-norm of each of `groups`, all ranks' gradients together, float32 on `device`, in one collective: [groups].
+
+    Every rank calls it; one with few parameters may hold nothing of a group.
+    """
+    every = [gradient for group in groups for gradient in group]
+    norms = torch._foreach_norm(every, 2, dtype=torch.float32) if every else []
+    squares = torch.stack([*norms, torch.zeros((), device=device)]).double().square()
+    parts = torch.split(squares, [*map(len, groups), 1])[: len(groups)]
+    return all_reduce_sum(torch.stack([part.sum() for part in parts])).sqrt().float()
+
+
+def _norm_of_groups(zero: DeepSpeedZeroOptimizer, norm_type: int = 2) -> Tensor:
+    """Return the norm of all gradients of stage 1 or 2, as DeepSpeed does: of the norms of its groups; infinity for an error."""
+    assert norm_type == 2, norm_type
+    norms = group_norms(zero.device, [zero.averaged_gradients[number] for number in range(len(zero.bit16_groups))])
+    total = torch.linalg.vector_norm(norms)
+    return torch.where(total.isfinite(), total, torch.inf)
 
 
 def _leave_to_the_norm(partition_gradients: bool = True) -> None:
