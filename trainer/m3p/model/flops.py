@@ -178,8 +178,12 @@ class Gpu:
 
 
 # The makers' data sheets of each product; memory is what a driver leaves of it. The first whose words are in a name counts.
-# Cards: DGX A100, H100, H200 and B200 data sheets (eight for eight GPUs: 200 Gbit/s in the first, 400 in the others). RTX 4090:
-# NVIDIA's Ada whitepaper, bf16 with float32 sums. MI300X: AMD's data sheet, seven links of 64 GB/s one way.
+# Cards: DGX A100, H100, H200 and B200 data sheets (eight for eight GPUs: 200 Gbit/s in the first, 400 in the others).
+# RTX 4090: 165.15 TFLOP/s in bf16 with float32 sums, 24 GB, 1,008 GB/s (waredb.com/processor/nvidia-geforce-rtx-4090; 165.5
+# measured, README of github.com/JustAResearcher/gpu-unlock-ada). MI300X: 1,307.4 TFLOP/s, 192 GB, 5.3 TB/s (METHODOLOGY.md of
+# github.com/alpharomercoma/MI300X-vs-H200), seven links with 448 GB/s in all one way (emergentmind.com/topics/amd-mi300x-gpu).
+# V100: 125 TFLOP/s in fp16 (table of NVIDIA's whitepaper in maosong.website/p/nvidia-gpu-specs), 900 GB/s, NVLink 150 GB/s one
+# way (Dell EMC Ready Solutions for AI, reference guide, page 17).
 GPUS = (
     Gpu("B200", 2250, 178, 900),
     Gpu("H200", 989, 139, 450),
