@@ -61,6 +61,8 @@ def main() -> None:
     engine, ways = build(arguments), passes(arguments.samples)
     torch.set_num_threads(1)  # here, since a rank takes the cores that are its own when it starts
     batches = [turn_of_text(arguments.samples), turn_of_pairs(arguments.samples), turn_of_pairs(arguments.samples)]
+    if arguments.device == "cuda":
+        batches = [batch.pin_memory() for batch in batches]  # as the loader gives them
     losses = {name: take_step(engine, one, batches).loss for name, one in ways.items()}
     tolerance = 1e-5 if arguments.precision == "float32" else 2e-2
     assert abs(losses[WAYS[0]] - losses[WAYS[1]]) < tolerance * losses[WAYS[0]], losses

@@ -28,11 +28,37 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Failed:
+    """A variant that could not be measured, such as one that does not fit the GPU's memory."""
+
+    part: str
+    name: str
+    why: str
+
+
+def attempt(part: str, name: str, measure: Callable[[], Row]) -> Row | Failed:
+    """Return what `measure` does, or why it failed: one variant that fails must not take the others' results with it."""
+    try:
+        return measure()
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    # Here, where the error no longer holds the tensors of the calls that it passed.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return Failed(part, name, why)
+
+
+@dataclass(frozen=True)
 class Clock:
     """Times calls on a device."""
 
     device: torch.device
     repetitions: int
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether what only a GPU can run is to be measured too."""
+        return self.device.type == "cuda"
 
     def times(self, call: Callable[[], object]) -> list[float]:
         """Return the seconds of each call, after some that do not count."""

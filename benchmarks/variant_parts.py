@@ -2,18 +2,22 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timing import Clock, Row, relative_error
+from timing import Clock, Failed, Row, attempt, relative_error
 from torch import Tensor
 
-from m3p.kernels.cross_entropy import linear_cross_entropy
+from m3p.kernels.cross_entropy import SLICE, linear_cross_entropy
 from m3p.kernels.residual_norm import residual_norm
 from m3p.model.attention import Layout, attend
 
 Call = Callable[..., Tensor]
+Rows = Iterator[Row | Failed]
 EPS = 1e-5
+UNITS = (64, 128)
+"""Multiples to which the vocabulary is padded."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,11 @@ class Sizes:
     words: int = 250_002
     masked: tuple[int, ...] = (787, 5_069, 16_000)
     chunks: tuple[int, ...] = (1_024, 4_096, 16_384)
+    regions: int = 39_516
+    """Regions of the pictures of a pair turn, and the numbers of a feature below."""
+    feature: int = 2_048
+    rows: int = 100_000
+    """Words and regions from which the slots of a pair turn are put together."""
     square: int = 8_192
     """Of one large multiplication."""
     copied: int = 1 << 32
@@ -34,7 +43,7 @@ class Sizes:
     @staticmethod
     def tiny() -> "Sizes":
         """Return sizes to see that everything runs."""
-        return Sizes(160, 32, 2, 100, (3,), (2, 8), 16, 1 << 12)
+        return Sizes(160, 32, 2, 100, (3,), (2, 8), 12, 16, 90, 16, 1 << 12)
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class Variant:
     """The same without random numbers, of which the error is taken; None where `call` draws none."""
 
 
-def ceilings(clock: Clock, sizes: Sizes) -> Iterator[Row]:
+def ceilings(clock: Clock, sizes: Sizes) -> Rows:
     """Yield what the device can do at best."""
     device, kind = clock.device, _kind(clock)
     source = torch.empty(sizes.copied, dtype=torch.uint8, device=device)
@@ -57,14 +66,14 @@ def ceilings(clock: Clock, sizes: Sizes) -> Iterator[Row]:
     square = torch.randn(sizes.square, sizes.square, device=device, dtype=kind)
     row = clock.row("ceilings", f"{sizes.square}^3", lambda: square @ square)
     yield replace(row, figures={"TFLOP/s": 2 * sizes.square**3 / row.seconds / 1e12})
-    host = torch.empty(sizes.copied // 12, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    host = torch.empty(sizes.copied // 12, dtype=torch.uint8, pin_memory=clock.on_gpu)
     row = clock.row("ceilings", "host to device", lambda: target[: len(host)].copy_(host, non_blocking=True))
     yield replace(row, figures={"GB/s": len(host) / row.seconds / 1e9})
     one = torch.zeros(1, device=device)
     yield clock.row("ceilings", "empty launch", lambda: one.add_(1))
 
 
-def gemm(clock: Clock, sizes: Sizes) -> Iterator[Row]:
+def gemm(clock: Clock, sizes: Sizes) -> Rows:
     """Yield the linear layers of an encoder layer: forward with bias, and the gradients of input and weight."""
     wide, kind = 4 * sizes.width, _kind(clock)
     shapes = {"qkv": (sizes.width, 3 * sizes.width), "out": (sizes.width, sizes.width)}
@@ -86,7 +95,7 @@ def gemm(clock: Clock, sizes: Sizes) -> Iterator[Row]:
             yield replace(row, figures={"TFLOP/s": 2 * sizes.slots * inner * outer / row.seconds / 1e12})
 
 
-def norm(clock: Clock, sizes: Sizes) -> Iterator[Row]:
+def norm(clock: Clock, sizes: Sizes) -> Rows:
     """Yield dropout, residual and layer norm, forward and backward."""
     shapes = [(sizes.slots, sizes.width)] * 2 + [(sizes.width,)] * 3
     tensors = [torch.randn(shape, device=clock.device, dtype=_kind(clock)).requires_grad_() for shape in shapes]
@@ -96,7 +105,7 @@ def norm(clock: Clock, sizes: Sizes) -> Iterator[Row]:
 
     plain = form("torch", 0.0)
     variants = [Variant("torch", form("torch", 0.1), plain), Variant("torch, no dropout", plain)]
-    if clock.device.type == "cuda":
+    if clock.on_gpu:
         compiled, triton = torch.compile(plain), form("triton", 0.0)
         variants += [
             Variant("compiled", torch.compile(form("torch", 0.1)), compiled),
@@ -106,7 +115,7 @@ def norm(clock: Clock, sizes: Sizes) -> Iterator[Row]:
     yield from _forms("norm", clock, tensors, variants, plain)
 
 
-def gelu(clock: Clock, sizes: Sizes) -> Iterator[Row]:
+def gelu(clock: Clock, sizes: Sizes) -> Rows:
     """Yield GELU behind a bias, forward and backward with the gradient of the bias."""
     shapes = [(sizes.slots, 4 * sizes.width), (4 * sizes.width,)]
     tensors = [torch.randn(shape, device=clock.device, dtype=_kind(clock)).requires_grad_() for shape in shapes]
@@ -115,12 +124,12 @@ def gelu(clock: Clock, sizes: Sizes) -> Iterator[Row]:
         return F.gelu(x + bias)
 
     variants = [Variant("torch", plain)]
-    if clock.device.type == "cuda":
+    if clock.on_gpu:
         variants.append(Variant("compiled", torch.compile(plain)))
     yield from _forms("gelu", clock, tensors, variants, plain)
 
 
-def attention(clock: Clock, sizes: Sizes) -> Iterator[Row]:
+def attention(clock: Clock, sizes: Sizes) -> Rows:
     """Yield attention over sequences of the lengths of a pair turn, forward and backward."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(5, 141, (max(4, sizes.slots // 73),), generator=generator)
@@ -136,7 +145,7 @@ def attention(clock: Clock, sizes: Sizes) -> Iterator[Row]:
         return lambda qkv: attend(qkv, layout, 0.0)
 
     variants, grouped = [], form(ordered, "grouped")
-    if clock.device.type == "cuda":
+    if clock.on_gpu:
         # Numbers are random, so in another order other sequences are as good; the error is of the one that `grouped` has.
         sorted_by_length = form(ordered, "varlen")
         variants = [Variant("varlen", form(lengths, "varlen"), sorted_by_length)]
@@ -144,38 +153,139 @@ def attention(clock: Clock, sizes: Sizes) -> Iterator[Row]:
     yield from _forms("attention", clock, [qkv], [*variants, Variant("grouped", grouped)], grouped)
 
 
-def head(clock: Clock, sizes: Sizes) -> Iterator[Row]:
-    """Yield the word loss with its gradients, as it is and with other chunks."""
+def head(clock: Clock, sizes: Sizes) -> Rows:
+    """Yield the word loss with its gradients: as it is, with other chunks, and with the vocabulary padded."""
     kind, device = _kind(clock), clock.device
     weight = (torch.randn(sizes.words, sizes.width, device=device, dtype=kind) * 0.02).requires_grad_()
     bias = torch.zeros(sizes.words, device=device, dtype=kind, requires_grad=True)
     for count in sizes.masked:
         rows = torch.randn(count, sizes.width, device=device, dtype=kind, requires_grad=True)
         labels = torch.randint(sizes.words, (count,), device=device)
-        variants: dict[str, Call] = {"as it is": lambda r, w, b, labels=labels: linear_cross_entropy(r, w, b, labels)}
-        for chunk in sizes.chunks:
-            variants[f"chunks of {chunk}"] = lambda r, w, b, labels=labels, chunk=chunk: linear_cross_entropy(
-                r, w, b, labels, chunk_rows=chunk
+        few, part = slice(0, min(count, 64)), f"head, {count} words"
+        wide = [tensor.detach().float().requires_grad_() for tensor in (rows[few], weight, bias)]
+        wanted = _outcome(lambda r, w, b, of=labels[few]: linear_cross_entropy(r, w, b, of), wide)
+        for name, call in _heads(labels, sizes):
+            yield attempt(
+                part, name, partial(_measure_head, clock, part, name, call, (rows, weight, bias), few, wanted)
             )
-        few = slice(0, min(count, 64))
-        exact = linear_cross_entropy(rows[few].float(), weight.float(), bias.float(), labels[few])
-        error = relative_error([linear_cross_entropy(rows[few], weight, bias, labels[few])], [exact])
-        for name, call in [*variants.items(), ("again", variants["as it is"])]:
-            yield clock.row(f"head, {count} words", name, _both(call, [rows, weight, bias]), error)
 
 
-def _forms(part: str, clock: Clock, tensors: list[Tensor], variants: list[Variant], reference: Call) -> Iterator[Row]:
+def _measure_head(
+    clock: Clock, part: str, name: str, call: Call, tensors: tuple[Tensor, ...], few: slice, wanted: list[Tensor]
+) -> Row:
+    """Time a variant of the word loss on all rows; `wanted` are loss and gradients of the `few` first ones in float32."""
+    rows, *others = tensors
+    found = _outcome(lambda *three: call(*three, few), [rows.detach()[few].requires_grad_(), *others])
+    whole = _both(lambda *three: call(*three, slice(None)), [rows, *others])
+    return clock.row(part, name, whole, relative_error(found, wanted))
+
+
+def _heads(labels: Tensor, sizes: Sizes) -> Iterator[tuple[str, Call]]:
+    """Yield the name of each variant of the word loss, and the call: rows, weight, bias, and which of the rows count."""
+
+    def plain(rows: Tensor, weight: Tensor, bias: Tensor, few: slice, chunk: int | None = None) -> Tensor:
+        return linear_cross_entropy(rows, weight, bias, labels[few], chunk_rows=chunk)
+
+    def padded(rows: Tensor, weight: Tensor, bias: Tensor, few: slice, unit: int) -> Tensor:
+        more = -len(weight) % unit
+        # A word that never occurs: exp(-inf) is 0, and so is its gradient.
+        weight, bias = F.pad(weight, (0, 0, 0, more)), F.pad(bias, (0, more), value=-torch.inf)
+        return linear_cross_entropy(rows, weight, bias, labels[few])
+
+    yield "as it is", plain
+    for chunk in sizes.chunks:
+        yield f"chunks of {chunk}", partial(plain, chunk=chunk)
+    for unit in UNITS:
+        yield f"vocabulary padded to {unit}", partial(padded, unit=unit)
+    yield "again", plain
+
+
+def word_gradient(clock: Clock, sizes: Sizes) -> Rows:
+    """Yield the word weight's gradient of a chunk, added to its float32 sum: slice by slice, or by the multiplication itself."""
+    kind, device, chunk = _kind(clock), clock.device, sizes.chunks[0]
+    gradient = torch.randn(chunk, sizes.words, device=device, dtype=kind) * 1e-3
+    rows = torch.randn(chunk, sizes.width, device=device, dtype=kind)
+    total = torch.zeros(sizes.words, sizes.width, device=device)
+    wanted = gradient.float().T @ rows.float()
+
+    def slices() -> Tensor:
+        for word in range(0, len(total), SLICE):
+            total[word : word + SLICE].add_(gradient[:, word : word + SLICE].T @ rows)
+        return total
+
+    def at_once() -> Tensor:
+        if not clock.on_gpu:  # a CPU multiplies float32 here, and has no other sum
+            return total.addmm_(gradient.T, rows)
+        return torch.addmm(total, gradient.T, rows, out_dtype=torch.float32, out=total)
+
+    for name, call in {"slices, as it is": slices, "float32 sums by addmm": at_once, "again": slices}.items():
+
+        def measure(call: Callable[[], Tensor] = call, name: str = name) -> Row:
+            total.zero_()
+            return clock.row("word_gradient", name, call, relative_error([call()], [wanted]))
+
+        yield attempt("word_gradient", name, measure)
+
+
+def gather(clock: Clock, sizes: Sizes) -> Rows:
+    """Yield the gathering of slots from words and regions, of which some are shown twice, and of a head's rows: both ways."""
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randint(sizes.rows, (sizes.slots,), generator=generator).to(clock.device)
+    slots = torch.randperm(sizes.slots, generator=generator)[: sizes.masked[-1]].to(clock.device)
+    for part, length, places in (("gather, slots", sizes.rows, order), ("gather, a head's rows", sizes.slots, slots)):
+        shape = (length, sizes.width)
+        tensors = [torch.randn(shape, device=clock.device, dtype=_kind(clock)).requires_grad_()]
+
+        def index(x: Tensor, places: Tensor = places) -> Tensor:
+            return x[places]
+
+        def select(x: Tensor, places: Tensor = places) -> Tensor:
+            return x.index_select(0, places)
+
+        def embed(x: Tensor, places: Tensor = places) -> Tensor:
+            return F.embedding(places, x)
+
+        variants = [Variant("index, as it is", index), Variant("index_select", select), Variant("embedding", embed)]
+        yield from _forms(part, clock, tensors, variants, index)
+
+
+def wire(clock: Clock, sizes: Sizes) -> Rows:
+    """Yield the features of a pair turn on their way from pinned memory to the embedder's number format."""
+    features = F.normalize(torch.randn(sizes.regions, sizes.feature), dim=1)
+    kinds = {"float32, as it is": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    for name, kind in kinds.items():
+
+        def measure(name: str = name, kind: torch.dtype = kind) -> Row:
+            sent = features.to(kind)
+            sent = sent.pin_memory() if clock.on_gpu else sent
+
+            def call() -> Tensor:
+                return sent.to(clock.device, non_blocking=True).to(_kind(clock))
+
+            error = relative_error([call().cpu()], [features.to(_kind(clock))])
+            row = clock.row("wire", name, call, error)
+            return replace(row, figures={"GB/s": sent.nbytes / row.seconds / 1e9})
+
+        yield attempt("wire", name, measure)
+
+
+def _forms(part: str, clock: Clock, tensors: list[Tensor], variants: list[Variant], reference: Call) -> Rows:
     """Yield forward and backward of each variant, the first of them twice, with their errors to `reference` in float32."""
     wanted = _outcome(reference, [tensor.detach().float().requires_grad_() for tensor in tensors])
     for one in [*variants, replace(variants[0], name="again")]:
-        error = relative_error(_outcome(one.exact or one.call, tensors), wanted)
-        yield clock.row(part, one.name, _both(one.call, tensors), error)
+
+        def measure(one: Variant = one) -> Row:
+            error = relative_error(_outcome(one.exact or one.call, tensors), wanted)
+            return clock.row(part, one.name, _both(one.call, tensors), error)
+
+        yield attempt(part, one.name, measure)
 
 
 def _outcome(call: Call, tensors: list[Tensor]) -> list[Tensor]:
     """Return the results and the gradients of a form."""
     out = call(*tensors)
-    upstream = torch.linspace(-1, 1, out.numel(), device=out.device).view(out.shape).to(out.dtype)
+    generator = torch.Generator(out.device).manual_seed(0)
+    upstream = torch.randn(out.shape, generator=generator, device=out.device).to(out.dtype)
     return [out.detach(), *torch.autograd.grad(out, tensors, upstream)]
 
 
@@ -190,9 +300,10 @@ def _both(call: Call, tensors: list[Tensor]) -> Callable[[], object]:
 
 
 def _kind(clock: Clock) -> torch.dtype:
-    return torch.bfloat16 if clock.device.type == "cuda" else torch.float32
+    return torch.bfloat16 if clock.on_gpu else torch.float32
 
 
-PARTS: dict[str, Callable[[Clock, Sizes], Iterator[Row]]] = {
-    "ceilings": ceilings, "gemm": gemm, "norm": norm, "gelu": gelu, "attention": attention, "head": head,
+PARTS: dict[str, Callable[[Clock, Sizes], Rows]] = {
+    "ceilings": ceilings, "norm": norm, "head": head, "word_gradient": word_gradient, "attention": attention,
+    "gelu": gelu, "gather": gather, "wire": wire, "gemm": gemm,
 }  # fmt: skip

@@ -1,19 +1,26 @@
 """One experiment on one GPU: what each way to compute the parts of a step takes there. In one command, under nine minutes.
 
-    python benchmarks/variants.py [--parts ceilings,gemm,norm,gelu,attention,head,step,host] [--budget 480] [--json FILE] [--cpu]
+    python benchmarks/variants.py [--parts step,norm,...] [--budget 480] [--json FILE] [--cpu]
 
-    ceilings   copies, one large multiplication, pinned memory to the GPU, an empty launch: what all else is compared with
-    gemm       the linear layers of the published size at 139,520 slots: forward, and both gradients
-    norm       dropout, residual and layer norm: torch, torch.compile, Triton with and without dropout
-    gelu       GELU and the bias gradient of the layer before it: torch, torch.compile
-    attention  sequences of a pair turn: torch's variable-length kernel, as they come and sorted by length; grouped
-    head       the word loss at 787, 5,069 and 16,000 masked words, in chunks of 1,024, 4,096 and 16,384 rows
-    step       forward, backward and update of 512 texts and 512 pairs: as it is, layers compiled, Triton's norm
-    host       three turns of 16 samples, turn by turn and in one pass (benchmarks/host.py)
+The parts, in the order in which they are run: what decides most comes first.
+
+    ceilings       copies, one large multiplication, pinned memory to the GPU, an empty launch: what all else is compared with
+    step           forward, backward and update of 512 texts and 512 pairs: as it is, layers compiled, Triton's norm, ...
+    host           three turns of 16 samples, turn by turn and in one pass (benchmarks/host.py)
+    norm           dropout, residual and layer norm: torch, torch.compile, Triton, with and without dropout
+    head           the word loss at 787, 5,069 and 16,000 masked words: other chunks, and the vocabulary padded to 64 or 128
+    word_gradient  the word weight's gradient, summed in float32 slice by slice or by the multiplication
+    attention      sequences of a pair turn: torch's variable-length kernel, as they come and sorted by length; grouped
+    gelu           GELU and the bias gradient of the layer before it: torch, torch.compile
+    gather         slots from words and regions, and a head's rows: by index, by index_select, by embedding
+    wire           features of a pair turn to the GPU in float32, float16 and bfloat16
+    gemm           the linear layers of the published size at 139,520 slots: forward, and both gradients
 
 Each variant's relative error to float32 stands beside its time: one that is wrong is not fast. The first variant of a part is
-timed again at the end of the part ("again"): what differs between the two is the machine's. A part is not begun after
-`--budget` seconds. --cpu runs everything at a tiny size, to see that it runs; its times mean nothing.
+timed again at the end of the part ("again"): what differs between the two is the machine's. After `--budget` seconds no part is
+begun, and no program is waited for. A variant that fails (memory, a compiler) is named with its reason and ends no other; the
+exit code is then 1. FILE is written anew after each variant. --cpu runs everything at a tiny size, to see that it runs; its times
+mean nothing.
 
 Ratios `PART/VARIANT` are the time of the part's first variant over the variant's, so more is better.
 """
@@ -32,41 +39,66 @@ import torch
 from machine import machine
 from rich.console import Console
 from rich.table import Table
-from timing import Clock, Row
+from timing import Clock, Failed, Row
 from variant_parts import PARTS, Sizes
 
 HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Run the parts that there is time for, print and write."""
+    """Run the parts that there is time for; print each, and write after each variant."""
     arguments = _parse()
-    began, rows, left_out = time.monotonic(), list[Row](), list[str]()
-    device = torch.device("cpu" if arguments.cpu else "cuda")
-    sizes = Sizes.tiny() if arguments.cpu else Sizes()
-    clock = Clock(device, 1 if arguments.cpu else 10)
+    end, rows, failed, left_out = time.monotonic() + arguments.budget, list[Row](), list[Failed](), list[str]()
     console = Console(width=130)
     torch.manual_seed(0)
     for name in arguments.parts.split(","):
-        if time.monotonic() - began > arguments.budget:
+        if time.monotonic() > end:
             left_out.append(name)
             continue
-        found = list(_programs(name, arguments.cpu) if name in PROGRAMS else PARTS[name](clock, sizes))
+        found = list[Row]()
+        for one in _measure(name, arguments.cpu, end):
+            if isinstance(one, Failed):
+                failed.append(one)
+                console.print(f"{one.part}, {one.name}: failed: {one.why}", markup=False)
+            else:
+                found.append(one)
+            _write(arguments.json, [*rows, *found], failed, left_out)
         rows += found
         console.print(_table(name, found))
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
     if left_out:
         console.print(f"Not begun within {arguments.budget:g} s: {', '.join(left_out)}")
+        _write(arguments.json, rows, failed, left_out)
     console.print(machine())
-    if arguments.json:
-        result = {
-            "machine": machine(),
-            "rows": [asdict(row) for row in rows],
-            "ratios": ratios(rows),
-            "left_out": left_out,
-        }
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    if failed:
+        raise SystemExit(f"{len(failed)} variant(s) failed: {', '.join(f'{one.part}/{one.name}' for one in failed)}")
+
+
+def _measure(part: str, cpu: bool, end: float) -> Iterator[Row | Failed]:
+    """Yield the variants of a part; where its data cannot be made, that alone. `end` is on the monotonic clock."""
+    if part in PROGRAMS:
+        yield from _programs(part, cpu, end)
+        return
+    device = torch.device("cpu" if cpu else "cuda")
+    try:
+        yield from PARTS[part](Clock(device, 1 if cpu else 10), Sizes.tiny() if cpu else Sizes())
+    except Exception as error:
+        yield Failed(part, "its data", f"{type(error).__name__}: {error}".splitlines()[0][:300])
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _write(path: Path | None, rows: list[Row], failed: list[Failed], left_out: list[str]) -> None:
+    """Write what is known by now, where that is asked for."""
+    if path is None:
+        return
+    result = {
+        "machine": machine(),
+        "rows": [asdict(row) for row in rows],
+        "ratios": ratios(rows),
+        "failed": [asdict(one) for one in failed],
+        "left_out": left_out,
+    }
+    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def ratios(rows: list[Row]) -> dict[str, float]:
@@ -74,13 +106,13 @@ def ratios(rows: list[Row]) -> dict[str, float]:
     found, first = {}, dict[str, Row]()
     for row in rows:
         base = first.setdefault(row.part, row)
-        if row is not base and not row.part.startswith(("ceilings", "gemm")):
+        if row is not base and row.part not in ("ceilings", "gemm"):
             found[f"{row.part}/{row.name}"] = base.seconds / row.seconds
     return found
 
 
 STEP = ["--peers", "none", "--head-rows", "0", "--precision", "bfloat16", "--device", "cuda"]
-STEP += ["--layers", "12", "--width", "768", "--words", "250002", "--samples", "512"]
+STEP += ["--layers", "12", "--width", "768", "--words", "250002", "--samples", "512", "--repetitions", "5"]
 HOST = ["--device", "cuda", "--precision", "bfloat16", "--width", "768", "--feed-forward", "3072"]
 TINY_STEP = [
     "--peers",
@@ -102,6 +134,8 @@ PROGRAMS: dict[str, tuple[dict[str, list[str]], list[str], list[str]]] = {
             "as it is": ["step.py"],
             "compiled": ["step.py", "--kernels", "layers=compiled"],
             "triton norm": ["step.py", "--kernels", "layer_norm=triton"],
+            "torch word loss": ["step.py", "--kernels", "word_head=torch"],
+            "grouped attention": ["step.py", "--kernels", "attention=grouped"],
             "again": ["step.py"],
         },
         STEP,
@@ -112,16 +146,26 @@ PROGRAMS: dict[str, tuple[dict[str, list[str]], list[str], list[str]]] = {
 """Part -> (variant -> program and its options; options of the published size; options of a tiny one on a CPU)."""
 
 
-def _programs(part: str, cpu: bool) -> Iterator[Row]:
+ORDER = ["ceilings", *PROGRAMS, *(name for name in PARTS if name != "ceilings")]
+
+
+def _programs(part: str, cpu: bool, end: float) -> Iterator[Row | Failed]:
     """Yield what programs of this folder measure, each in a process of its own; on a CPU the first variant alone."""
     variants, options, tiny = PROGRAMS[part]
     for name, (program, *own) in list(variants.items())[: 1 if cpu else None]:
         with tempfile.TemporaryDirectory() as folder:
             written = Path(folder) / "result.json"
             command = [sys.executable, str(HERE / program), *(tiny if cpu else options), *own, "--json", str(written)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            left = max(1.0, end - time.monotonic())
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=left)
+            except subprocess.TimeoutExpired:
+                yield Failed(part, name, f"not done in the {left:.0f} s that were left")
+                continue
             if done.returncode:
-                raise SystemExit(f"{' '.join(command)} ended with code {done.returncode}:\n{done.stdout}{done.stderr}")
+                last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+                yield Failed(part, name, f"exit code {done.returncode}: {' '.join(last)[:300]}")
+                continue
             for row in json.loads(written.read_text())["rows"]:
                 label = name if part == "step" else row["name"]
                 yield Row(part, label, row["seconds"], min(row["all_seconds"]))
@@ -138,14 +182,14 @@ def _table(part: str, rows: list[Row]) -> Table:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default=",".join([*PARTS, *PROGRAMS]), help="in this order")
+    parser.add_argument("--parts", default=",".join(ORDER), help="in this order")
     parser.add_argument("--budget", type=float, default=480, help="seconds after which no part is begun")
     parser.add_argument("--json", type=Path, help="write machine, rows and ratios here")
     parser.add_argument("--cpu", action="store_true", help="everything at a tiny size on a CPU")
     arguments = parser.parse_args()
-    unknown = set(arguments.parts.split(",")) - {*PARTS, *PROGRAMS}
+    unknown = set(arguments.parts.split(",")) - {*ORDER}
     if unknown:
-        parser.error(f"--parts {', '.join(sorted(unknown))}: there are {', '.join([*PARTS, *PROGRAMS])}")
+        parser.error(f"--parts {', '.join(sorted(unknown))}: there are {', '.join(ORDER)}")
     return arguments
 
 

@@ -22,13 +22,15 @@ def run(program: str, *options: str, folder: Path) -> Any:
 
 @pytest.mark.program
 def test_the_experiment_runs_at_a_tiny_size_on_a_cpu(tmp_path: Path) -> None:
-    parts = "ceilings,gemm,norm,gelu,attention,head,host"  # the other one is benchmarks/step.py, which gpu.sh runs
+    # The other one is benchmarks/step.py, which gpu.sh runs.
+    parts = "ceilings,host,norm,head,word_gradient,attention,gelu,gather,wire,gemm"
     found = run("variants.py", "--cpu", "--parts", parts, folder=tmp_path)
     assert {row["part"].partition(",")[0] for row in found["rows"]} == set(parts.split(","))
-    assert found["left_out"] == []
+    assert found["left_out"] == found["failed"] == []
     for row in found["rows"]:
         assert row["seconds"] > 0, row
-        assert row["error"] is None or row["error"] < 1e-5, row
+        tolerance = 1e-2 if row["name"] in ("float16", "bfloat16") else 1e-5  # on the wire they are narrower than here
+        assert row["error"] is None or row["error"] < tolerance, row
     assert {"norm/again", "host/one pass"} <= found["ratios"].keys()
 
 
