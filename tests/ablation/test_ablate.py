@@ -2,11 +2,13 @@
 
 import io
 import json
+import shutil
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from m3p.ablation.ablate import ablate, launcher
 from m3p.ablation.report import tables
 from m3p.ablation.variants import Trial, Variant
 from m3p.console import PlainConsole
+from m3p.data.shards.index_folder import index_folder
 from m3p.errors import UserError
 from m3p.recipe.load import dump_recipe, load_recipe
 from m3p.retrieval.metrics import rank_both_ways
@@ -61,9 +64,9 @@ def evaluation(seed: int, skill: float) -> Evaluation:
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> Path:
+def recipe(tiny: Path, tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
-    fields = tiny_recipe(tmp_path)
+    fields = tiny_recipe(tiny.parent)
     fields["run"]["evaluate"] = True
     path.write_text(yaml.safe_dump(fields))
     return path
@@ -149,6 +152,65 @@ def test_runs_of_another_recipe_are_not_taken_for_these(recipe: Path, tmp_path: 
     ablate(recipe, [], ["model.dropout=0.5,0.0"], 1, tmp_path / "out", Trainer(recipe))
     with pytest.raises(UserError, match="trained by another recipe"):
         ablate(recipe, ["run.steps=19"], ["model.dropout=0.5,0.0"], 1, tmp_path / "out", Trainer(recipe))
+
+
+def copied(tiny: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Return a recipe of captions in a folder of their own, and that folder."""
+    shards = tmp_path / "own"
+    shutil.copytree(tiny.parent / "shards" / "train", shards)
+    fields: dict[str, Any] = tiny_recipe(tiny.parent)
+    fields["run"]["evaluate"] = True
+    fields["objectives"]["image_caption"]["sources"] = [{"path": str(shards), "languages": ["en"]}]
+    recipe = tmp_path / "of_own_data.yaml"
+    recipe.write_text(yaml.safe_dump(fields))
+    return recipe, shards
+
+
+def drop_last_shard(shards: Path) -> None:
+    """Take a shard out of a source, and index what is left."""
+    sorted(shards.glob("*.tar"))[-1].unlink()
+    index_folder(shards, "captions")
+
+
+def test_runs_of_other_data_are_not_taken_for_these(tiny: Path, tmp_path: Path) -> None:
+    recipe, shards = copied(tiny, tmp_path)
+    command = (recipe, [], ["model.dropout=0.5,0.0"], 1, tmp_path / "out")
+    trainer = Trainer(recipe)
+    ablate(*command, trainer)
+    drop_last_shard(shards)
+    with pytest.raises(
+        UserError, match=r"(?s)made of something else.*content of objectives.image_caption.sources, folder 0: \w+ then"
+    ):
+        ablate(*command, trainer)
+    shutil.move(tmp_path / "out" / "00-model.dropout_0.5", tmp_path / "away")  # the way out
+    shutil.move(tmp_path / "out" / "01-model.dropout_0.0", tmp_path / "away too")
+    ablate(*command, trainer)
+    assert len(trainer.started) == 4
+
+
+def test_runs_of_other_code_are_not_taken_for_these(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = (recipe, [], ["model.dropout=0.5,0.0"], 1, tmp_path / "out")
+    ablate(*command, Trainer(recipe))
+    monkeypatch.setattr("m3p.ablation.made_of.code_hash", lambda folder: "another")
+    with pytest.raises(UserError, match=r"code of m3p: [0-9a-f]{16} then, another now"):
+        ablate(*command, Trainer(recipe))
+
+
+def test_a_run_that_does_not_say_what_it_is_made_of_is_not_taken(recipe: Path, tmp_path: Path) -> None:
+    command = (recipe, [], ["model.dropout=0.5,0.0"], 1, tmp_path / "out")
+    ablate(*command, Trainer(recipe))
+    note = tmp_path / "out" / "00-model.dropout_0.5" / "seed-0.made-of.json"
+    whole = note.read_text()
+    note.write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        ablate(*command, Trainer(recipe))
+    note.unlink()
+    with pytest.raises(UserError, match=r"was not noted: there is no seed-0\.made-of\.json"):
+        ablate(*command, Trainer(recipe))
+    note.write_text(whole)
+    ablate(*command, Trainer(recipe))
 
 
 def test_a_run_from_before_a_field_existed_counts_as_one_with_its_default(recipe: Path, tmp_path: Path) -> None:

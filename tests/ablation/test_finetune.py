@@ -1,6 +1,7 @@
 """The grid of fine-tuning: what is trained and scored, once; the table; and what is refused. Training is stood in for."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from m3p.ablation import finetune as module
 from m3p.ablation.finetune import finetune, trained, ways
 from m3p.ablation.grid import baselines, grid_tables
 from m3p.ablation.variants import Trial
+from m3p.data.shards.index_folder import index_folder
 from m3p.errors import UserError
 from m3p.recipe.load import load_recipe
 from m3p.retrieval.evaluate import Options
@@ -37,12 +39,12 @@ class Scorer:
         assert options.given is not None
         assert options.json_file is not None
         ((split, config),) = options.given.items()
-        assert config.languages == LANGUAGES
+        assert config.languages == (LANGUAGES if path.name in ("start", "en", "all") else [path.name])
         self.asked.append((path.name, str(options.scoring)))
         seen = {"start": [], "all": LANGUAGES}.get(path.name, [path.name])
-        pool, rng, found = Pool.of(RECORDS, LANGUAGES), np.random.default_rng(0), {}
+        pool, found = Pool.of(RECORDS, config.languages), {}
         for language in pool.captions:
-            right = pool.right(language)
+            right, rng = pool.right(language), np.random.default_rng(LANGUAGES.index(language))
             skill = 0.5 + 1.0 * bool(seen) + 1.5 * (language in seen)
             found[language] = rank_both_ways(rng.normal(size=right.shape) + skill * right, right)
         conditions = Conditions(dataset="toys", split=split, scoring="dual", captioned_languages=seen, system=path.name)
@@ -59,8 +61,8 @@ def scorer(monkeypatch: pytest.MonkeyPatch) -> Scorer:
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    fields: dict[str, Any] = tiny_recipe(tmp_path)
+def recipe(tiny: Path, tmp_path: Path) -> Path:
+    fields: dict[str, Any] = tiny_recipe(tiny.parent)
     fields["model"]["weights"] = str(tmp_path / "start")
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(fields))
@@ -117,6 +119,37 @@ def test_the_same_command_goes_on_after_a_kill(recipe: Path, tmp_path: Path, sco
     asked = len(scorer.asked)
     assert finetune(*command, Tuner(recipe)) == first
     assert len(scorer.asked) == asked
+
+
+def test_a_result_of_other_weights_data_settings_or_code_is_made_again(
+    tiny: Path, tmp_path: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test = tmp_path / "test"
+    shutil.copytree(tiny.parent / "shards" / "train", test)
+    fields: dict[str, Any] = tiny_recipe(tiny.parent)
+    fields["model"]["weights"] = str(tmp_path / "start")
+    fields["evaluation"]["train"]["path"] = str(test)
+    recipe = tmp_path / "recipe.yaml"
+    only = [*OVERRIDES, "objectives.image_caption.tasks={contrastive: 1}"]
+
+    def score(*more: str) -> int:
+        """Return how many results are made by a grid that trains nothing."""
+        recipe.write_text(yaml.safe_dump(fields))
+        before = len(scorer.asked)
+        finetune(recipe, [*only, *more], LANGUAGES, ["none"], tmp_path / "out", Tuner(recipe))
+        return len(scorer.asked) - before
+
+    assert (score(), score()) == (1, 0)
+    (tmp_path / "start").mkdir()
+    (tmp_path / "start" / "m3p.safetensors").write_bytes(b"others")
+    assert (score(), score()) == (1, 0)
+    assert "scored again, since it was made of something else: weights: " in capsys.readouterr().out
+    assert (score("evaluation.train.batch_size=4"), score("evaluation.train.batch_size=4")) == (1, 0)
+    sorted(test.glob("*.tar"))[-1].unlink()
+    index_folder(test, "captions")
+    assert (score("evaluation.train.batch_size=4"), score("evaluation.train.batch_size=4")) == (1, 0)
+    monkeypatch.setattr("m3p.ablation.made_of.code_hash", lambda folder: "another")
+    assert (score("evaluation.train.batch_size=4"), score("evaluation.train.batch_size=4")) == (1, 0)
 
 
 def test_settings_share_runs_and_are_compared_with_one_run_before_them() -> None:

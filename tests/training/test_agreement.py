@@ -7,9 +7,10 @@ from torch import nn
 
 import m3p.training.agreement as module
 from m3p.checkpoints.files import FORMAT_VERSION, State
+from m3p.content_hash import code_hash
 from m3p.distributed import Ranks
 from m3p.errors import UserError
-from m3p.training.agreement import check_agreement, code_hash, facts_of_network, facts_of_run
+from m3p.training.agreement import check_agreement, facts_of_network, facts_of_run
 from tests.launch import ROOT, as_ranks
 
 RANKS = Ranks(0, 0, 8, torch.device("cpu"), "torchrun")

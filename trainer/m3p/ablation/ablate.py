@@ -5,8 +5,10 @@ import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
+from m3p.ablation.made_of import Facts, differences, facts_of_run, write_note
 from m3p.ablation.report import Report, check_asked, load_evaluations, rows
 from m3p.ablation.variants import Trial, Variant, parse_variation, trials, variants
 from m3p.errors import UserError
@@ -27,7 +29,8 @@ def ablate(
     A run that is complete is not trained again, and one that was cut off goes on from its last checkpoint. So the same command,
     started again after a kill, does only what is left. `jobs` runs are trained at a time; where one fails, those that have
     started are waited for, and no other one starts. Writes ablation.json and ablation.html into `folder`.
-    Raises UserError for wrong fields, for runs of another recipe in the folder, and for a run that fails.
+    Raises UserError for wrong fields, for runs of another recipe, other data or other code in the folder, and for a run that
+    fails.
     """
     found = variants([parse_variation(text) for text in vary])
     base = load_recipe(recipe, overrides)
@@ -43,14 +46,24 @@ def ablate(
     return report
 
 
+@dataclass(frozen=True)
+class _Planned:
+    """A run as it is to be."""
+
+    recipe: Recipe
+    facts: Facts
+    """What it is made of beside the recipe."""
+
+
 def train_all(recipe: Path, overrides: Sequence[str], planned: Sequence[Trial], train: Train, jobs: int = 1) -> None:
     """Train the trials that are not complete, `jobs` at a time. Raises UserError; for a wrong recipe before the first starts."""
     recipes = {trial: load_recipe(recipe, [*overrides, *trial.overrides]) for trial in planned}
-    waiting = {trial: resolved for trial, resolved in recipes.items() if not _is_complete(trial, resolved)}
+    every = {trial: _Planned(resolved, facts_of_run(resolved)) for trial, resolved in recipes.items()}
+    waiting = {trial: one for trial, one in every.items() if not _is_complete(trial, one)}
     _train(waiting, overrides, train, jobs)
 
 
-def _train(recipes: Mapping[Trial, Recipe], overrides: Sequence[str], train: Train, jobs: int) -> None:
+def _train(planned: Mapping[Trial, _Planned], overrides: Sequence[str], train: Train, jobs: int) -> None:
     """Train every trial, `jobs` at a time, in their order. Raises UserError for the first that fails."""
 
     failed = threading.Event()
@@ -59,8 +72,9 @@ def _train(recipes: Mapping[Trial, Recipe], overrides: Sequence[str], train: Tra
         if failed.is_set():
             return
         try:
+            write_note(trial.folder, planned[trial].facts)
             code = train(trial, [*overrides, *trial.overrides])
-            if code or not _is_complete(trial, recipes[trial]):
+            if code or not _is_complete(trial, planned[trial]):
                 raise UserError(
                     f"{trial.folder}: the run of {trial.variant.name} with seed {trial.seed} is not complete (exit code "
                     f"{code}); its messages stand above, or in its log. Starting the same command again goes on there"
@@ -70,7 +84,7 @@ def _train(recipes: Mapping[Trial, Recipe], overrides: Sequence[str], train: Tra
             raise
 
     with ThreadPoolExecutor(jobs) as threads:
-        for _ in threads.map(complete, recipes):
+        for _ in threads.map(complete, planned):
             pass
 
 
@@ -87,19 +101,25 @@ def compare(
     )
 
 
-def _is_complete(trial: Trial, resolved: Recipe) -> bool:
-    """Say whether a run is done. Raises UserError where its folder holds a run of another recipe that is done."""
-    status = trial.folder / "status"
-    if not status.is_file() or read_bounded(status).strip() != b"done":
-        return False
-    record = trial.folder / "recipe.yaml"
-    # Both as loaded: a field that is newer than the run has its default.
-    if not record.is_file() or dump_recipe(load_recipe(record)) != dump_recipe(resolved):
+def _is_complete(trial: Trial, planned: _Planned) -> bool:
+    """Say whether a run is done. Raises UserError where its folder holds a run of another recipe, other data or other code."""
+    if not (trial.folder / "checkpoints").is_dir() and not (trial.folder / "status").is_file():
+        return False  # nothing was trained there
+    status, record = trial.folder / "status", trial.folder / "recipe.yaml"
+    done = status.is_file() and read_bounded(status).strip() == b"done"
+    # Both as loaded: a field that is newer than the run has its default. The training itself judges a run that it goes on with.
+    if done and (not record.is_file() or dump_recipe(load_recipe(record)) != dump_recipe(planned.recipe)):
         raise UserError(
             f"{record}: this run was trained by another recipe than {trial.variant.name} with seed {trial.seed} is now; name "
             "another --folder, or move this one away"
         )
-    return True
+    if lines := differences(trial.folder, planned.facts):
+        listed = "".join(f"\n  - {line}" for line in lines)
+        raise UserError(
+            f"{trial.folder}: this run is made of something else than {trial.variant.name} with seed {trial.seed} would be "
+            f"now:{listed}\nName another --folder, move this one away, or put these back"
+        )
+    return done
 
 
 def launcher(program: Callable[[], list[str]], recipe: Path, ds_config: str, threads: int | None) -> Train:

@@ -3,11 +3,13 @@
 These are the settings of the M3P paper (arXiv 2006.02635): none, English only, each language alone, all languages together.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from m3p.ablation.ablate import Train, train_all
-from m3p.ablation.grid import Grid, Scored, rows
+from m3p.ablation.grid import Grid, rows
+from m3p.ablation.made_of import differences, facts_of_code, facts_of_evaluation, note_of, weights_fact, write_note
 from m3p.ablation.report import check_asked
 from m3p.ablation.variants import Trial, Variant
 from m3p.errors import UserError
@@ -17,6 +19,7 @@ from m3p.recipe.recipe import Recipe
 from m3p.retrieval.evaluate import Options, evaluate_run
 from m3p.retrieval.ranking import Scoring
 from m3p.retrieval.result import Evaluation
+from m3p.terminal import say
 
 NONE, EACH, ALL = "none", "each", "all"
 """Settings beside the codes of languages: the start as it is, a run of each language, one run of all of them."""
@@ -33,8 +36,9 @@ def finetune(
 ) -> Grid:
     """Train what the settings ask for, score each once in every way that its heads allow, and return the table.
 
-    What is trained and scored is not done again, so the same command, started again after a kill, does what is left. Writes
-    finetune.json into `folder`. Raises UserError for wrong settings, wrong fields, and a run that fails.
+    What is trained and scored is not done again, so the same command, started again after a kill, does what is left. A result
+    of other weights, other data, another setting or another version of the code is scored again, and a run of such is refused.
+    Writes finetune.json into `folder`. Raises UserError for wrong settings, wrong fields, and a run that fails.
     """
     base = load_recipe(recipe, overrides)
     check_asked(list(base.evaluation))
@@ -45,12 +49,17 @@ def finetune(
     if NONE in settings:
         assert base.model.weights is not None, "checked"
         starts[NONE] = base.model.weights
-    evaluations = {
-        name: config.model_copy(update={"languages": list(languages)}) for name, config in base.evaluation.items()
-    }
     scored = {
-        name: {way: _score_all(starts, name, config, way, folder) for way in ways(base)}
-        for name, config in evaluations.items()
+        name: {
+            way: {
+                run: _score(
+                    base, path, _Cell(name, run, way, _asking(config, queries(run, languages, settings))), folder
+                )
+                for run, path in starts.items()
+            }
+            for way in ways(base)
+        }
+        for name, config in base.evaluation.items()
     }
     grid = Grid(
         recipe=str(recipe),
@@ -77,6 +86,11 @@ def trained(languages: Sequence[str], settings: Sequence[str]) -> dict[str, list
         elif setting != NONE:
             found[setting] = [setting]
     return found
+
+
+def queries(run: str, languages: Sequence[str], settings: Sequence[str]) -> list[str]:
+    """Return the languages of the queries that a run is asked: all, or its own of a run that is there for `each` alone."""
+    return [run] if run in languages and run not in settings else list(languages)
 
 
 def ways(recipe: Recipe) -> list[Scoring]:
@@ -121,14 +135,38 @@ def _trial(base: Recipe, name: str, languages: Sequence[str], folder: Path) -> T
     return Trial(Variant(name, (*places, "run.evaluate=false")), base.run.seed, folder / name)
 
 
-def _score_all(starts: Mapping[str, Path], name: str, config: EvaluationConfig, way: Scoring, folder: Path) -> Scored:
-    """Score every run in one way: run -> its result. What was scored before is read."""
-    found = {}
-    for run, path in starts.items():
-        place = folder / "results" / f"{name}-{run}-{way}.json"
-        if place.is_file():
-            found[run] = Evaluation.load(place)
-            continue
-        options = Options(scoring=way, given={name: config}, json_file=place, folder=folder / run)
-        (found[run],) = evaluate_run(path, options=options)
+@dataclass(frozen=True)
+class _Cell:
+    """What one run is asked in one way."""
+
+    name: str
+    """Of the evaluation."""
+    run: str
+    way: Scoring
+    config: EvaluationConfig
+
+
+def _asking(config: EvaluationConfig, languages: list[str]) -> EvaluationConfig:
+    return config.model_copy(update={"languages": languages})
+
+
+def _score(base: Recipe, path: Path, cell: _Cell, folder: Path) -> Evaluation:
+    """Score the run in `path`, unless just this was scored before: the same weights, data, settings and code."""
+    place = folder / "results" / f"{cell.name}-{cell.run}-{cell.way}.json"
+    settings = cell.config.model_dump(mode="json").items()
+    facts = {
+        "weights": weights_fact(path),
+        "way of scoring": cell.way,
+        **{f"evaluation.{cell.name}.{field}": str(value) for field, value in settings},
+        **facts_of_evaluation(base, cell.name, cell.config),
+        **facts_of_code(),
+    }
+    if place.is_file():
+        if not (lines := differences(place, facts)):
+            return Evaluation.load(place)
+        say(f"{place}: scored again, since it was made of something else: {'; '.join(lines)}")
+        note_of(place).unlink(missing_ok=True)  # what it says is not true of what comes
+    options = Options(scoring=cell.way, given={cell.name: cell.config}, json_file=place, folder=folder / cell.run)
+    (found,) = evaluate_run(path, options=options)
+    write_note(place, facts)
     return found

@@ -74,8 +74,12 @@ class Grid(BaseModel):
 
 
 def rows(scored: Scored, languages: Sequence[str], settings: Sequence[str]) -> list[GridRow]:
-    """Return a row for each language, and that of their mean. Raises UserError where runs were asked different queries."""
-    shared_rows(*scored.values())
+    """Return a row for each language, and that of their mean. Raises UserError where runs were asked different queries.
+
+    A run of `each` may have been asked queries of its own language alone.
+    """
+    for language in languages:
+        shared_rows(*(run for run in scored.values() if language in run.languages))
     made = []
     for label, names in {**{name: [name] for name in languages}, ALL_LANGUAGES: list(languages)}.items():
         ranks = {setting: _ranks(scored, setting, names) for setting in settings}

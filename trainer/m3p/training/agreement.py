@@ -5,7 +5,6 @@ twice or never, and the checkpoint would tell of rank 0 alone.
 """
 
 import hashlib
-import json
 import platform
 import re
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from torch import nn
 import m3p
 from m3p.checkpoints.files import State
 from m3p.checkpoints.resumable import flatten
+from m3p.content_hash import code_hash
 from m3p.distributed import Ranks, gather_objects
 from m3p.errors import UserError
 from m3p.training.deepspeed.config import read_deepspeed_config
@@ -67,14 +67,6 @@ def facts_of_network(network: nn.Module) -> dict[str, str]:
         digest.update(f"{name} {list(parameter.shape)} {parameter.requires_grad} ".encode())
         digest.update(parameter.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
     return {"starting weights": digest.hexdigest()[:16]}
-
-
-def code_hash(folder: Path) -> str:
-    """Return a hash of all Python files below a folder: names and content."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(json.dumps([str(path.relative_to(folder)), path.read_text(encoding="utf-8")]).encode())
-    return digest.hexdigest()[:16]
 
 
 def _differences(every: list[Mapping[str, str]]) -> "list[str]":
