@@ -26,6 +26,7 @@ from m3p.retrieval.pool import Pool
 from m3p.retrieval.result import Conditions, Evaluation
 from tests.tiny import tiny_recipe
 
+Command = tuple[Path, list[str], list[str], int, Path]
 RECORDS = [{"id": f"p{number}", "captions": {"en": f"thing {number}", "de": f"Ding {number}"}} for number in range(60)]
 
 
@@ -174,7 +175,7 @@ def drop_last_shard(shards: Path) -> None:
 
 def test_runs_of_other_data_are_not_taken_for_these(tiny: Path, tmp_path: Path) -> None:
     recipe, shards = copied(tiny, tmp_path)
-    command = (recipe, [], ["model.dropout=0.5,0.0"], 1, tmp_path / "out")
+    command: Command = (recipe, [], ["model.dropout=0.5,0.0"], 1, tmp_path / "out")
     trainer = Trainer(recipe)
     ablate(*command, trainer)
     drop_last_shard(shards)
@@ -191,7 +192,7 @@ def test_runs_of_other_data_are_not_taken_for_these(tiny: Path, tmp_path: Path) 
 def test_runs_of_other_code_are_not_taken_for_these(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = (recipe, [], ["model.dropout=0.5,0.0"], 1, tmp_path / "out")
+    command: Command = (recipe, [], ["model.dropout=0.5,0.0"], 1, tmp_path / "out")
     ablate(*command, Trainer(recipe))
     monkeypatch.setattr("m3p.ablation.made_of.code_hash", lambda folder: "another")
     with pytest.raises(UserError, match=r"code of m3p: [0-9a-f]{16} then, another now"):
@@ -199,7 +200,7 @@ def test_runs_of_other_code_are_not_taken_for_these(
 
 
 def test_a_run_that_does_not_say_what_it_is_made_of_is_not_taken(recipe: Path, tmp_path: Path) -> None:
-    command = (recipe, [], ["model.dropout=0.5,0.0"], 1, tmp_path / "out")
+    command: Command = (recipe, [], ["model.dropout=0.5,0.0"], 1, tmp_path / "out")
     ablate(*command, Trainer(recipe))
     note = tmp_path / "out" / "00-model.dropout_0.5" / "seed-0.made-of.json"
     whole = note.read_text()
