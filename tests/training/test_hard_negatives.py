@@ -16,6 +16,7 @@ from m3p.data.tokenizer import Tokenizer
 from m3p.distributed import Ranks
 from m3p.kernels.choice import KernelsConfig
 from m3p.model.build import build_model
+from m3p.model.flops import Work
 from m3p.objectives.image_caption import ImageCaption
 from m3p.objectives.objective import Context
 from m3p.objectives.tasks import TASKS
@@ -23,9 +24,9 @@ from m3p.objectives.tasks.task import Targets
 from m3p.recipe.load import load_recipe
 from m3p.recipe.recipe import Recipe
 from m3p.training import hard_negatives
-from m3p.training.hard_negatives import TurnCaptions, draw, draw_for, gather, pairs_to_match
+from m3p.training.hard_negatives import TurnCaptions, draw, draw_for, gather, pairs_to_match, work_of
 from m3p.training.losses import StepLosses
-from m3p.training.turns import Exchange
+from m3p.training.turns import Exchange, count_pairs
 from tests.launch import ROOT
 
 TURN = range(7, 19)
@@ -95,6 +96,23 @@ def test_none_is_drawn_twice_and_none_that_is_not_allowed() -> None:
     assert set(drawn.rows[3:].tolist()) == {1, 2}
 
 
+def test_one_is_drawn_by_similarity_and_the_others_with_equal_chances() -> None:
+    """IGLUE's mix: of three, one hard and two random, all different, and none that is not allowed."""
+    logits = np.array([[9.0, 0.0, 1.0, 2.0, 3.0, 50.0]], np.float32)
+    allowed = np.array([[True, True, True, True, True, False]])
+    keys = np.random.default_rng(0).integers(0, 2**63, 20_000).astype(np.uint64)
+    every = draw(np.repeat(logits, len(keys), 0), np.repeat(allowed, len(keys), 0), keys, 3, 1)
+    rows = every.rows.reshape(-1, 3)
+    assert every.pairs.tolist() == np.arange(len(keys)).repeat(3).tolist()
+    assert all(len(set(three)) == 3 for three in rows.tolist())
+    hard = np.bincount(rows[:, 0], minlength=6) / len(keys)
+    assert hard == pytest.approx(np.exp(logits[0]) * allowed[0] / np.exp(logits[0, :5]).sum(), abs=0.01)
+    others = np.bincount(rows[rows[:, 0] == 0, 1:].ravel(), minlength=6) / (rows[:, 0] == 0).sum()
+    assert others == pytest.approx([0, 0.5, 0.5, 0.5, 0.5, 0], abs=0.02)
+    few = draw(logits, np.array([[False, True, True, False, False, False]]), keys[:1], 3, 1)
+    assert sorted(few.rows.tolist()) == [1, 2], "as many as there are"
+
+
 def captions(sources: list[int], pictures: list[list[int]], names: list[list[int]]) -> TurnCaptions:
     flat = np.array([name for of in names for name in of], np.int64)
     return TurnCaptions(
@@ -126,6 +144,22 @@ def test_a_mismatched_pair_has_the_picture_of_its_own_pair_and_the_caption_of_an
     for pair, row, (words, picture, _) in zip(drawn.pairs, drawn.rows, seen[count:], strict=True):
         assert (words, picture) == (own[row], seen[pair][1])
         assert words != own[pair]
+
+
+def test_the_work_of_added_pairs_is_that_of_their_sequences_and_not_of_their_pictures(objective: ImageCaption) -> None:
+    batch, nobody = objective.batch(TURN, TURN), objective.batch(TURN, [])
+    turn = gather([batch], whole_turn([batch]))
+    pairs = pairs_to_match(batch, turn, draw_for(batch, turn, features()))
+    lengths = [int(length) for length in pairs.lengths]
+    assert len(lengths) == 3 * len(TURN)
+    expected = Work(
+        slots=sum(lengths), squared_lengths=sum(length**2 for length in lengths), terms={"matching": len(lengths)}
+    )
+    idle = pairs_to_match(nobody, turn, draw_for(nobody, turn, features()))
+    assert work_of([pairs, idle]) == expected
+    counts, added = count_pairs(TASK_WEIGHTS, [batch], [pairs])
+    assert counts == {"matching": len(lengths), "contrastive": len(TURN)}
+    assert added == Work(expected.slots, expected.squared_lengths, terms={"matching": len(lengths), "contrastive": 0})
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 5])
@@ -185,6 +219,7 @@ def test_the_engine_trains_on_them_the_same_for_any_micro_batches(
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}.items():
         monkeypatch.setenv(name, value)
     ranks, found = Ranks(0, 0, 1, torch.device("cpu"), "python"), list[list[float]]()
+    added = list[Work]()
     for size, dropout in ((len(TURN), 0.0), (5, 0.0), (5, 0.1)):
         recipe = hard_recipe(
             tiny, "objectives.code_switched=null", "objectives.multilingual_text=null", f"model.dropout={dropout}"
@@ -201,8 +236,11 @@ def test_the_engine_trains_on_them_the_same_for_any_micro_batches(
         update = engine.step(0.0, losses, None)
         assert len(losses.micro_batches) == len(batches)
         assert losses.counts() == {"image_caption/matching": 3 * len(TURN), "image_caption/contrastive": len(TURN)}
+        added.append(losses.added())
         found.append([losses.figures().tasks["image_caption/matching"], losses.figures().loss, float(update.norm)])
     whole, cut, dropped = found
+    assert added[0] == added[1], "the same pairs, however they are cut"
+    assert added[0].terms == {"matching": 3 * len(TURN), "contrastive": 0}
     assert whole[0] == pytest.approx(0.69, abs=0.1)
     assert cut == pytest.approx(whole, rel=1e-5)
     assert dropped != pytest.approx(whole, rel=1e-5)

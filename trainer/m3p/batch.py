@@ -108,7 +108,9 @@ class HardNegatives:
     captions_of: Tensor
     """[N] int64: how many of these are its own."""
     wanted: int = 1
-    """Hard negatives of each pair."""
+    """Mismatched pairs of each pair."""
+    by_similarity: int = 1
+    """How many of these are drawn in proportion to similarity; the others are drawn with equal chances."""
     loss: Literal["bce", "softmax", "hinge"] = "bce"
     """The loss of matching."""
 

@@ -105,6 +105,18 @@ def test_the_forecast_counts_every_mismatched_pair(tiny: Path) -> None:
         ({"matching": 1, "contrastive": 1, "masked_words": 1}, "set tasks.masked_words = 0"),
     ],
 )
+def test_iglues_mix_is_one_hard_negative_and_others_at_random(tiny: Path) -> None:
+    settings = ["objectives.image_caption.tasks={matching: 1, contrastive: 1}", "objectives.code_switched.weight=0"]
+    mix = "objectives.image_caption.matching={negatives: one_hard, negatives_per_pair: %d, loss: softmax}"
+    recipe = parse_recipe(tiny_recipe(tiny.parent), "tiny", [*settings, mix % 3])
+    context = Context("image_caption", 0, Tokenizer(recipe.tokenizer_folder), recipe.visual, 2)
+    hard = recipe.active_objectives["image_caption"].build(context).batch(TURN, TURN).hard
+    assert hard is not None
+    assert (hard.wanted, hard.by_similarity, hard.loss) == (3, 1, "softmax")
+    with pytest.raises(UserError, match="set negatives_per_pair to 2 or more"):
+        parse_recipe(tiny_recipe(tiny.parent), "tiny", [*settings, mix % 1])
+
+
 def test_hard_negatives_that_cannot_be_drawn_are_refused(tiny: Path, tasks: dict[str, float], way_out: str) -> None:
     settings = [f"objectives.image_caption.tasks={tasks}", "objectives.image_caption.matching.negatives=hard"]
     with pytest.raises(UserError, match=way_out):

@@ -7,9 +7,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from m3p.batch import Batch
 from m3p.errors import UserError
+from m3p.model.encoder import EncoderShape
+from m3p.model.flops import NetworkSizes, Work
 from m3p.packing import Packer
 from m3p.training.watch.monitor import MIN_SAMPLES_TO_JUDGE, Monitor
 from m3p.training.watch.seen import see
+from m3p.training.watch.throughput import Throughput
 
 
 def batch(samples: int, bad: list[str]) -> Batch:
@@ -36,6 +39,21 @@ def test_a_step_is_one_line_with_every_figure(tmp_path: Path, alone: None) -> No
     assert {"tokens_per_second", "data_wait_share", "seconds"} < figures.keys()
     assert figures["samples_per_second"] == pytest.approx(5 / figures["seconds"])
     assert (tmp_path / "bad_samples.txt").read_text() == "step 1: s/1: broken\n"
+
+
+def test_pairs_that_training_added_count_as_tokens_and_operations(tmp_path: Path, alone: None) -> None:
+    sizes = NetworkSizes(EncoderShape(layers=2, width=64, heads=2), 100, term_flops={"matching": 5.0})
+    monitor = Monitor(tmp_path, 0, 5, 0.5, True, Throughput(sizes, torch.device("cpu"), torch.float32, 1, partly=False))
+    saw(monitor, "image_caption", batch(3, []))
+    work = Work(slots=70, squared_lengths=500, terms={"matching": 7})
+    monitor.added(work)
+    monitor.step(1, {}, 0.0, 0.1, 1.0)
+    monitor.close()
+    figures = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert figures["tokens_per_second"] * figures["seconds"] == pytest.approx(1 + 70), (
+        "`<s>` of the batch, and the pairs"
+    )
+    assert figures["teraflops"] * figures["seconds"] * 1e12 == pytest.approx(sizes.training_flops(work))
 
 
 def test_shares_of_languages_and_of_long_texts_are_written(tmp_path: Path, alone: None) -> None:

@@ -47,13 +47,13 @@ class ImageCaptionConfig(ObjectiveConfig):
             return self
         if not any(task.embeds for task in active):
             raise ValueError(
-                f"matching.negatives = hard: they are drawn by the features of {Contrastive.name}, which has no weight; "
+                f"matching.negatives = {self.matching.negatives}: they are drawn by the features of {Contrastive.name}, which has no weight; "
                 f"give tasks.{Contrastive.name} one, or set negatives: random"
             )
         masks = [task.name for task in active if task.masks_words or task.masks_regions]
         if masks:
             raise ValueError(
-                f"matching.negatives = hard: such pairs are made while the network trains, and are seen whole, so a mask would "
+                f"matching.negatives = {self.matching.negatives}: such pairs are made while the network trains, and are seen whole, so a mask would "
                 f"tell true pairs from them; set tasks.{masks[0]} = 0, or negatives: random"
             )
         return self
@@ -70,7 +70,7 @@ class ImageCaptionConfig(ObjectiveConfig):
     @property
     def draws_hard_negatives(self) -> bool:
         """Whether training makes the pairs of matching, by the features of the turn, and not the loader."""
-        return Form.MISMATCHED in self.forms and self.matching.negatives == "hard"
+        return Form.MISMATCHED in self.forms and self.matching.are_drawn
 
     @property
     def known_beforehand(self) -> bool:
@@ -250,6 +250,7 @@ class ImageCaption(Objective):
             captions=torch.from_numpy(names_of([text for texts in captions for text in texts])),
             captions_of=torch.tensor([len(texts) for texts in captions], dtype=torch.int64),
             wanted=self.config.matching.negatives_per_pair,
+            by_similarity=self.config.matching.hard_per_pair,
             loss=self.config.matching.loss,
         )
 

@@ -9,7 +9,7 @@ The draw is keyed by the pair (seed, objective, epoch, sample), as all choices a
 the last bit of a similarity, as that of every other float does.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from m3p.batch import Batch
 from m3p.distributed import all_reduce_sum
 from m3p.keys import hashes, uniform
+from m3p.model.flops import Work
 from m3p.objectives.tasks import TASKS
 from m3p.objectives.tasks.contrastive import NAMES_OF_PICTURES
 from m3p.objectives.tasks.matching import Matching, match_targets
@@ -102,22 +103,45 @@ def gather(batches: Sequence[Batch], targets: Targets, group: "ProcessGroup | No
     )
 
 
-def draw(logits: NDArray[np.float32], allowed: NDArray[np.bool_], keys: NDArray[np.uint64], count: int) -> Drawn:
-    """Draw up to `count` captions for each of N pictures, none twice, in proportion to exp(logits).
-
-    The largest sums of logit and Gumbel noise are such a draw (Gumbel-top-k, arXiv 1903.06059).
+def draw(
+    logits: NDArray[np.float32],
+    allowed: NDArray[np.bool_],
+    keys: NDArray[np.uint64],
+    count: int,
+    by_similarity: int | None = None,
+) -> Drawn:
+    """Draw up to `count` captions for each of N pictures, none twice: first those in proportion to exp(logits), then others.
 
     Args:
         logits: [N, B] similarity of picture and caption over temperature.
         allowed: [N, B] which captions may be drawn.
-        keys: [N] what the draw of each picture is keyed by; the noise of a caption is keyed by its place in the turn too.
+        keys: [N] what the draw of each picture is keyed by; the noise of a caption is keyed by its location in the turn too.
+        by_similarity: how many are drawn in proportion, all if left out; the others have equal chances.
     """
-    places = np.broadcast_to(np.arange(logits.shape[1]), logits.shape)
+    hard = count if by_similarity is None else by_similarity
+    chosen = _top(logits, allowed, keys, hard, 0)
+    left = allowed.copy()
+    np.put_along_axis(left, chosen, False, 1)
+    random = _top(np.zeros_like(logits), left, keys, count - hard, 1)
+    found = np.concatenate([chosen, random], 1)
+    # Where fewer were allowed than wanted, what came next is none of them.
+    ok = np.concatenate([np.take_along_axis(allowed, chosen, 1), np.take_along_axis(left, random, 1)], 1)
+    pairs, ranks = ok.nonzero()
+    return Drawn(pairs, found[pairs, ranks])
+
+
+def _top(
+    logits: NDArray[np.float32], allowed: NDArray[np.bool_], keys: NDArray[np.uint64], count: int, stream: int
+) -> Ids:
+    """Return for each of N pictures `count` captions in proportion to exp(logits), those that may not be drawn last: [N, count].
+
+    The largest sums of logit and Gumbel noise are such a draw (Gumbel-top-k, arXiv 1903.06059). `stream` gives other noise.
+    """
+    places = np.broadcast_to(np.arange(logits.shape[1]) + stream * logits.shape[1], logits.shape)
     noise = -np.log(-np.log(uniform(hashes(keys[:, None], places)) + 2.0**-54))
     scores = np.where(allowed, logits + noise, -np.inf)
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-    pairs, ranks = np.take_along_axis(allowed, best, 1).nonzero()
-    return Drawn(pairs, best[pairs, ranks])
+    best: Ids = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    return best
 
 
 def draw_for(batch: Batch, turn: TurnCaptions, features: Tensor) -> Drawn:
@@ -125,11 +149,11 @@ def draw_for(batch: Batch, turn: TurnCaptions, features: Tensor) -> Drawn:
 
     Reading the similarities waits for the device.
     """
-    assert batch.hard is not None
-    rows = batch.hard.rows
-    logits = features[1][rows.to(features.device)] @ features[0].T
-    allowed = turn.may_be_drawn(rows.numpy())
-    return draw(logits.float().cpu().numpy(), allowed, batch.hard.keys.numpy().view(np.uint64), batch.hard.wanted)
+    hard = batch.hard
+    assert hard is not None
+    logits = features[1][hard.rows.to(features.device)] @ features[0].T
+    allowed, keys = turn.may_be_drawn(hard.rows.numpy()), hard.keys.numpy().view(np.uint64)
+    return draw(logits.float().cpu().numpy(), allowed, keys, hard.wanted, hard.by_similarity)
 
 
 def pairs_to_match(batch: Batch, turn: TurnCaptions, drawn: Drawn) -> Batch:
@@ -159,6 +183,18 @@ def pairs_to_match(batch: Batch, turn: TurnCaptions, drawn: Drawn) -> Batch:
         longest=int(lengths.max()),
         hard=None,
     )
+
+
+def work_of(pairs: Iterable[Batch]) -> Work:
+    """Return the work that micro-batches of pairs to match add to a turn: pictures were embedded in it before.
+
+    Where this rank has no pair, the lone sequence that keeps it in step is no work.
+    """
+    found = Work()
+    for batch in pairs:
+        if batch.samples:
+            found += replace(Work.of(batch), visual_rows=0, pixel_rows=0)
+    return found
 
 
 def find(

@@ -126,6 +126,7 @@ class Loop:
         figures, norm = losses.figures(), float(update.norm)
         verdict = self._guard.judge(figures)
         assert verdict.apply or not update.made, (number, figures, verdict)
+        self._monitor.added(losses.added())
         self._monitor.step(number, losses.met(figures.tasks), figures.loss, update.rate, norm)
         self._note(step, figures, verdict, update)
         return asked

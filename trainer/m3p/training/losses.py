@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from m3p.distributed import all_reduce_sum
+from m3p.model.flops import Work
 
 
 class Figures(NamedTuple):
@@ -30,6 +31,8 @@ class TurnLosses:
     """Task -> the number of its terms in the turn, over all ranks."""
     sums: dict[str, Tensor]
     """Task -> this rank's part of the sum of its terms, on the device: reading it early would wait for the GPU."""
+    added: Work = field(default_factory=Work)
+    """The work of pairs that training added to those of the loader (hard negatives), over all ranks."""
 
     def add(self, task: str, part: Tensor) -> None:
         """Add this rank's part of the sum of a task, such as that of a micro-batch."""
@@ -113,6 +116,13 @@ class StepLosses:
         for turn in self.turns:
             for task, count in turn.counts.items():
                 found[f"{turn.objective}/{task}"] = found.get(f"{turn.objective}/{task}", 0) + count
+        return found
+
+    def added(self) -> Work:
+        """Return the work of the pairs that training added in the step, over all ranks."""
+        found = Work()
+        for turn in self.turns:
+            found += turn.added
         return found
 
     def met(self, means: Mapping[str, float]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from m3p.batch import Batch
 from m3p.data.order.passes import PassPlan
 from m3p.data.order.plan import Turn
 from m3p.distributed import Ranks, all_reduce_sum, gather_objects, new_host_group
+from m3p.model.flops import Work
 from m3p.objectives.tasks import TASKS
 from m3p.objectives.tasks.task import Targets, TurnTask
 from m3p.training import hard_negatives
@@ -107,13 +108,28 @@ def count_terms(
 
     `tasks` and this rank's `batches` of each turn; `group` is as in `distributed.all_reduce_sum`.
     """
-    mine = [
-        sum(TASKS[task].count(batch.targets[task]) for batch in parts if task in batch.targets)
-        for names, parts in zip(tasks, batches, strict=True)
-        for task in names
-    ]
+    mine = [_terms(task, parts) for names, parts in zip(tasks, batches, strict=True) for task in names]
     total = iter(all_reduce_sum(torch.tensor(mine, dtype=torch.int64), group).tolist())
     return [{task: next(total) for task in names} for names in tasks]
+
+
+def count_pairs(tasks: Iterable[str], batches: Sequence[Batch], pairs: Sequence[Batch]) -> tuple[dict[str, int], Work]:
+    """Return the global number of terms of each task of a turn, and the work of the `pairs` that its training added.
+
+    `batches` and `pairs`: this rank's. Every rank calls it; the sums are made in one collective.
+    """
+    tasks, added = list(tasks), hard_negatives.work_of(pairs)
+    parts = [added.slots, added.squared_lengths, *(added.terms.get(task, 0) for task in tasks)]
+    mine = [*(_terms(task, [*batches, *pairs]) for task in tasks), *map(int, parts)]
+    total = all_reduce_sum(torch.tensor(mine, dtype=torch.int64)).tolist()
+    slots, squares, *terms = total[len(tasks) :]
+    work = Work(slots=slots, squared_lengths=squares, terms=dict(zip(tasks, terms, strict=True)))
+    return dict(zip(tasks, total, strict=False)), work
+
+
+def _terms(task: str, batches: Iterable[Batch]) -> int:
+    """Return the number of terms that a task has in these micro-batches."""
+    return sum(TASKS[task].count(batch.targets[task]) for batch in batches if task in batch.targets)
 
 
 def take_ahead(

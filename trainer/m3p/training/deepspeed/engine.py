@@ -39,7 +39,7 @@ from m3p.training.engine import Update
 from m3p.training.gradient_cache import FirstPass, GradientCache
 from m3p.training.hard_negatives import TurnCaptions
 from m3p.training.losses import StepLosses, TurnLosses
-from m3p.training.turns import TurnData, count_terms
+from m3p.training.turns import TurnData, count_pairs
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
@@ -213,7 +213,7 @@ class DeepSpeedEngine:
         cached: FirstPass,
         losses: TurnLosses,
     ) -> list[Batch]:
-        """Return the micro-batches of matching, on the device, one for each of `batches`; add their terms to the counts.
+        """Return the micro-batches of matching, on the device, one for each of `batches`; note their terms and their work.
 
         They are forwarded apart, since the second pass of gradient caching must be of the shape of the first: else dropout
         would drop other units. `there`: the same as `batches`, on the device, whose pictures they show. What is drawn is known
@@ -222,7 +222,7 @@ class DeepSpeedEngine:
         features = cached.features[hard_negatives.embedding_task(cached.features)]
         drawn = [hard_negatives.draw_for(batch, captions, features) for batch in batches]
         found = [hard_negatives.pairs_to_match(batch, captions, of) for batch, of in zip(batches, drawn, strict=True)]
-        losses.counts = count_terms([losses.weights], [[*batches, *found]])[0]
+        losses.counts, losses.added = count_pairs(losses.weights, batches, found)
         return [
             replace(new, visual_features=old.visual_features, visual_boxes=old.visual_boxes).to(self._ranks.device)
             for new, old in zip(found, there, strict=True)

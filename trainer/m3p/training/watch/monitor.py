@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from m3p.atomic import replacing
 from m3p.errors import UserError
+from m3p.model.flops import Work
 from m3p.terminal import message
 from m3p.training.watch.bad_report import BadReport
 from m3p.training.watch.seen import Seen
@@ -62,6 +63,11 @@ class Monitor:
         for rank, (counts, bad) in enumerate(every):
             self._counts.update(counts)
             self._bad[rank] += bad
+
+    def added(self, work: Work) -> None:
+        """Note the work of pairs that training added to those that the ranks saw (hard negatives), over all ranks."""
+        self._counts["tokens"] += round(work.slots)
+        self._counts["flops"] += self._throughput.flops_of(work) if self._throughput else 0
 
     def step(self, step: int, losses: Mapping[str, float], loss: float, rate: float, norm: float) -> None:
         """Write the figures after `step` steps. Every rank calls it. Raises UserError where too many samples are bad.

@@ -22,7 +22,11 @@ class Throughput:
 
     def flops(self, batch: Batch) -> int:
         """Return the operations of training on `batch`, which is on the CPU."""
-        return round(self._sizes.training_flops(Work.of(batch))) if batch.samples else 0
+        return self.flops_of(Work.of(batch)) if batch.samples else 0
+
+    def flops_of(self, work: Work) -> int:
+        """Return the operations of training on `work`."""
+        return round(self._sizes.training_flops(work))
 
     def figures(self, flops: int, tokens: int, seconds: float) -> dict[str, float]:
         """Return teraflops of all ranks, MFU where the peak is known, and this rank's peak memory since its start.
