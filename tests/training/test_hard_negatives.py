@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -152,14 +153,19 @@ def test_the_work_of_added_pairs_is_that_of_their_sequences_and_not_of_their_pic
     pairs = pairs_to_match(batch, turn, draw_for(batch, turn, features()))
     lengths = [int(length) for length in pairs.lengths]
     assert len(lengths) == 3 * len(TURN)
+    words = pairs.words.tolist()
     expected = Work(
-        slots=sum(lengths), squared_lengths=sum(length**2 for length in lengths), terms={"matching": len(lengths)}
+        slots=sum(lengths),
+        squared_lengths=sum(length**2 for length in lengths),
+        words=sum(words),
+        squared_words=sum(number**2 for number in words),
+        terms={"matching": len(lengths)},
     )
     idle = pairs_to_match(nobody, turn, draw_for(nobody, turn, features()))
     assert work_of([pairs, idle]) == expected
     counts, added = count_pairs(TASK_WEIGHTS, [batch], [pairs])
     assert counts == {"matching": len(lengths), "contrastive": len(TURN)}
-    assert added == Work(expected.slots, expected.squared_lengths, terms={"matching": len(lengths), "contrastive": 0})
+    assert added == replace(expected, terms={"matching": len(lengths), "contrastive": 0})
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 5])

@@ -98,13 +98,6 @@ def test_the_forecast_counts_every_mismatched_pair(tiny: Path) -> None:
     assert longest.terms["matching"] == 4 == found.terms["matching"] / len(TURN)
 
 
-@pytest.mark.parametrize(
-    ("tasks", "way_out"),
-    [
-        ({"matching": 1}, "give tasks.contrastive one"),
-        ({"matching": 1, "contrastive": 1, "masked_words": 1}, "set tasks.masked_words = 0"),
-    ],
-)
 def test_iglues_mix_is_one_hard_negative_and_others_at_random(tiny: Path) -> None:
     settings = ["objectives.image_caption.tasks={matching: 1, contrastive: 1}", "objectives.code_switched.weight=0"]
     mix = "objectives.image_caption.matching={negatives: one_hard, negatives_per_pair: %d, loss: softmax}"
@@ -117,6 +110,13 @@ def test_iglues_mix_is_one_hard_negative_and_others_at_random(tiny: Path) -> Non
         parse_recipe(tiny_recipe(tiny.parent), "tiny", [*settings, mix % 1])
 
 
+@pytest.mark.parametrize(
+    ("tasks", "way_out"),
+    [
+        ({"matching": 1}, "give tasks.contrastive one"),
+        ({"matching": 1, "contrastive": 1, "masked_words": 1}, "set tasks.masked_words = 0"),
+    ],
+)
 def test_hard_negatives_that_cannot_be_drawn_are_refused(tiny: Path, tasks: dict[str, float], way_out: str) -> None:
     settings = [f"objectives.image_caption.tasks={tasks}", "objectives.image_caption.matching.negatives=hard"]
     with pytest.raises(UserError, match=way_out):

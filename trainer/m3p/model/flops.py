@@ -71,14 +71,14 @@ class Work:
     def __add__(self, other: "Work") -> "Work":
         names = {**self.terms, **other.terms}
         terms = {name: self.terms.get(name, 0) + other.terms.get(name, 0) for name in names}
-        return Work(**{name: getattr(self, name) + getattr(other, name) for name in _NUMBERS}, terms=terms)
+        return Work(**{name: getattr(self, name) + getattr(other, name) for name in NUMBERS}, terms=terms)
 
     def __mul__(self, factor: float) -> "Work":
         terms = {name: number * factor for name, number in self.terms.items()}
-        return Work(**{name: getattr(self, name) * factor for name in _NUMBERS}, terms=terms)
+        return Work(**{name: getattr(self, name) * factor for name in NUMBERS}, terms=terms)
 
 
-_NUMBERS = tuple(one.name for one in fields(Work) if one.name != "terms")
+NUMBERS = tuple(one.name for one in fields(Work) if one.name != "terms")
 """The fields of `Work` that are one number."""
 
 

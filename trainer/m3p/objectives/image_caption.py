@@ -47,14 +47,14 @@ class ImageCaptionConfig(ObjectiveConfig):
             return self
         if not any(task.embeds for task in active):
             raise ValueError(
-                f"matching.negatives = {self.matching.negatives}: they are drawn by the features of {Contrastive.name}, which has no weight; "
-                f"give tasks.{Contrastive.name} one, or set negatives: random"
+                f"matching.negatives = {self.matching.negatives}: they are drawn by the features of {Contrastive.name}, which "
+                f"has no weight; give tasks.{Contrastive.name} one, or set negatives: random"
             )
         masks = [task.name for task in active if task.masks_words or task.masks_regions]
         if masks:
             raise ValueError(
-                f"matching.negatives = {self.matching.negatives}: such pairs are made while the network trains, and are seen whole, so a mask would "
-                f"tell true pairs from them; set tasks.{masks[0]} = 0, or negatives: random"
+                f"matching.negatives = {self.matching.negatives}: such pairs are made while the network trains, and are seen "
+                f"whole, so a mask would tell true pairs from them; set tasks.{masks[0]} = 0, or negatives: random"
             )
         return self
 

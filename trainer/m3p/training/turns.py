@@ -16,7 +16,7 @@ from m3p.batch import Batch
 from m3p.data.order.passes import PassPlan
 from m3p.data.order.plan import Turn
 from m3p.distributed import Ranks, all_reduce_sum, gather_objects, new_host_group
-from m3p.model.flops import Work
+from m3p.model.flops import NUMBERS, Work
 from m3p.objectives.tasks import TASKS
 from m3p.objectives.tasks.task import Targets, TurnTask
 from m3p.training import hard_negatives
@@ -119,12 +119,12 @@ def count_pairs(tasks: Iterable[str], batches: Sequence[Batch], pairs: Sequence[
     `batches` and `pairs`: this rank's. Every rank calls it; the sums are made in one collective.
     """
     tasks, added = list(tasks), hard_negatives.work_of(pairs)
-    parts = [added.slots, added.squared_lengths, *(added.terms.get(task, 0) for task in tasks)]
-    mine = [*(_terms(task, [*batches, *pairs]) for task in tasks), *map(int, parts)]
-    total = all_reduce_sum(torch.tensor(mine, dtype=torch.int64)).tolist()
-    slots, squares, *terms = total[len(tasks) :]
-    work = Work(slots=slots, squared_lengths=squares, terms=dict(zip(tasks, terms, strict=True)))
-    return dict(zip(tasks, total, strict=False)), work
+    numbers = [getattr(added, name) for name in NUMBERS] + [added.terms.get(task, 0) for task in tasks]
+    mine = [*(_terms(task, [*batches, *pairs]) for task in tasks), *map(int, numbers)]
+    total = iter(all_reduce_sum(torch.tensor(mine, dtype=torch.int64)).tolist())
+    counts = {task: next(total) for task in tasks}
+    whole = {name: next(total) for name in NUMBERS}
+    return counts, Work(**whole, terms={task: next(total) for task in tasks})
 
 
 def _terms(task: str, batches: Iterable[Batch]) -> int:
