@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
+from m3p.data.identity import Gallery
 from m3p.data.sample import BadSamples
 from m3p.data.shards.index_folder import index_folder
 from m3p.data.shards.manifest import Manifest
 from m3p.data.shards.side_captions import SideCaptions
 from m3p.data.shards.tar_samples import shown_samples, tar_samples
 from m3p.errors import BadSample, UserError
+from m3p.prepare.linked import link_shards
 from m3p.prepare.side_files import CaptionTable, SideFile
 from tests.data.broken import picture, source, write
 from tests.prepare.sets.raw import origin, run
@@ -222,3 +224,27 @@ def test_files_that_nobody_asks_for_are_not_read_and_others_only_within_bounds(
         UserError, match=r"00000\.tar: 000000000\.jpg has \d+ bytes; the rule is at most 200: take it out"
     ):
         list(tar_samples(tars / "00000.tar"))
+
+
+def test_pictures_of_a_test_are_left_out_and_only_their_tar_is_written_again(tars: Path, tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    jpg = next(tar_samples(tars / "00000.tar")).members["jpg"]
+    write(tmp_path / "test" / "0.tar", [("a", {"jpg": jpg, "json": json.dumps({"captions": {"cs": ["x"]}}).encode()})])
+    index_folder(tmp_path / "test", "captions")
+    file = translations(
+        tmp_path / "de.jsonl", *({"url": url, "caption": {"de": f"Bild {n}"}} for n, url in enumerate(URLS))
+    )
+    words = ("--captions", file, "--leave-out", tmp_path / "test")
+    said = run("cc3m", tars, *words, output=tmp_path / "out")
+    assert "1 pictures were left out" in said
+    left, test = source(tmp_path / "out"), source(tmp_path / "test")
+    found = {sample.id: sample.captions for sample in (left.read(index, BadSamples([])) for index in range(4))}
+    assert found == {f"{n:09d}": {"de": [f"Bild {n}"]} for n in range(1, 5)}, "captions stay with their pictures"
+    assert Gallery(test).in_source(left).pictures == 0
+    assert [(tmp_path / "out" / name).is_symlink() for name in ("00000.tar", "00001.tar")] == [False, True]
+    kept = {sample.key: sample.members for sample in tar_samples(tmp_path / "out" / "00000.tar")}
+    before = {sample.key: sample.members for sample in tar_samples(tars / "00000.tar")}
+    assert kept == {key: before[key] for key in sorted(before)[1:]}
+    run("img2dataset", tars, output=tmp_path / "all")
+    with pytest.raises(UserError, match="--leave-out: every picture of the tars"):
+        link_shards(tars, tmp_path / "none", {}, "en", leave_out=[tmp_path / "all"])

@@ -87,6 +87,14 @@ def test_the_way_out_that_the_message_names_works(coco: Path, tiny: Path) -> Non
     assert [line for line in lint(path, [], 0) if not line.startswith(NOTE)] == []
 
 
+def test_tars_that_were_only_indexed_have_the_way_out_that_the_message_names(coco: Path, tiny: Path) -> None:
+    words = ("--leave-out", coco / "shards" / "test")
+    run("img2dataset", coco / "shards" / "train", *words, output=coco / "shards" / "linked")
+    path = recipe_of(tiny, coco, "linked")
+    checked(loaded(path))
+    assert Manifest.load(coco / "shards" / "linked").samples == 6
+
+
 def test_a_picture_that_was_resized_is_known_by_its_published_name(coco: Path, tiny: Path) -> None:
     for number in range(8):
         picture(coco / "small" / f"{number:012d}.jpg", 20 * number + 5)  # other bytes

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from m3p.cli.prepare import Output, Overwrite, SkipBad, describe
+from m3p.cli.prepare import LeaveOut, Output, Overwrite, SkipBad, describe
 from m3p.data.shards.manifest import NOT_STATED, Manifest
 from m3p.errors import UserError
 from m3p.prepare.linked import Side, link_shards
@@ -54,17 +54,19 @@ def downloaded(
     split: Split = "",
     caption_source: CaptionSource = None,
     licence: Licence = NOT_STATED,
+    leave_out: LeaveOut = None,
     skip_bad: SkipBad = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Link the tars of a downloaded set, with captions from files beside them if such are named; no tar is written again."""
+    """Link the tars of a downloaded set, with captions from files beside them if such are named; no tar is written
+    again but one with pictures that are left out."""
     own = "" if name == "img2dataset" else name
     usual = WEB if not captions else f"{WEB} and {MACHINE_TRANSLATION}" if keep_own else MACHINE_TRANSLATION
     side = Side([SideFile.of(text) for text in captions], by, keep_own, skip_bad) if captions else None
     if side is None and (keep_own or skip_bad):
         raise UserError(f"{'--keep-own' if keep_own else '--skip-bad'}: goes with --captions FILE; leave it out.")
     origin = origin_of(own or source.resolve().name, caption_source or usual, split, licence)
-    say_linked(output, link_shards(source, output, origin, language, side, overwrite))
+    say_linked(output, link_shards(source, output, origin, language, side, overwrite, leave_out or ()))
 
 
 def _command(name: str, words: str) -> Callable[..., None]:
@@ -91,6 +93,7 @@ def clip_benchmark(
     split: Split = "test",
     caption_source: CaptionSource = None,
     licence: Licence = NOT_STATED,
+    leave_out: LeaveOut = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Link the tars of CLIP_benchmark's retrieval sets (a picture, and KEY.txt with a caption a line); they are only read."""
@@ -100,7 +103,7 @@ def clip_benchmark(
         if kind.is_file() and (found := kind.read_text(encoding="utf-8")[:100].strip()) != "retrieval":
             raise UserError(f"{kind} says {found!r}: classes are no captions; give a set whose type is retrieval.")
     origin = origin_of(name, caption_source or NOT_STATED, split, licence)
-    say_linked(output, link_shards(folder, output, origin, language, None, overwrite))
+    say_linked(output, link_shards(folder, output, origin, language, None, overwrite, leave_out or ()))
 
 
 def say_linked(output: Path, manifest: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""Tars that others made, as they are, as a source of a published set: linked, not copied, and described by a manifest of its own.
+"""Tars that others made, as they are, as a source of a published set: linked, and described by a manifest of its own.
 
 With files of captions beside them (side_files.py), a picture's captions are those of the files: no tar is written again.
 """
@@ -10,13 +10,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import webdataset
+from numpy.typing import NDArray
+
+from m3p.data.identity import Numbers
 from m3p.data.records import choose_captions, read_record, text_files
+from m3p.data.shards.index import scan_tar
 from m3p.data.shards.index_folder import index_folder
 from m3p.data.shards.manifest import NOT_STATED, Manifest
 from m3p.data.shards.side_captions import side_path
 from m3p.data.shards.tar_samples import TarSample, shown_samples, tar_samples
 from m3p.errors import BadSample, UserError
-from m3p.prepare.pairs import MARKER, CaptionCounts, report
+from m3p.prepare.pairs import MARKER, CaptionCounts, numbers_of, report
 from m3p.prepare.side_files import CaptionTable, SideFile
 from m3p.prepare.staging import staged_folder
 from m3p.terminal import say
@@ -57,8 +63,11 @@ def link_shards(
     language: str | None = None,
     side: Side | None = None,
     overwrite: bool = False,
+    leave_out: Sequence[Path] = (),
 ) -> Manifest:
     """Make `output` a source of the tars of the folder `source`, which it links to.
+
+    Only a tar with pictures that are left out is written again, without them, into `output`.
 
     Args:
         source: holds uncompressed .tar files, such as img2dataset's.
@@ -67,6 +76,7 @@ def link_shards(
         language: of captions in the tars that name none (English if left out).
         side: captions from files, in place of those in the tars.
         overwrite: replace what an earlier call wrote.
+        leave_out: sources whose pictures are left out, such as those of a test.
 
     Raises UserError for what cannot be read, for wrong records of the files, and where no picture has a caption there.
     """
@@ -74,19 +84,54 @@ def link_shards(
     if not tars:
         raise UserError(f"{source} holds no .tar file: give the folder that holds the tars.")
     with staged_folder(output, MARKER, overwrite) as folder:
-        for tar in tars:
-            (folder / tar.name).symlink_to(os.path.relpath(tar.resolve(), folder.resolve()))
+        left_out = _link(tars, folder, numbers_of(leave_out), language or "en")
+        if leave_out:
+            say(
+                f"{source}: {left_out:,} pictures were left out, which are in {', '.join(map(str, leave_out))}; tars without "
+                "one are linked."
+            )
         if side is not None:
             _write_captions(folder, tars, source, language or "en", side)
-        per_picture = _per_picture(folder, tars, language or "en")
+        per_picture = _per_picture(folder, language or "en")
         return index_folder(folder, "captions", language, {**origin, "captions_per_picture": per_picture})
 
 
-def _per_picture(folder: Path, tars: Sequence[Path], language: str) -> str:
+def _link(tars: Sequence[Path], folder: Path, unwanted: Numbers, language: str) -> int:
+    """Link the tars into `folder`; one with pictures among the `unwanted` is copied without them. Return how many these are."""
+    left_out = 0
+    for tar in tars:
+        keep = np.ones(0, np.bool_)
+        if unwanted.size:
+            index = scan_tar(tar, "captions", language)[1]
+            columns = [np.frombuffer(column, np.uint64) for column in (index.contents, index.published)]
+            keep = ~np.any([np.isin(column, unwanted) for column in columns], axis=0)
+        if keep.all():
+            (folder / tar.name).symlink_to(os.path.relpath(tar.resolve(), folder.resolve()))
+        elif keep.any():
+            _copy(tar, folder / tar.name, keep)
+        left_out += int((~keep).sum())
+    if not any(folder.glob("*.tar")):
+        raise UserError(
+            "--leave-out: every picture of the tars is in what is to be left out; nothing would be there to train on"
+        )
+    return left_out
+
+
+def _copy(tar: Path, copy: Path, keep: NDArray[np.bool_]) -> None:
+    """Write the samples of a tar that `keep` [samples] names."""
+    with copy.open("wb") as file:
+        writer = webdataset.TarWriter(file, user="m3p", group="m3p", mode=0o644, mtime=0, encoder=False)
+        for sample, kept in zip(tar_samples(tar), keep.tolist(), strict=True):
+            if kept:
+                writer.write({"__key__": sample.key, **sample.members})
+        writer.close()
+
+
+def _per_picture(folder: Path, language: str) -> str:
     """Return how many captions a picture has, as a manifest says it."""
     counts = CaptionCounts()
-    for tar in tars:
-        for sample in shown_samples(folder / tar.name, _is_text):
+    for tar in sorted(folder.glob("*.tar")):
+        for sample in shown_samples(tar, _is_text):
             with suppress(BadSample):  # the index counts what cannot be read
                 counts.add(choose_captions(read_record(sample.members, language).captions, None))
     return counts.per_picture() if counts.lowest else NOT_STATED
@@ -100,8 +145,8 @@ def _write_captions(folder: Path, tars: Sequence[Path], source: Path, language: 
         bad = table.add(side.files)
         if bad and not side.skip_bad:
             raise UserError(f"{report(names, bad)}\nNothing was written. Mend them, or leave them out with --skip-bad.")
-        for tar in tars:
-            with side_path(folder / tar.name).open("wb") as file:
+        for tar in sorted(folder.glob("*.tar")):
+            with side_path(tar).open("wb") as file:
                 file.writelines(line + b"\n" for line in _lines(tar, table, language, side, joined))
         values, unused = table.counts()
         if not joined.found:

@@ -259,7 +259,7 @@ def write_pairs(
     regions = None if options.regions is None else RegionFolder(options.regions)
     if options.language is not None and not LANGUAGE_TAG.fullmatch(options.language):
         raise UserError(f"--language {options.language} is no language tag; write it like de, zh-Hant or ca-valencia.")
-    checker, bad = _Checker(options, regions, unwanted=_numbers_of(options.leave_out)), dict[str, list[str]]()
+    checker, bad = _Checker(options, regions, unwanted=numbers_of(options.leave_out)), dict[str, list[str]]()
     with (
         staged_folder(output, MARKER, options.overwrite) as folder,
         ShardWriter(folder, "captions", options.samples_per_shard, origin=options.origin) as writer,
@@ -283,7 +283,7 @@ def write_pairs(
     return writer.manifest, bad
 
 
-def _numbers_of(folders: Sequence[Path]) -> Numbers:
+def numbers_of(folders: Sequence[Path]) -> Numbers:
     """Return the numbers of the pictures of sources, sorted. Raises UserError where one does not know them."""
     found = [np.zeros(0, np.uint64)]
     for folder in folders:

@@ -47,7 +47,8 @@ def _message(name: str, test: Source, found: Shared, where: str) -> str:
     return (
         f"evaluation.{name}: {found.pictures:,} of the {test.manifest.samples:,} pictures of {test.folder} are in {where}, "
         f"too: {ids}. "
-        f"Prepare the training data again with --leave-out {test.folder}, or evaluate on other pictures; "
+        f"Prepare the training data again with --leave-out {test.folder} (tars that were only indexed: m3p prepare img2dataset "
+        f"TARS --leave-out ...), or evaluate on other pictures; "
         f"evaluation.{name}.seen_in_training=true measures them all the same"
     )
 
