@@ -13,6 +13,12 @@ def test_results_of_other_groups_are_not_compared() -> None:
         differences(result, other)
 
 
+def test_results_of_two_protocols_are_not_compared_though_their_queries_are_the_same() -> None:
+    """One counts equal scores against the system, the other by order."""
+    with pytest.raises(UserError, match=r"by protocol native and run-1 by m3p-compat.*--protocol native\)"):
+        compare(evaluation(), evaluation(protocol="m3p-compat"))
+
+
 def test_two_results_of_one_run_are_told_apart() -> None:
     first, later = evaluation(), evaluation(0.5, step=9)
     ranked = [evaluation(0.5, scoring="dual+cross", shortlist=Shortlist(k=k, recall={"en": 80.0})) for k in (5, 10)]

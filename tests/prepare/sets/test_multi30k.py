@@ -74,6 +74,13 @@ def test_task_2_has_five_captions_in_two_languages(raw: Path) -> None:
     }
 
 
+def test_a_missing_file_of_the_five_is_said(raw: Path) -> None:
+    (raw / "task2/raw/train.4.de.gz").unlink()
+    said = run(raw, str(raw / "task2"), "--task", "2")
+    assert "train.4.de not there: pictures have 4 captions in de, where the published set has 5" in said
+    assert "captions in en" not in said
+
+
 def test_one_language_can_be_chosen_and_one_that_is_not_there_is_named(raw: Path) -> None:
     run(raw, str(raw / "task1"), "--task", "1", "--language", "de", "--language", "cs")
     assert list(Manifest.load(raw / "out").captions) == ["cs", "de"]

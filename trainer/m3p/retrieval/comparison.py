@@ -20,10 +20,15 @@ def differences(a: Evaluation, b: Evaluation) -> dict[str, Interval]:
 def shared_rows(first: Evaluation, *others: Evaluation) -> dict[str, list[str]]:
     """Return the rows of a comparison and the languages behind each: every language that all share, then the means.
 
-    Raises UserError when they share no language, or were asked different queries in one.
+    Raises UserError when they share no language, were asked different queries in one, or counted by different protocols.
     """
     shared = [language for language in first.languages if all(language in one.languages for one in others)]
     for other in others:
+        if other.protocol != first.protocol:
+            raise UserError(
+                f"{first.system} was evaluated by protocol {first.protocol} and {other.system} by {other.protocol}, which do not "
+                f"count alike: evaluate both by one (m3p evaluate RUN --protocol {first.protocol})"
+            )
         if not shared:
             raise UserError(
                 f"{first.system} and {other.system} were evaluated in no common language: nothing to compare"

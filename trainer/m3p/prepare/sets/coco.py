@@ -7,6 +7,7 @@ captions_train2017.json                     {"images": [{"id", "file_name"}], "a
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ from m3p.prepare.published import HUMAN, Published, coco_id, coco_images, origin
 
 LARGEST_FILE = 2**30
 """Bytes of a JSON file that is read: Karpathy's of MSCOCO has 144 MB."""
+JUDGED = 200
+"""Captions by which the language of a file is judged."""
+_JAPANESE = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]")
 Splits = Annotated[
     list[str] | None, typer.Option("--split", help="Split of Karpathy's file; may be given again (train, restval).")
 ]
@@ -40,7 +44,11 @@ def coco(
 
 
 def read_coco(
-    source: Path, splits: Collection[str], language: str, name_of: Callable[[str], str] = coco_id
+    source: Path,
+    splits: Collection[str],
+    language: str,
+    name_of: Callable[[str], str] = coco_id,
+    dataset: str = "coco",
 ) -> Iterator[Entry]:
     """Yield a record a picture, with all its captions in `language`.
 
@@ -49,19 +57,54 @@ def read_coco(
         splits: of Karpathy's file, which has all of them.
         language: of the captions.
         name_of: gives the published id of a picture from its file's name.
+        dataset: the name that Karpathy's file has for the set.
 
-    Raises UserError for a file of neither form, and for splits that it does not have.
+    Raises UserError for a file of neither form or of another set or language, and for splits that it does not have.
     """
     content = load_json(source)
+    _check_set(source, content, dataset)
     images = content.get("images")
     if not isinstance(images, list) or not images or not all(isinstance(image, dict) for image in images):
         raise UserError(f"{source} has no list `images` of objects: give dataset_*.json (Karpathy) or captions_*.json.")
     if "annotations" in content:
         if splits:
             raise UserError(f"{source} is of one split, as its name says: leave out --split {' '.join(splits)}.")
+        _check_script(source, content["annotations"], language)
         return _annotated(source, images, content["annotations"], language)
     _check_splits(source, images, splits)
     return _karpathy([image for image in images if image.get("split") in splits], language, name_of)
+
+
+def _check_set(source: Path, content: dict[str, Any], dataset: str) -> None:
+    """Raise UserError for Karpathy's file of another set, and for a file in MSCOCO's form where it is of another set."""
+    told = content.get("dataset")
+    if isinstance(told, str) and told != dataset:
+        raise UserError(
+            f"{source} is of {told}, as it says itself, not of {dataset}: give m3p prepare {told}, or dataset_{dataset}.json."
+        )
+    if dataset != "coco" and "annotations" in content:
+        raise UserError(
+            f"{source} has the form of MSCOCO's captions_*.json, not of dataset_{dataset}.json: give m3p prepare coco."
+        )
+
+
+def _check_script(source: Path, annotations: object, language: str) -> None:
+    """Raise UserError where Japanese is expected and most captions have no Japanese letter, or English and most have."""
+    some = (
+        [str(one.get("caption")) for one in annotations[:JUDGED] if isinstance(one, dict)]
+        if isinstance(annotations, list)
+        else []
+    )
+    japanese = sum(bool(_JAPANESE.search(text)) for text in some)
+    if language == "ja" and 2 * japanese < len(some):
+        raise UserError(
+            f"{source}: {len(some) - japanese} of its first {len(some)} captions have no Japanese letter: it is another file."
+        )
+    if language == "en" and 2 * japanese > len(some):
+        raise UserError(
+            f"{source}: {japanese} of its first {len(some)} captions are in Japanese or Chinese letters, and --language says en: say "
+            "which it is (m3p prepare stair and yj read the Japanese ones)."
+        )
 
 
 def _check_splits(source: Path, images: list[dict[str, Any]], splits: Collection[str]) -> None:

@@ -26,6 +26,7 @@ from m3p.prepare.published import (
     origin_of,
     text_lines,
 )
+from m3p.terminal import warn
 
 SOURCES = {1: HUMAN_TRANSLATION, 2: HUMAN}
 """Who wrote the captions of a task."""
@@ -113,7 +114,19 @@ def _caption_files(folder: Path, task: int, split: str, languages: list[str] | N
     if missing := sorted(set(languages or ()) - {file.language for file in chosen}):
         has = ", ".join(sorted({file.language for file in files}))
         raise UserError(f"{folder}/raw has no captions of {split} in {', '.join(missing)}; it has {has}.")
+    _say_missing(folder, split, chosen)
     return chosen
+
+
+def _say_missing(folder: Path, split: str, files: list[CaptionFile]) -> None:
+    """Say which of the five files of a language of Task 2 are not there: its pictures have fewer captions than published."""
+    for language in sorted({file.language for file in files if file.number}):
+        numbers = {file.number for file in files if file.language == language}
+        if missing := [f"{split}.{number}.{language}" for number in range(1, 6) if number not in numbers]:
+            warn(
+                f"{folder}/raw: {', '.join(missing)} not there: pictures have {len(numbers)} captions in {language}, "
+                "where the published set has 5"
+            )
 
 
 def _caption_file(path: Path) -> CaptionFile:
