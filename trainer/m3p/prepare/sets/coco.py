@@ -90,11 +90,8 @@ def _check_set(source: Path, content: dict[str, Any], dataset: str) -> None:
 
 def _check_script(source: Path, annotations: object, language: str) -> None:
     """Raise UserError where Japanese is expected and most captions have no Japanese letter, or English and most have."""
-    some = (
-        [str(one.get("caption")) for one in annotations[:JUDGED] if isinstance(one, dict)]
-        if isinstance(annotations, list)
-        else []
-    )
+    listed = annotations[:JUDGED] if isinstance(annotations, list) else []
+    some = [str(one.get("caption")) for one in listed if isinstance(one, dict)]
     japanese = sum(bool(_JAPANESE.search(text)) for text in some)
     if language == "ja" and 2 * japanese < len(some):
         raise UserError(
@@ -102,8 +99,8 @@ def _check_script(source: Path, annotations: object, language: str) -> None:
         )
     if language == "en" and 2 * japanese > len(some):
         raise UserError(
-            f"{source}: {japanese} of its first {len(some)} captions are in Japanese or Chinese letters, and --language says en: say "
-            "which it is (m3p prepare stair and yj read the Japanese ones)."
+            f"{source}: {japanese} of its first {len(some)} captions are in Japanese or Chinese letters, and --language is en: "
+            "give --language, or m3p prepare stair or yj, which read Japanese ones."
         )
 
 
