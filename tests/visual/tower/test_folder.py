@@ -2,15 +2,27 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import (
+    DeiTConfig,
+    DeiTModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+    ViTModel,
+)
 
 from m3p.errors import UserError
 from m3p.visual.tower.embedder import GridTower
 from m3p.visual.tower.folder import grid_tokens, make_tower, tower_facts, tower_files, tower_hash, tower_layers
+from tests.visual.tower.test_pixels import numbers
 from tests.visual.tower.towers import NAMES, SIZE, grid_by_transformers
 
 Towers = Callable[[str], Path]
@@ -34,8 +46,7 @@ def test_the_grid_is_the_one_that_transformers_gives(towers: Towers, name: str) 
     assert float(wanted.std()) > 0.01
     torch.testing.assert_close(grid, wanted, rtol=0, atol=1e-5)
     stored = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (1, SIZE, SIZE, 3)).astype(np.uint8))
-    scale, offset = (torch.tensor(part) for part in (facts.preparation.scale, facts.preparation.offset))
-    prepared = (stored * scale + offset).permute(0, 3, 1, 2)
+    prepared = numbers(facts.preparation, stored[0].numpy())
     with torch.inference_mode():
         seen = GridTower(model, facts)(stored)
     torch.testing.assert_close(seen, grid_by_transformers(folder, prepared, facts.tokens), rtol=0, atol=1e-5)
@@ -124,6 +135,49 @@ def test_what_cannot_be_used_is_refused_with_the_way_out(
 ) -> None:
     spoil(vit)
     with pytest.raises(UserError, match=message):
+        open_tower(vit)
+
+
+def keep(model: Any, folder: Path, **options: Any) -> Path:
+    """Write a tower with pictures of the usual size into `folder`; return the folder."""
+    model.save_pretrained(folder, **options)
+    ViTImageProcessorPil(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
+    return folder
+
+
+SMALL: dict[str, Any] = {
+    **{"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
+    **{"image_size": SIZE, "patch_size": 8},
+}
+OTHERS: dict[str, Callable[[Path], Path]] = {
+    "fp16": lambda folder: keep(ViTModel(ViTConfig(**SMALL)).half(), folder),
+    "sharded": lambda folder: keep(ViTModel(ViTConfig(**SMALL)), folder, max_shard_size="8KB"),
+    "with a classifier": lambda folder: keep(ViTForImageClassification(ViTConfig(**SMALL)), folder),
+    "two tokens in front": lambda folder: keep(DeiTModel(DeiTConfig(**SMALL)), folder),
+    "registers": lambda folder: keep(DINOv3ViTModel(DINOv3ViTConfig(**SMALL, num_register_tokens=3)), folder),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_folders_of_other_kinds_give_the_grid_of_transformers(tmp_path: Path, name: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        folder = OTHERS[name](tmp_path / "tower")
+    facts, model = tower_facts(folder), make_tower(folder, weights=True)
+    assert (facts.side, model.dtype) == (4, torch.float32)
+    assert len(tower_files(folder)) == (3 if name != "sharded" else 3 + len(list(folder.glob("*.safetensors"))))
+    pixels = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, SIZE, SIZE)).astype(np.float32))
+    with torch.inference_mode():
+        found = grid_tokens(model, pixels, facts.prefix)
+    torch.testing.assert_close(found, grid_by_transformers(folder, pixels, facts.tokens), rtol=0, atol=1e-5)
+
+
+def test_a_model_of_timm_is_refused_by_that_name(vit: Path) -> None:
+    change(vit, "config.json", model_type="timm_wrapper")
+    (vit / "preprocessor_config.json").unlink()
+    with pytest.raises(
+        UserError, match="a model of timm, which prepares pictures in its own way; take a folder of a model"
+    ):
         open_tower(vit)
 
 

@@ -1,5 +1,6 @@
 """Runs that see by a tower, with the real launcher: ZeRO stages, ranks, resuming, export and back."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from m3p.export import export_run
 from tests.launch import launch, metrics
 from tests.test_equality import zero
 from tests.visual.tower.test_source import png
-from tests.visual.tower.towers import NAMES
+from tests.visual.tower.towers import NAMES, REAL
 
 Towers = Callable[[str], Path]
 pytestmark = pytest.mark.launcher
@@ -87,7 +88,7 @@ def comes_back(run: Path, export: Path, tower: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, REAL])
 @pytest.mark.parametrize("trained", ["none", "all", 1])
 def test_every_architecture_trains_alike_in_every_stage(
     tiny: Path, tmp_path: Path, towers: Towers, name: str, trained: Any
@@ -95,4 +96,28 @@ def test_every_architecture_trains_alike_in_every_stage(
     """Frozen, trained, and trained from a layer on; trained also recomputed."""
     recipe = write_recipe(tiny, tmp_path, towers(name), trained=trained)
     train_every_stage(recipe, *(() if trained == "none" else ("model.recompute=true",)))
+    comes_back(tmp_path / "stopped", tmp_path / "exported", towers(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "trained"), [("vit", "none"), ("swin", "all"), ("efficientnet", 1), (REAL, "all")])
+def test_in_bf16_every_stage_trains_within_its_rounding_and_resumes(
+    tiny: Path, tmp_path: Path, towers: Towers, name: str, trained: Any
+) -> None:
+    """Beside the same run in float32; stopped and gone on with it is the same to the last bit."""
+    recipe, steps = write_recipe(tiny, tmp_path, towers(name), trained=trained), ",".join(STEPS)
+    (zero(tmp_path, 0)).rename(tmp_path / "zerofloat.json")
+    for stage in range(4):
+        path = zero(tmp_path, stage)
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"bf16": {"enabled": True}}))
+    runs = [f"float:float:{steps}", *(f"bf16-{stage}:{stage}:{steps}" for stage in range(4))]
+    runs += [f"stopped:3:{steps},run.stop_after=2", f"stopped:3:{steps}"]
+    launch(recipe, tmp_path, 2, *runs, program=PROGRAM)
+    wanted = metrics(tmp_path / "float")
+    for stage in range(4):
+        for one, other in zip(metrics(tmp_path / f"bf16-{stage}"), wanted, strict=True):
+            assert one["losses"] == pytest.approx(other["losses"], rel=0.02)
+            assert one["losses"] != other["losses"]
+    for one, other in zip(metrics(tmp_path / "stopped"), metrics(tmp_path / "bf16-3"), strict=True):
+        assert (one["losses"], one["gradient_norm"]) == (other["losses"], other["gradient_norm"])
     comes_back(tmp_path / "stopped", tmp_path / "exported", towers(name))

@@ -24,9 +24,12 @@ from m3p.optim.optimizer import OptimizerConfig, make_optimizer
 from m3p.recipe.load import load_recipe, parse_recipe
 from m3p.recipe.recipe import Recipe
 from m3p.training.build_objectives import build_objectives
+from m3p.visual.tower.embedder import GridTower
+from m3p.visual.tower.folder import make_tower
 from m3p.visual.tower.source import GREY, Tower
 from tests.launch import ROOT
-from tests.visual.tower.towers import NAMES, SIZE
+from tests.visual.tower.test_pixels import scene
+from tests.visual.tower.towers import NAMES, REAL, SIZE, grid_by_transformers, pixels_by_transformers
 
 Towers = Callable[[str], Path]
 
@@ -44,6 +47,22 @@ def recipe_with(tiny: Path, folder: Path, tower: Path, *overrides: str, **fields
     raw["visual"] = {"kind": "tower", "folder": str(tower), "tokens": 4, **fields}
     raw["run"]["folder"] = str(folder / "run")
     return parse_recipe(raw, "tiny", overrides)
+
+
+@pytest.mark.parametrize("name", [*NAMES, pytest.param(REAL, marks=pytest.mark.slow)])
+def test_features_of_a_stored_picture_are_those_of_transformers(towers: Towers, name: str) -> None:
+    """From the bytes of a picture on: prepared by the folder's own image processor, seen by its own model, in float32."""
+    folder = towers(name)
+    visual = Tower(kind="tower", folder=folder, tokens=1)
+    stored = png(scene(70, 51))
+    seen = visual.load({"png": stored}, None).features
+    with torch.inference_mode():
+        found = GridTower(make_tower(folder, weights=True), visual.facts)(torch.from_numpy(seen))
+    pixels = pixels_by_transformers(folder, Image.open(io.BytesIO(stored)))
+    wanted = grid_by_transformers(folder, pixels, visual.facts.tokens)
+    assert found.shape == wanted.shape
+    assert float(wanted.std()) > 0.01
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
 def test_a_training_crop_is_the_samples_own_and_a_picture_fills_its_memory(towers: Towers) -> None:

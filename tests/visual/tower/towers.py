@@ -10,6 +10,8 @@ from torch import Tensor
 SIZE = 32
 """Pixels of a side of their pictures."""
 NAMES = ("vit", "dinov2", "clip", "siglip", "swin", "convnext", "efficientnet")
+REAL, REAL_FOLDER = "real", "M3P_TEST_TOWER"
+"""Name of a tower with trained weights, which no test can make, and the environment's variable that says where its folder is."""
 _VIT = {
     "hidden_size": 16,
     "num_hidden_layers": 3,
@@ -93,7 +95,7 @@ def grid_by_transformers(folder: Path, pixels: Tensor, tokens: int) -> Tensor:
     from m3p.quiet import quiet
 
     with quiet():
-        model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     model = getattr(model, "vision_model", model)
     with torch.inference_mode():
         found: Tensor = model(pixel_values=pixels).last_hidden_state

@@ -30,8 +30,6 @@ from m3p.transformers_folder import (
 from m3p.visual.tower.pixels import PREPROCESSOR_FILES, Preparation, preprocessor_file, read_preparation
 
 WANTED = "want a local `transformers` folder of a vision model"
-MAX_SIDE = 4096
-"""Pixels of a side that a tower's picture has, at most."""
 FULL = 4
 """Bytes of a float32 number."""
 _COUNTED = "num_batches_tracked"
@@ -79,8 +77,6 @@ def _facts(folder: Path, times: tuple[int, ...]) -> TowerFacts:
     read_model_config(folder / CONFIG_FILE, WANTED)
     preparation = read_preparation(folder)
     size = preparation.size
-    if size > MAX_SIDE:
-        raise UserError(f"{preprocessor_file(folder)}: pictures of {size} pixels a side; at most {MAX_SIDE}")
     saved: dict[int, int] = {}
     try:
         with torch.device("meta"):
@@ -128,8 +124,8 @@ def _grid_of(folder: Path, found: Tensor, registers: int) -> tuple[int, int, int
     if found.ndim == 4 and found.shape[2] == found.shape[3]:
         return found.shape[2], found.shape[1], 0
     if found.ndim == 3:
-        # A class token stands first in some, alone or with registers behind it.
-        for prefix in (1 + registers,) if registers else (0, 1):
+        # A class token stands first in some, alone, with one of distillation (DeiT), or with registers behind it.
+        for prefix in (1 + registers,) if registers else (0, 1, 2):
             side = math.isqrt(max(found.shape[1] - prefix, 0))
             if side and side * side == found.shape[1] - prefix:
                 return side, found.shape[2], prefix

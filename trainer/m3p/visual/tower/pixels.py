@@ -1,6 +1,8 @@
 """How a tower's pictures are prepared: resized and cropped as uint8 by the data workers, made numbers on the device.
 
 The settings are those of the folder's preprocessor_config.json, read by `transformers`, so that defaults of a class count too.
+Its image processors know more than is done here (channels in another order, padding, a crop before the resizing). So what is
+made of a few pictures is compared with what the folder's own processor makes of them; where they differ the folder is refused.
 """
 
 from dataclasses import dataclass
@@ -12,16 +14,18 @@ from PIL import Image
 
 from m3p.errors import UserError
 from m3p.quiet import quiet
-from m3p.transformers_folder import read_json
+from m3p.transformers_folder import CONFIG_FILE, read_json
 from m3p.visual.decode import Pixels
 
 PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 """Where a folder has the settings of its pictures: the first, or the second in folders of later versions."""
 WARPED_FROM = 384
 """ConvNeXt's processor resizes to a square without a crop from this size on."""
+MAX_SIDE = 4096
+"""Pixels of a side that a tower's picture has, at most, and the shorter side that it is resized to."""
 MAX_STRETCHED = 16
-"""A picture that is cropped in its middle is cut to so many times its shorter side first: one of 1 x 10,000,000 pixels would
-fill the memory when its shorter side is resized to 256."""
+"""Of a picture with sides as far apart as this, only the middle is resized: one of 1 x 10,000,000 pixels would fill the memory
+when its shorter side is resized to 256."""
 
 
 @dataclass(frozen=True)
@@ -36,25 +40,32 @@ class Preparation:
     """Whether the longer side is resized by the same factor as the shorter; else pictures become square at once."""
     resample: int
     """Pillow's interpolation."""
-    scale: tuple[float, float, float]
-    """Of each colour: what the tower takes is scale * pixel + offset, with pixels 0..255."""
-    offset: tuple[float, float, float]
+    values: tuple[tuple[float, ...], ...]
+    """Of each colour, what the tower takes for a pixel of 0, 1, ... 255: float32, equal to the processor's to the last bit."""
 
     def resize(self, pixels: Pixels) -> Pixels:
         """Resize and crop: [height, width, 3] -> [size, size, 3]."""
         if not self.keeps_shape:
             return _middle(self._resize(pixels, self.resized, self.resized), self.size, self.size)
-        limit = MAX_STRETCHED * min(pixels.shape[:2])
-        pixels = _middle(pixels, *(min(side, limit) for side in pixels.shape[:2]))
         height, width = pixels.shape[:2]
         longer = int(self.resized * max(height, width) / min(height, width))
         sides = (self.resized, longer) if height <= width else (longer, self.resized)
+        if max(height, width) > MAX_STRETCHED * min(height, width):
+            return self._resize_middle(pixels, *sides)
         return _middle(self._resize(pixels, *sides), self.size, self.size)
 
     def _resize(self, pixels: Pixels, height: int, width: int) -> Pixels:
         if pixels.shape[:2] == (height, width):
             return pixels
         return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling(self.resample)))
+
+    def _resize_middle(self, pixels: Pixels, height: int, width: int) -> Pixels:
+        """Return the middle of the picture resized to height x width, without making the rest of it."""
+        across, down = pixels.shape[1] / width, pixels.shape[0] / height
+        top, left = (height - self.size) // 2, (width - self.size) // 2
+        box = (left * across, top * down, (left + self.size) * across, (top + self.size) * down)
+        size = (self.size, self.size)
+        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling(self.resample), box))
 
 
 def _middle(pixels: Pixels, height: int, width: int) -> Pixels:
@@ -67,10 +78,20 @@ def preprocessor_file(folder: Path) -> Path:
     """Return the file of a folder that says how its pictures are prepared. Raises UserError where there is none."""
     path = next((folder / name for name in PREPROCESSOR_FILES if (folder / name).is_file()), None)
     if path is None:
+        if _is_timm(folder):
+            raise UserError(
+                f"{folder}: a model of timm, which prepares pictures in its own way; take a folder of a model that "
+                "`transformers` itself has, such as a ViT, Swin, ConvNeXt or DINOv2"
+            )
         raise UserError(
             f"{folder / PREPROCESSOR_FILES[0]} is missing: it says how pictures are resized and normalised; copy the model's own"
         )
     return path
+
+
+def _is_timm(folder: Path) -> bool:
+    path = folder / CONFIG_FILE
+    return path.is_file() and read_json(path, "a model's settings").get("model_type") == "timm_wrapper"
 
 
 def read_preparation(folder: Path) -> Preparation:
@@ -83,12 +104,40 @@ def read_preparation(folder: Path) -> Preparation:
 
             processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
             size, resized, keeps_shape = _sides(processor)
-            scale, offset = _numbers(processor)
+            if max(size, resized) > MAX_SIDE:
+                raise UserError(f"{path}: pictures of {max(size, resized)} pixels a side; at most {MAX_SIDE}")
+            resample = int(Image.Resampling(processor.resample))
+            preparation = Preparation(size, resized, keeps_shape, resample, _values(processor))
+            _compare(preparation, processor)
     except UserError:
         raise
     except Exception as error:  # of wrong settings `transformers` raises nearly anything
-        raise UserError(f"{path}: cannot be used ({error}); put back the model's own file") from error
-    return Preparation(size, resized, keeps_shape, int(processor.resample), scale, offset)
+        raise UserError(
+            f"{path}: cannot be used ({_line(error)}); put back the model's own file. Where pictures are resized to a square, "
+            'rescaled and normalised and nothing else (DINOv3), "image_processor_type": "ViTImageProcessor" says so'
+        ) from error
+    return preparation
+
+
+def _line(error: Exception) -> str:
+    """Return an error in one line of bounded length."""
+    return " ".join(str(error).split())[:300]
+
+
+def _compare(preparation: Preparation, processor: Any) -> None:
+    """Raise ValueError where the processor makes other numbers of a picture: of one wide, one high, one large."""
+    side, values = min(preparation.resized, 256), np.array(preparation.values)
+    step = np.ptp(values, axis=1).max() / 255
+    for height, width in ((37, 60), (90, 53), (2 * side + 7, side + 6)):
+        pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+        found = np.asarray(processor(Image.fromarray(pixels), return_tensors="np")["pixel_values"][0], np.float64)
+        square = preparation.resize(pixels)
+        wanted = np.stack([values[colour][square[..., colour]] for colour in range(3)])
+        # By less than a tenth of a step between two of a pixel's 256 values.
+        if found.shape != wanted.shape or not (np.abs(found - wanted) <= 0.1 * step).all():
+            raise ValueError(
+                f"{type(processor).__name__} with these settings does more than resize, crop the middle, rescale and normalise"
+            )
 
 
 def _sides(processor: Any) -> tuple[int, int, bool]:
@@ -98,14 +147,14 @@ def _sides(processor: Any) -> tuple[int, int, bool]:
     size, share = processor.size, getattr(processor, "crop_pct", None)
     keeps_shape, resized = bool(size.shortest_edge), size.shortest_edge or size.height
     if not resized or size.longest_edge or size.max_height or (not keeps_shape and size.height != size.width):
-        raise ValueError(f"size is {size}: want height and width alike, or shortest_edge")
+        raise ValueError(f"size is {_given(size)}: want height and width alike, or shortest_edge")
     if share and keeps_shape:  # ConvNeXt
         return (resized, int(resized / share), True) if resized < WARPED_FROM else (resized, resized, False)
     if getattr(processor, "do_center_crop", False):
         crop = processor.crop_size
         if crop.height != crop.width or not 0 < (crop.height or 0) <= resized:
             raise ValueError(
-                f"crop_size is {crop}: want a square of at most {resized}, the side of the resized picture"
+                f"crop_size is {_given(crop)}: want a square of at most {resized}, the side of the resized picture"
             )
         return crop.height, resized, keeps_shape
     if keeps_shape:
@@ -113,20 +162,16 @@ def _sides(processor: Any) -> tuple[int, int, bool]:
     return resized, resized, False
 
 
-def _numbers(processor: Any) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Return scale and offset of each colour, from what the processor makes of grey pictures. Raises ValueError.
-
-    Rescaling, normalising once or twice (EfficientNet) and an offset are all one line a colour; that it is one is checked.
-    """
-    black, grey, white = (_seen(processor, value) for value in (0, 51, 255))
-    scale = (white - black) / 255
-    if not np.allclose(black + 51 * scale, grey, atol=1e-5) or not np.isfinite(scale).all():
-        raise ValueError("what it makes of a pixel is no line: want rescaling and normalising alone")
-    return tuple(scale.tolist()), tuple(black.tolist())
+def _given(size: Any) -> dict[str, int]:
+    """Return what is set of a size of `transformers`."""
+    return {name: value for name, value in vars(size).items() if value is not None}
 
 
-def _seen(processor: Any, value: int) -> Any:
-    """Return what the processor makes of a picture of one grey, in float64: [3]."""
-    picture = np.full((8, 8, 3), value, np.uint8)
+def _values(processor: Any) -> tuple[tuple[float, ...], ...]:
+    """Return `values` of a `Preparation`: what the processor makes of a picture of all greys. Raises ValueError."""
+    picture = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, 2)
     plain = {"do_resize": False, "do_center_crop": False, "do_pad": False, "input_data_format": "channels_last"}
-    return np.asarray(processor(picture, return_tensors="np", **plain)["pixel_values"][0, :, 0, 0], np.float64)
+    found = np.asarray(processor(picture, return_tensors="np", **plain)["pixel_values"][0], np.float32)
+    if found.shape != (3, 16, 16) or not np.isfinite(found).all():
+        raise ValueError("what it makes of a pixel is no finite number: look at image_mean and image_std")
+    return tuple(map(tuple, found.reshape(3, 256).tolist()))
