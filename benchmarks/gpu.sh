@@ -3,17 +3,22 @@
 #
 #   bash benchmarks/gpu.sh [--cpu] [--only "PART ..."] [OUTPUT]      OUTPUT: a new folder, by default $OUT or runs/gpu
 #
+# In this order: what decides most comes first.
+#
+#   train      trainer/m3p/recipes/m3p_base.yaml on this GPU, generated data: MFU, tokens/s, memory (metrics.jsonl)
 #   tests      the tests that need a GPU: kernels and attention against their references
-#   runs       whole runs on the GPU against the CPU's: ZeRO stages, precisions, visual sources, stopping and going on
-#   head       time and memory of the word head, 250,002 words
 #   step       a step of 512 samples of the published size in bf16 against transformers (masked words alone; the logits of all
 #              slots do not fit), with sdpa and, where installed, flash attention; step-128 with both peers
-#   step-*     the same with other kernels of ours (recipe section `kernels`)
-#   train      trainer/m3p/recipes/m3p_base.yaml on this GPU, generated data: MFU, tokens/s, memory (metrics.jsonl)
-#   plan       what `m3p plan` predicts of that
-#   train-profile, profile    traces of such a run and of a step alone, and tables of where the time goes
+#   train-128, train-joined    turns of 128 samples, turn by turn and all turns of a step in one pass (run.join_turns)
+#   train-*    the recipe with other kernels of ours (recipe section `kernels`)
+#   train-profile, profile     traces of such a run and of a step alone, and tables of where the time goes
+#   plan       what `m3p plan` predicts of the run
+#   step-*     the step with other kernels of ours
+#   head       time and memory of the word head, 250,002 words
+#   runs       whole runs on the GPU against the CPU's: ZeRO stages, precisions, visual sources, stopping and going on
 #   scenes, demo    the quickstart: draws scenes, trains on them and finds them in six languages
 #
+# benchmarks/variants.py measures operations one by one, in another call.
 # A part that fails does not stop the others; the exit code says whether one did. OUTPUT holds summary.txt (read it first)
 # and results.tar.gz with everything. --cpu runs every part at a tiny size, to see that it runs at all.
 # DEADLINE is the seconds after which nothing more starts, BATCH the samples of a micro-batch in training. PYTHON names the
@@ -31,10 +36,10 @@ output=$(cd "$output" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/results"
-export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore HF_HUB_OFFLINE=1
+export PYTHONPATH=$PWD/trainer:$PWD PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore HF_HUB_OFFLINE=1
 if [ -n "${WHEELS:-}" ]; then
   "$python" -m pip install -q --no-index --no-deps --no-compile --target "$work/site" "$WHEELS"/*.whl || exit
-  export PYTHONPATH=$PWD:$work/site PATH=$work/site/bin:$PATH
+  export PYTHONPATH=$PYTHONPATH:$work/site PATH=$work/site/bin:$PATH
 fi
 
 if [ "$device" = cuda ]; then
@@ -45,7 +50,8 @@ if [ "$device" = cuda ]; then
   # Half of a turn of the recipe in one micro-batch; smaller ones leave a Hopper GPU waiting for Python.
   run=(run.steps=24 data.workers=12)
   scenes=() demo=()
-  batch=${BATCH:-512} warmup=10 kind=$("$python" -c 'import torch; print(torch.cuda.get_device_name().split()[1])')
+  batch=${BATCH:-512} warmup=10
+  kind=$("$python" -c 'import torch; print(torch.cuda.get_device_name())') || exit
 else
   network=(--layers 1 --width 64 --words 300 --samples 2 --repetitions 1)
   head=(--rows 16 --width 8)
@@ -79,7 +85,7 @@ step() { # step NAME OPTIONS...
 
 overrides=(run.evaluate=false run.checkpoint_every=100000 "${run[@]}" schedule.warmup_steps=1
   model.initialise=null "model.tokenizer=$work/data/tokenizer" "model.shape=$shape"
-  objectives.{multilingual_text,image_caption,code_switched}.{batch_size,micro_batch}=$batch
+  objectives.{multilingual_text,image_caption,code_switched}.{batch_size,micro_batch}="$batch"
   "objectives.multilingual_text.sources.0.path=$work/data/text/*"
   objectives.{image_caption,code_switched}.sources.0.path="$work/data/cc3m"
   "objectives.code_switched.switching.dictionary=$work/data/dictionary")
@@ -96,12 +102,20 @@ train() { # train NAME OVERRIDES...
 
 "$python" benchmarks/machine.py | tee "$output/summary.txt"
 part data 60 "$python" benchmarks/generated.py "$work/data" "${data[@]}"
-part tests 100 "$python" -m pytest -q -p no:cacheprovider -m gpu tests/kernels tests/model tests/test_batch.py
 train train
-part plan 30 "$python" -m m3p plan trainer/m3p/recipes/m3p_base.yaml ds_configs/zero1.json "${overrides[@]}" --gpus 1 --kind "$kind"
+part tests 100 "$python" -m pytest -q -p no:cacheprovider -m gpu tests/kernels tests/model tests/test_batch.py
+step step --peers masked
+train train-128 objectives.{multilingual_text,image_caption,code_switched}.{batch_size,micro_batch}="$few"
+# A turn fills a third of a micro-batch, so that the three of a step are one pass.
+train train-joined objectives.{multilingual_text,image_caption,code_switched}.batch_size="$few" \
+  objectives.{multilingual_text,image_caption,code_switched}.micro_batch=$((3 * few)) run.join_turns=true
+if [ "$device" = cuda ]; then
+  train train-compiled kernels.layers=compiled
+  train train-triton-norm kernels.layer_norm=triton
+fi
 part train-profile 120 "$python" benchmarks/train_profile.py "$work/results/train-profile" --after "$warmup" --steps 2 \
   "${recipe[@]}" "run.folder=$work/train-profile" "${overrides[@]}"
-step step --peers masked
+part plan 30 "$python" -m m3p plan trainer/m3p/recipes/m3p_base.yaml ds_configs/zero1.json "${overrides[@]}" --gpus 1 --kind "$kind"
 step step-128 --samples "$few"
 part profile 80 "$python" benchmarks/step.py "${network[@]}" --profile "$work/results/profile" --peers none
 if [ "$device" = cuda ]; then
@@ -110,16 +124,15 @@ if [ "$device" = cuda ]; then
     step step-ours-flash --peers none --kernels attention=flash_attn
   fi
   step step-triton-norm --peers none --kernels layer_norm=triton
-  train train-triton-norm kernels.layer_norm=triton
 fi
+part head 120 "$python" benchmarks/head.py --device "$device" --json "$work/results/head.json" "${head[@]}"
+part runs 300 "$python" -m pytest -v --tb=short -p no:cacheprovider -m gpu tests/test_gpu.py
 part scenes 60 "$python" -m m3p prepare scenes --output "$work/scenes" "${scenes[@]}"
 part demo 100 "$python" trainer/run.py --recipe trainer/m3p/recipes/demo.yaml --deepspeed_config ds_configs/zero1.json \
   "run.folder=$work/demo" "model.tokenizer=$work/scenes/tokenizer" "${demo[@]}" \
   "objectives.multilingual_text.sources.0.path=$work/scenes/text/*" "evaluation.dev.path=$work/scenes/dev" \
   objectives.{image_caption,code_switched}.sources.0.path="$work/scenes/train" \
   "objectives.code_switched.switching.dictionary=$work/scenes/dictionary"
-part head 120 "$python" benchmarks/head.py --device "$device" --json "$work/results/head.json" "${head[@]}"
-part runs 300 "$python" -m pytest -v --tb=short -p no:cacheprovider -m gpu tests/test_gpu.py
 tar -czf "$output/results.tar.gz" -C "$work/results" .
 echo "${#failed[@]} part(s) failed${failed[*]:+: ${failed[*]}}; $SECONDS s in all; see $output" | tee -a "$output/summary.txt"
 [ "${#failed[@]}" -eq 0 ]
