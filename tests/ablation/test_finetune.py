@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from m3p.ablation import finetune as module
-from m3p.ablation.finetune import finetune, trained, ways
+from m3p.ablation.finetune import finetune, queries, trained, ways
 from m3p.ablation.grid import baselines, grid_tables
 from m3p.ablation.variants import Trial
 from m3p.data.shards.index_folder import index_folder
@@ -39,7 +39,7 @@ class Scorer:
         assert options.given is not None
         assert options.json_file is not None
         ((split, config),) = options.given.items()
-        assert config.languages == (LANGUAGES if path.name in ("start", "en", "all") else [path.name])
+        assert config.languages in (LANGUAGES, [path.name])
         self.asked.append((path.name, str(options.scoring)))
         seen = {"start": [], "all": LANGUAGES}.get(path.name, [path.name])
         pool, found = Pool.of(RECORDS, config.languages), {}
@@ -150,6 +150,13 @@ def test_a_result_of_other_weights_data_settings_or_code_is_made_again(
     assert (score("evaluation.train.batch_size=4"), score("evaluation.train.batch_size=4")) == (1, 0)
     monkeypatch.setattr("m3p.ablation.made_of.code_hash", lambda folder: "another")
     assert (score("evaluation.train.batch_size=4"), score("evaluation.train.batch_size=4")) == (1, 0)
+
+
+def test_a_run_that_is_there_for_each_alone_is_asked_in_its_own_language() -> None:
+    assert [queries(run, LANGUAGES, SETTINGS) for run in ("none", "en", "de", "all")] == [
+        LANGUAGES, LANGUAGES, ["de"], LANGUAGES
+    ]  # fmt: skip
+    assert queries("en", LANGUAGES, ["each"]) == ["en"]
 
 
 def test_settings_share_runs_and_are_compared_with_one_run_before_them() -> None:

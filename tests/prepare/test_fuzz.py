@@ -101,7 +101,7 @@ def write_karpathy(raw: Path) -> Read:
 
 
 def write_annotations(raw: Path) -> Read:
-    content = {"images": [{"id": 1, "file_name": "1.png"}], "annotations": [{"image_id": 1, "caption": "a dog"}] * 2}
+    content = {"images": [{"id": 1, "file_name": "1.png"}], "annotations": [{"image_id": 1, "caption": "犬"}] * 2}
     (raw / "a.json").write_text(json.dumps(content))
     return captions("stair", "a.json")
 
