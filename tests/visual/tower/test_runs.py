@@ -55,7 +55,9 @@ def train_every_stage(recipe: Path, *more: str) -> None:
     runs = [f"zero{stage}:{stage}:{steps}" for stage in range(4)]
     runs += [f"stopped:3:{steps},run.stop_after=2", f"stopped:3:{steps}"]
     runs += [f"{override}:3:{steps},{override}" for override in more]
-    launch(recipe, recipe.parent, 2, *runs, program=PROGRAM)
+    # A launch may take five minutes, which a real tower would take for all.
+    for some in (runs[:4], runs[4:]) if more else (runs,):
+        launch(recipe, recipe.parent, 2, *some, program=PROGRAM)
     found = {
         name: metrics(recipe.parent / name) for name in (*(f"zero{stage}" for stage in range(4)), "stopped", *more)
     }
@@ -112,7 +114,8 @@ def test_in_bf16_every_stage_trains_within_its_rounding_and_resumes(
         path.write_text(json.dumps(json.loads(path.read_text()) | {"bf16": {"enabled": True}}))
     runs = [f"float:float:{steps}", *(f"bf16-{stage}:{stage}:{steps}" for stage in range(4))]
     runs += [f"stopped:3:{steps},run.stop_after=2", f"stopped:3:{steps}"]
-    launch(recipe, tmp_path, 2, *runs, program=PROGRAM)
+    for some in (runs[:3], runs[3:5], runs[5:]):
+        launch(recipe, tmp_path, 2, *some, program=PROGRAM)
     wanted = metrics(tmp_path / "float")
     for stage in range(4):
         for one, other in zip(metrics(tmp_path / f"bf16-{stage}"), wanted, strict=True):

@@ -1,6 +1,7 @@
 import io
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from m3p.checkpoints.resumable import check_resumable, check_visual, fingerprint
 from m3p.data.order.shuffle import ORDER_VERSION
 from m3p.errors import BadSample, UserError
 from m3p.forecast.forecast import Planner
+from m3p.forecast.memory import activation_memory
 from m3p.inspect.peek import peek
 from m3p.model.build import build_model, network_sizes
 from m3p.model.flops import Work
@@ -192,7 +194,7 @@ def test_a_forecast_counts_frozen_weights_once_and_trained_ones_with_all_they_ne
     frozen = Planner(recipe_with(tiny, tmp_path, towers("swin")), ds_config)
     trained = Planner(recipe_with(tiny, tmp_path, towers("swin"), *none, trained="all"), ds_config)
     weights = recipe_with(tiny, tmp_path, towers("swin")).visual
-    assert weights is not None
+    assert isinstance(weights, Tower)
     assert frozen.frozen_parameters == weights.frozen_parameters == 8693
     assert trained.frozen_parameters == 0
     assert trained.parameters["visual"] - frozen.parameters["visual"] == 8693
@@ -200,6 +202,11 @@ def test_a_forecast_counts_frozen_weights_once_and_trained_ones_with_all_they_ne
     assert frozen.forecast(setting, None).memory["frozen weights"] == 4 * 8693
     assert "frozen weights" not in trained.forecast(setting, None).memory
     assert trained.forecast(setting, None).memory["activations"] > frozen.forecast(setting, None).memory["activations"]
+    assert frozen.sizes.pixel_working_memory * 4 == weights.facts.working
+    assert trained.sizes.pixel_working_memory == 0
+    # A tower that is large beside the rest sets the most that is in use.
+    sizes = replace(frozen.sizes, pixel_working_memory=1e6)
+    assert activation_memory(sizes, Work(slots=8, words=4, pixel_rows=4), setting)["activations"] == 4 * 4e6
 
 
 def test_a_forecast_without_the_folder_says_what_it_assumes(tiny: Path, tmp_path: Path) -> None:

@@ -137,4 +137,6 @@ def activation_memory(sizes: NetworkSizes, work: Work, setting: Setting) -> dict
     embedding = 3 * width * setting.element + 8 * sizes.feature_size * work.visual_rows / max(work.slots, 1)
     head = sum(TASKS[name].memory(terms, sizes, setting.element, setting.device) for name, terms in work.terms.items())
     pixels = sizes.pixel_memory * work.pixel_rows * setting.element
-    return {"activations": encoded * layers + work.slots * embedding + pixels, "head": head}
+    kept = encoded * layers + work.slots * embedding + pixels
+    # A frozen tower has looked, and keeps nothing, before the rest begins.
+    return {"activations": max(kept, sizes.pixel_working_memory * work.pixel_rows * setting.element), "head": head}

@@ -102,6 +102,8 @@ class NetworkSizes:
     """Operations for a picture token that is made of pixels, where features may be stored instead."""
     pixel_memory: float = 0
     """Numbers that are kept for their backward."""
+    pixel_working_memory: float = 0
+    """Numbers that are in use at once, for such a token, while a frozen part looks at pixels."""
     term_flops: Mapping[str, float] = field(default_factory=dict)
     """Task -> operations of the forward through its head, for a term."""
     encodes_pictures: bool = True
@@ -150,6 +152,7 @@ def measure_network(
             embedder_flops=visual.embedder_flops(shape.width),
             pixel_flops=visual.pixel_flops(),
             pixel_memory=visual.pixel_memory(),
+            pixel_working_memory=visual.pixel_working_memory(),
         )
     return replace(sizes, term_flops={task.name: task.flops(sizes) for task in tasks})
 

@@ -145,6 +145,10 @@ class VisualSource(BaseModel):
         """Return how many numbers, a token, are kept for the backward of `pixel_flops`; for the forecast."""
         return 0.0
 
+    def pixel_working_memory(self) -> float:
+        """Return how many numbers, a token, are in use at once while a frozen part looks at pixels; for the forecast."""
+        return 0.0
+
     def stand_in(self) -> tuple["VisualSource", str]:
         """Return a source of usual sizes, and what is assumed, where files that the fields name are not here; else itself, ""."""
         return self, ""

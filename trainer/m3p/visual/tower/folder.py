@@ -27,6 +27,7 @@ from m3p.transformers_folder import (
     read_model_config,
     weight_files,
 )
+from m3p.visual.tower.in_use import memory_of, most_in_use
 from m3p.visual.tower.pixels import PREPROCESSOR_FILES, Preparation, preprocessor_file, read_preparation
 
 WANTED = "want a local `transformers` folder of a vision model"
@@ -54,6 +55,8 @@ class TowerFacts:
     """Operations of the forward for one picture."""
     saved: float
     """Numbers that autograd keeps of one picture if the whole tower is trained."""
+    working: float
+    """Numbers that are in use at once for one picture if the whole tower is frozen, by the operations of the meta device."""
     unused: frozenset[str]
     """Parameters that the grid does not depend on, such as those of a pooler."""
 
@@ -83,11 +86,11 @@ def _facts(folder: Path, times: tuple[int, ...]) -> TowerFacts:
             model = make_tower(folder)
             pixels = torch.zeros(1, 3, size, size)
         kept: list[Tensor] = list(model.parameters())
-        own = {_memory(parameter) for parameter in kept}
+        own = {memory_of(parameter) for parameter in kept}
 
         def keep(tensor: Tensor) -> Tensor:
             kept.append(tensor)
-            if (memory := _memory(tensor)) not in own:
+            if (memory := memory_of(tensor)) not in own:
                 saved[memory] = tensor.untyped_storage().nbytes() // FULL
             return tensor
 
@@ -96,6 +99,7 @@ def _facts(folder: Path, times: tuple[int, ...]) -> TowerFacts:
                 found = model(pixel_values=pixels).last_hidden_state
             named = dict(model.named_parameters())
             gradients = torch.autograd.grad(found.sum(), list(named.values()), allow_unused=True)
+        working = most_in_use(model, pixel_values=pixels)
     except UserError:
         raise
     except Exception as error:
@@ -110,13 +114,9 @@ def _facts(folder: Path, times: tuple[int, ...]) -> TowerFacts:
         parameters=sum(parameter.numel() for parameter in named.values()),
         flops=float(counter.get_total_flops()),
         saved=float(sum(saved.values())),
+        working=working / FULL,
         unused=frozenset(name for name, gradient in zip(named, gradients, strict=True) if gradient is None),
     )  # fmt: skip
-
-
-def _memory(tensor: Tensor) -> int:
-    """Return what tells the memory of a tensor apart while it is in use; one without content has no address."""
-    return tensor.untyped_storage()._cdata
 
 
 def _grid_of(folder: Path, found: Tensor, registers: int) -> tuple[int, int, int]:

@@ -274,6 +274,10 @@ class Tower(PictureSource):
         """Numbers that the trained layers keep for the backward."""
         return self.facts.saved * self._trained_share / self.tokens
 
+    def pixel_working_memory(self) -> float:
+        """Numbers that a frozen tower has in use at once, before anything else of the network runs."""
+        return self.facts.working / self.tokens if self.frozen else 0.0
+
     @property
     def _trained_share(self) -> float:
         """Share of the layers that are trained."""
