@@ -35,7 +35,7 @@ def parse_recipe(raw: dict[str, Any], name: str, overrides: Sequence[str] = ()) 
     """Validate `raw`, the content of the file `name`, with overrides. Raises UserError."""
     for override in overrides:
         _override(raw, override)
-    if halves := list(_half_characters(raw, "")):
+    if halves := list(_half_characters(raw, "", set())):
         lines = "\n".join(f"  - {place}: {text!r} holds {HALF}; the rule is Unicode text" for place, text in halves)
         raise UserError(f"{name} has {len(halves)} mistake(s):\n{lines}")
     for line in take_new_names(raw):
@@ -50,15 +50,20 @@ def parse_recipe(raw: dict[str, Any], name: str, overrides: Sequence[str] = ()) 
     return _validate(raw, name)
 
 
-def _half_characters(value: Any, place: str) -> Iterator[tuple[str, str]]:
-    """Yield the texts of a recipe that UTF-8 cannot write, names of fields too, and the place of each, as "run.folder"."""
+def _half_characters(value: Any, place: str, known: set[int]) -> Iterator[tuple[str, str]]:
+    """Yield the texts of a recipe that UTF-8 cannot write, names of fields too, and the place of each, as "run.folder".
+
+    `known` holds the sections and lists that were looked through, by their identity: one may stand in several places, or, where
+    Python made the recipe, inside of itself.
+    """
     if isinstance(value, str) and not is_unicode(value):
         yield place or "a field's name", value
-    elif isinstance(value, dict | list):
+    elif isinstance(value, dict | list) and id(value) not in known:
+        known.add(id(value))
         for name, part in value.items() if isinstance(value, dict) else enumerate(value):
             inside = f"{place}.{name}" if place else str(name)
             if is_unicode(inside):
-                yield from _half_characters(part, inside)
+                yield from _half_characters(part, inside, known)
             else:
                 yield place or "a field's name", str(name)
 
