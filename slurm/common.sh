@@ -16,6 +16,8 @@
 : "${M3P_PYTHON:=$M3P_HOME/.venv/bin/python}" "${M3P_MAX_FAILS:=3}"
 # A checkout's own code runs, whatever is installed; without one, the installed package.
 [ ! -d "$M3P_HOME/trainer/m3p" ] || export PYTHONPATH=$M3P_HOME/trainer${PYTHONPATH:+:$PYTHONPATH}
+# The folder that a job starts in may hold files of strangers, such as random.py: nothing is imported from it.
+export PYTHONSAFEPATH=1
 
 # A task of an array has a plain number too, but for one of them that number means the whole array.
 job=${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-}}_$SLURM_ARRAY_TASK_ID}

@@ -54,6 +54,17 @@ def test_ranks_are_started_on_ports_of_their_own() -> None:
     assert default_ranks() >= 1
 
 
+def test_no_process_of_a_run_imports_from_the_working_folder(tmp_path: Path) -> None:
+    (tmp_path / "stranger.py").write_text("print('executed')")
+    command = train_program(1)
+    python = command[: command.index("-m")]
+    child = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-m', 'stranger']).returncode)"
+    for words in (["-m", "stranger"], ["-c", child]):
+        done = subprocess.run([*python, *words], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1, words
+        assert "No module named stranger" in done.stderr
+
+
 def test_runs_side_by_side_share_the_processors_and_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

@@ -56,7 +56,9 @@ def slurm_command(
 
 def train_program(ranks: int) -> list[str]:
     """Return the command that starts that many ranks of training on this machine, through DeepSpeed's launcher."""
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)]
+    # The working folder may hold files of strangers, such as random.py: no process of the run imports from it.
+    python = ["/usr/bin/env", "PYTHONSAFEPATH=1", sys.executable]
+    launcher = [*python, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)]
     # A port of its own, so that several runs of one machine do not meet each other.
     return [*launcher, "--master_port", str(_free_port()), "--module", "m3p.training.main"]
 

@@ -12,6 +12,7 @@ from m3p.errors import UserError
 from m3p.prepare.lines import OTHERS, check_no_document, check_once, files_of, listed, numbered_lines, plain_name
 from m3p.prepare.shards import ShardWriter
 from m3p.prepare.staging import staged_folder
+from m3p.prepare.text_formats import TextFormats
 from m3p.terminal import say
 from m3p.unicode_text import HALF, is_unicode
 
@@ -53,17 +54,20 @@ class Paragraphs:
         """Lines that are not blank, those of them that are left out, and those of JSON."""
         self.unread: set[str] = set()
         """Fields of the JSON that nothing is read from."""
+        self.formats = TextFormats(path)
+        """What other lines look like."""
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the paragraphs. Raises UserError for invalid UTF-8, and JSON without a text."""
+        """Yield the paragraphs. Raises UserError for invalid UTF-8, and JSON without a text or cut off."""
         for number, line in numbered_lines(self.path):
             try:
-                paragraph = " ".join(line.decode("utf-8-sig" if number == 1 else "utf-8").split())
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
             except UnicodeDecodeError as error:
                 raise UserError(
                     f"{self.path}, line {number}: byte {error.start + 1} is not valid UTF-8 ({error.reason}). Convert the "
                     "file, for instance with iconv."
                 ) from None
+            paragraph = " ".join(text.split())
             if not self.lines:
                 check_no_document(self.path, number, line, "with a field `text`, or plain text, one paragraph a line")
             self.lines += bool(paragraph)
@@ -71,7 +75,13 @@ class Paragraphs:
                 self.docs += 1
             elif paragraph.startswith("{") and paragraph.endswith("}") and (fields := _object(line)) is not None:
                 yield from self._texts(fields, number)
+            elif self.objects and paragraph.startswith('{"'):
+                raise UserError(
+                    f"{self.path}, line {number}: no whole JSON object, as the lines before it are (was the file cut?): copy it "
+                    "again, or leave the line out."
+                )
             elif says_something(paragraph):
+                self.formats.add(text)
                 yield paragraph
 
     def _texts(self, fields: dict[str, object], number: int) -> Iterator[str]:
@@ -98,6 +108,7 @@ class Paragraphs:
         if self.objects:
             fields = f"; not read: {', '.join(sorted(self.unread)[:8])}" if self.unread else ""
             yield f"{self.path}: {self.objects:,} lines are JSON objects, of which the field text was read{fields}."
+        yield from self.formats.notes()
 
 
 def read_paragraphs(path: Path) -> Iterator[str]:
@@ -123,7 +134,7 @@ def prepare_text(
 ) -> dict[str, Manifest]:
     """Write FOLDER/LANG.txt (or .txt.gz, .txt.xz) as the source OUTPUT/LANG, for each language; return the manifests.
 
-    Raises UserError for no files, names that are no language tag, invalid UTF-8, or a file without text.
+    Raises UserError for no files, names that are no language tag, invalid UTF-8, files of other formats, or one without text.
     """
     manifests = {}
     paths = _find_texts(folder)
@@ -135,6 +146,7 @@ def prepare_text(
                 for paragraph in paragraphs:
                     for passage in passages(paragraph, max_characters):
                         writer.write({"txt": passage.encode()})
+                paragraphs.formats.check()
                 if not writer.samples:
                     raise UserError(f"{path} holds no text: remove it, or put one paragraph on a line.")
             manifests[language] = writer.manifest
