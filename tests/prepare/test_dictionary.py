@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m3p.errors import UserError
-from m3p.prepare.dictionary import MAX_WORDS, clean, prepare_dictionary, read_pairs, tidy
+from m3p.prepare.dictionary import MAX_WORDS, clean, prepare_dictionary, read_rows, tidy
 
 WORDS = st.text(st.sampled_from("aAbBé 1.-"), max_size=8)
 
@@ -113,7 +113,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
 def test_names_the_broken_line(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "en-de.txt").write_bytes(content)
     with pytest.raises(UserError, match=reason):
-        list(read_pairs(tmp_path / "en-de.txt"))
+        read_rows(tmp_path / "en-de.txt")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_third_column_is_no_part_of_the_translation(
     tmp_path: Path, lines: list[str], translations: list[str], columns: int
 ) -> None:
     (tmp_path / "en-xx.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    found = [translation for _, translation in read_pairs(tmp_path / "en-xx.txt")]
+    found = [translation for _, translation, _ in read_rows(tmp_path / "en-xx.txt")]
     assert found[: len(translations)] == translations
     if translations != ["7", "Hund"]:
         assert prepare_dictionary(tmp_path, tmp_path / "out")["xx"].columns == columns
@@ -180,7 +180,7 @@ def test_parts_alone_and_one_list_twice_are_refused(tmp_path: Path) -> None:
 )
 def test_a_pair_in_the_layout_of_another_program_is_the_pair(tmp_path: Path, line: str) -> None:
     (tmp_path / "en-de.txt").write_text(line + "\n")
-    assert read_pairs(tmp_path / "en-de.txt") == [("dog", "Hund")]
+    assert [row[:2] for row in read_rows(tmp_path / "en-de.txt")] == [("dog", "Hund")]
 
 
 @pytest.mark.parametrize("translation", ["Hund {m}", "Hund [zool.]", "Hund; Rüde", "Hund | Rüde", "<b>Hund</b>"])

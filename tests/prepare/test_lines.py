@@ -11,7 +11,7 @@ import pytest
 
 from m3p.errors import UserError
 from m3p.prepare.captions import read_jsonl
-from m3p.prepare.dictionary import read_pairs
+from m3p.prepare.dictionary import read_rows
 from m3p.prepare.lines import numbered_lines
 from m3p.prepare.text import prepare_text
 
@@ -95,9 +95,9 @@ def test_lines_of_old_macs_are_lines(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert prepare_text(tmp_path / "raw", tmp_path / "out")["en"].samples == 3
     path.write_bytes(b"dog\tHund\rcat\tKatze\r")
-    assert read_pairs(path) == [("dog", "Hund"), ("cat", "Katze")]
+    assert [row[:2] for row in read_rows(path)] == [("dog", "Hund"), ("cat", "Katze")]
     path.write_bytes(b"dog\t Hund\r\ncat\tKat\rze\r\n")  # a stray one inside a line ends no line
-    assert [word for word, _ in read_pairs(path)] == ["dog", "cat"]
+    assert [row[0] for row in read_rows(path)] == ["dog", "cat"]
 
 
 def test_lines_of_nothing_but_control_characters_are_blank(tmp_path: Path) -> None:

@@ -75,7 +75,10 @@ def lint_command(
     overrides: Overrides = None,
     samples: Annotated[int, typer.Option(min=0, help="Samples of each shard that are read; 0: every one.")] = 20,
 ) -> None:
-    """Check shards against the recipe. Exit code 1 with one line a problem: where, the rule, the way out. Notes are none."""
+    """Check shards against the recipe. One line a problem: where, the rule, the way out; exit code 1 if there is one.
+
+    Lines that begin with "note" are not problems.
+    """
     from m3p.inspect.lint import NOTE, lint
 
     problems = 0

@@ -27,7 +27,7 @@ from m3p.shipped import find_ds_config, find_recipe
 from m3p.terminal import say, warn
 from m3p.unicode_text import check_words
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Multilingual multimodal pre-training.")
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.command("train")(train_command)
 app.command("finetune")(finetune_command)
 app.command("recipes")(recipes_command)
@@ -72,7 +72,8 @@ def show_command(
     overrides: Overrides = None,
     field: Annotated[str, typer.Option(help="Print this field alone, such as run.folder.")] = "",
     deepspeed_config: Annotated[
-        str, typer.Option("--deepspeed_config", "--deepspeed-config", help="Look whether this file, or name, exists.")
+        str,
+        typer.Option("--deepspeed_config", "--deepspeed-config", help="Check also that this file, or name, exists."),
     ] = "",
 ) -> None:
     """Check a recipe and print it resolved."""
@@ -122,7 +123,9 @@ def ablate_command(
     overrides: Overrides = None,
     vary: Annotated[
         list[str] | None,
-        typer.Option(metavar="section.key=VALUE,VALUE", help="Values of a field; again for another field."),
+        typer.Option(
+            metavar="section.key=VALUE,VALUE", help="Values of a field; may be given again, for another field."
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each variant, with run.seed counted up.")] = 3,
     folder: Annotated[Path, typer.Option(help="Where the runs and the comparison go.")] = Path("runs/ablation"),
@@ -158,12 +161,16 @@ def evaluate_command(
     ] = None,
     scoring: Annotated[
         Literal["dual", "cross", "rerank"] | None,
-        typer.Option(help="Cosines; every pair through the encoder; or a shortlist of the one scored by the other."),
+        typer.Option(
+            help="dual: cosines; cross: every pair through the encoder; rerank: the best of dual, scored by cross."
+        ),
     ] = None,
     rerank: Annotated[int | None, typer.Option(min=0, help="Length of the shortlist that is scored again.")] = None,
     protocol: Annotated[
         ProtocolName | None,
-        typer.Option(help="Which pictures and captions are the pool, and how is counted; or native."),
+        typer.Option(
+            help="Which pictures and captions are the pool, and how hits are counted: native, m3p-compat, ..."
+        ),
     ] = None,
     dual_weight: Annotated[
         float | None, typer.Option(min=0, help="Add the cosine, times this, to the score of the cross-encoder.")

@@ -46,12 +46,12 @@ def index_pictures_command(
         bool, typer.Option("--add", help="Take pictures of another place into an index that is there.")
     ] = False,
     remove: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="Take this picture out; again for more.")
+        list[str] | None, typer.Option(metavar="ID", help="Take this picture out; may be given again.")
     ] = None,
 ) -> None:
     """Embed pictures once, so that queries are answered in milliseconds.
 
-    Killed, it goes on where it stopped when the same command is given again; so are pictures that have come since.
+    A command that was killed goes on when it is given again. Given again later, it takes in the pictures that have come since.
     """
     from m3p.search.build import index_pictures, remove_pictures
 
@@ -75,7 +75,7 @@ def serve_command(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     rate: Annotated[float, typer.Option(min=0.1, help="Queries a second of one address, on average.")] = 50.0,
     name: Annotated[
-        list[str] | None, typer.Option(help="A name by which clients call this host; again for more.")
+        list[str] | None, typer.Option(help="A name by which clients call this host; may be given again.")
     ] = None,
     run: RunOption = None,
 ) -> None:

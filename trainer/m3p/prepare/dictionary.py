@@ -139,13 +139,8 @@ def _mostly_latin(translations: Iterable[str]) -> bool:
     return counts[True] >= counts[False]
 
 
-def read_pairs(path: Path) -> list[tuple[str, str]]:
-    """Return the pairs of a raw list, without further columns. Raises UserError naming a broken line."""
-    return [(word, translation) for word, translation, _ in _read_rows(path)]
-
-
-def _read_rows(path: Path) -> list[tuple[str, str, bool]]:
-    """Return word, translation and whether more columns were left out, for each line.
+def read_rows(path: Path) -> list[tuple[str, str, bool]]:
+    """Return word, translation and whether more columns were left out, for each line. Raises UserError naming a broken line.
 
     Columns are parted by tabs or |||; in lines without any by spaces. There, numbers at the end are columns; so are parts of
     speech, if nearly all lines of the list end with one.
@@ -234,7 +229,7 @@ def prepare_dictionary(
             raise UserError(f"{path} is no file; the rule is a word list: take it away, or put the list there.")
         if language in lists:
             raise UserError(f"{folder} holds {_stem(path)} as .tsv and as .txt: keep one of them.")
-        rows = _read_rows(path)
+        rows = read_rows(path)
         lists[language] = clean([(word, translation) for word, translation, _ in rows], keep_function_words)
         lists[language].columns = sum(more for _, _, more in rows)
     with staged_folder(output, MARKER, overwrite) as staged:

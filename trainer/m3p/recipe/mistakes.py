@@ -15,8 +15,6 @@ Location = tuple[int | str, ...]
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80  # a value in a message is never more than a few hundred characters
-CONSEQUENCES = {"default_factory_not_called"}
-"""Types of pydantic errors that only say that another field of the section is wrong."""
 
 
 def every_mistake(model: type[BaseModel], raw: dict[str, Any], error: ValidationError) -> list[str]:

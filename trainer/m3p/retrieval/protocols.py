@@ -53,10 +53,10 @@ class Protocol:
                 f"protocol {self.name}: its pool has {self.images:,} pictures, and here are {len(records):,} that can be read; "
                 "give it the data of that protocol, or score these by --protocol native"
             )
-        chosen = [self._choose(record, languages) for record in records[: self.first_images]]
+        chosen = [self._choose(record) for record in records[: self.first_images]]
         return Pool.of(chosen, languages, merge=self.merges, folds=self.folds)
 
-    def _choose(self, record: Record, languages: Sequence[str]) -> dict[str, Any]:
+    def _choose(self, record: Record) -> dict[str, Any]:
         """Return the record with the captions that count."""
         captions = {}
         for language, given in record["captions"].items():

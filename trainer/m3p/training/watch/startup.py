@@ -42,7 +42,7 @@ def announce(
         return
     parts = {**start, **_parts(engine, ranks, plan)}
     table = Table(title=f"{recipe.run.folder}: step {first_step} of {recipe.run.steps}", show_header=False)
-    for name, what in {**parts, **_streams(recipe, objectives)}.items():
+    for name, what in {**parts, **_streams(objectives)}.items():
         table.add_row(name, what)
     PlainConsole().print(table)
     folder = recipe.run.folder
@@ -85,7 +85,7 @@ def _parts(engine: Engine, ranks: Ranks, plan: Plan) -> dict[str, str]:
     }
 
 
-def _streams(recipe: Recipe, objectives: dict[str, Objective]) -> dict[str, str]:
+def _streams(objectives: dict[str, Objective]) -> dict[str, str]:
     lines = {}
     for name, objective in objectives.items():
         samples = sum(source.manifest.samples for source in objective.mix.sources)
