@@ -291,7 +291,7 @@ def test_a_wrong_projection_is_not_called_done(tiny: Path, tmp_path: Path, monke
 def test_a_run_without_a_contrastive_task_has_no_space_for_texts(tiny: Path, tmp_path: Path) -> None:
     matching = [f"objectives.{name}.tasks={{matching: 1}}" for name in ("image_caption", "code_switched")]
     write_run(tiny, tmp_path / "run", *matching, "evaluation={}")
-    with pytest.raises(UserError, match=r"--format sentence-transformers: .* trains no contrastive task"):
+    with pytest.raises(UserError, match=r"--format sentence-transformers: .* trains no task that embeds texts alone"):
         export_run(tmp_path / "run", tmp_path / "out", "sentence-transformers")
     assert not (tmp_path / "out").exists()
 

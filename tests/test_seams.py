@@ -86,10 +86,39 @@ def test_every_task_names_itself_once_and_its_forms_say_who_offers_it() -> None:
             assert set(config.possible_tasks) == {name for name, task in TASKS.items() if task.forms}
 
 
-def test_imports_go_from_tasks_to_the_model_and_never_back() -> None:
-    for room in ("model", "visual", "kernels", "data"):
-        for path in (PACKAGE / room).rglob("*.py"):
-            assert "m3p.objectives" not in path.read_text(encoding="utf-8"), path
+def rows_of_rooms() -> list[list[str]]:
+    """Return the rows of docs/index.md's table of folders and files of the package, the topmost first."""
+    page = (ROOT / "docs" / "index.md").read_text(encoding="utf-8").split("## Where things live")[1]
+    return [row.split(", ") for row in page.split("```text\n")[1].split("```")[0].splitlines()]
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield the folders and files at the top of the package that a module imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            names = (
+                [f"{node.module}.{name.name}" for name in node.names] if node.module == "m3p" else [node.module or ""]
+            )
+        elif isinstance(node, ast.Import):
+            names = [name.name for name in node.names]
+        else:
+            continue
+        yield from (name.split(".")[1] for name in names if name.startswith("m3p."))
+
+
+def test_imports_go_down_the_table_of_rooms_and_never_up() -> None:
+    level = {room: number for number, row in enumerate(rows_of_rooms()) for room in row}
+    here = {path.stem for path in PACKAGE.iterdir()}
+    assert level.keys() <= here
+    wrong = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if own in {"__init__", "__main__"}:
+            continue
+        for other in imported(path):
+            if level.get(other, len(level)) < level.get(own, len(level)) or {own, other} == {"model", "data"}:
+                wrong.append(f"{path.relative_to(PACKAGE)} imports {other}")
+    assert not wrong, "\n".join(wrong)
 
 
 def test_one_file_and_one_line_are_what_a_registry_wants() -> None:

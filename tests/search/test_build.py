@@ -169,7 +169,7 @@ def test_what_is_no_picture_is_counted_and_what_lies_elsewhere_is_not_read(
 
 def test_a_network_of_region_features_indexes_no_plain_folder(tiny: Path, album: Path, tmp_path: Path) -> None:
     write_run(tiny, tmp_path / "run")
-    with pytest.raises(UserError, match="region features and cannot see pixels"):
+    with pytest.raises(UserError, match="stored features and cannot see pixels"):
         index_pictures(tmp_path / "run", album, tmp_path / "index")
     report = index_pictures(tmp_path / "run", tiny.parent / "shards" / "train", tmp_path / "index")
     assert report.pictures > 0

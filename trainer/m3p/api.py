@@ -16,7 +16,6 @@ from m3p.runs import Run, open_run
 from m3p.unicode_text import HALF, is_unicode
 from m3p.visual.decode import MAX_PIXELS
 from m3p.visual.npz import LARGEST_NPZ
-from m3p.visual.regions import Regions
 
 T = TypeVar("T")
 Floats = NDArray[np.float32]
@@ -26,8 +25,6 @@ MAX_BYTES = 4 * MAX_PIXELS
 """Bytes of a picture's file, at most."""
 SHOWN = 100
 """Characters of a text that a message shows."""
-_REGIONS = b"PK\x03\x04"
-"""How an npz begins."""
 
 
 class Model:
@@ -99,14 +96,8 @@ class Model:
         for number, picture in enumerate(pictures):
             name = str(picture) if isinstance(picture, str | Path) else f"picture {number} of the batch"
             content = _bytes(picture)
-            if isinstance(visual, Regions) and not content.startswith(_REGIONS):
-                raise UserError(
-                    f"{name}: this network was trained on region features and cannot see pixels; give npz files with "
-                    f"boxes [R, 4] and features [R, {visual.feature_size}] of the detector that it was trained with"
-                )
-            kind = "regions.npz" if content.startswith(_REGIONS) else "jpg"
             try:
-                yield visual.load({kind: content}, None)
+                yield visual.load(visual.files_of(content), None)
             except BadSample as reason:
                 raise UserError(f"{name}: {reason}") from reason
 

@@ -24,9 +24,10 @@ from m3p.export_check import (
 )
 from m3p.export_files import open_to_group, write_sentence_transformers, write_tokenizer
 from m3p.model.build import read_encoder_shape
+from m3p.model.heads import EmbeddingHead
 from m3p.model.huggingface import write_folder
 from m3p.model.m3p import M3P
-from m3p.objectives.tasks.contrastive import ContrastiveHead
+from m3p.objectives.tasks import TASKS
 from m3p.quiet import quiet
 from m3p.recipe.load import dump_recipe
 from m3p.runs import RECIPE, Run, load_exported, open_run
@@ -38,12 +39,12 @@ Format = Literal["transformers", "sentence-transformers"]
 def export_run(run: Path, output: Path, format: Format = "transformers") -> str:
     """Write `output` and compare; return a line that says what was found. Raises UserError.
 
-    `sentence-transformers` adds its modules, for a run that trains a contrastive task.
+    `sentence-transformers` adds its modules, for a run that trains an embedding of texts.
     """
     if output.exists() and any(output.iterdir()):
         raise UserError(f"--output {output} is not empty; name a new folder")
     opened = open_run(run)
-    head = _contrastive(opened) if format == "sentence-transformers" else None
+    head = _embedding_head(opened) if format == "sentence-transformers" else None
     _write(opened, output)
     if head is not None:
         write_sentence_transformers(head, opened.max_tokens, output)
@@ -54,13 +55,14 @@ def export_run(run: Path, output: Path, format: Format = "transformers") -> str:
         return f"{output}: step {opened.step}; " + "; ".join(_compare(opened, output, head is not None))
 
 
-def _contrastive(opened: Run) -> ContrastiveHead:
-    """Return what projects texts. Raises UserError where the run does not train it."""
-    head = next((head for head in opened.model.heads.values() if isinstance(head, ContrastiveHead)), None)
+def _embedding_head(opened: Run) -> EmbeddingHead:
+    """Return the head that projects texts. Raises UserError where the run does not train one."""
+    head = next((head for head in opened.model.heads.values() if isinstance(head, EmbeddingHead)), None)
     if head is None:
+        fields = " or ".join(f"tasks.{task.name}" for task in TASKS.values() if task.embeds)
         raise UserError(
-            f"--format sentence-transformers: {opened.folder} trains no contrastive task, so it has no space for texts; use "
-            "--format transformers, or train with tasks.contrastive"
+            f"--format sentence-transformers: {opened.folder} trains no task that embeds texts alone; use --format transformers, "
+            f"or give {fields} a weight"
         )
     return head
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from m3p.data.tokenizer import Tokenizer
 from m3p.data.tokenizer_json import convert_sentencepiece
-from m3p.objectives.tasks.contrastive import ContrastiveHead
+from m3p.model.heads import EmbeddingHead
 from m3p.vocabulary import SENTENCEPIECE_FILE, TOKENIZER_FILE, read_tokenizer_json, row_order
 from m3p.wordpiece import VOCAB_FILE
 
@@ -46,12 +46,12 @@ def write_tokenizer(tokenizer: Tokenizer, max_tokens: int, output: Path) -> None
     _write_json(output / "special_tokens_map.json", specials)
 
 
-def write_sentence_transformers(head: ContrastiveHead, max_tokens: int, output: Path) -> None:
-    """Write what SentenceTransformer reads beside the encoder, so that its embeddings of texts lie in our contrastive space.
+def write_sentence_transformers(head: EmbeddingHead, max_tokens: int, output: Path) -> None:
+    """Write what SentenceTransformer reads beside the encoder, so that its embeddings of texts lie in the space of our pictures.
 
     `max_tokens`: texts are cut there, as in training. Its modules: encoder, pooling, projection, unit length.
     """
-    projection, width = head.text.weight.shape
+    projection, width = head.text_projection.weight.shape
     # With a centre c: W (x / |x| + c), as a Dense layer with a bias behind a first scaling to unit length.
     scaled = ("Normalize",) if head.centre is not None else ()
     names = ("Transformer", "Pooling", *scaled, "Dense", "Normalize")
@@ -74,7 +74,7 @@ def write_sentence_transformers(head: ContrastiveHead, max_tokens: int, output: 
     }
     _write_json(output / "1_Pooling" / "config.json", pooling)
     identity = "torch.nn.modules.linear.Identity"
-    weights = {"linear.weight": head.text.weight.detach().cpu().contiguous()}
+    weights = {"linear.weight": head.text_projection.weight.detach().cpu().contiguous()}
     if head.centre is not None:
         weights["linear.bias"] = weights["linear.weight"] @ head.centre.detach().cpu()
     dense = {

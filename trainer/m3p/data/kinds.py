@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3p.data.records import Members, choose_captions, passage, read_record
+from m3p.visual import STORED_FILES
 from m3p.visual.decode import IMAGE_KINDS
-from m3p.visual.tower.store import MEMBER
 
 CAPTION_TOKENS = 20
 """Tokens taken for every caption: the index does not know which of a picture's captions a sample draws."""
@@ -115,10 +115,10 @@ class Captions:
     """Pictures with captions in one or more languages. A record is a `Caption`."""
 
     name: ClassVar[str] = "captions"
-    needs: ClassVar[str] = "a picture (jpg, png, webp), region features (regions.npz) or tower.npz, and a caption"
+    needs: ClassVar[str] = f"a picture (jpg, png, webp) or stored features ({', '.join(STORED_FILES)}), and a caption"
     has_pictures: ClassVar[bool] = True
     needs_language: ClassVar[bool] = False
-    files: ClassVar[frozenset[str]] = frozenset({"json", "regions.npz", MEMBER, *IMAGE_KINDS})
+    files: ClassVar[frozenset[str]] = frozenset({"json", *STORED_FILES, *IMAGE_KINDS})
     measured: ClassVar[str] = "regions.npz"
 
     def reader(self, language: str | None, languages: Sequence[str] | None) -> Callable[[Members], Caption]:

@@ -5,7 +5,7 @@ zeros where a micro-batch asks nothing of it (`model/m3p.py` says why).
 """
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +52,16 @@ class Head(nn.Module):
 class EmbeddingHead(Head):
     """A head that puts texts and pictures, each encoded alone, into one space: evaluation ranks by their cosine."""
 
+    pooling: Literal["first", "mean"]
+    """What of a sequence is pooled: its `<s>`, or the mean of its slots."""
+    centre: nn.Parameter | None
+    """[width] the mean of texts with its sign turned, which is added to each pooled text, of unit length, before its projection.
+
+    All zeros until it is measured (training/text_centre.py). None: nothing is added."""
+
     @property
-    def text_projection(self) -> nn.Module:
-        """The module that projects pooled texts, to be frozen alone."""
+    def text_projection(self) -> nn.Linear:
+        """The layer that projects pooled texts; it can be frozen alone."""
         raise NotImplementedError
 
     def pool(self, hidden: Tensor, layout: Layout, sequences: Tensor, skip: int) -> Tensor:

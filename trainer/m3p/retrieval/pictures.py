@@ -21,6 +21,7 @@ from m3p.retrieval.pool import Pool
 from m3p.retrieval.protocols import PROTOCOLS
 from m3p.runs import Run
 from m3p.terminal import one_line, warn
+from m3p.visual import main_file
 from m3p.visual.decode import decode, picture_kind
 
 KEPT_BYTES = 512 << 20
@@ -192,8 +193,8 @@ class _Gallery:
 
 
 def _content(members: Members) -> str:
-    """Return the name of a stored picture, or of its region features; "" for an empty file."""
-    stored = members.get(picture_kind(members) or "regions.npz", b"")
+    """Return the name of a stored picture, or of its stored features; "" for an empty file."""
+    stored = members.get(main_file(members) or "", b"")
     return name_of(stored) if stored else ""
 
 

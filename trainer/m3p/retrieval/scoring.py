@@ -16,6 +16,7 @@ from m3p.errors import UserError
 from m3p.model.attention import Layout
 from m3p.model.heads import EmbeddingHead, Head, PairHead
 from m3p.model.m3p import M3P
+from m3p.objectives.tasks import TASKS
 from m3p.packing import Packer
 from m3p.retrieval.pairs import Captions, EmbeddedPictures, caption_batches, pair_batches
 from m3p.runs import Run
@@ -118,9 +119,10 @@ class Scorer:
         """Return the first head of this kind. Raises UserError where no task of the run has trained one."""
         found = next((head for head in self._model.heads.values() if isinstance(head, kind)), None)
         if found is None:
-            wanted = "contrastive" if issubclass(kind, EmbeddingHead) else "matching"
-            trained = ", ".join(self._model.heads)
-            raise UserError(f"the run was trained on {trained}; this needs one whose tasks.{wanted} has a weight")
+            embeds = issubclass(kind, EmbeddingHead)
+            able = [name for name, task in TASKS.items() if (task.embeds if embeds else task.scores_pairs)]
+            trained, wanted = ", ".join(self._model.heads), " or ".join(f"tasks.{name}" for name in able)
+            raise UserError(f"the run was trained on {trained}; this needs one whose {wanted} has a weight")
         return found
 
     def _run(self, sequences: Iterable[Packed], read: Read) -> Floats:

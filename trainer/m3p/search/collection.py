@@ -16,9 +16,8 @@ from m3p.data.shards.manifest import MANIFEST_FILE
 from m3p.data.source import Source, SourceConfig
 from m3p.errors import BadSample, UserError
 from m3p.prepare.pictures import PictureFolder
-from m3p.visual import VisualSource
+from m3p.visual import VisualSource, main_file
 from m3p.visual.decode import IMAGE_KINDS, picture_kind
-from m3p.visual.regions import Regions
 
 MAX_CAPTION = 200
 """Characters of a caption that an index keeps, to be shown."""
@@ -63,7 +62,7 @@ class Collection(Protocol):
         """Read and decode the picture at `place`, not augmented. Raises BadSample."""
 
     def stored(self, place: str) -> tuple[bytes, str]:
-        """Return a picture as it is stored, empty where there are region features alone, and its content's name.
+        """Return a picture as it is stored, empty where there are stored features alone, and its content's name.
 
         Raises BadSample, OSError, UserError.
         """
@@ -111,22 +110,22 @@ class Shards:
 
 
 def _content(members: Members) -> str:
-    stored = members.get(picture_kind(members) or "regions.npz", b"")
+    stored = members.get(main_file(members) or "", b"")
     return name_of(stored) if stored else ""
 
 
 class Folder:
     """The JPEG, PNG and WebP files of a folder and its sub-folders; links that lead out of it and hidden files are left out.
 
-    Raises UserError where the network was trained on region features: it cannot see pixels.
+    Raises UserError where the network was trained on stored features: it cannot see pixels.
     """
 
     def __init__(self, folder: Path, visual: VisualSource) -> None:
         path = folder.absolute()
-        if isinstance(visual, Regions):
+        if not visual.needs_pictures:
             raise UserError(
-                f"{folder}: this network was trained on region features and cannot see pixels; give shards with regions "
-                "(`m3p prepare regions` makes them)"
+                f"{folder}: this network was trained on stored features and cannot see pixels; give shards with files "
+                f"KEY.{visual.stored_file}"
             )
         self._visual, self._pictures = visual, PictureFolder(path)
         self.origin = Origin(kind="folder", path=str(path))
@@ -145,7 +144,7 @@ class Folder:
     def read(self, place: str) -> Found:
         """Return the picture of a file. Raises BadSample."""
         content, name = self.stored(place)
-        return Found(place, name, "", "", self._visual.load({"jpg": content}, None))
+        return Found(place, name, "", "", self._visual.load(self._visual.files_of(content), None))
 
     def stored(self, place: str) -> tuple[bytes, str]:
         """Return a file's bytes and their content's name. Raises BadSample."""

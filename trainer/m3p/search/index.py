@@ -177,7 +177,7 @@ class SearchIndex:
         return Entry(*columns)
 
     def stored(self, number: int) -> bytes:
-        """Return a picture as it is stored where it came from; empty where there are region features alone.
+        """Return a picture as it is stored where it came from; empty where there are stored features alone.
 
         Raises KeyError for another number, and BadSample where it is gone, or has changed since it was indexed.
         """

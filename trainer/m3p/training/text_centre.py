@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from m3p import distributed
+from m3p.model.heads import EmbeddingHead
 from m3p.model.m3p import M3P
 from m3p.objectives.objective import Objective
-from m3p.objectives.tasks.contrastive import Contrastive, ContrastiveHead
+from m3p.objectives.tasks import TASKS
 from m3p.retrieval.pairs import Captions, caption_batches
 
 SAMPLES = 1024
@@ -27,7 +28,7 @@ def measure_text_centre(model: M3P, objectives: Iterable[Objective]) -> None:
 
     A head that came with the weights of another run keeps the centre that its projections were trained with.
     """
-    head = next((head for head in model.heads.values() if isinstance(head, ContrastiveHead)), None)
+    head = next((head for head in model.heads.values() if isinstance(head, EmbeddingHead)), None)
     if head is None or head.centre is None or head.centre.any():
         return
     found = _mean_of_texts(model, head, objectives).numpy() if distributed.is_main() else None
@@ -37,13 +38,13 @@ def measure_text_centre(model: M3P, objectives: Iterable[Objective]) -> None:
         head.centre.copy_(-torch.from_numpy(found))
 
 
-def _mean_of_texts(model: M3P, head: ContrastiveHead, objectives: Iterable[Objective]) -> Tensor:
+def _mean_of_texts(model: M3P, head: EmbeddingHead, objectives: Iterable[Objective]) -> Tensor:
     """Return the mean of the pooled texts, each of unit length: [width]."""
     sums, count = [], 0
     training = model.training
     model.eval()
     for objective in objectives:
-        if Contrastive.name in objective.tasks:
+        if any(TASKS[name].embeds for name in objective.tasks):
             tokens = objective.tokenise(objective.mix.read_many(range(SAMPLES)))
             captions = Captions(tokens.ids, tokens.lengths, np.zeros(len(tokens.lengths), np.bool_))
             sums += list(_unit_sums(model, head, captions))
@@ -53,7 +54,7 @@ def _mean_of_texts(model: M3P, head: ContrastiveHead, objectives: Iterable[Objec
 
 
 @torch.inference_mode()
-def _unit_sums(model: M3P, head: ContrastiveHead, captions: Captions) -> Iterable[Tensor]:
+def _unit_sums(model: M3P, head: EmbeddingHead, captions: Captions) -> Iterable[Tensor]:
     """Yield for each batch of captions the sum of their pooled states, each of unit length: [width]."""
     for rows, batch in caption_batches(captions, BATCH):
         hidden, layout, _ = model.encode(batch)

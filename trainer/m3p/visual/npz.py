@@ -26,6 +26,7 @@ LONGEST_HEADER = 2**16
 LOCAL = struct.Struct("<4s22xHH")
 """The head of a zip's member: its mark, and the lengths of the name and of the extra field that follow."""
 MARK = b"PK\x03\x04"
+"""How an npz, as any zip, begins."""
 VERSION_1 = npy.magic(1, 0)
 
 

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from m3p.batch import Blank
 from m3p.errors import BadSample, UserError
-from m3p.visual.npz import read_npz
+from m3p.visual.npz import MARK, read_npz
 from m3p.visual.source import VisualSource
 
+FILE = "regions.npz"
+"""Extension of the file that holds a picture's regions."""
 LEAST_OF_FEATURE = 0.5
 """Least squared length of a feature by which its error is divided."""
 BOX_SLACK = 0.01
@@ -78,6 +80,7 @@ class Regions(VisualSource):
     """Region features, L2-normalised, with their boxes and object classes."""
 
     needs_pictures: ClassVar[bool] = False
+    stored_file: ClassVar[str | None] = FILE
     kind: Literal["regions"]
     feature_size: int = Field(2048, ge=1, description="Width of a region's feature, as stored in the shards.")
     classes: int = Field(1600, ge=0, description="Object classes of the detector; 0: no class loss.")
@@ -137,16 +140,16 @@ class Regions(VisualSource):
         into: NDArray[np.uint8] | None = None,
     ) -> RegionTokens:
         """Read `regions.npz`; neither `draw`, since regions are not augmented, nor `into` is used. Raises BadSample."""
-        if "regions.npz" not in members:
-            raise BadSample("no member regions.npz")
+        if FILE not in members:
+            raise BadSample(f"no member {FILE}")
         try:
-            arrays = read_npz(members["regions.npz"])
+            arrays = read_npz(members[FILE])
             boxes, features = _array(arrays, "boxes"), _array(arrays, "features")
             ids = _array(arrays, "class_ids") if self.classes else None
             wanted = self.classes and ("class_probs" in arrays or self._predicts_distribution)
             probs = _array(arrays, "class_probs") if wanted else None
         except Exception as error:  # on broken bytes its parsers raise nearly anything, from KeyError to TokenError
-            raise BadSample(f"unreadable regions.npz: {error}") from error
+            raise BadSample(f"unreadable {FILE}: {error}") from error
         _check(boxes, features, self.feature_size)
         limit, distribution = self.max_regions, None
         if ids is not None:
@@ -157,6 +160,15 @@ class Regions(VisualSource):
             ids = _most_likely(ids, probs, self.classes)
         _check_finite("features", features[limit:])
         return RegionTokens(_normalised(features[:limit]), boxes[:limit].astype(np.float32), ids, distribution)
+
+    def files_of(self, content: bytes) -> Mapping[str, bytes | memoryview]:
+        """Return a sample's files for the bytes of an npz. Raises BadSample for a picture."""
+        if not content.startswith(MARK):
+            raise BadSample(
+                "this network was trained on region features and cannot see pixels; give npz files with boxes [R, 4] and "
+                f"features [R, {self.feature_size}] of the detector that it was trained with"
+            )
+        return {FILE: content}
 
     @property
     def _predicts_distribution(self) -> bool:

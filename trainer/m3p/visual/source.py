@@ -28,7 +28,11 @@ class VisualSource(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     needs_pictures: ClassVar[bool] = True
-    """Whether a sample must hold its picture; region features alone do not do."""
+    """Whether it reads pictures. If not, it reads the features in `stored_file`, and cannot see pixels."""
+    stored_file: ClassVar[str | None] = None
+    """Extension of the file of stored features that it can read in place of a picture: "regions.npz"; None: it reads none.
+
+    A sample that has this file needs no picture to be indexed."""
     predicts_embedder: ClassVar[bool] = False
     """Whether masked tokens are predicted as the embedder sees them in the whole picture.
 
@@ -101,12 +105,12 @@ class VisualSource(BaseModel):
         Args:
             folder: for messages.
             region_features: numbers of a stored region feature; None where there are none.
-            without_picture: samples that have region features and no picture.
+            without_picture: samples that have stored features, such as regions, and no picture.
         """
         if self.needs_pictures and without_picture:
             raise UserError(
-                f"visual.kind needs pictures, but {without_picture:,} samples of {folder} have region features alone: use kind: "
-                "regions, or prepare the source again with --images"
+                f"visual.kind needs pictures, but {without_picture:,} samples of {folder} have stored features alone: use kind: "
+                "regions, or the one that they were stored for, or prepare the source again with --images"
             )
         self.check(folder, region_features)
 
@@ -117,6 +121,13 @@ class VisualSource(BaseModel):
                 f"{folder} has {stored} instead of pictures; set visual.kind: tower with that tower's folder, or name the source "
                 "that it was made from"
             )
+
+    def files_of(self, content: bytes) -> Members:
+        """Return a sample's files for `content`, the bytes of one file that a user gives in place of a picture.
+
+        Raises BadSample where they cannot be what the source reads.
+        """
+        return {self.stored_file or "": content} if not self.needs_pictures else {"jpg": content}
 
     def load(self, members: Members, draw: Iterator[float] | None, into: NDArray[np.uint8] | None = None) -> Picture:
         """Return the picture of a sample, decoded into `into` where it fits; `draw` augments it. Raises BadSample."""

@@ -20,6 +20,7 @@ from m3p.data.shards.shard_table import index_name
 from m3p.data.shards.side_captions import SideCaptions, side_path
 from m3p.data.shards.tar import BLOCK, Member, TarError, head_sum, is_followed, walk
 from m3p.errors import BadSample, UserError
+from m3p.visual import main_file
 from m3p.visual.decode import IMAGE_KINDS, picture_kind
 from m3p.visual.npz import LARGEST_NPZ, read_shapes
 from m3p.visual.tower.store import MEMBER, StoredTower, read_tokens
@@ -48,11 +49,11 @@ class TarIndex:
     unnamed: int = 0
     """Samples whose captions name no language, such as those of a KEY.txt."""
     unusable: int = 0
-    """Samples without picture and regions, or a caption, with unreadable regions, or without text; training skips them."""
+    """Samples that training skips: without picture or stored features, without caption or text, or with unreadable regions."""
     stored_tower: StoredTower | None = None
     """Which tower made the stored tokens, if any sample has them."""
     without_picture: int = 0
-    """Samples that have region features and no picture."""
+    """Samples that have stored features, such as regions, and no picture."""
     layouts: Counter[str] = field(default_factory=Counter)
     """Samples by where their captions were found, in the words of records.py."""
     unread: Counter[str] = field(default_factory=Counter)
@@ -259,7 +260,7 @@ class _Scan:
         kind = KINDS[self.kind]
         _, size = extents.get(kind.measured, (0, 0))
         self.sizes.append(min(size, LARGEST_SIZE))
-        main = (kind.has_pictures and picture_kind(extents)) or kind.measured
+        main = main_file(extents) if kind.has_pictures else kind.measured
         self.contents.append(content_number(hashes[main]) if main in hashes and extents[main][1] else 0)
         self.published.append(0)  # until its record is read
         read = kind.files.union(text_files(extents)) if kind.has_pictures else kind.files
@@ -269,12 +270,13 @@ class _Scan:
             return
         has_picture = picture_kind(extents) is not None
         has_tokens = MEMBER in extents and self.has_tokens(key, extents, not has_picture)
-        usable = self.has_captions(extents) and (has_picture or has_tokens or "regions.npz" in extents)
+        has_features = not has_picture and not has_tokens and main is not None
+        usable = self.has_captions(extents) and (has_picture or has_tokens or has_features)
         if "regions.npz" in extents:
             width = feature_width(self.read(extents, "regions.npz", LARGEST_NPZ))
             usable = usable and width is not None
             self.check_width(key, width)
-            self.without_picture += usable and not has_picture and not has_tokens
+        self.without_picture += usable and has_features
         self.unusable += not usable
 
     def has_tokens(self, key: str, extents: dict[str, tuple[int, int]], are_its_picture: bool) -> bool:

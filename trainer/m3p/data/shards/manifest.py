@@ -72,7 +72,7 @@ class Manifest(BaseModel):
     stored_tower: StoredTower | None = None
     """Which tower made the tokens that stand in the place of pictures; null with pictures."""
     without_picture: Annotated[int, Field(ge=0)] = 0
-    """Samples that have region features and no picture, as features are handed round."""
+    """Samples that have stored features and no picture, as features are handed round."""
     origin: dict[str, str] = {}
     """What was imported: set, task, split, caption_source and licence of a published set; captions_per_picture of all."""
     side_captions: dict[str, str] = {}

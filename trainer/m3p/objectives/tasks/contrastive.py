@@ -115,7 +115,6 @@ class ContrastiveHead(EmbeddingHead):
         self.up = nn.Linear(width, hidden) if hidden else None
         self.down = nn.Linear(hidden, projection) if hidden else None
         self.dropout = dropout
-        # Added: the mean of texts with its sign turned.
         self.centre = nn.Parameter(torch.zeros(width), requires_grad=False) if centre else None
         # Of one dimension, as ZeRO wants its parameters.
         self.log_scale = nn.Parameter(torch.full((1,), -math.log(temperature)), requires_grad=learn_temperature)
@@ -130,7 +129,7 @@ class ContrastiveHead(EmbeddingHead):
             nn.init.zeros_(self.down.bias)
 
     @property
-    def text_projection(self) -> nn.Module:
+    def text_projection(self) -> nn.Linear:
         """The linear layer of texts; their centre is never trained."""
         return self.text
 

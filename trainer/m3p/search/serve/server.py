@@ -37,7 +37,6 @@ from m3p.search.serve.limits import MAX_BODY, MAX_CONNECTIONS, MAX_DEPTH, MAX_QU
 from m3p.search.serve.queries import BusyError, Queries
 from m3p.search.serve.thumbnails import SIDES, Thumbnails
 from m3p.terminal import one_line, warn
-from m3p.visual.regions import Regions
 
 FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 """What a connection beyond `MAX_CONNECTIONS` is answered."""
@@ -105,7 +104,8 @@ class Server(ThreadingHTTPServer):
         self.names = {address[0].lower(), *(name.lower() for name in names)}
         if is_loopback(address[0]):
             self.names |= {"localhost", "127.0.0.1", "::1"}
-        self.sees_pixels = not isinstance(model.run.recipe.visual, Regions)
+        visual = model.run.recipe.visual
+        self.sees_pixels = visual is None or visual.needs_pictures
         self._places = BoundedSemaphore(MAX_CONNECTIONS)
         super().__init__(address, Handler)
         self.queries = Queries(model, index, MAX_DEPTH)
@@ -218,7 +218,7 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(HTTPStatus.NOT_FOUND, "there is no such page")
         if not self.server.sees_pixels:
             raise RefusedError(
-                HTTPStatus.BAD_REQUEST, "this network was trained on region features and cannot see pixels"
+                HTTPStatus.BAD_REQUEST, "this network was trained on stored features and cannot see pixels"
             )
         asked = self._asked(url.query)
         self._take(1)

@@ -74,6 +74,7 @@ class Tower(PictureSource):
     """A vision model of a local `transformers` folder, and its grid of features pooled to `tokens` tokens a picture."""
 
     predicts_embedder: ClassVar[bool] = True
+    stored_file: ClassVar[str | None] = MEMBER
 
     kind: Literal["tower"]
     folder: PathField = Field(
