@@ -27,7 +27,7 @@ from m3p.optim.optimizer import OptimizerConfig
 from m3p.optim.schedules import ScheduleConfig, decay_begins
 from m3p.paths import FileName, PathField
 from m3p.recipe.evaluation import EvaluationConfig
-from m3p.visual import VisualConfig
+from m3p.visual import VISUAL_KINDS, VisualConfig
 
 LONGEST_WAIT = 10**6
 """Seconds; torch and faulthandler count in units of which far more would overflow."""
@@ -198,42 +198,54 @@ def _combinations(recipe: Recipe) -> Iterator[str]:
         yield "objectives: none has a weight above 0; give one a weight"
     pairs = [name for name, config in active.items() if config.needs_pictures]
     if pairs and recipe.visual is None:
-        yield f"visual: missing, but objectives.{pairs[0]} trains on pictures; add a section with kind: regions, patches or tower"
+        kinds = f"{', '.join(VISUAL_KINDS[:-1])} or {VISUAL_KINDS[-1]}"
+        yield f"visual: missing, but objectives.{pairs[0]} trains on pictures; add a section with kind: {kinds}"
     for name, config in active.items():
-        for task in map(TASKS.__getitem__, config.active_tasks):
-            if config.batch_size < task.least_samples:
-                yield (
-                    f"objectives.{name}.batch_size = {config.batch_size}: {task.name} compares pairs of a turn; set "
-                    f"{task.least_samples} or more, or tasks.{task.name} = 0"
-                )
-            if config.needs_pictures and not recipe.model.encode_pictures and task.forms - {Form.ALONE}:
-                yield (
-                    f"objectives.{name}.tasks.{task.name}: asks about text and picture in one sequence, which "
-                    f"model.encode_pictures = false never encodes together; set tasks.{task.name} = 0, or encode_pictures = true"
-                )
-            if task.reads is not None and task.reads not in config.active_tasks:
-                yield (
-                    f"objectives.{name}.tasks.{task.name}: reads what the head of {task.reads} gives; give "
-                    f"tasks.{task.reads} a weight too"
-                )
-            if task.masks_regions and recipe.visual is not None and not recipe.visual.has_targets:
-                yield (
-                    f"objectives.{name}.tasks.{task.name}: the features to be predicted would be learnt themselves, and move; "
-                    "set it to 0, or use a frozen tower with pool: average"
-                )
-        longest = recipe.model.shape.positions - 2 if recipe.model.shape else None
-        if longest is not None and config.max_tokens > longest:
-            yield (
-                f"objectives.{name}.max_tokens = {config.max_tokens}: model.shape.positions = {longest + 2} holds "
-                f"{longest} tokens; lower the one or raise the other"
-            )
+        yield from _of_objective(recipe, name, config)
     yield from _lengths(recipe)
+    yield from _of_scoring(recipe)
+    if "visual" in recipe.model.freeze and recipe.visual is None:
+        yield "model.freeze: visual is the embedder of pictures, and the recipe has no section visual; leave it out"
+
+
+def _of_objective(recipe: Recipe, name: str, config: ObjectiveConfig) -> Iterator[str]:
+    """Yield what is wrong between an objective and other sections."""
+    for task in map(TASKS.__getitem__, config.active_tasks):
+        if config.batch_size < task.least_samples:
+            yield (
+                f"objectives.{name}.batch_size = {config.batch_size}: {task.name} compares pairs of a turn; set "
+                f"{task.least_samples} or more, or tasks.{task.name} = 0"
+            )
+        if config.needs_pictures and not recipe.model.encode_pictures and task.forms - {Form.ALONE}:
+            yield (
+                f"objectives.{name}.tasks.{task.name}: asks about text and picture in one sequence, which "
+                f"model.encode_pictures = false never encodes together; set tasks.{task.name} = 0, or encode_pictures = true"
+            )
+        if task.reads is not None and task.reads not in config.active_tasks:
+            yield (
+                f"objectives.{name}.tasks.{task.name}: reads what the head of {task.reads} gives; give "
+                f"tasks.{task.reads} a weight too"
+            )
+        if task.masks_regions and recipe.visual is not None and not recipe.visual.has_targets:
+            yield (
+                f"objectives.{name}.tasks.{task.name}: the features to be predicted would be learnt themselves, and move; "
+                "set it to 0, or use a frozen tower with pool: average"
+            )
+    longest = recipe.model.shape.positions - 2 if recipe.model.shape else None
+    if longest is not None and config.max_tokens > longest:
+        yield (
+            f"objectives.{name}.max_tokens = {config.max_tokens}: model.shape.positions = {longest + 2} holds "
+            f"{longest} tokens; lower the one or raise the other"
+        )
+
+
+def _of_scoring(recipe: Recipe) -> Iterator[str]:
+    """Yield what is wrong between the tasks that are trained, and what is scored or frozen of them."""
     embeds = [task.name for task in TASKS.values() if task.embeds]
     scores = [task.name for task in TASKS.values() if task.scores_pairs]
     if "text_projection" in recipe.model.freeze and not any(task.embeds for task in recipe.tasks):
-        yield "model.freeze: text_projection is that of contrastive, which no active objective trains; leave it out"
-    if "visual" in recipe.model.freeze and recipe.visual is None:
-        yield "model.freeze: visual is the embedder of pictures, and the recipe has no section visual; leave it out"
+        names = " or ".join(embeds)
+        yield f"model.freeze: text_projection is that of {names}, which no active objective trains; leave it out"
     trained = {task.name for task in recipe.tasks}
     if recipe.run.select_on is not None and recipe.run.select_on not in recipe.evaluation:
         known = ", ".join(recipe.evaluation) or "none"
@@ -254,7 +266,7 @@ def _lengths(recipe: Recipe) -> Iterator[str]:
             f"schedule.warmup_steps = {schedule.warmup_steps}: not below run.steps = {run.steps}; "
             "shorten the warm-up or lengthen the run"
         )
-    elif schedule.shape == "wsd" and schedule.warmup_steps > decays:
+    elif decays is not None and schedule.warmup_steps > decays:
         yield (
             f"schedule.warmup_steps = {schedule.warmup_steps}: with schedule.decay = {schedule.decay:g} the rate falls after "
             f"step {decays:g} of {run.steps} already; shorten the one or the other"

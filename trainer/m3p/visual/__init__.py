@@ -17,7 +17,7 @@ from m3p.visual.source import VisualSource
 from m3p.visual.tower.source import Tower
 from m3p.visual.tower.store import MEMBER
 
-__all__ = ["STORED_FILES", "VisualConfig", "VisualSource", "main_file"]
+__all__ = ["STORED_FILES", "VISUAL_KINDS", "VisualConfig", "VisualSource", "main_file"]
 
 VisualConfig = Annotated[
     Regions
@@ -27,6 +27,8 @@ VisualConfig = Annotated[
 ]  # fmt: skip
 
 _SOURCES: tuple[type[VisualSource], ...] = get_args(get_args(VisualConfig)[0])
+VISUAL_KINDS: tuple[str, ...] = tuple(get_args(source.model_fields["kind"].annotation)[0] for source in _SOURCES)
+"""What `visual.kind` may be."""
 STORED_FILES = tuple(source.stored_file for source in _SOURCES if source.stored_file is not None)
 """Extensions of the files of stored features that sources read in place of a picture: "regions.npz", "tower.npz"."""
 
