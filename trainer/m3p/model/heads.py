@@ -5,7 +5,7 @@ zeros where a micro-batch asks nothing of it (`model/m3p.py` says why).
 """
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +52,8 @@ class Head(nn.Module):
 class EmbeddingHead(Head):
     """A head that puts texts and pictures, each encoded alone, into one space: evaluation ranks by their cosine."""
 
-    pooling: Literal["first", "mean"]
-    """What of a sequence is pooled: its `<s>`, or the mean of its slots."""
+    pooling: str
+    """What of a sequence is pooled. first: its `<s>`; mean: the mean of its slots."""
     centre: nn.Parameter | None
     """[width] the mean of texts with its sign turned, which is added to each pooled text, of unit length, before its projection.
 
