@@ -189,6 +189,24 @@ def test_recomputing_the_layers_of_a_trained_tower_changes_no_gradient(towers: T
         torch.testing.assert_close(found[1][key], gradient)
 
 
+@pytest.mark.parametrize("trained", ["none", "all"])
+def test_batch_norms_keep_their_statistics_in_float32_where_weights_have_16_bits(towers: Towers, trained: Any) -> None:
+    """As DeepSpeed casts a network: its parameters alone."""
+    found = []
+    for precision in (torch.float32, torch.bfloat16):
+        tower = embedder_of(
+            network(Tower(kind="tower", folder=towers("efficientnet"), tokens=1, trained=trained))
+        ).tower
+        plain = tower.module if isinstance(tower, Frozen) else tower
+        for parameter in plain.parameters():
+            parameter.data = parameter.data.to(precision)
+        assert any(buffer.dtype == torch.float32 for buffer in plain.buffers())
+        found.append(plain(torch.from_numpy(pixels(0))).float())
+    scale = float(found[0].abs().max())
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0.05 * scale)
+    assert not torch.equal(*found)
+
+
 @pytest.mark.parametrize(("side", "tokens"), [(4, 4), (7, 9), (7, 49), (5, 1)])
 def test_pooling_is_torchs_adaptive_average(side: int, tokens: int) -> None:
     grid = torch.from_numpy(np.random.default_rng(0).normal(size=(2, side * side, 3)).astype(np.float32))

@@ -200,6 +200,9 @@ def test_a_forecast_counts_frozen_weights_once_and_trained_ones_with_all_they_ne
     assert trained.parameters["visual"] - frozen.parameters["visual"] == 8693
     setting = frozen.setting(4, None)
     assert frozen.forecast(setting, None).memory["frozen weights"] == 4 * 8693
+    assert frozen.forecast(replace(setting, element=2), None).memory["frozen weights"] == 4 * 8693, (
+        "float32 in bf16 too"
+    )
     assert "frozen weights" not in trained.forecast(setting, None).memory
     assert trained.forecast(setting, None).memory["activations"] > frozen.forecast(setting, None).memory["activations"]
     assert frozen.sizes.pixel_working_memory * 4 == weights.facts.working

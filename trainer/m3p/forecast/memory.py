@@ -67,7 +67,8 @@ def model_memory(trained: int, setting: Setting, still: int = 0, apart: int = 0)
         trained: parameters that are trained.
         setting: ZeRO stage, ranks and formats.
         still: parameters of the network that are not trained (`model.freeze`): they have no gradient and no optimizer state.
-        apart: parameters of a frozen tower, which stand apart from the network: every rank holds them whole.
+        apart: parameters of a frozen tower, which stand apart from the network: every rank holds them whole, in float32, for
+            DeepSpeed casts those of the network alone.
     """
     stage, share = setting.stage, 1 / setting.ranks
     element = setting.element
@@ -78,7 +79,7 @@ def model_memory(trained: int, setting: Setting, still: int = 0, apart: int = 0)
     optimizer += FULL * mine if stage or element < FULL else 0
     if setting.offloaded:
         optimizer = 0.0
-    frozen = still * element * (share if stage == 3 else 1.0) + apart * element
+    frozen = still * element * (share if stage == 3 else 1.0) + apart * FULL
     return {
         "weights": weights,
         "gradients": _gradients(trained, setting),
@@ -138,5 +139,5 @@ def activation_memory(sizes: NetworkSizes, work: Work, setting: Setting) -> dict
     head = sum(TASKS[name].memory(terms, sizes, setting.element, setting.device) for name, terms in work.terms.items())
     pixels = sizes.pixel_memory * work.pixel_rows * setting.element
     kept = encoded * layers + work.slots * embedding + pixels
-    # A frozen tower has looked, and keeps nothing, before the rest begins.
-    return {"activations": max(kept, sizes.pixel_working_memory * work.pixel_rows * setting.element), "head": head}
+    # A frozen tower has looked, in float32, and keeps nothing, before the rest begins.
+    return {"activations": max(kept, sizes.pixel_working_memory * work.pixel_rows * FULL), "head": head}

@@ -27,9 +27,9 @@ def keeps_weights(module: nn.Module) -> bool:
 class Frozen(nn.Module):
     """A loaded module that is never trained: it drops no units, computes without a gradient, and stands apart.
 
-    Its weights move with the network from device to device and from format to format, but are none of the network's: they are in
-    no state dict, checkpoint, optimizer or ZeRO share. So every rank holds them whole, no rank waits for another to run the
-    module, and a checkpoint is as large as what is trained.
+    Its weights move with the network from device to device, but are none of the network's: DeepSpeed leaves them in float32 where
+    it casts the network to 16 bits, and they are in no state dict, checkpoint, optimizer or ZeRO share. So every rank holds them
+    whole, no rank waits for another to run the module, and a checkpoint is as large as what is trained.
     """
 
     def __init__(self, module: nn.Module) -> None:

@@ -17,6 +17,9 @@ class GridTower(nn.Module):
     def __init__(self, model: nn.Module, facts: TowerFacts) -> None:
         super().__init__()
         self.model, self._prefix = model, facts.prefix
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                _normalise_in_float32(module)
         # No buffer, since a network in 16 bits would round it.
         self._values = torch.tensor(facts.preparation.values, dtype=torch.float32).view(-1, 1)
 
@@ -27,6 +30,17 @@ class GridTower(nn.Module):
         numbers = F.embedding(rows, self._values)[..., 0].permute(0, 3, 1, 2)
         element = next(self.model.parameters()).dtype
         return grid_tokens(self.model, numbers.to(element), self._prefix)
+
+
+def _normalise_in_float32(norm: nn.BatchNorm2d) -> None:
+    """Have a batch norm compute by its stored statistics in float32: DeepSpeed casts its weights to 16 bits, and not these."""
+
+    def forward(x: Tensor) -> Tensor:
+        parts = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        mean, variance, weight, bias = (None if part is None else part.float() for part in parts)
+        return F.batch_norm(x.float(), mean, variance, weight, bias, False, 0.0, norm.eps).to(x.dtype)
+
+    norm.forward = forward  # type: ignore[method-assign, assignment]
 
 
 class TrainedTower(GridTower, Recomputing):
