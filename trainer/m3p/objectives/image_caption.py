@@ -107,26 +107,26 @@ class Pairs(NamedTuple):
     """Texts and pictures that are seen together, column by column: of the samples themselves, or mismatched."""
 
     samples: Sequence[Sample]
-    """Whose they are: [N]."""
+    """[N] the sample that each pair is made for."""
     owners: NDArray[np.uint64]
-    """What their choices are keyed by: [N, 4]."""
+    """[N, 4] what the random choices of each pair are keyed by."""
     tokens: Ids
-    """Of all texts, end to end: [W]."""
+    """[W] tokens of all texts, end to end."""
     lengths: Ids
-    """Of each text: [N]."""
+    """[N] tokens of each text."""
     pictures: list[Picture]
-    """[N]"""
+    """[N] the picture of each pair."""
 
 
 class Masked(NamedTuple):
     """What is left to be seen of pairs after masking."""
 
     tokens: Ids
-    """[W]"""
+    """[W] tokens of all texts, end to end, the masked ones hidden."""
     words: Ids
-    """Places of the masked words in `tokens`: [K]."""
+    """[K] places of the masked words in `tokens`."""
     regions: RegionMask
-    """By the number of the pair."""
+    """The masked regions, by the number of their pair."""
 
 
 class ImageCaption(Objective):

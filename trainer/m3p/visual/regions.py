@@ -141,7 +141,7 @@ class Regions(VisualSource):
     ) -> RegionTokens:
         """Read `regions.npz`; neither `draw`, since regions are not augmented, nor `into` is used. Raises BadSample."""
         if FILE not in members:
-            raise BadSample(f"no member {FILE}")
+            raise BadSample("no member regions.npz")
         try:
             arrays = read_npz(members[FILE])
             boxes, features = _array(arrays, "boxes"), _array(arrays, "features")

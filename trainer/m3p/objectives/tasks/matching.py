@@ -16,7 +16,7 @@ from m3p.objectives.tasks.task import Marks, Targets, Task
 from m3p.packing import Packer
 
 MARGIN = 0.2
-"""Of the hinge loss, between scores in 0..1 (UC2, arXiv 2104.00332)."""
+"""Margin of the hinge loss, between scores in 0..1 (UC2, arXiv 2104.00332)."""
 
 
 class Matching(Task):
