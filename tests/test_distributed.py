@@ -49,6 +49,17 @@ def test_who_started_us(environment: dict[str, str], expected: LauncherInfo) -> 
     assert find(environment) == expected
 
 
+@pytest.mark.parametrize("name", distributed.MPI_SIZES)
+def test_processes_of_mpirun_do_not_each_train_alone(name: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"mpirun started 2 processes \({name}\).*unset {name} to train with one process"
+    ):
+        find({name: "2"})
+    assert find({name: "1"}) == find({}) == ALONE
+    assert find({**LAUNCHED, name: "4"}).world_size == 4
+    assert find({**SRUN, **MEET, name: "4"}).launcher == "srun"
+
+
 @given(st.sets(st.sampled_from(LAUNCHER_VARIABLES[1:]), max_size=3), st.booleans())
 def test_a_rank_that_lacks_some_variables_is_refused_and_they_are_named(present: set[str], under_srun: bool) -> None:
     environment = {"RANK": "3", **{name: LAUNCHED[name] for name in present}, **(SRUN if under_srun else {})}

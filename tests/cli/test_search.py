@@ -59,6 +59,7 @@ def test_pictures_are_taken_out_by_their_ids(place: Path, tmp_path: Path) -> Non
     ("words", "reason"),
     [
         (["search", "index"], "takes one query"),
+        (["search", "index", " \u200b "], "shows nothing; write words"),
         (["search", "index", "Hund", "--image", "album/p0.png"], "takes one query"),
         (["search", "index", "Hund", "--evaluation", "dev"], "is an index, which is searched as a whole"),
         (["search", "run", "Hund", "--run", "run"], "is no index of pictures"),

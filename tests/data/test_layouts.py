@@ -33,6 +33,8 @@ LAYOUTS: dict[str, tuple[dict[str, bytes], dict[str, list[str]]]] = {
     "caption is a list": ({"json": text({"caption": FIVE}), "txt": b"a dog"}, {"en": FIVE}),
     "fields": ({"json": text({"caption_de": "ein Hund", "caption_en": FIVE, "caption_id": "17"})},
                {"de": ["ein Hund"], "en": FIVE}),
+    "fields of a caption": ({"json": text({"caption_en": FIVE, "caption_en_tokens": ["a", "dog"], "caption_en_score": "high",
+                                           "caption_no": "17", "caption_pt_BR": "cão"})}, {"en": FIVE, "pt-BR": ["cão"]}),
     "fields and a plain one": ({"json": text({"caption": "a dog", "caption_zh_TW": "狗"})}, {"zh-TW": ["狗"], "en": ["a dog"]}),
     "json by language": ({"json": text({"en": FIVE, "de": ["ein Hund"], "url": "x", "id": "7"})},
                          {"en": FIVE, "de": ["ein Hund"]}),

@@ -205,6 +205,12 @@ def test_languages_that_are_no_text_are_named(language: Any) -> None:
     assert "is no language tag" in found
 
 
+@pytest.mark.parametrize(("one", "other"), [("EN", "en"), ("pt-br", "pt-BR"), ("zh-hant", "zh-Hant")])
+def test_one_language_has_one_name(one: str, other: str) -> None:
+    (found,) = caption_mistakes({one: "a dog", other: "dogs", "de": "Hund"})
+    assert found == f"caption languages {one!r} and {other!r} are one language; put their captions in one list"
+
+
 def test_right_captions_have_no_mistakes() -> None:
     assert caption_mistakes({"en": "a dog", "zh-Hant": ["狗", "一隻狗"]}) == []
 

@@ -188,3 +188,13 @@ def test_notes_and_lists_of_translations_are_dropped_and_counted(translation: st
     found = clean([("dog", translation), ("cat", "Katze")])
     assert found.translations == {"cat": ["Katze"]}
     assert sum(found.dropped.values()) == 1
+
+
+@pytest.mark.parametrize("line", ["eng\t{0}\tdeu\t{1}", "{0}\teng\t{1}\tdeu"])
+def test_columns_of_codes_are_no_words(tmp_path: Path, line: str) -> None:
+    pairs = [("dog", "Hund"), ("cat", "Katze"), ("house", "Haus"), ("tree", "Baum")]
+    (tmp_path / "en-de.tsv").write_text("".join(line.format(*pair) + "\n" for pair in pairs))
+    with pytest.raises(UserError, match=r"are 'eng' in all 4 lines, and more columns follow"):
+        prepare_dictionary(tmp_path, tmp_path / "output")
+    (tmp_path / "en-de.tsv").write_text("".join(f"{word}\t{translation}\tnoun\n" for word, translation in pairs))
+    assert prepare_dictionary(tmp_path, tmp_path / "output")["de"].pairs == 4

@@ -63,6 +63,18 @@ def test_a_jpeg_that_is_cut_off_stays_bad(flaw: str, end: bytes) -> None:
             decode(data, 48, into=np.empty((1, 48, 48, 3), np.uint8))
 
 
+@pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])
+def test_a_jpeg_whose_rest_is_blank_is_bad(kept: float) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
+    stored = io.BytesIO()
+    Image.fromarray(pixels).save(stored, "JPEG")
+    content = stored.getvalue()
+    size = int(kept * len(content))
+    with pytest.raises(BadSample, match="Premature end of JPEG file"):
+        decode(content[:size] + bytes(len(content) - size), 64)
+    assert decode(content + bytes(1000), 64).shape[2] == 3, "blank bytes behind a whole one do no harm"
+
+
 def test_a_flawed_jpeg_of_too_many_pixels_is_refused_before_it_is_decoded() -> None:
     with pytest.raises(BadSample, match=r"48 x 48 pixels, more than visual\.max_pixels = 2303"):
         decode(FLAWED["an unknown JFIF revision"], 16, 2303)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE")
+"""Variables in which mpirun (Open MPI, MVAPICH, MPICH and Intel MPI) says how many processes it started."""
 # Slurm gives the shells of `sbatch` and of an interactive `salloc` step ids from here on (slurm.h): they are no ranks.
 FIRST_RESERVED_STEP = 0xFFFFFFF0
 
@@ -70,7 +72,19 @@ def find(environment: Mapping[str, str]) -> LauncherInfo:
             f"{' and '.join(stray)} set, RANK not: this is neither one process nor a launcher's rank. Unset them to "
             "train with one process, or start with `deepspeed trainer/run.py ...`"
         )
+    _check_no_mpi(environment)
     return LauncherInfo(0, 0, 1, "127.0.0.1", 0, "python")
+
+
+def _check_no_mpi(environment: Mapping[str, str]) -> None:
+    """Raise UserError where mpirun started several processes: each would train alone, as the only rank."""
+    for name in MPI_SIZES:
+        if name in environment and _number(environment, name) > 1:
+            raise UserError(
+                f"mpirun started {environment[name]} processes ({name}), and RANK is not set: each would train alone. Start with "
+                f"`deepspeed trainer/run.py ...`, torchrun or `sbatch slurm/pretrain.sh ...`, or unset {name} to train with one "
+                "process"
+            )
 
 
 def _step(environment: Mapping[str, str]) -> int:

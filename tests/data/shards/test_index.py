@@ -302,6 +302,18 @@ def test_needs_tars_and_a_language_for_text(tmp_path: Path) -> None:
     assert index_folder(tmp_path, "text", "de").language == "de"
 
 
+def test_what_is_left_out_beside_the_tars_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("0.tar", "B.TAR", "c.tar.part", "d.tar.1", "part-1/e.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_tar(tmp_path / name, [("a.txt", b"text")])
+    (tmp_path / "f.zip").touch()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "0_stats.json").touch()
+    assert index_folder(tmp_path, "text", "de").samples == 1
+    said = capsys.readouterr().out
+    assert "not read: B.TAR, c.tar.part, d.tar.1, f.zip, part-1; read are its files NAME.tar" in said
+
+
 def test_reads_the_width_without_the_array() -> None:
     assert feature_width(regions(2048)) == 2048
     assert feature_width(b"PK\x03\x04 cut off") is None

@@ -25,6 +25,17 @@ _THREE_LETTERS = frozenset(
 """Codes of ISO 639-2 and 639-3 in captions of published sets. Not all: `url`, `key` and `ids` are codes of languages too."""
 
 
+_SCRIPTS_AND_VARIANTS = frozenset("arab beng cyrl deva hans hant latn mong valencia".split())  # noqa: SIM905
+_REGION = re.compile(r"[A-Za-z]{2}|[0-9]{3}")
+
+
+def is_language_of_field(text: str) -> bool:
+    """Tell codes of languages from other endings of fields: "zh-Hant" and "pt-BR", but neither "en-tokens" nor "en-score"."""
+    return is_language(text) and all(
+        _REGION.fullmatch(part) or part.lower() in _SCRIPTS_AND_VARIANTS for part in text.split("-")[1:]
+    )
+
+
 def is_language(text: str) -> bool:
     """Tell codes of languages from other names of fields and files: "de", "zh-Hant", "yue", but neither "url" nor "id-3x"."""
     code, _, rest = text.partition("-")

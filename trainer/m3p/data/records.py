@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import orjson
 
-from m3p.data.languages import is_language
+from m3p.data.languages import is_language, is_language_of_field
 from m3p.errors import BadSample
 
 Members = Mapping[str, bytes | memoryview]
@@ -190,9 +190,9 @@ def _language_of(name: str, value: object) -> str | None:
     if not match or not isinstance(value, str | list) or not value:
         return None
     code = match[1].replace("_", "-")
-    # "caption_id": "123" numbers a caption, and is none in Indonesian.
-    is_number = code == "id" and isinstance(value, str) and " " not in value
-    return code if is_language(code) and not is_number else None
+    # "caption_id": "123" numbers a caption, and is none in Indonesian; so is "caption_no": "17" none in Norwegian.
+    is_number = isinstance(value, str) and (not any(map(str.isalpha, value)) or (code == "id" and " " not in value))
+    return code if is_language_of_field(code) and not is_number else None
 
 
 def _known(language: str | None, where: str) -> str:

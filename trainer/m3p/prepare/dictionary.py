@@ -63,6 +63,10 @@ MOSTLY = 0.8
 """Share of a list's lines that end with a part of speech where these are a column."""
 
 
+MIN_ROWS = 4
+"""Lines from which on a column that always says the same is no column of words."""
+
+
 @dataclass
 class WordList:
     """The cleaned list of one language."""
@@ -169,6 +173,17 @@ def read_rows(path: Path) -> list[tuple[str, str, bool]]:
     ]
 
 
+def _check_columns(path: Path, rows: list[tuple[str, str, bool]]) -> None:
+    """Raise UserError where one of the two columns says the same in all lines of a list with more columns, as a code does."""
+    for number, column in enumerate(("words", "translations")):
+        found = {row[number] for row in rows}
+        if len(found) == 1 and len(rows) >= MIN_ROWS and all(more for _, _, more in rows):
+            raise UserError(
+                f"{path}: the {column} are {found.pop()[:60]!r} in all {len(rows):,} lines, and more columns follow; the rule is "
+                "an English word, a tab and its translation: keep these two columns, for instance with cut -f2,4."
+            )
+
+
 def _split(text: str) -> tuple[str, str, bool]:
     """Return word and translation ("" without one) of a line, and whether there were more columns."""
     columns = text.split("\t") if "\t" in text else MOSES.split(text)
@@ -230,6 +245,7 @@ def prepare_dictionary(
         if language in lists:
             raise UserError(f"{folder} holds {_stem(path)} as .tsv and as .txt: keep one of them.")
         rows = read_rows(path)
+        _check_columns(path, rows)
         lists[language] = clean([(word, translation) for word, translation, _ in rows], keep_function_words)
         lists[language].columns = sum(more for _, _, more in rows)
     with staged_folder(output, MARKER, overwrite) as staged:

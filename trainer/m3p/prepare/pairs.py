@@ -217,7 +217,12 @@ def caption_mistakes(captions: object) -> list[str]:
             f"captions are {captions!r}; the rule is an object of language and text, with at least one (or text and --language)"
         ]
     found = []
+    first: dict[str, str] = {}
     for language, texts in captions.items():
+        if (same := first.setdefault(str(language).casefold(), language)) != language:
+            found.append(
+                f"caption languages {same!r} and {language!r} are one language; put their captions in one list"
+            )
         if not (isinstance(language, str) and LANGUAGE_TAG.fullmatch(language)):
             found.append(f"caption language {language!r} is no language tag; write it like de, zh-Hant or ca-valencia")
         listed = texts if isinstance(texts, list) else [texts]

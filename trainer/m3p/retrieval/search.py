@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m3p.api import Floats, Model
+from m3p.data.records import says_something
 from m3p.errors import BadSample, UserError
 from m3p.retrieval.embedded import embedded_gallery
 from m3p.retrieval.gallery import Finding, html_page
@@ -64,6 +65,8 @@ def _check_query(query: str, image: Path | None) -> None:
         raise UserError("m3p search takes one query: words in quotes, or --image FILE")
     if not is_unicode(query):
         raise UserError(f"query {query!r} holds {HALF}; write it in UTF-8")
+    if query and not says_something(query.strip()):
+        raise UserError(f"query {query!r} shows nothing; write words to search for")
 
 
 def embed_query(model: Model, query: str, image: Path | None) -> Floats:

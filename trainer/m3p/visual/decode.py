@@ -18,6 +18,10 @@ MAX_PIXELS = 50_000_000
 """Pixels of a picture that is decoded, where no recipe says otherwise."""
 _CUT = "premature end of data segment"
 """libjpeg's warning of a JPEG that has lost pixels but ends like a whole one: Pillow paints them grey, without an error."""
+_NO_END = "Premature end of JPEG file"
+"""libjpeg's warning of a JPEG without its last two bytes."""
+_BLANK = bytes(64)
+"""What a download that was broken off leaves behind its last bytes, in a file that was made at its full size."""
 
 
 def picture_kind(members: Container[str]) -> str | None:
@@ -59,7 +63,7 @@ def _decode_any(data: bytes | memoryview, size: int, max_pixels: int) -> Pixels:
         _check_pixels(width, height, max_pixels)
         return simplejpeg.decode_jpeg(data, min_height=size, min_width=size, min_factor=1)
     except ValueError as warning:  # simplejpeg does not tell warnings of libjpeg from errors
-        if _CUT in str(warning):
+        if _CUT in str(warning) or (_NO_END in str(warning) and data[-len(_BLANK) :] == _BLANK):
             raise
         return _decode_by_pillow(data, ("JPEG",), max_pixels)
 

@@ -25,7 +25,7 @@ from m3p.data.shards.side_captions import side_path
 from m3p.errors import UserError
 from m3p.locks import hold
 from m3p.process_pool import process_pool
-from m3p.terminal import say
+from m3p.terminal import one_line, say
 
 PROGRESS = ".index.progress"
 """One JSON line for each tar that is done, locked by who is at work; deleted with the manifest written."""
@@ -36,6 +36,8 @@ PATIENCE = 3.0
 """Seconds for which a lock may be held: the processes of a call that was killed end with it, but not at once."""
 PACKED = re.compile(r"^[^.].*\.(tar\.(gz|bz2|xz|zst|lz4|Z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 """Names of compressed tars, which would be left out beside plain ones."""
+ALIKE = re.compile(r"\.tar(\.(part|partial|tmp|\d+))?$|\.zip$", re.IGNORECASE)
+"""Names of files that hold samples as a rule; only NAME.tar is read."""
 UNFIT = re.compile(r"[\\\ud800-\udfff]")
 """In the name of a tar: what is a separator on some systems, or bytes that are not UTF-8."""
 
@@ -51,6 +53,9 @@ def index_folder(
     """
     paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
     _check_arguments(folder, paths, kind, language)
+    if left_out := _left_out(folder):
+        names = ", ".join(left_out[:5]) + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else "")
+        say(f"{folder}: not read: {names}; read are its files NAME.tar: rename, unpack or index the others apart.")
     with _alone(folder) as progress:
         found = _index_tars(paths, kind, language or "en", progress)
         told = _origin_before(folder) if origin is None else origin
@@ -59,6 +64,17 @@ def index_folder(
         write_manifest(folder, manifest)
         (folder / PROGRESS).unlink(missing_ok=True)
     return manifest
+
+
+def _left_out(folder: Path) -> list[str]:
+    """Return the names of what beside the tars of a folder holds samples by its name, and folders with tars of their own."""
+    beside = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    return [
+        one_line(path.name)
+        for path in beside
+        if (path.is_dir() and any(path.glob("*.tar")))
+        or (path.is_file() and path.suffix != ".tar" and ALIKE.search(path.name))
+    ]
 
 
 def _origin_before(folder: Path) -> dict[str, str]:
