@@ -179,7 +179,7 @@ def _check_columns(path: Path, rows: list[tuple[str, str, bool]]) -> None:
         found = {row[number] for row in rows}
         if len(found) == 1 and len(rows) >= MIN_ROWS and all(more for _, _, more in rows):
             raise UserError(
-                f"{path}: the {column} are {found.pop()[:60]!r} in all {len(rows):,} lines, and more columns follow; the rule is "
+                f"{path}: the {column} are {str(found.pop())[:60]!r} in all {len(rows):,} lines, and more columns follow; the rule is "
                 "an English word, a tab and its translation: keep these two columns, for instance with cut -f2,4."
             )
 
