@@ -175,11 +175,11 @@ def read_rows(path: Path) -> list[tuple[str, str, bool]]:
 
 def _check_columns(path: Path, rows: list[tuple[str, str, bool]]) -> None:
     """Raise UserError where one of the two columns says the same in all lines of a list with more columns, as a code does."""
-    for number, column in enumerate(("words", "translations")):
-        found = {row[number] for row in rows}
+    columns = {"words": {word for word, _, _ in rows}, "translations": {translation for _, translation, _ in rows}}
+    for column, found in columns.items():
         if len(found) == 1 and len(rows) >= MIN_ROWS and all(more for _, _, more in rows):
             raise UserError(
-                f"{path}: the {column} are {str(found.pop())[:60]!r} in all {len(rows):,} lines, and more columns follow; the rule is "
+                f"{path}: the {column} are {found.pop()[:60]!r} in all {len(rows):,} lines, and more columns follow; the rule is "
                 "an English word, a tab and its translation: keep these two columns, for instance with cut -f2,4."
             )
 
