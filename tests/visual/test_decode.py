@@ -3,12 +3,12 @@ import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from m3p.errors import BadSample
 from m3p.visual.decode import decode, picture_kind
 from m3p.visual.patches import Patches
-from tests.visual.pictures import encoded, gradient, png_header
+from tests.visual.pictures import FORMATS, PIL_NAMES, encoded, gradient, png_header
 
 PLAIN = encoded(
     np.kron(np.random.default_rng(0).integers(0, 255, (6, 6, 3)), np.ones((8, 8, 1))).astype(np.uint8), "jpg"
@@ -112,3 +112,36 @@ def test_a_large_jpeg_is_scaled_while_decoding_and_never_below_the_size() -> Non
 def test_the_recipe_may_allow_pictures_that_the_library_warns_of() -> None:
     with pytest.raises(BadSample, match=r"truncated|broken|unreadable"):
         decode(png_header(10_000, 10_000), 16, 200_000_000)
+
+
+def held(orientation: object, kind: str, size: tuple[int, int] = (40, 24)) -> bytes:
+    """A picture of `size` whose EXIF says how the camera was held."""
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(gradient(*size)).save(buffer, PIL_NAMES[kind], exif=exif)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("orientation", range(10))
+def test_pictures_are_turned_upright_as_their_exif_says(kind: str, orientation: int) -> None:
+    data = held(orientation, kind)
+    wanted = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    np.testing.assert_array_equal(decode(data, 24), wanted)
+    np.testing.assert_array_equal(decode(data, 64, into=np.empty((1, 64, 64, 3), np.uint8)), wanted)
+
+
+def test_a_square_picture_is_turned_in_the_memory_that_is_given() -> None:
+    data = held(6, "jpg", (16, 16))
+    turned = Patches(kind="patches", size=16, patch=8).load({"jpg": data}, None).features[0]
+    wanted = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(turned, np.asarray(wanted))
+
+
+@pytest.mark.parametrize("kind", ["jpg", "webp"])
+def test_exif_that_cannot_be_read_turns_nothing(kind: str) -> None:
+    data = held(6, kind)
+    first = max(data.find(b"MM\0*"), data.find(b"II*\0"))
+    broken = data[:first] + b"MM\0*\xff\xff\xff\xff" + data[first + 8 :]
+    assert first > 0
+    assert decode(broken, 24).shape == (24, 40, 3)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from m3p.data.languages import LANGUAGE_TAG
 from m3p.data.records import OBJECT, ONE_LINE
 from m3p.data.shards.index import TarIndex
 from m3p.data.shards.index_file import open_index
@@ -34,6 +35,7 @@ def notes(folder: str, tars: Mapping[str, TarIndex]) -> Iterator[str]:
             yield f"{folder}: the captions of {number:,} of {samples:,} samples come from {layout}."
     if len(layouts) > 1:
         yield f"{folder}: its samples have captions in {len(layouts)} layouts: {_listed(layouts)}."
+    yield from _odd_languages(folder, sum((index.captions for index in found), Counter[str]()))
     if unread:
         yield f"{folder}: nothing is read from {_listed(unread)} (samples that have it)."
     if followed := [name for name, index in tars.items() if index.followed]:
@@ -41,6 +43,22 @@ def notes(folder: str, tars: Mapping[str, TarIndex]) -> Iterator[str]:
             f"{folder}: behind the end of {', '.join(followed[:5])}{' and others' if len(followed) > 5 else ''} stands more, "
             "which is not read (tars put together with cat?): pack each as a tar of its own."
         )
+
+
+def _odd_languages(folder: str, captions: Counter[str]) -> Iterator[str]:
+    """Yield a line for languages with names of other forms than `m3p prepare` takes, and for two names of one language."""
+    odd = Counter({name: number for name, number in captions.items() if not LANGUAGE_TAG.fullmatch(name)})
+    if odd:
+        yield (
+            f"{folder}: {_listed(odd)} are no language codes such as de, zh-Hant or pt-BR; a recipe must name these languages "
+            "just so, and no vocabulary or word list goes by such names: rename them."
+        )
+    alike: dict[str, list[str]] = {}
+    for name in sorted(captions):
+        alike.setdefault(name.casefold().replace("_", "-"), []).append(name)
+    for names in (names for names in alike.values() if len(names) > 1):
+        counted = _listed(Counter({name: captions[name] for name in names}))
+        yield f"{folder}: {counted} count as languages of their own: rename them to one, or name each in the recipe."
 
 
 def unusable_samples(folder: str, tars: Collection[TarIndex]) -> Iterator[str]:
