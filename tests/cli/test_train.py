@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import m3p
+from m3p.cli.main import app
 from m3p.cli.train import default_ranks, threads_of_job, train_program
 from m3p.errors import UserError
 from tests.launch import ROOT, metrics
@@ -37,6 +39,13 @@ def test_the_version_is_said_without_loading_torch() -> None:
 def test_recipes_are_listed_with_a_line_each() -> None:
     lines = command("recipes").stdout.splitlines()
     assert any(line.startswith("demo ") and "CPU" in line for line in lines)
+
+
+def test_more_ranks_than_a_machine_can_have_are_refused() -> None:
+    for words in (["train", "--ranks", "100000"], ["finetune", "demo", "--ranks", "100000"]):
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 2
+        assert "1024" in result.output
 
 
 @pytest.mark.program

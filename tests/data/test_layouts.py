@@ -107,9 +107,13 @@ def test_what_no_layout_knows_is_unusable_for_the_index_and_bad_in_training(
     assert reason.split(";")[0][:40] in str(refused.value)
 
 
-def test_index_names_languages_that_are_no_codes_or_stand_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_index_names_languages_that_are_no_codes_or_stand_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     odd = {"english": "a dog", "en": "a cat", "EN": "a cow", "pt_BR": "um cão", "pt-br": "um cão", "zh-Hant": "狗"}
-    index_folder(folder_of(tmp_path, *({"json": text({"captions": {name: one}})} for name, one in odd.items())), "captions")
+    index_folder(
+        folder_of(tmp_path, *({"json": text({"captions": {name: one}})} for name, one in odd.items())), "captions"
+    )
     said = capsys.readouterr().out
     assert "english (1), pt_BR (1) are no language codes" in said
     assert "EN (1), en (1) count as languages of their own" in said

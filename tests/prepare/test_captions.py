@@ -183,6 +183,13 @@ def test_reports_all_mistakes_at_once_but_lists_twenty(corpus: Corpus) -> None:
     assert "... and 12 more" in message
 
 
+@pytest.mark.parametrize("line", ["image,caption", '"image","caption"', "\ufefffilepath\ttitle"])
+def test_a_table_is_refused_once_with_the_command_that_reads_it(corpus: Corpus, line: str) -> None:
+    corpus.records = [line, *["p0.png,a dog"] * 30]
+    with pytest.raises(UserError, match=r"line 1: columns .*m3p prepare open-clip FILE"):
+        corpus.prepare(skip_bad=True)
+
+
 def test_skipping_all_is_an_error(corpus: Corpus) -> None:
     corpus.records = ["{broken"]
     with pytest.raises(UserError, match="no usable record"):

@@ -12,4 +12,4 @@ DsConfigOption = Annotated[
     str,
     typer.Option("--deepspeed_config", "--deepspeed-config", help="A file of DeepSpeed's settings, or a name: zero1."),
 ]
-Ranks = Annotated[int, typer.Option(min=0, help="Processes; 0: one a GPU, or two on a CPU.")]
+Ranks = Annotated[int, typer.Option(min=0, max=1024, help="Processes; 0: one a GPU, or two on a CPU.")]

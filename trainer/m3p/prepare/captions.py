@@ -6,7 +6,7 @@ from pathlib import Path
 
 from m3p.data.shards.manifest import Manifest
 from m3p.errors import UserError
-from m3p.prepare.lines import check_no_document, numbered_lines
+from m3p.prepare.lines import check_no_document, check_no_table, numbered_lines
 from m3p.prepare.pairs import Entry, Options, write_pairs
 from m3p.prepare.pictures import PictureFolder
 
@@ -32,6 +32,7 @@ def read_jsonl(source: Path) -> Iterator[Entry]:
             continue
         if first:
             check_no_document(source, number, line, "with id, image and captions")
+            check_no_table(source, number, line)
             first = False
         where = f"line {number}"
         try:

@@ -79,6 +79,16 @@ def check_no_document(path: Path, number: int, line: bytes, fields: str) -> None
         )
 
 
+def check_no_table(path: Path, number: int, line: bytes) -> None:
+    """Raise UserError if the first line of a file of records is one of columns, with commas or tabs: a CSV or TSV file."""
+    start = line.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+    if start not in (b"{", b"[") and re.search(rb"[,\t]", line):
+        raise UserError(
+            f"{path}, line {number}: columns ({one_line(line[:40].decode(errors='replace'))!r}); the rule is one JSON object a "
+            "line. `m3p prepare open-clip FILE` reads CSV, `m3p prepare parquet FILE` Parquet."
+        )
+
+
 def plain_name(path: Path) -> str:
     """Return a file's name without the ending that says how it is compressed: de.txt.gz -> de.txt."""
     return path.name.removesuffix(path.suffix) if path.suffix in OPENERS or path.suffix in OTHERS else path.name
