@@ -345,5 +345,5 @@ def test_a_run_without_a_dual_encoder_is_scored_by_its_cross_encoder(tiny: Path,
 
 
 def test_a_query_that_is_no_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"query 'a\\udcff' is not Unicode text"):
+    with pytest.raises(UserError, match=r"query 'a\\udcff' holds half a character"):
         search(tmp_path, "a\udcff", "", 3)

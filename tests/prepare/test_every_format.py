@@ -49,7 +49,7 @@ FORMATS = {
     "Multi30K Task 1": ("multi30k", "multi30k FILES/task1 --task 1 --images FILES/flickr30k-images"),
     "Multi30K Task 2": ("multi30k", "multi30k FILES/task2 --task 2 --images FILES/flickr30k-images"),
     "Karpathy": ("karpathy", "coco FILES --split train --split restval --images HOME/images"),
-    "Karpathy, Flickr30K": ("karpathy", "flickr30k FILES --split train --images HOME/images/train2014"),
+    "Karpathy, Flickr30K": ("karpathy_flickr30k", "flickr30k FILES --split train --images HOME/images/train2014"),
     "MSCOCO": ("annotated", "coco FILES --images HOME/images"),
     "STAIR": ("japanese", "stair FILES --images HOME/images"),
     "YJ": ("japanese", "yj FILES --images HOME/images"),
@@ -65,6 +65,13 @@ FORMATS = {
 """Name -> the fixture that writes its files, and the command; FILES is what the fixture returns, HOME its folder."""
 STORED = ("mmf", "bottom-up", "m3p-hdf5", "volta-lmdb", "vinvl", "npz of MMF", "npz of UNITER")
 """Formats of region features; here they come without pictures, as they are handed round."""
+
+
+@pytest.fixture
+def karpathy_flickr30k(karpathy: Path) -> Path:
+    path = karpathy.with_name("dataset_flickr30k.json")
+    path.write_text(json.dumps({**json.loads(karpathy.read_text()), "dataset": "flickr30k"}))
+    return path
 
 
 @pytest.fixture

@@ -64,7 +64,8 @@ def test_features_without_pictures_are_refused_where_pixels_are_wanted(karpathy:
     run("flickr30k", karpathy, "--split", "val", "--regions", karpathy.parent / "regions", output=out)
     REGIONS.check_source(str(out), 4, Manifest.load(out).without_picture)
     with pytest.raises(
-        UserError, match=r"visual\.kind needs pictures, but 3 samples of .*: use kind: regions, or prepare"
+        UserError,
+        match=r"visual\.kind needs pictures, but 3 samples of .* have stored features alone: use kind: regions, or",
     ):
         PATCHES.check_source(str(out), 4, Manifest.load(out).without_picture)
 

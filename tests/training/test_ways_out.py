@@ -103,12 +103,13 @@ def test_tasks_that_train_apart_are_ranks_of_one_run_once_the_names_that_are_nam
     assert (found.launcher, found.rank, found.world_size) == ("srun", 1, 2)
 
 
-def test_a_folder_of_another_recipe_is_left_or_moved_away(tmp_path: Path) -> None:
+@pytest.mark.long
+def test_a_folder_of_another_recipe_is_left_or_moved_away(tiny: Path, tmp_path: Path) -> None:
     from m3p.ablation.ablate import ablate
     from tests.ablation.test_ablate import Trainer
 
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(json.dumps(tiny_recipe(tmp_path)))
+    recipe.write_text(json.dumps(tiny_recipe(tiny.parent)))
 
     def run(folder: Path, *overrides: str, vary: str = "model.dropout=0.5,0.0", evaluate: str = "true") -> None:
         ablate(recipe, [f"run.evaluate={evaluate}", *overrides], vary.split(), 1, folder, Trainer(recipe))
