@@ -84,6 +84,7 @@ def ours(model: M3P, tokens: np.ndarray[tuple[int], np.dtype[np.int64]]) -> torc
         return model.encode(packer.finish(1))[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("with_head", [True, False])
 def test_transformers_gives_the_same_hidden_states(tiny: Path, tmp_path: Path, with_head: bool) -> None:
     only_contrast = [
@@ -116,6 +117,7 @@ def test_transformers_gives_the_same_hidden_states(tiny: Path, tmp_path: Path, w
     torch.testing.assert_close(hidden, ours(model, tokens), atol=1e-5, rtol=0)
 
 
+@pytest.mark.long
 def test_the_weights_of_the_checkpoint_are_those_exported(tiny: Path, tmp_path: Path) -> None:
     model = write_run(tiny, tmp_path / "run")
     opened = open_run(tmp_path / "run")
@@ -141,6 +143,7 @@ def test_the_whole_network_comes_back(tiny: Path, tmp_path: Path) -> None:
     assert all(torch.equal(own[name], back[name]) for name in own)
 
 
+@pytest.mark.long
 def test_an_export_that_differs_is_not_called_done(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tiny, tmp_path / "run")
 
@@ -186,6 +189,7 @@ def test_a_newer_checkpoint_that_is_not_whole_is_said(
         open_run(tmp_path / "run")
 
 
+@pytest.mark.long
 def test_an_export_needs_nothing_of_what_the_run_started_from(tiny: Path, tmp_path: Path) -> None:
     write_run(tiny, tmp_path / "first")
     export_run(tmp_path / "first", tmp_path / "start")
@@ -199,12 +203,14 @@ def test_an_export_needs_nothing_of_what_the_run_started_from(tiny: Path, tmp_pa
     assert all(torch.equal(parameter, back[name]) for name, parameter in model.named_parameters())
 
 
+@pytest.mark.long
 def test_a_model_of_few_positions_is_compared_too(tiny: Path, tmp_path: Path) -> None:
     short = [f"objectives.{name}.max_tokens=4" for name in ("multilingual_text", "image_caption", "code_switched")]
     write_run(tiny, tmp_path / "run", "model.shape.positions=6", *short)
     assert "hidden states differ" in export_run(tmp_path / "run", tmp_path / "out")
 
 
+@pytest.mark.long
 def test_autotokenizer_cuts_long_texts_to_the_positions(tiny: Path, tmp_path: Path) -> None:
     write_run(tiny, tmp_path / "run")
     export_run(tmp_path / "run", tmp_path / "out")
@@ -238,6 +244,7 @@ def test_the_folder_needs_no_sentencepiece_and_is_readable_by_all(tiny: Path, tm
     assert done.stdout == f"{Tokenizer(tmp_path / 'out').encode('dog', 64).tolist()}\n", done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("pooling", "centre"), [("first", False), ("mean", False), ("mean", True)])
 @pytest.mark.parametrize("installed", [True, False])
 def test_text_embeddings_of_sentence_transformers_are_ours(
@@ -273,6 +280,7 @@ def test_text_embeddings_of_sentence_transformers_are_ours(
     assert open_run(tmp_path / "out").step == 3
 
 
+@pytest.mark.long
 def test_a_wrong_projection_is_not_called_done(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tiny, tmp_path / "run")
     monkeypatch.setattr("m3p.export_check.find_spec", lambda name: None)
@@ -332,6 +340,7 @@ def test_reranking_without_the_task_is_refused(tiny: Path, tmp_path: Path) -> No
         evaluate_run(tmp_path / "run", options=Options(rerank=5))
 
 
+@pytest.mark.long
 def test_a_run_without_a_dual_encoder_is_scored_by_its_cross_encoder(tiny: Path, tmp_path: Path) -> None:
     matching = [f"objectives.{name}.tasks={{matching: 1}}" for name in ("image_caption", "code_switched")]
     write_run(tiny, tmp_path / "run", *matching)

@@ -78,6 +78,7 @@ def test_it_is_let_go_of_after_an_error(tmp_path: Path) -> None:
         assert mine
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("file_system")
 def test_processes_and_threads_come_one_after_the_other(tmp_path: Path) -> None:
     path, counter = tmp_path / "lock", tmp_path / "counter"

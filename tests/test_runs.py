@@ -42,6 +42,7 @@ def run(tiny: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.long
 def test_a_run_a_checkpoint_and_an_export_open_alike(run: Path, tmp_path: Path) -> None:
     export_run(run, tmp_path / "export")
     checkpoint = run / "checkpoints" / "step-00000003"
@@ -84,6 +85,7 @@ def test_a_checkpoint_copied_elsewhere_needs_no_run_folder(run: Path, tmp_path: 
     assert open_run(tmp_path / "kept").record.weights == open_run(run).record.weights
 
 
+@pytest.mark.long
 def test_an_export_of_which_a_file_was_replaced_is_refused(run: Path, tmp_path: Path) -> None:
     export_run(run, tmp_path / "export")
     record = tmp_path / "export" / "m3p.json"
@@ -92,6 +94,7 @@ def test_an_export_of_which_a_file_was_replaced_is_refused(run: Path, tmp_path: 
         open_run(tmp_path / "export")
 
 
+@pytest.mark.long
 def test_results_say_what_the_record_says(run: Path, tiny: Path) -> None:
     (result,) = evaluate_run(run)
     opened = open_run(run)
@@ -102,6 +105,7 @@ def test_results_say_what_the_record_says(run: Path, tiny: Path) -> None:
     assert result.truncated_captions == {"de": 0, "en": 0, "ja": 0}
 
 
+@pytest.mark.long
 def test_results_count_the_pictures_that_training_saw(tiny: Path, tmp_path: Path) -> None:
     write_run(tiny, tmp_path / "run")
     opened = open_run(tmp_path / "run")
@@ -121,6 +125,7 @@ def test_captions_are_from_where_the_shards_say() -> None:
     assert _caption_source(EvaluationConfig(path="shards"), {}) is None
 
 
+@pytest.mark.long
 def test_what_is_not_recorded_is_not_claimed(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tiny, tmp_path / "run")
     (result,) = evaluate_run(tmp_path / "run")
@@ -128,6 +133,7 @@ def test_what_is_not_recorded_is_not_claimed(tiny: Path, tmp_path: Path, capsys:
     assert "not recorded" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.long
 def test_captions_that_are_cut_are_counted(tiny: Path, tmp_path: Path) -> None:
     short = [f"objectives.{name}.max_tokens=4" for name in ("multilingual_text", "image_caption", "code_switched")]
     write_run(tiny, tmp_path / "run", *short)
@@ -141,6 +147,7 @@ def test_captions_that_are_cut_are_counted(tiny: Path, tmp_path: Path) -> None:
     assert sum(long.values()) > 0
 
 
+@pytest.mark.long
 def test_every_pair_can_be_scored_by_the_cross_encoder(run: Path) -> None:
     (every,) = evaluate_run(run, options=Options(scoring="cross"))
     (short,) = evaluate_run(run, options=Options(rerank=1000))
@@ -152,6 +159,7 @@ def test_every_pair_can_be_scored_by_the_cross_encoder(run: Path) -> None:
     assert {path.name for path in (run / "evaluation").glob("*.json")} == {"train-cross.json", "train-rerank1000.json"}
 
 
+@pytest.mark.long
 def test_any_folder_of_shards_and_an_export_are_scored(run: Path, tiny: Path, tmp_path: Path) -> None:
     export_run(run, tmp_path / "export")
     (own,) = evaluate_run(run)
@@ -167,6 +175,7 @@ def test_any_folder_of_shards_and_an_export_are_scored(run: Path, tiny: Path, tm
         evaluate_run(run, ["train"], Options(data=tmp_path / "elsewhere"))
 
 
+@pytest.mark.long
 def test_the_results_of_an_older_checkpoint_stand_beside_those_of_the_run(run: Path) -> None:
     evaluate_run(run / "checkpoints" / "step-00000003")
     assert [path.name for path in (run / "evaluation").glob("*.json")] == ["train-step-00000003.json"]

@@ -102,6 +102,7 @@ def test_a_bad_samples_reason_cannot_forge_a_line_of_the_report(tmp_path: Path) 
     assert again.reasons.total() == 1
 
 
+@pytest.mark.long
 def test_nothing_prints_past_the_terminals_file() -> None:
     """By the source: `print`, `typer.echo` and rich's `Console` are used in the two files that escape, and nowhere else."""
     allowed = {"terminal.py", "console.py"}
@@ -120,6 +121,7 @@ def test_nothing_prints_past_the_terminals_file() -> None:
     assert found == []
 
 
+@pytest.mark.long
 def test_bars_show_names_of_files_as_one_line() -> None:
     """By the source: what tqdm is given to print is a text of the program, or escaped."""
     found = []

@@ -74,6 +74,7 @@ def test_layers_and_tokenizer_of_a_start(xlmr_folder: Path, tiny: Path, tmp_path
     assert build_model(config.model_copy(update={"tokenizer": None}), words, None, [], 0)
 
 
+@pytest.mark.long
 def test_the_vocabulary_that_is_named_is_that_of_the_weights(tiny: Path, tmp_path: Path) -> None:
     model = write_run(tiny, tmp_path / "run")
     export_run(tmp_path / "run", tmp_path / "out")
@@ -83,6 +84,7 @@ def test_the_vocabulary_that_is_named_is_that_of_the_weights(tiny: Path, tmp_pat
     start_from(model, tmp_path / "out", None, named)
 
 
+@pytest.mark.long
 def test_evaluations_that_are_named_in_the_message_are_there(tiny: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     write_run(tiny, run, *MATCHING, "evaluation.other={path: " + str(tiny.parent / "shards" / "train") + "}")
@@ -102,6 +104,7 @@ def test_evaluations_that_are_named_in_the_message_are_there(tiny: Path, tmp_pat
         search(run, "dog", "train", 3)
 
 
+@pytest.mark.long
 def test_an_export_that_cannot_be_written_so(tiny: Path, tmp_path: Path) -> None:
     write_run(tiny, tmp_path / "run", *MATCHING)
     with refused("use --format transformers"):

@@ -115,6 +115,7 @@ def test_several_runs_train_at_a_time_and_give_the_same_report(recipe: Path, tmp
     assert side_by_side.evaluations == in_turn.evaluations
 
 
+@pytest.mark.long
 def test_after_a_failure_no_other_run_starts(recipe: Path, tmp_path: Path) -> None:
     started = []
 
@@ -144,11 +145,13 @@ def test_runs_side_by_side_share_the_processors_and_write_logs_of_their_own(
     ]
 
 
+@pytest.mark.long
 def test_differences_of_chance_alone_are_called_none(recipe: Path, tmp_path: Path) -> None:
     report = ablate(recipe, [], ["model.dropout=0.5,0.4"], 3, tmp_path / "out", Trainer(recipe))
     assert {row.verdict for row in report.evaluations["train"] if row.difference is not None} == {"none"}
 
 
+@pytest.mark.long
 def test_runs_of_another_recipe_are_not_taken_for_these(recipe: Path, tmp_path: Path) -> None:
     ablate(recipe, [], ["model.dropout=0.5,0.0"], 1, tmp_path / "out", Trainer(recipe))
     with pytest.raises(UserError, match="trained by another recipe"):
@@ -173,6 +176,7 @@ def drop_last_shard(shards: Path) -> None:
     index_folder(shards, "captions")
 
 
+@pytest.mark.long
 def test_runs_of_other_data_are_not_taken_for_these(tiny: Path, tmp_path: Path) -> None:
     recipe, shards = copied(tiny, tmp_path)
     command: Command = (recipe, [], ["model.dropout=0.5,0.0"], 1, tmp_path / "out")
@@ -189,6 +193,7 @@ def test_runs_of_other_data_are_not_taken_for_these(tiny: Path, tmp_path: Path) 
     assert len(trainer.started) == 4
 
 
+@pytest.mark.long
 def test_runs_of_other_code_are_not_taken_for_these(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +204,7 @@ def test_runs_of_other_code_are_not_taken_for_these(
         ablate(*command, Trainer(recipe))
 
 
+@pytest.mark.long
 def test_a_run_that_does_not_say_what_it_is_made_of_is_not_taken(recipe: Path, tmp_path: Path) -> None:
     command: Command = (recipe, [], ["model.dropout=0.5,0.0"], 1, tmp_path / "out")
     ablate(*command, Trainer(recipe))
@@ -214,6 +220,7 @@ def test_a_run_that_does_not_say_what_it_is_made_of_is_not_taken(recipe: Path, t
     ablate(*command, Trainer(recipe))
 
 
+@pytest.mark.long
 def test_a_run_from_before_a_field_existed_counts_as_one_with_its_default(recipe: Path, tmp_path: Path) -> None:
     trainer = Trainer(recipe)
     ablate(recipe, [], ["model.dropout=0.5,0.0"], 1, tmp_path / "out", trainer)
@@ -233,6 +240,7 @@ def test_every_variant_is_checked_before_the_first_is_trained(recipe: Path, tmp_
     assert trainer.started == []
 
 
+@pytest.mark.long
 def test_table_json_and_page_say_the_same(recipe: Path, tmp_path: Path) -> None:
     report = ablate(recipe, [], ["model.dropout=0.5,0.0"], 2, tmp_path / "out", Trainer(recipe))
     console = PlainConsole(file=io.StringIO(), width=200)

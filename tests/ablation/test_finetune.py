@@ -121,6 +121,7 @@ def test_the_same_command_goes_on_after_a_kill(recipe: Path, tmp_path: Path, sco
     assert len(scorer.asked) == asked
 
 
+@pytest.mark.long
 def test_a_result_of_other_weights_data_settings_or_code_is_made_again(
     tiny: Path, tmp_path: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,6 +191,7 @@ def test_a_grid_that_makes_no_sense_is_refused(
     assert tuner.started == []
 
 
+@pytest.mark.long
 def test_with_the_ways_out_that_are_named_there_is_a_grid(recipe: Path, tmp_path: Path, scorer: Scorer) -> None:
     def go(folder: str, settings: list[str], *overrides: str, languages: list[str] = LANGUAGES) -> None:
         finetune(recipe, overrides, languages, settings, tmp_path / folder, Tuner(recipe))

@@ -56,6 +56,7 @@ def test_a_field_that_is_varied_twice_is_refused() -> None:
         variants([parse_variation("model.dropout=0,1"), parse_variation("model.dropout=2,3")])
 
 
+@pytest.mark.long
 @given(st.lists(st.text() | st.integers() | st.booleans() | st.none(), min_size=2, max_size=5, unique_by=repr))
 def test_overrides_give_the_values_back_and_folders_are_apart(values: list[object]) -> None:
     found = variants([Variation("model.field", tuple(values))])

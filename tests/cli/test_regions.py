@@ -72,6 +72,7 @@ def test_regions_of_a_detector_are_trained_on(
         assert sum(losses[-5:]) < 0.8 * sum(losses[:5]), losses
 
 
+@pytest.mark.long
 def test_regions_of_a_folder_of_pictures_are_found_by_the_pictures_names(
     detector_folder: Callable[[str], Path], tiny: Path, tmp_path: Path
 ) -> None:

@@ -33,6 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_an_index_is_searched_by_words_and_by_a_picture(place: Path) -> None:
     assert run("search", place / "index", "犬", "--top", 3).count(".png") == 3
     found = run("search", place / "index", "--image", place / "album/p2.png", "--top", 2).splitlines()

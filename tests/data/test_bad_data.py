@@ -116,6 +116,7 @@ def test_object_arrays_in_regions_are_not_unpickled(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("key", ["../../outside", "/tmp/outside", "a/../../b", "C:\\x", "\x1b[31m", "~/x", "x" * 88])
 def test_names_are_keys_and_never_paths(tmp_path: Path, key: str) -> None:
     before = sorted(path for path in tmp_path.parent.rglob("*") if "outside" in path.name)

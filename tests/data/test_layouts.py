@@ -209,6 +209,7 @@ def test_a_source_prepared_again_while_it_is_read_is_an_error_that_names_it(tmp_
         assert source(folder).read(0, bad).id.startswith("NEW"), "a new run takes what is there"
 
 
+@pytest.mark.long
 def test_a_flipped_bit_of_an_index_is_found_wherever_it_is(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, *({"txt": f"picture {number}".encode()} for number in range(6)))
     index_folder(folder, "captions")

@@ -43,6 +43,7 @@ def read(folder: Path, kind: str) -> list[str]:
     return made.read_many(np.arange(made.manifest.samples)).messages
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["text", "captions"])
 def test_too_many_open_files_are_one_line_and_no_sample_is_bad_for_it(tmp_path: Path, kind: str) -> None:
     for number in range(6):

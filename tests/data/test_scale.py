@@ -76,6 +76,7 @@ def texts(folder: Path, shards: int) -> Manifest:
     return writer.manifest
 
 
+@pytest.mark.long
 def test_many_tars_are_indexed_as_few_are(tmp_path: Path) -> None:
     wanted = texts(tmp_path, 20)
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.idx")}

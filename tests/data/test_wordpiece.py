@@ -132,6 +132,7 @@ def test_hidden_states_and_word_logits_are_those_of_transformers(folder: Path) -
         torch.testing.assert_close(logits, wanted.logits[0][:, order], atol=1e-4, rtol=0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["vocab.txt", "tokenizer.json"])
 def test_an_export_says_the_same_and_comes_back(folder: Path, tmp_path: Path, kind: str) -> None:
     copy = variant(folder, tmp_path / "copy", kind)

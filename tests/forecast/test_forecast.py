@@ -111,6 +111,7 @@ def test_what_does_not_fit_says_what_to_change(capsys: pytest.CaptureFixture[str
     assert "does not fit: divide micro_batch by" in capsys.readouterr().out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("micro_batch", "batch_size", "ranks", "says", "raised"),
     [
@@ -207,6 +208,7 @@ def test_every_kind_is_found_by_the_name_that_its_driver_says() -> None:
         assert peak_flops(said, torch.bfloat16) == found.teraflops * 1e12
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("stage", "copies"), [(0, 2 * 4), (1, 2 * 4 + 2), (2, 3 * 2 * 4 + 2), (3, 3 * (4 + 2 * 2))])
 def test_a_stage_sends_what_deepspeed_sends(tiny: Path, tmp_path: Path, stage: int, copies: int) -> None:
     """Gradients in float32, weights in bf16, over three passes, on as many GPUs as need the cards of a node."""

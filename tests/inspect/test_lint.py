@@ -63,6 +63,7 @@ def test_a_missing_tokenizer(mine: Path) -> None:
     assert any("model.tokenizer wants a folder" in line for line in problems(mine))
 
 
+@pytest.mark.long
 def test_a_source_that_does_not_fit_names_its_field(mine: Path) -> None:
     lines = problems(mine, "objectives.image_caption.sources.0.languages=[en, fr]")
     assert any(line.startswith("objectives.image_caption.sources.0: ") and "no caption in fr" in line for line in lines)

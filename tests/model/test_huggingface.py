@@ -108,6 +108,7 @@ def test_hidden_states_and_logits_are_those_of_transformers(folder: Path) -> Non
     assert_equal(logits, their_logits)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "sizes",
     [

@@ -128,6 +128,7 @@ def test_languages_that_list_a_word_then_translations_are_equally_likely(folder:
     assert words["Hund"] + words["Köter"] == languages["de"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("sentence_rate", "word_rate"), [(1.0, 0.3), (0.4, 1.0), (0.5, 0.5)])
 def test_rates(folder: Path, sentence_rate: float, word_rate: float) -> None:
     half = switcher(folder, sentence_rate=sentence_rate, word_rate=word_rate)
@@ -139,6 +140,7 @@ def test_rates(folder: Path, sentence_rate: float, word_rate: float) -> None:
     assert sum(r.switched == 0 for r in results) / 3_000 == pytest.approx(untouched, abs=0.04)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["per_word", "one_word"])
 def test_rates_of_0_and_1_are_exact(folder: Path, mode: str) -> None:
     for i in range(200):

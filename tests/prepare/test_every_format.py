@@ -139,6 +139,7 @@ def test_captions_of_every_format_train_and_score(
     assert score(tiny, tmp_path / "out", tmp_path, "{kind: patches, size: 16, patch: 8}") >= 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name, (_, command) in FORMATS.items() if "--images" in command])
 def test_a_picture_that_is_missing_is_named(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     fixture, command = FORMATS[name]

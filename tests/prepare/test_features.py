@@ -112,6 +112,7 @@ def test_training_from_the_store_has_the_losses_of_training_from_pixels(
     assert found == pytest.approx(wanted, rel=1e-3)
 
 
+@pytest.mark.long
 def test_stored_pictures_cost_no_look_at_the_towers_folder(stored: Path, tower: Path, tmp_path: Path) -> None:
     shutil.copytree(tower, tmp_path / "tower")
     visual = Tower(kind="tower", folder=tmp_path / "tower", tokens=4)
@@ -154,6 +155,7 @@ def test_processes_side_by_side_make_the_same_bytes(pictures: Path, tower: Path,
     assert files(tmp_path / "out") == files(stored)
 
 
+@pytest.mark.long
 def test_what_does_not_fit_is_refused_with_the_way_out(
     tiny: Path, tower: Path, pictures: Path, stored: Path, tmp_path: Path
 ) -> None:

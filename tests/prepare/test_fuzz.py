@@ -236,6 +236,7 @@ def _in_time() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("_in_time")
 @pytest.mark.parametrize("write", WRITE, ids=lambda write: write.__name__.removeprefix("write_"))
 def test_a_changed_file_is_read_or_named(tmp_path: Path, write: Callable[[Path], Read]) -> None:

@@ -20,6 +20,7 @@ from tests.prepare.region_formats import test_volta_lmdb as lmdb
 OPTIONS = ReadOptions(3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("format_name", ["bottom-up", "mmf", "vinvl", "m3p-hdf5", "volta-lmdb"])
 def test_every_format_is_recognised_and_goes_into_shards(tiny: Path, tmp_path: Path, format_name: str) -> None:
     """By the names of records and pictures that the format has, from its file to shards."""

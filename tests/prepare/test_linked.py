@@ -116,6 +116,7 @@ def test_names_and_fields_that_are_not_unicode_have_no_captions_in_the_files(tmp
     assert "2 of 3 pictures are not in" in said
 
 
+@pytest.mark.long
 def test_wrong_files_of_captions_are_told(tars: Path, tmp_path: Path) -> None:
     twice = [{"url": URLS[0], "caption": {"de": text}} for text in ("eins", "zwei")]
     others = [
@@ -226,6 +227,7 @@ def test_files_that_nobody_asks_for_are_not_read_and_others_only_within_bounds(
         list(tar_samples(tars / "00000.tar"))
 
 
+@pytest.mark.long
 def test_pictures_of_a_test_are_left_out_and_only_their_tar_is_written_again(tars: Path, tmp_path: Path) -> None:
     (tmp_path / "test").mkdir()
     jpg = next(tar_samples(tars / "00000.tar")).members["jpg"]

@@ -19,6 +19,7 @@ def test_results_of_two_protocols_are_not_compared_though_their_queries_are_the_
         compare(evaluation(), evaluation(protocol="m3p-compat"))
 
 
+@pytest.mark.long
 def test_two_results_of_one_run_are_told_apart() -> None:
     first, later = evaluation(), evaluation(0.5, step=9)
     ranked = [evaluation(0.5, scoring="dual+cross", shortlist=Shortlist(k=k, recall={"en": 80.0})) for k in (5, 10)]

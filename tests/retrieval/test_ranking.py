@@ -105,6 +105,7 @@ def same(found: NDArray[np.int64], expected: NDArray[np.int64]) -> bool:
     return float((np.abs(found - expected) <= 2).mean()) > 0.9
 
 
+@pytest.mark.long
 def test_folds_are_ranked_apart(scorer: Scorer, pictures: Pictures, tmp_path: Path) -> None:
     pool = replace(pictures.pool, folds=[2 * n // len(pictures.pool.images) for n in range(len(pictures.pool.images))])
     found = Ranker(scorer, replace(pictures, pool=pool), Way("cross"), Blocks(tmp_path / "blocks")).rank()
@@ -121,6 +122,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.long
 def test_killed_half_way_and_gone_on_with_is_one_go(
     scorer: Scorer, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -198,6 +198,7 @@ def entries(count: int) -> list[Entry]:
     return [Entry(row, f"{row}", 0, f"p{row}.png", "", f"picture {row:016x}", "", "") for row in range(count)]
 
 
+@pytest.mark.long
 def test_a_large_index_is_ivf_pq_and_answers_as_exact_search(
     seeing: Path, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,7 @@ class Run:
         return sorted(int(path.name[5:]) for path in (self.folder / "checkpoints").glob("step-*"))
 
 
+@pytest.mark.long
 def test_a_step_is_its_turns_then_one_update(tiny: Path, tmp_path: Path) -> None:
     engine = FakeEngine()
     run = Run(tiny, tmp_path, engine, "run.steps=2")
@@ -101,6 +102,7 @@ def test_a_step_is_its_turns_then_one_update(tiny: Path, tmp_path: Path) -> None
     assert lines[0]["gradient_norm"] == 0.5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("settings", "last", "saved"),
     [
@@ -119,6 +121,7 @@ def test_checkpoints_come_at_their_steps_and_at_the_end(
     assert read_state(tmp_path / "checkpoints" / f"step-{last:08d}").updates == last
 
 
+@pytest.mark.long
 def test_a_stop_file_ends_the_run_after_its_step_with_a_checkpoint(tiny: Path, tmp_path: Path) -> None:
     def and_stop() -> Iterator[Batch]:
         for number, batch in enumerate(micro_batches()):
@@ -131,6 +134,7 @@ def test_a_stop_file_ends_the_run_after_its_step_with_a_checkpoint(tiny: Path, t
     assert run.steps() == [3]
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_refuses_the_update_and_training_goes_on(tiny: Path, tmp_path: Path) -> None:
     engine = FakeEngine({2: float("nan")})
     run = Run(tiny, tmp_path, engine, "run.steps=3")
@@ -144,6 +148,7 @@ def test_a_loss_that_is_not_finite_refuses_the_update_and_training_goes_on(tiny:
     assert read_state(tmp_path / "checkpoints" / "step-00000003").updates == 2
 
 
+@pytest.mark.long
 def test_a_gradient_that_is_not_finite_is_told_from_a_refused_step(tiny: Path, tmp_path: Path) -> None:
     engine = FakeEngine(broken=[2])
     Run(tiny, tmp_path, engine, "run.steps=3").go(3)
@@ -152,6 +157,7 @@ def test_a_gradient_that_is_not_finite_is_told_from_a_refused_step(tiny: Path, t
     assert (line["step"], line["reason"]) == (2, "gradient not finite (norm nan)")
 
 
+@pytest.mark.long
 def test_too_many_refused_steps_in_a_row_end_the_run(tiny: Path, tmp_path: Path) -> None:
     bad = {step: float("inf") for step in (3, 4, 5)}
     with pytest.raises(UserError, match="3 steps in a row without an update"):
@@ -159,6 +165,7 @@ def test_too_many_refused_steps_in_a_row_end_the_run(tiny: Path, tmp_path: Path)
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_spike_is_said_or_refused(tiny: Path, tmp_path: Path, skip: bool, capsys: pytest.CaptureFixture[str]) -> None:
     engine = FakeEngine({18: 9.0})
@@ -170,6 +177,7 @@ def test_a_spike_is_said_or_refused(tiny: Path, tmp_path: Path, skip: bool, caps
     assert ("step 18 makes no update" in said) == skip
 
 
+@pytest.mark.long
 def test_the_next_owner_of_the_folder_is_not_overwritten(tiny: Path, tmp_path: Path) -> None:
     run = Run(tiny, tmp_path, FakeEngine(), "run.steps=2")
     (tmp_path / "incarnation").write_text("another job\n")

@@ -45,6 +45,7 @@ def best_step(folder: Path) -> int:
     return step_of(best)
 
 
+@pytest.mark.long
 def test_the_best_checkpoint_is_kept_and_named(tiny: Path, tmp_path: Path) -> None:
     figures = Figures({2: 10.0, 4: 30.0, 6: 20.0, 8: 30.0})
     run = Run(tiny, tmp_path, FakeEngine(), *SELECT, score=figures)
@@ -57,12 +58,14 @@ def test_the_best_checkpoint_is_kept_and_named(tiny: Path, tmp_path: Path) -> No
     assert [(line["step"], line["mean_recall"]) for line in lines] == [(2, 10.0), (4, 30.0), (6, 20.0), (8, 30.0)]
 
 
+@pytest.mark.long
 def test_evaluations_come_at_their_steps_and_at_the_end_of_the_run(tiny: Path, tmp_path: Path) -> None:
     figures = Figures(dict.fromkeys(range(21), 1.0))
     Run(tiny, tmp_path, FakeEngine(), *SELECT, "run.select_every=6", score=figures).go(20)
     assert figures.asked == [6, 12, 18, 20]
 
 
+@pytest.mark.long
 def test_patience_ends_the_run_and_a_further_start_does_not_go_on(tiny: Path, tmp_path: Path) -> None:
     told = {2: 10.0, 4: 30.0, 6: 20.0, 8: 29.0, 10: 99.0}
     run = Run(tiny, tmp_path, FakeEngine(), *SELECT, "run.patience=2", score=Figures(told))
@@ -78,6 +81,7 @@ def test_patience_ends_the_run_and_a_further_start_does_not_go_on(tiny: Path, tm
     assert best_step(tmp_path) == 10
 
 
+@pytest.mark.long
 def test_what_a_killed_start_left_undone_is_scored_and_what_it_did_beyond_is_forgotten(
     tiny: Path, tmp_path: Path
 ) -> None:

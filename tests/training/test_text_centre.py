@@ -61,6 +61,7 @@ def test_a_head_with_a_centre_keeps_it_and_one_without_gets_none(tiny: Path) -> 
     assert "heads.contrastive.centre" not in plain.state_dict()
 
 
+@pytest.mark.long
 def test_captions_are_those_that_the_task_sees(tiny: Path) -> None:
     """Of two objectives, those of both; of code-switched ones, switched."""
     recipe = load_recipe(tiny, ["model.text_centre=true"])

@@ -85,6 +85,7 @@ def test_objects_are_never_unpickled() -> None:
         found["other"]
 
 
+@pytest.mark.long
 @settings(max_examples=300)
 @given(st.data())
 def test_of_broken_bytes_it_reads_and_refuses_what_numpy_does(data: st.DataObject) -> None:
@@ -109,6 +110,7 @@ def bomb(shape: tuple[int, int], kind: int, real: int) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("shape", "kind", "real"),
     [
@@ -130,6 +132,7 @@ def test_sizes_are_looked_at_before_anything_is_unpacked(shape: tuple[int, int],
     tracemalloc.stop()
 
 
+@pytest.mark.long
 def test_a_size_that_lies_is_no_way_around() -> None:
     """The directory of the zip says few bytes; many would come."""
     data = bytearray(bomb((2**16, 2048), zipfile.ZIP_DEFLATED, 2**27))
@@ -143,6 +146,7 @@ def test_a_size_that_lies_is_no_way_around() -> None:
         read_npz(bytes(data))["features"]
 
 
+@pytest.mark.long
 def test_shapes_are_read_from_headers_alone() -> None:
     assert read_shapes(saved(ARRAYS, compressed=True)) == {name: array.shape for name, array in ARRAYS.items()}
     with pytest.raises(ValueError, match="are the most"):

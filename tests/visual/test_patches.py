@@ -79,6 +79,7 @@ def test_a_cut_picture_is_bad(kind: str) -> None:
         patches().load({kind: data[: len(data) // 2]}, None)
 
 
+@pytest.mark.long
 @settings(max_examples=300)
 @given(st.sampled_from(FORMATS), st.data())
 def test_broken_bytes_are_a_bad_sample_or_usable_never_a_crash(kind: str, data: st.DataObject) -> None:

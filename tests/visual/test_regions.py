@@ -189,6 +189,7 @@ def test_a_sample_without_regions_is_bad() -> None:
         REGIONS.load({"jpg": b""}, None)
 
 
+@pytest.mark.long
 @settings(max_examples=300)
 @given(st.data(), st.booleans())
 def test_broken_bytes_are_a_bad_sample_or_usable_never_a_crash(data: st.DataObject, compressed: bool) -> None:

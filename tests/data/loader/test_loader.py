@@ -79,6 +79,7 @@ def test_ways_of_loading_change_nothing(patches: Path, workers: int, threads: in
             assert all(one.targets[task][name].equal(tensor) for name, tensor in targets.items())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("workers", "prefetch"), [(0, 4), (1, 1), (2, 40)])
 def test_text_alone_comes_in_blocks_that_change_nothing(tiny: Path, workers: int, prefetch: int) -> None:
     recipe = load_recipe(

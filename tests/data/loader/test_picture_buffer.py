@@ -29,6 +29,7 @@ def test_the_memory_of_pictures_lies_side_by_side_and_is_used_again() -> None:
     assert PictureBuffer(None).divide(2) == [None, None]
 
 
+@pytest.mark.long
 def test_pictures_are_the_same_with_and_without_shared_memory_and_threads(tmp_path: Path) -> None:
     visual = Patches(kind="patches", size=16, patch=8, crop=0.5, flip=True)
     samples = [(str(number), pair(number)) for number in range(9)]

@@ -18,6 +18,7 @@ def workers(number: int, make: Callable[[int], object], numbers: range = range(2
     return Workers(number, numbers, 2, lambda worker: None, make)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [1, 2, 3, 7])
 def test_results_come_in_order_whatever_the_number_of_workers(number: int) -> None:
     assert list(workers(number, lambda n: (n, os.getpid() != 0)).results()) == [(n, True) for n in range(20)]

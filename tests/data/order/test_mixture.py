@@ -16,6 +16,7 @@ def test_the_sequence_is_the_one_of_nginx() -> None:
     assert [shares.place(p).source for p in range(14)] == [0, 0, 1, 0, 2, 0, 0] * 2
 
 
+@pytest.mark.long
 @given(weights=Weights)
 @settings(max_examples=60, deadline=None)
 def test_positions_in_a_source_count_up_and_shares_are_exact_and_smooth(weights: list[int]) -> None:
@@ -41,6 +42,7 @@ def test_many_positions_lie_where_each_one_does(weights: list[int], positions: l
     assert list(zip(sources.tolist(), of_source.tolist(), strict=True)) == [shares.place(p) for p in positions]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("weights", "counts"),
     [

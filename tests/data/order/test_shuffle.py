@@ -26,6 +26,7 @@ def correlation(left: NDArray[np.int64], right: NDArray[np.int64]) -> float:
     return float(np.corrcoef(left, right)[0, 1])
 
 
+@pytest.mark.long
 @given(counts=Counts, window=st.integers(1, 9), name=st.integers(0, 2**64 - 1), epoch=st.sampled_from([0, 1, 10**10]))
 @settings(max_examples=150, deadline=None)
 def test_every_epoch_visits_every_sample_exactly_once(counts: list[int], window: int, name: int, epoch: int) -> None:
@@ -35,6 +36,7 @@ def test_every_epoch_visits_every_sample_exactly_once(counts: list[int], window:
     assert sorted(numbers(places, counts).tolist()) == list(range(sum(counts)))
 
 
+@pytest.mark.long
 @given(
     counts=Counts,
     window=st.integers(1, 9),

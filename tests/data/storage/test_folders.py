@@ -41,6 +41,7 @@ def wait_until_in_memory(paths: list[Path]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.long
 def test_shards_are_read_into_memory_a_window_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("m3p.data.storage.folders.PIECE", 10**6)  # several pieces a shard
     with ShardWriter(tmp_path, "text", 2, "en") as writer:

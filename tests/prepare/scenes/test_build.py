@@ -57,6 +57,7 @@ def test_held_out_scenes_are_unseen_from_either_side(made: Path) -> None:
     assert not trained & {LANGUAGES[0].caption(said) for scene in scenes for said in (scene, scene.mirrored())}
 
 
+@pytest.mark.long
 def test_pictures_have_their_size(made: Path) -> None:
     offsets = np.load(made / "dev" / "shard-000000.idx")
     content = (made / "dev" / "shard-000000.tar").read_bytes()
@@ -88,6 +89,7 @@ def test_same_arguments_same_bytes(made: Path, tmp_path: Path) -> None:
         assert (made / file).read_bytes() == (tmp_path / "again" / file).read_bytes(), file
 
 
+@pytest.mark.long
 def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--size 8"):
         prepare_scenes(tmp_path / "x", size=8)

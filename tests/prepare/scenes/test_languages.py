@@ -195,6 +195,7 @@ def test_the_word_list_covers_the_words_of_english_captions(language: Language) 
     assert words <= set(language.words) <= words | {"a"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("language", LANGUAGES, ids=lambda language: language.code)
 def test_monolingual_sentences_differ_and_are_no_captions(language: Language) -> None:
     sentences = list(monolingual(language, seed=0))

@@ -127,6 +127,7 @@ def change(path: Path, **fields: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
+@pytest.mark.long
 def test_wrong_files_say_what_is_wrong(karpathy: Path, annotated: Path) -> None:
     with pytest.raises(UserError, match="is of one split, as its name says: leave out --split train"):
         run(annotated, "--split", "train")

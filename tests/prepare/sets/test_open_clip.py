@@ -32,6 +32,7 @@ def test_other_names_and_separators(table: Path) -> None:
     assert stored(table.parent / "out")["images/0.jpg"]["captions"] == {"de": ["ein Hund"]}
 
 
+@pytest.mark.long
 def test_wrong_tables_say_so(table: Path) -> None:
     with pytest.raises(
         UserError, match=r"has no column image; it has 'filepath', 'title': name them with --path-column"

@@ -66,6 +66,7 @@ def test_wrong_files_and_missing_pictures_say_so(tmp_path: Path) -> None:
         run("wit", path, "--images", tmp_path / "images", output=tmp_path / "out")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

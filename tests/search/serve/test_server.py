@@ -132,6 +132,7 @@ def test_other_sites_cannot_ask_by_a_name_of_their_own(server: Server) -> None:
     assert ask(server, "/api/index", headers={"Host": f"localhost:{server.server_address[1]}"}).status == 200
 
 
+@pytest.mark.long
 def test_names_and_captions_are_text_and_nothing_else(seeing: Path, album: Path, tmp_path: Path) -> None:
     index_pictures(seeing, album, tmp_path / "index")
     index = SearchIndex(tmp_path / "index")

@@ -53,6 +53,7 @@ def test_all_of_them_are_named_at_once(tmp_path: Path) -> None:
     assert all(name in str(caught.value) for name in RECIPES_OWN)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -50,6 +50,7 @@ def test_our_own_modules_of_that_name_are_no_reach() -> None:
     assert not list(reaches("from m3p.training.deepspeed.config import resolve\nimport m3p.training.engine"))
 
 
+@pytest.mark.long
 def test_nothing_outside_its_room_reaches_for_deepspeed() -> None:
     found = {str(path.relative_to(ROOT)): list(reaches(path.read_text())) for path in OUTSIDE}
     assert len(found) > 90

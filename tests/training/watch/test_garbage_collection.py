@@ -1,9 +1,12 @@
 import gc
 
+import pytest
+
 from m3p.training.watch import garbage_collection as collector
 from m3p.training.watch.garbage_collection import GarbageCollection
 
 
+@pytest.mark.long
 def test_the_collector_runs_at_fixed_steps_and_comes_back_in_the_end() -> None:
     seen: list[str] = []
     gc.callbacks.append(lambda phase, information: seen.append(phase))

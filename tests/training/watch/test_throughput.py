@@ -38,6 +38,7 @@ def test_what_a_rank_forwards_to_keep_in_step_is_no_work() -> None:
     assert throughput.flops(Packer(1).finish(0)) == 0
 
 
+@pytest.mark.long
 def test_peak_memory_remembers_what_is_gone() -> None:
     before = peak_memory(torch.device("cpu"))
     torch.ones(before // 8 + (64 << 20))  # 4 bytes each: half of what there is, and 256 MiB

@@ -82,6 +82,7 @@ def test_nothing_depends_on_the_features_that_are_hidden(towers: Towers) -> None
     assert gradient[0, [0, 2]].abs().sum() > 0
 
 
+@pytest.mark.long
 def test_a_hidden_token_is_its_place_and_a_vector_that_is_learnt(towers: Towers) -> None:
     model = network(Tower(kind="tower", folder=towers("siglip"), tokens=4))
     vectors, seen = embedder_of(model)(torch.from_numpy(pixels(0)), torch.zeros(0, 4))
@@ -96,6 +97,7 @@ def test_a_hidden_token_is_its_place_and_a_vector_that_is_learnt(towers: Towers)
     assert embedder.hidden.grad.abs().sum() > 0
 
 
+@pytest.mark.long
 def test_the_target_is_what_the_tower_says_of_the_token_of_unit_length(towers: Towers) -> None:
     model = network(Tower(kind="tower", folder=towers("dinov2"), tokens=4)).train()
     tower = embedder_of(model).tower
@@ -108,6 +110,7 @@ def test_the_target_is_what_the_tower_says_of_the_token_of_unit_length(towers: T
     assert not wanted.requires_grad
 
 
+@pytest.mark.long
 def test_a_frozen_tower_runs_once_for_all_sequences_and_passes_and_without_a_gradient(towers: Towers) -> None:
     model = network(Tower(kind="tower", folder=towers("convnext"), tokens=4)).train()
     tower = embedder_of(model).tower
@@ -130,6 +133,7 @@ def test_a_frozen_tower_runs_once_for_all_sequences_and_passes_and_without_a_gra
     assert looked == [1, 1], "a micro-batch without pictures costs nothing"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pool", ["average", "queries"])
 @pytest.mark.parametrize("trained", ["none", "all"])
 def test_every_trained_parameter_gets_a_gradient_with_pictures_and_without(
@@ -144,6 +148,7 @@ def test_every_trained_parameter_gets_a_gradient_with_pictures_and_without(
         assert not without
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("trained", ["all", 1])
 def test_a_tower_is_trained_from_the_layer_that_is_named(towers: Towers, name: str, trained: Any) -> None:
@@ -171,6 +176,7 @@ def test_a_tower_is_trained_from_the_layer_that_is_named(towers: Towers, name: s
     assert sorted({round(group["peak"], 6) for group in groups}) == [1e-4, 1e-3, 1e-2]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["clip", "convnext", "efficientnet"])
 def test_recomputing_the_layers_of_a_trained_tower_changes_no_gradient(towers: Towers, name: str) -> None:
     found = []
@@ -189,6 +195,7 @@ def test_recomputing_the_layers_of_a_trained_tower_changes_no_gradient(towers: T
         torch.testing.assert_close(found[1][key], gradient)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("trained", ["none", "all"])
 def test_batch_norms_keep_their_statistics_in_float32_where_weights_have_16_bits(towers: Towers, trained: Any) -> None:
     """As DeepSpeed casts a network: its parameters alone."""

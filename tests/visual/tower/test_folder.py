@@ -34,6 +34,7 @@ def vit(towers: Towers, tmp_path: Path) -> Path:
     return Path(shutil.copytree(towers("vit"), tmp_path / "vit"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_the_grid_is_the_one_that_transformers_gives(towers: Towers, name: str) -> None:
     folder = towers(name)
@@ -106,6 +107,7 @@ def change(folder: Path, file: str, **fields: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -158,6 +160,7 @@ OTHERS: dict[str, Callable[[Path], Path]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OTHERS)
 def test_folders_of_other_kinds_give_the_grid_of_transformers(tmp_path: Path, name: str) -> None:
     with torch.random.fork_rng(devices=[]):

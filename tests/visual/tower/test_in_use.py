@@ -23,6 +23,7 @@ def most_by_the_allocator(model: nn.Module, pixels: torch.Tensor) -> int:
     return int(np.cumsum([event.nbytes() for event in sorted(events, key=lambda one: one.start_ns())]).max())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["vit", "swin", "convnext", "efficientnet"])
 def test_the_memory_of_a_frozen_tower_is_about_what_the_allocator_gives(
     towers: Callable[[str], Path], name: str

@@ -51,6 +51,7 @@ def recipe_with(tiny: Path, folder: Path, tower: Path, *overrides: str, **fields
     return parse_recipe(raw, "tiny", overrides)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*NAMES, pytest.param(REAL, marks=pytest.mark.slow)])
 def test_features_of_a_stored_picture_are_those_of_transformers(towers: Towers, name: str) -> None:
     """From the bytes of a picture on: prepared by the folder's own image processor, seen by its own model, in float32."""
@@ -130,6 +131,7 @@ def test_wrong_fields_are_refused_with_the_way_out(tiny: Path, tmp_path: Path, t
             build_objectives(recipe)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_a_few_steps_by_every_architecture_lower_the_loss(
     tiny: Path, tmp_path: Path, towers: Towers, name: str
@@ -212,6 +214,7 @@ def test_a_forecast_counts_frozen_weights_once_and_trained_ones_with_all_they_ne
     assert activation_memory(sizes, Work(slots=8, words=4, pixel_rows=4), setting)["activations"] == 4 * 4e6
 
 
+@pytest.mark.long
 def test_a_forecast_without_the_folder_says_what_it_assumes(tiny: Path, tmp_path: Path) -> None:
     planner = Planner(recipe_with(tiny, tmp_path, tmp_path / "elsewhere"), ROOT / "ds_configs" / "zero1.json")
     assert any("visual.folder = " in line and "SigLIP base" in line for line in planner.assumptions)
