@@ -48,10 +48,10 @@ def facts_of_code() -> dict[str, str]:
 
 def facts_of_evaluation(recipe: Recipe, name: str, config: EvaluationConfig) -> dict[str, str]:
     """Return the hashes of what an evaluation reads. Raises UserError where it is missing."""
-    place = f"content of evaluation.{name}"
-    found = {f"{place}.path": _source_fact(open_source(recipe, name, config))}
+    field = f"content of evaluation.{name}"
+    found = {f"{field}.path": _source_fact(open_source(recipe, name, config))}
     if config.centre is not None:
-        found[f"{place}.centre"] = _source_fact(open_captions(name, config.centre))
+        found[f"{field}.centre"] = _source_fact(open_captions(name, config.centre))
     return found
 
 
