@@ -121,6 +121,17 @@ def test_index_names_languages_that_are_no_codes_or_stand_twice(
     assert "Hant" not in said.replace("zh-Hant or pt-BR", "")
 
 
+def test_index_names_captions_that_only_say_that_there_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = ["nan", " None ", "N/A", "<NA>", "???????", "--", "None of the dogs", "nano", "¿?"]
+    index_folder(folder_of(tmp_path, *({"json": text({"captions": {"en": [one, "nan"]}})} for one in said)), "captions")
+    said_of = capsys.readouterr().out
+    assert "captions that only say that there is none are trained on and searched for as they stand" in said_of
+    assert said_of.count("\n") == 1
+    assert ": nan (10), None (1), N/A (1), <NA> (1), ??????? (1), -- (1): leave" in said_of
+
+
 def test_fields_and_files_that_are_not_read_are_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = {"json": text({"captions": {"en": "a dog"}, "translations": {"de": "ein Hund"}, "url": "x"}), "cls": b"1"}
     index_folder(folder_of(tmp_path, record, record, {**record, "txt": b"another"}), "captions")

@@ -1,14 +1,13 @@
 """Ours = AutoTokenizer of what is exported = sentencepiece, for small vocabularies of every kind, in 100 scripts and more."""
 
-import atexit
 import io
 import random
 import re
 import shutil
 import unicodedata
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, NamedTuple
 
 import pytest
@@ -61,11 +60,17 @@ KINDS = st.builds(
 )
 
 
-@cache
-def export(kind: Kind) -> Exported:
+Export = Callable[[Kind], Exported]
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """Train and export a vocabulary of a kind, each kind once."""
+    return cache(lambda kind: _export(kind, tmp_path_factory.mktemp("vocabulary")))
+
+
+def _export(kind: Kind, folder: Path) -> Exported:
     """Train a vocabulary on some of the texts and export it; characters of the others it does not know."""
-    folder = Path(mkdtemp(prefix="vocabulary-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     model = io.BytesIO()
     lines = random.Random(kind.seed).sample(TEXTS, 25) + list(SENTENCES[: 9 * kind.seed + 9])
     rules: dict[str, Any] = {"normalization_rule_name": kind.rules}
@@ -111,14 +116,14 @@ def words_of_scripts() -> st.SearchStrategy[str]:
 @pytest.mark.long
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(KINDS, words_of_scripts())
-def test_random_texts_are_cut_alike_by_all_three(kind: Kind, text: str) -> None:
+def test_random_texts_are_cut_alike_by_all_three(export: Export, kind: Kind, text: str) -> None:
     assert_alike(export(kind), text)
 
 
 @pytest.mark.long
 @settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(KINDS)
-def test_texts_of_a_hundred_scripts_are_cut_alike_by_all_three(kind: Kind) -> None:
+def test_texts_of_a_hundred_scripts_are_cut_alike_by_all_three(export: Export, kind: Kind) -> None:
     assert len(script_texts()) > 100
     exported = export(kind)
     for text in TEXTS:
@@ -173,14 +178,14 @@ def assert_same_or_tied(tokenizer: Tokenizer, text: str, one: list[int], other: 
 @pytest.mark.long
 @pytest.mark.parametrize("algorithm", ["unigram", "bpe"])
 @pytest.mark.parametrize("byte_fallback", [True, False])
-def test_the_check_of_the_export_finds_them_alike(algorithm: str, byte_fallback: bool) -> None:
+def test_the_check_of_the_export_finds_them_alike(export: Export, algorithm: str, byte_fallback: bool) -> None:
     exported = export(Kind(algorithm, byte_fallback, "nmt_nfkc", True, True, 0))
     found = compare_tokens(exported.ours, exported.folder, TEXTS, MAX_TOKENS)
     assert found.alike > len(TEXTS)  # and some long ones
     assert (found.typed, found.apart) == (0, 0)
 
 
-def test_xlmrs_class_would_cut_a_bpe_vocabulary_otherwise() -> None:
+def test_xlmrs_class_would_cut_a_bpe_vocabulary_otherwise(export: Export) -> None:
     """What the general class is written for: the one that a folder without tokenizer.json gets reads every model as unigram."""
     exported = export(Kind("bpe", False, "nmt_nfkc", True, True, 0))
     shutil.copytree(exported.folder, bare := exported.folder.parent / "bare", dirs_exist_ok=True)
@@ -190,7 +195,7 @@ def test_xlmrs_class_would_cut_a_bpe_vocabulary_otherwise() -> None:
     assert wrong > 10
 
 
-def test_what_is_cut_otherwise_on_purpose_is_counted() -> None:
+def test_what_is_cut_otherwise_on_purpose_is_counted(export: Export) -> None:
     exported = export(Kind("unigram", False, "nmt_nfkc", True, True, 2))
     apart = [unicodedata.normalize("NFD", "빠른 갈색 여우가"), unicodedata.normalize("NFD", "パンをガラス")]
     found = compare_tokens(exported.ours, exported.folder, ["dog <mask> tree", "a </s> b", *apart], MAX_TOKENS)

@@ -58,6 +58,16 @@ def corpus(tmp_path: Path) -> Corpus:
     return Corpus(tmp_path)
 
 
+def test_notes_name_the_folder_that_stays(corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus.records.append({"id": "again", "image": "0.jpeg", "captions": {"en": "nan"}})
+    corpus.write_regions("again")
+    corpus.prepare()
+    said = capsys.readouterr().out
+    assert f"{corpus.folder / 'output'}: 4 samples have only 3 different pictures" in said
+    assert f"{corpus.folder / 'output'}: captions that only say" in said
+    assert ".partial" not in said
+
+
 def test_writes_pictures_as_they_are_and_captions_as_lists(corpus: Corpus) -> None:
     assert isinstance(corpus.records[0], dict)
     corpus.records[0]["concept"] = "c"

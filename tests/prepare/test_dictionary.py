@@ -183,7 +183,11 @@ def test_a_pair_in_the_layout_of_another_program_is_the_pair(tmp_path: Path, lin
     assert [row[:2] for row in read_rows(tmp_path / "en-de.txt")] == [("dog", "Hund")]
 
 
-@pytest.mark.parametrize("translation", ["Hund {m}", "Hund [zool.]", "Hund; Rüde", "Hund | Rüde", "<b>Hund</b>"])
+NOTES = ["Hund {m}", "Hund [zool.]", "<b>Hund</b>", "Hund (pl. Hunde)", "犬（動物）"]
+SEVERAL = ["Hund; Rüde", "Hund | Rüde", "Hund, Hunde / Rüde", "Hund/Rüde", "كلب، كلبة", "狗，犬", "犬、狗", "狗；犬"]
+
+
+@pytest.mark.parametrize("translation", [*NOTES, *SEVERAL])
 def test_notes_and_lists_of_translations_are_dropped_and_counted(translation: str) -> None:
     found = clean([("dog", translation), ("cat", "Katze")])
     assert found.translations == {"cat": ["Katze"]}

@@ -5,6 +5,7 @@ name does, and the name after it: that is what `durable` adds, at the price of w
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,12 @@ def write_text(path: Path, text: str, durable: bool = True) -> None:
     """Make `path` hold `text`, UTF-8; a reader finds the old content or the new."""
     with replacing(path, durable) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def final_path(path: Path) -> Path:
+    """Return what a folder that is written aside, .NAME.partial, is to become, for messages; any other path as it is."""
+    aside = re.fullmatch(r"\.(.+)\.partial", path.name)
+    return path.with_name(aside[1]) if aside else path
 
 
 def publish(aside: Path, path: Path, durable: bool = True) -> None:

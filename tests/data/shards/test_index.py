@@ -377,6 +377,22 @@ def test_progress_that_is_none_starts_afresh(tmp_path: Path, content: bytes) -> 
     assert index_folder(tmp_path, "captions") == found
 
 
+@pytest.mark.parametrize("form", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_links_in_a_tar_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], form: bytes) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in [*pair("one"), *pair("two")[1:]]:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+        for name in ("two.jpg", "latest"):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = form, "one.jpg"
+            tar.addfile(link)
+    index_folder(tmp_path, "captions")
+    assert "1 files of its tars are links, which are not followed" in capsys.readouterr().out
+
+
+
 @pytest.mark.parametrize("last", [[], [("README", b"x" * 700)], [("folder/", b"")]])
 def test_says_what_stands_behind_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str], last: Files) -> None:
     for name in ("0.tar", "1.tar"):

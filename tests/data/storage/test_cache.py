@@ -46,7 +46,7 @@ class Server(http.server.ThreadingHTTPServer):
     changed: Callable[[bytes], bytes] | None = None
     """What a damaged server does to shards."""
     endless = ""
-    """The ending of files that never end."""
+    """The ending of files that have 200 MiB whatever their size was."""
     asked: list[str]
 
 
@@ -75,8 +75,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         if self.server.endless and self.path.endswith(self.server.endless):
             self.send_response(200)
             self.end_headers()
-            with contextlib.suppress(OSError):  # until the other side has enough
-                while True:
+            with contextlib.suppress(OSError):  # until the other side has enough; a reader without a bound must not fill the disk
+                for _ in range(200):
                     self.wfile.write(bytes(2**20))
             return
         if self.server.changed and self.path.endswith(".tar"):

@@ -48,6 +48,7 @@ _FIELD = re.compile(r"captions?[_-](.+)")
 _NUMBERED = re.compile(r"\d{1,4}\.txt")
 _SILENT = {"Cc", "Cf", "Cn", "Cs", "Zl", "Zp", "Zs"}
 """Unicode's categories of spaces, of control characters and of what has no sign."""
+_PLACEHOLDER = re.compile(r"nan|none|null|n/a|<na>|<unk>|\?+|-+|\.+|_+", re.IGNORECASE)
 _PUBLISHED = re.compile(r"[a-z0-9][a-z0-9_-]*/\S+")
 
 
@@ -275,6 +276,11 @@ def choose_captions(stored: Mapping[str, object], languages: Collection[str] | N
 def is_caption(text: object) -> bool:
     """Tell whether a value is a caption: a text that says something, without the character 0, which no KEY.txt may hold."""
     return isinstance(text, str) and says_something(text.strip()) and "\0" not in text
+
+
+def is_placeholder(text: str) -> bool:
+    """Tell whether a caption only says that there is none, as tables of other programs do: nan, None, N/A, ???."""
+    return bool(_PLACEHOLDER.fullmatch(text.strip()))
 
 
 def _is_list_of_texts(value: object) -> bool:

@@ -55,8 +55,9 @@ PARTS_OF_SPEECH = frozenset(
     noun verb adj adjective adv adverb prep preposition pron pronoun conj conjunction det num intj propn n v a r nn nns vb
     """.split()  # noqa: SIM905 (a list would take a line a word)
 )
-MARKS = re.compile(r"[][{}<>|;]")
-"""What other programs write around notes ("Hund {m}") or between several translations: nothing of it belongs in a caption."""
+MARKS = re.compile(r"[][{}<>()|;,/\u060c\u061b\u3001\uff08\uff09\uff0c\uff0f\uff1b]")
+"""What dictionaries write around notes ("Hund {m}", "Hund (pl. Hunde)") or between several translations ("Hund, Hunde / Rüde"),
+with the commas and semicolons of Arabic and the wide marks of Chinese and Japanese: none of it belongs in a caption."""
 MOSES = re.compile(r"\s*\|\|\|\s*")
 """Between the columns of Moses' phrase tables."""
 MOSTLY = 0.8
@@ -121,7 +122,7 @@ def drop_reason(word: str, translation: str, latin: bool, keep_function_words: b
     if not any(letter.isalpha() for letter in translation):
         return "translation without letters"
     if MARKS.search(translation):
-        return "translation with one of []{}<>|; in it"
+        return "translation with brackets, or with several in one (, ; / |)"
     # "ring" -> "Ring" is kept: capital letters are other pieces of the vocabulary.
     if word == translation:
         return "identity"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from m3p.data.kinds import KINDS, Kind
-from m3p.data.records import FROM_FILES, Members, Record, choose_captions, read_record, text_files
+from m3p.data.records import FROM_FILES, Members, Record, choose_captions, is_placeholder, read_record, text_files
 from m3p.data.records import LARGEST_FILE as LARGEST_TEXT
 from m3p.data.shards.file_bytes import FileBytes
 from m3p.data.shards.fingerprint import Fingerprint, content_number, probe, published_number
@@ -64,6 +64,10 @@ class TarIndex:
     """The first file whose name has a dot before its ending, if there is one: all from there on counts as the ending."""
     followed: bool = False
     """Whether another tar stands behind its end, of which nothing is read."""
+    placeholders: Counter[str] = field(default_factory=Counter)
+    """How often a caption only says that there is none, by its first letters."""
+    links: int = 0
+    """Members that are links to other files, of which nothing is read."""
     side_captions: str = ""
     """Hash of the file of captions beside the tar, which count in place of those in it; "" without one."""
 
@@ -171,18 +175,19 @@ class _Scan:
         self.lengths, self.sums = array("I"), array("H")
         """Bytes and header sum of each file of the tar, as in an `IndexFile`."""
         self.captions, self.layouts = Counter[str](), Counter[str]()
-        self.unread, self.reasons = Counter[str](), Counter[str]()
+        self.unread, self.reasons, self.placeholders = Counter[str](), Counter[str](), Counter[str]()
         self.width: int | None = None
         self.stored_tower: StoredTower | None = None
         self.unnamed = self.unusable = self.without_picture = 0
         self.dotted = ""
+        self.links: list[str] = []
 
     def run(self, size: int) -> TarIndex:
         """Walk the tar, whose size is given. Raises UserError and TarError."""
         fingerprint = Fingerprint(self.content)
         seen: set[str] = set()
         sample, extents, hashes, end = "", dict[str, tuple[int, int]](), dict[str, bytes](), 0
-        for member in walk(self.content, whole=True):
+        for member in walk(self.content, whole=True, links=self.links):
             digest = fingerprint.add(member)
             parts = split_name(member.name)
             if parts is None:
@@ -220,6 +225,8 @@ class _Scan:
             layouts=self.layouts,
             unread=self.unread,
             reasons=self.reasons,
+            placeholders=self.placeholders,
+            links=sum(split_name(name) is not None for name in self.links),
             side_captions="" if self.side is None else self.side.digest,
         )
 
@@ -327,7 +334,8 @@ class _Scan:
             good = [language for language in record.captions if self.is_good(record, language)]
             self.captions.update(good)
             self.check_languages()
-            choose_captions(record.captions, None)
+            chosen = choose_captions(record.captions, None)
+            self.placeholders.update(text.strip()[:8] for texts in chosen.values() for text in texts if is_placeholder(text))
         except BadSample as reason:
             self.count_reason(reason)
             return False

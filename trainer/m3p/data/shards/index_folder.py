@@ -13,6 +13,7 @@ from typing import TextIO
 from pydantic import TypeAdapter
 from tqdm import tqdm
 
+from m3p.atomic import final_path
 from m3p.data.kinds import KINDS
 from m3p.data.languages import LANGUAGE_TAG
 from m3p.data.loader.die_with_parent import end_with
@@ -87,7 +88,8 @@ def _origin_before(folder: Path) -> dict[str, str]:
 
 def _say_notes(folder: Path, tars: dict[str, TarIndex], manifest: Manifest) -> None:
     """Say what a user should know of the tars that were indexed."""
-    for note in (*notes(str(folder), tars), *unusable_samples(str(folder), tars.values())):
+    shown = str(final_path(folder))
+    for note in (*notes(shown, tars), *unusable_samples(shown, tars.values())):
         say(note)
     for note in equal_pictures(folder, manifest.shards) if KINDS[manifest.kind].has_pictures else ():
         say(note)
@@ -95,17 +97,18 @@ def _say_notes(folder: Path, tars: dict[str, TarIndex], manifest: Manifest) -> N
 
 def _manifest(folder: Path, paths: list[Path], indexes: list[TarIndex], kind: Kind, language: str | None) -> Manifest:
     """Put together what the tars hold. Raises UserError where that is nothing to train on."""
+    shown = final_path(folder)
     widths = {index.region_features: path.name for path, index in zip(paths, indexes, strict=True)}
     widths.pop(None, None)
     if len(widths) > 1:
         listed = ", ".join(f"{width} ({name})" for width, name in sorted(widths.items(), key=str))
-        raise UserError(f"{folder}: region features of different widths: {listed}. Make them with one detector.")
+        raise UserError(f"{shown}: region features of different widths: {listed}. Make them with one detector.")
     towers = {index.stored_tower: path.name for path, index in zip(paths, indexes, strict=True)}
     towers.pop(None, None)
     if len(towers) > 1:
         listed = ", ".join(f"{tower} ({name})" for tower, name in sorted(towers.items(), key=str))
         raise UserError(
-            f"{folder}: features of different towers: {listed}. Make them with one (`m3p prepare features`)."
+            f"{shown}: features of different towers: {listed}. Make them with one (`m3p prepare features`)."
         )
     samples = sum(index.samples for index in indexes)
     unusable = sum(index.unusable for index in indexes)
@@ -114,7 +117,7 @@ def _manifest(folder: Path, paths: list[Path], indexes: list[TarIndex], kind: Ki
         reasons = sum((index.reasons for index in indexes), Counter[str]()).most_common(3)
         why = f" ({'; '.join(reason for reason, _ in reasons)})" if reasons else ""
         raise UserError(
-            f"{folder}: none of its {samples} samples has {KINDS[kind].needs}{why}. Is --kind {kind} right?{dotted}"
+            f"{shown}: none of its {samples} samples has {KINDS[kind].needs}{why}. Is --kind {kind} right?{dotted}"
         )
     captions = sum((index.captions for index in indexes), Counter[str]())
     plain = any(index.unnamed for index in indexes)

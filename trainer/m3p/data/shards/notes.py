@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from m3p.atomic import final_path
 from m3p.data.languages import LANGUAGE_TAG
 from m3p.data.records import OBJECT, ONE_LINE
 from m3p.data.shards.index import TarIndex
@@ -38,6 +39,16 @@ def notes(folder: str, tars: Mapping[str, TarIndex]) -> Iterator[str]:
     yield from _odd_languages(folder, sum((index.captions for index in found), Counter[str]()))
     if unread:
         yield f"{folder}: nothing is read from {_listed(unread)} (samples that have it)."
+    if placeholders := sum((index.placeholders for index in found), Counter[str]()):
+        yield (
+            f"{folder}: captions that only say that there is none are trained on and searched for as they stand: "
+            f"{_listed(placeholders)}: leave them out where the captions come from."
+        )
+    if links := sum(index.links for index in found):
+        yield (
+            f"{folder}: {links:,} files of its tars are links, which are not followed, so their samples lack them: pack the tars "
+            "again with the files themselves (tar --dereference --hard-dereference)."
+        )
     if followed := [name for name, index in tars.items() if index.followed]:
         yield (
             f"{folder}: behind the end of {', '.join(followed[:5])}{' and others' if len(followed) > 5 else ''} stands more, "
@@ -76,7 +87,7 @@ def equal_pictures(folder: Path, shards: Iterable[Shard]) -> Iterator[str]:
     """Yield a line if some samples of an indexed folder have the same picture, as in a table of a row a caption."""
     shards = list(shards)
     if sum(shard.samples for shard in shards) > MAX_COMPARED:
-        yield f"{folder}: more than {MAX_COMPARED:,} samples: equal pictures were not looked for."
+        yield f"{final_path(folder)}: more than {MAX_COMPARED:,} samples: equal pictures were not looked for."
         return
     found = [open_index(folder / shard.index_name, shard.samples).contents for shard in shards if shard.samples]
     contents = np.concatenate([np.frombuffer(part, np.uint64) for part in found])
@@ -84,7 +95,7 @@ def equal_pictures(folder: Path, shards: Iterable[Shard]) -> Iterator[str]:
     distinct = len(np.unique(contents))
     if distinct < len(contents):
         yield (
-            f"{folder}: {len(contents):,} samples have only {distinct:,} different pictures (a row for each caption?). Samples "
+            f"{final_path(folder)}: {len(contents):,} samples have only {distinct:,} different pictures (a row for each caption?). Samples "
             "of one picture count as one picture with all their captions in evaluation, and are no negatives of each other."
         )
 

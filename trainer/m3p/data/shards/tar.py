@@ -17,6 +17,8 @@ from m3p.data.shards.file_bytes import FileBytes
 BLOCK = 512
 ZERO_BLOCK = bytes(BLOCK)
 REGULAR = (b"0", b"\0", b"7")
+LINKS = (b"1", b"2")
+"""Hard and symbolic: their content stands elsewhere, in another member or in no archive at all."""
 PADDING = 2**16
 """Bytes of zeros that may close a tar: its size is rounded up to whole records, of 10,240 bytes as a rule."""
 SUMS = 65_521
@@ -42,11 +44,14 @@ class Member(NamedTuple):
     """Where the next header begins: content rounded up to whole blocks."""
 
 
-def walk(buffer: bytes | FileBytes, whole: bool, position: int = 0) -> Iterator[Member]:
+def walk(
+    buffer: bytes | FileBytes, whole: bool, position: int = 0, links: list[str] | None = None
+) -> Iterator[Member]:
     """Yield the regular files of `buffer`, in order, from a member's start on; folders, links and devices are passed over.
 
     `whole` says that the buffer is a whole archive, which must close with a block of zeros (one that lacks it was cut
-    off); otherwise it is one sample's span, which has none. Raises TarError for anything malformed.
+    off); otherwise it is one sample's span, which has none. The names of links, hard and symbolic, are added to `links`.
+    Raises TarError for anything malformed.
     """
     start = position
     length = len(buffer)
@@ -73,6 +78,8 @@ def walk(buffer: bytes | FileBytes, whole: bool, position: int = 0) -> Iterator[
                 yield Member(name, start, data, size, end)
             elif kind == b"S":
                 raise TarError(f"member {name!r} is a sparse file, which is not supported")
+            elif kind in LINKS and links is not None:
+                links.append(name)
             start, extended = end, {}
         position = end
     if extended:
