@@ -392,7 +392,6 @@ def test_links_in_a_tar_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "1 files of its tars are links, which are not followed" in capsys.readouterr().out
 
 
-
 @pytest.mark.parametrize("last", [[], [("README", b"x" * 700)], [("folder/", b"")]])
 def test_says_what_stands_behind_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str], last: Files) -> None:
     for name in ("0.tar", "1.tar"):

@@ -75,7 +75,9 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         if self.server.endless and self.path.endswith(self.server.endless):
             self.send_response(200)
             self.end_headers()
-            with contextlib.suppress(OSError):  # until the other side has enough; a reader without a bound must not fill the disk
+            with contextlib.suppress(
+                OSError
+            ):  # until the other side has enough; a reader without a bound must not fill the disk
                 for _ in range(200):
                     self.wfile.write(bytes(2**20))
             return

@@ -335,7 +335,9 @@ class _Scan:
             self.captions.update(good)
             self.check_languages()
             chosen = choose_captions(record.captions, None)
-            self.placeholders.update(text.strip()[:8] for texts in chosen.values() for text in texts if is_placeholder(text))
+            self.placeholders.update(
+                text.strip()[:8] for texts in chosen.values() for text in texts if is_placeholder(text)
+            )
         except BadSample as reason:
             self.count_reason(reason)
             return False

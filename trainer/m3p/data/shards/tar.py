@@ -44,9 +44,7 @@ class Member(NamedTuple):
     """Where the next header begins: content rounded up to whole blocks."""
 
 
-def walk(
-    buffer: bytes | FileBytes, whole: bool, position: int = 0, links: list[str] | None = None
-) -> Iterator[Member]:
+def walk(buffer: bytes | FileBytes, whole: bool, position: int = 0, links: list[str] | None = None) -> Iterator[Member]:
     """Yield the regular files of `buffer`, in order, from a member's start on; folders, links and devices are passed over.
 
     `whole` says that the buffer is a whole archive, which must close with a block of zeros (one that lacks it was cut
