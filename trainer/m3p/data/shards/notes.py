@@ -95,8 +95,8 @@ def equal_pictures(folder: Path, shards: Iterable[Shard]) -> Iterator[str]:
     distinct = len(np.unique(contents))
     if distinct < len(contents):
         yield (
-            f"{final_path(folder)}: {len(contents):,} samples have only {distinct:,} different pictures (a row for each caption?). "
-            "Samples of one picture count as one picture with all their captions in evaluation, and are no negatives of each other."
+            f"{final_path(folder)}: {len(contents):,} samples have only {distinct:,} different pictures (a row a caption?). "
+            "Samples of one picture count as one picture with all their captions in evaluation and are no negatives of each other."
         )
 
 
