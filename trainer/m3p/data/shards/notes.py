@@ -96,7 +96,7 @@ def equal_pictures(folder: Path, shards: Iterable[Shard]) -> Iterator[str]:
     if distinct < len(contents):
         yield (
             f"{final_path(folder)}: {len(contents):,} samples have only {distinct:,} different pictures (a row a caption?). "
-            "Samples of one picture count as one picture with all their captions in evaluation and are no negatives of each other."
+            "Those of one picture count as one picture with all their captions in evaluation and are no negatives of each other."
         )
 
 
