@@ -4,10 +4,12 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from m3p.data.order.shuffle import Place
+from m3p.data.records import read_record
 from m3p.data.sample import BadSamples
 from m3p.data.shards.index_folder import index_folder
 from m3p.data.source import Source
@@ -25,6 +27,7 @@ def text(content: object) -> bytes:
 LAYOUTS: dict[str, tuple[dict[str, bytes], dict[str, list[str]]]] = {
     "object": ({"json": text({"captions": {"en": FIVE, "de": "ein Hund"}})}, {"en": FIVE, "de": ["ein Hund"]}),
     "img2dataset": ({"txt": b"a dog", "json": text({"caption": "a dog", "url": "x"})}, {"en": ["a dog"]}),
+    "laion": ({"txt": b"een hond", "json": text({"caption": "een hond", "LANGUAGE": "nl"})}, {"nl": ["een hond"]}),
     "lines of txt": ({"txt": text("\n".join(FIVE) + "\n")}, {"en": FIVE}),
     "list": ({"json": text({"captions": FIVE})}, {"en": FIVE}),
     "one text": ({"json": text({"captions": "a dog"})}, {"en": ["a dog"]}),
@@ -63,7 +66,7 @@ def test_a_layout_is_counted_as_it_is_read(tmp_path: Path, layout: str) -> None:
     assert bad.seen == []
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in ("object", "img2dataset")])
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in ("object", "img2dataset", "laion")])
 def test_index_says_where_captions_were_found(tmp_path: Path, layout: str, capsys: pytest.CaptureFixture[str]) -> None:
     index_folder(folder_of(tmp_path, LAYOUTS[layout][0]), "captions")
     assert "the captions of 1 of 1 samples come from" in capsys.readouterr().out
@@ -119,6 +122,26 @@ def test_index_names_languages_that_are_no_codes_or_stand_twice(
     assert "EN (1), en (1) count as languages of their own" in said
     assert "pt-br (1), pt_BR (1) count as languages of their own" in said
     assert "Hant" not in said.replace("zh-Hant or pt-BR", "")
+
+
+@pytest.mark.parametrize(
+    ("members", "captions"),
+    [
+        ({"json": {"caption": "een hond", "LANGUAGE": "nl"}, "txt": "een hond"}, {"nl": ["een hond"]}),
+        ({"json": {"caption": "een hond", "lang": "nl"}}, {"nl": "een hond"}),
+        ({"json": {"captions": ["een hond"], "language": "nl", "lang": "nl"}}, {"nl": ["een hond"]}),
+        ({"json": {"language": "dutch"}, "txt": "a dog"}, {"en": ["a dog"]}),
+        ({"json": {"language": "nl", "lang": "de"}, "txt": "a dog"}, {"en": ["a dog"]}),
+        ({"json": {"caption_de": "ein Hund", "language": "nl"}}, {"de": "ein Hund"}),
+        ({"json": {"captions": {"de": "ein Hund"}, "language": "nl"}}, {"de": "ein Hund"}),
+    ],
+)
+def test_a_record_says_the_language_of_captions_that_name_none(members: Any, captions: dict[str, Any]) -> None:
+    record = read_record({name: text(value) for name, value in members.items()}, "en")
+    assert record.captions == captions
+    said = len(captions) == 1 and "nl" in captions
+    assert record.unnamed == ("en" in captions)
+    assert any(name.lower() in ("language", "lang") for name in record.unread) != said
 
 
 def test_index_names_captions_that_only_say_that_there_is_none(

@@ -105,7 +105,7 @@ def plan_command(
     recipe: RecipeArgument,
     deepspeed_config: Annotated[str, typer.Argument(help="A file of DeepSpeed's settings, or a name such as zero1.")],
     overrides: Overrides = None,
-    gpus: Annotated[int, typer.Option(min=1, help="How many GPUs (ranks).")] = 8,
+    gpus: Annotated[int, typer.Option(min=1, max=2**20, help="How many GPUs (ranks).")] = 8,
     kind: Annotated[str, typer.Option(help="Their kind, such as H100; or cpu.")] = "H100",
 ) -> None:
     """Predict memory by part, step time and MFU, without a GPU; exit code 1 where it does not fit."""

@@ -123,7 +123,20 @@ _Found = tuple[Mapping[str, object], str, Collection[str], bool]
 
 
 def find_captions(fields: dict[str, object], members: Members, language: str | None) -> _Found:
-    """Return the captions of the JSON `fields` and of the text files of a sample. Raises BadSample where no layout fits."""
+    """Return the captions of the JSON `fields` and of the text files of a sample. Raises BadSample where no layout fits.
+
+    Captions that name no language are in that of the record's field `language` or `lang`, as in LAION's tables; in `language`
+    where it has none.
+    """
+    own = {name: code for name in fields if (code := _own_language(name, fields[name]))}
+    said = set(own.values())
+    found = _find_captions(fields, members, said.pop() if len(said) == 1 else language)
+    captions, layout, used, unnamed = found
+    return (captions, layout, (*used, *own), False) if unnamed and own and not said else found
+
+
+def _find_captions(fields: dict[str, object], members: Members, language: str | None) -> _Found:
+    """Return captions as `find_captions` does; those that name no language are in `language`."""
     stored = fields.get("captions")
     if isinstance(stored, dict):
         return stored, OBJECT, (), False
@@ -194,6 +207,11 @@ def _language_of(name: str, value: object) -> str | None:
     # "caption_id": "123" numbers a caption, and is none in Indonesian; so is "caption_no": "17" none in Norwegian.
     is_number = isinstance(value, str) and (not any(map(str.isalpha, value)) or (code == "id" and " " not in value))
     return code if is_language_of_field(code) and not is_number else None
+
+
+def _own_language(name: str, value: object) -> str | None:
+    """Return the language that a field says a record is in; None for other fields, and for values that are no code."""
+    return value if name.lower() in ("language", "lang") and isinstance(value, str) and is_language(value) else None
 
 
 def _known(language: str | None, where: str) -> str:
