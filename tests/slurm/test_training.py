@@ -62,8 +62,16 @@ def submit(cluster: Cluster, recipe: Path, folder: Path) -> Job:
     settings = (f"run.folder={folder}", f"run.steps={STEPS}", "run.checkpoint_every=20", "data.workers=1")
     sbatch = ("sbatch", "--parsable", f"--output={folder.parent}/job-%j.out", *TWO_NODES)
     script = ("slurm/pretrain.sh", str(recipe), str(REPOSITORY / "ds_configs" / "zero1.json"))
-    number = cluster.run(*sbatch, *script, *settings, environment={"M3P_PYTHON": sys.executable})
+    number = cluster.run(*sbatch, *script, *settings, environment={"M3P_PYTHON": str(_interpreter(folder.parent))})
     return Job(cluster, folder, number)
+
+
+def _interpreter(folder: Path) -> Path:
+    """Return a file that becomes this interpreter, as one for a container does (docs/clusters.md)."""
+    path = folder / "python-in-container"
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    path.chmod(0o755)
+    return path
 
 
 @pytest.fixture(scope="module")
