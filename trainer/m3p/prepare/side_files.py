@@ -6,7 +6,6 @@ FILE.tsv     columns under a line of names: the value, and `caption`, `title` or
 All are read once, into a table on disk: 3 million captions in six languages would not fit in the memory of every machine.
 """
 
-import csv
 import errno
 import json
 import os
@@ -20,8 +19,9 @@ from m3p.data.languages import LANGUAGE_TAG, is_language
 from m3p.data.records import find_captions
 from m3p.errors import BadSample, UserError
 from m3p.prepare.captions import read_jsonl
-from m3p.prepare.lines import open_text, plain_name
+from m3p.prepare.lines import plain_name
 from m3p.prepare.pairs import Entry, Fields, caption_mistakes, unicode_mistakes
+from m3p.prepare.tables import open_table
 
 WANTED = "give a file of JSON lines (.jsonl), or a table (.tsv, .csv) under a line of names"
 SEPARATORS = {".tsv": "\t", ".csv": ","}
@@ -150,11 +150,10 @@ def _entries(file: SideFile) -> Iterator[Entry]:
             raise UserError(f"{file.path} {'is a folder' if file.path.is_dir() else 'does not exist'}: {WANTED}.")
         yield from (Entry(f"{file.path.name}, {where}", record) for where, record in read_jsonl(file.path))
     elif ending in SEPARATORS:
-        with open_text(file.path, WANTED) as text:
-            rows = csv.DictReader(text, delimiter=SEPARATORS[ending])
-            for row in rows:
-                present = {name: value for name, value in row.items() if name is not None and value}
-                yield Entry(f"{file.path.name}, line {rows.line_num}", present)
+        with open_table(file.path, SEPARATORS[ending], WANTED) as table:
+            for line, row in table.rows:
+                present = row if isinstance(row, str) else {name: value for name, value in row.items() if value}
+                yield Entry(f"{file.path.name}, line {line}", present)
     else:
         raise UserError(f"{file.path}: {WANTED}.")
 

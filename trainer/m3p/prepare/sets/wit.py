@@ -8,7 +8,6 @@ Neither says how the pictures' files are called. They are looked for under the l
 and under IGLUE's numbers.
 """
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -18,9 +17,10 @@ import typer
 
 from m3p.errors import UserError
 from m3p.prepare.captions import read_jsonl
-from m3p.prepare.lines import open_text, plain_name
+from m3p.prepare.lines import plain_name
 from m3p.prepare.pairs import Entry
 from m3p.prepare.published import WEB, Published, origin_of
+from m3p.prepare.tables import open_table
 
 Text = Literal["reference", "attribution", "alt_text"]
 WANTED = "give WIT's TSV files, or IGLUE's JSON lines"
@@ -74,13 +74,10 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
     if plain_name(path).endswith(".jsonl"):
         yield from ((f"{path.name}, {where}", record) for where, record in read_jsonl(path))
         return
-    with open_text(path, WANTED) as file:
-        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_MINIMAL)
-        if missing := [name for name in ("language", "image_url") if name not in (rows.fieldnames or [])]:
-            raise UserError(
-                f"{path} has no column {' and no column '.join(missing)}: give WIT's TSV files, or IGLUE's JSON lines."
-            )
-        yield from ((f"{path.name}, line {rows.line_num}", row) for row in rows)
+    with open_table(path, "\t", WANTED) as table:
+        if missing := [name for name in ("language", "image_url") if name not in table.names]:
+            raise UserError(f"{path} has no column {' and no column '.join(missing)}: {WANTED}.")
+        yield from ((f"{path.name}, line {line}", row) for line, row in table.rows)
 
 
 def _images(url: str, row: dict[str, Any]) -> list[str]:
