@@ -67,7 +67,7 @@ def test_every_importer_of_tables_reads_them_so(tmp_path: Path, importer: Callab
         picture(tmp_path / f"p{number}.jpg", 90 * number)
     with pytest.raises(UserError, match=r"t\.tsv, line 2: its quotation marks do not pair up"):
         importer(tmp_path, '"a dog')
-    with pytest.raises(UserError, match="line 2: .* fields, the last of them 'running'"):
+    with pytest.raises(UserError, match=r"line 2: .* fields, the last of them 'running'"):
         importer(tmp_path, "a dog\trunning")
     found = stored(importer(tmp_path, '"a ""big"" dog"'))
     assert ['a "big" dog'] in [texts for record in found.values() for texts in record["captions"].values()]

@@ -112,3 +112,38 @@ def test_without_pyarrow_the_way_out_is_named(hub: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=r"needs pyarrow: pip install 'm3p-trainer\[parquet\]'"):
         run("parquet", hub / "set", "--split", "train", output=hub / "out")
+
+
+def written(path: Path, made: pa.Table) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(made, path)
+    return path
+
+
+def test_rows_of_other_splits_are_left_out_by_their_column(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.parquet", table(0, caption=["a dog", "a cat"], split=["train", "test"]))
+    options = ("--language", "en")
+    with pytest.raises(UserError, match="its column split says train and test: say which with --split"):
+        run("parquet", path, *options, output=tmp_path / "out")
+    with pytest.raises(UserError, match="no row is of split val by its column split, which has train 1, test 1"):
+        run("parquet", path, *options, "--split", "val", output=tmp_path / "out")
+    said = run("parquet", path, *options, "--split", "test", output=tmp_path / "out")
+    assert "rows of other splits, by its column split, were left out: train 1" in said
+    assert list(stored(tmp_path / "out")) == ["1"]
+
+
+def test_files_of_several_configurations_and_missing_ones_are_refused(tmp_path: Path) -> None:
+    made = table(0, caption=["a dog", "a cat"])
+    for name in ("de/test-00000-of-00001", "en/test-00000-of-00001"):
+        written(tmp_path / "set" / f"{name}.parquet", made)
+    with pytest.raises(UserError, match=r"in several folders, .*: de, en\. Give one of them: .*/set/de"):
+        run("parquet", tmp_path / "set", "--split", "test", "--language", "en", output=tmp_path / "out")
+    written(tmp_path / "set" / "de" / "test-00002-of-00003.parquet", made)
+    with pytest.raises(UserError, match=r"2 files of 3 of this split are there; 1 are missing, such as number 1"):
+        run("parquet", tmp_path / "set" / "de", "--split", "test", "--language", "en", output=tmp_path / "out")
+
+
+def test_several_columns_of_one_language_are_put_together(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.parquet", table(0, one=["a dog", "a cat"], more=[["dog"], ["cat", "pet"]]))
+    run("parquet", path, "--caption", "en=one", "--caption", "en=more", output=tmp_path / "out")
+    assert stored(tmp_path / "out")["1"]["captions"] == {"en": ["a cat", "cat", "pet"]}

@@ -10,6 +10,7 @@ from m3p.data.shards.manifest import NOT_STATED
 from m3p.errors import UserError
 from m3p.prepare.pairs import Entry
 from m3p.prepare.published import Published, origin_of
+from m3p.prepare.row_language import language_mistake
 from m3p.prepare.tables import open_table
 
 
@@ -39,13 +40,14 @@ def _entries(source: Path, language: str, path_column: str, caption_column: str,
     with open_table(source, separator, wanted) as table:
         if missing := [name for name in (path_column, caption_column) if name not in table.names]:
             raise UserError(
-                f"{source} has no column {' and no column '.join(missing)}; it has {', '.join(map(repr, table.names[:12]))}: name "
-                "them with --path-column and --caption-column, and what stands between with --separator."
+                f"{source} has no column {' and no column '.join(missing)}; it has {', '.join(map(repr, table.names[:12]))}: "
+                "name them with --path-column and --caption-column, and what stands between with --separator."
             )
         for line, row in table.rows:
-            if isinstance(row, str):
-                yield Entry(f"line {line}", row)
+            if mistake := row if isinstance(row, str) else language_mistake(row, language):
+                yield Entry(f"line {line}", mistake)
                 continue
+            assert isinstance(row, dict), "else it is the mistake"
             path = row.get(path_column, "")
             first.setdefault(path, line)
             captions.setdefault(path, []).append(row.get(caption_column, ""))

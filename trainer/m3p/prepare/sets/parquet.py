@@ -1,12 +1,10 @@
 """Tables with a column of pictures: Parquet files, and folders of Hugging Face `datasets` (Parquet, or `save_to_disk`'s Arrow).
 
-data/train-00000-of-00002.parquet           as the hub has them; the split is the name's first part
-dataset_dict.json, train/data-00000-of-00001.arrow   DatasetDict.save_to_disk
-state.json, data-00000-of-00001.arrow       Dataset.save_to_disk
-
-A picture is {"bytes", "path"}, as `datasets` stores them, plain bytes, or a path in the folder of the pictures.
+A picture is {"bytes", "path"}, as `datasets` stores them, plain bytes, or a path in the folder of the pictures. A column `split`
+(Flickr30K on the hub has all splits in one) says which rows are meant, a column `language` in which one captions are.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +16,9 @@ from m3p.data.shards.manifest import NOT_STATED
 from m3p.errors import BadSample, UserError
 from m3p.prepare.pairs import Entry
 from m3p.prepare.published import Published, origin_of
+from m3p.prepare.row_language import language_mistake, own_language
+from m3p.prepare.sets.parquet_files import split_files
+from m3p.terminal import say
 
 ROWS = 64
 """Rows that are in memory at once."""
@@ -36,10 +37,10 @@ def parquet(
     caption_source: Annotated[str, typer.Option(help="Who wrote them, as the manifest is to say it.")] = NOT_STATED,
 ) -> Published:
     """Parquet files, or a folder of Hugging Face `datasets`, to shards; needs pyarrow (the extra `parquet`)."""
-    files = _files(source, split)
-    columns = dict(_pair(text) for text in captions or [])
-    _check_columns(files[0], [image_column, *columns.values()])
-    entries = _entries(files, image_column, columns, language)
+    files = split_files(source, split)
+    columns = [_pair(text) for text in captions or []]
+    _check_columns(files[0], [image_column, *(column for _, column in columns)])
+    entries = _entries(_of_split(source, _rows(files), split), image_column, columns, language)
     return Published(str(source), entries, origin_of(source.stem, caption_source, split), language, has_pictures=True)
 
 
@@ -48,28 +49,6 @@ def _pair(text: str) -> tuple[str, str]:
     if not (language and sign and column):
         raise UserError(f"--caption {text}: write LANG=COLUMN, such as de=caption_german.")
     return language, column
-
-
-def _files(source: Path, split: str) -> list[Path]:
-    """Return the files of a split. Raises UserError where there are none, or of several splits."""
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise UserError(f"{source} does not exist: give a .parquet file, or the folder of a dataset.")
-    found = sorted([*source.rglob("*.parquet"), *source.rglob("*.arrow")])
-    splits: dict[str, list[Path]] = {}
-    for path in found:
-        # save_to_disk names its files data-*.arrow, in a folder a split; the hub train-*.parquet.
-        name = path.name.partition("-")[0].partition(".")[0]
-        splits.setdefault(path.parent.name if path.suffix == ".arrow" and path.parent != source else name, []).append(
-            path
-        )
-    if split and split in splits:
-        return splits[split]
-    if len(splits) == 1 and not split:
-        return next(iter(splits.values()))
-    listed = ", ".join(splits) or "no .parquet or .arrow file"
-    raise UserError(f"{source} holds {listed}: {f'it has no split {split}' if split else 'say which with --split'}.")
 
 
 def _tables(path: Path) -> Any:
@@ -119,9 +98,36 @@ def _rows(files: list[Path]) -> Iterator[dict[str, Any]]:
             raise UserError(f"{path} is broken ({error}): copy it again.") from None
 
 
-def _entries(files: list[Path], image_column: str, columns: dict[str, str], language: str | None) -> Iterator[Entry]:
+def _of_split(source: Path, rows: Iterator[dict[str, Any]], split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the numbered rows of a split, where a column `split` names that of each; else all. Says how many it leaves out.
+
+    Raises UserError for rows of several splits where none was asked for, and where no row is of the one that was.
+    """
+    others, first = Counter[str](), ""
+    found = False
+    for number, row in enumerate(rows):
+        own = row.get("split")
+        if isinstance(own, str) and own:
+            first = first or own
+            if split and own.casefold() != split.casefold():
+                others[own] += 1
+                continue
+            if not split and own != first:
+                raise UserError(f"{source}: its column split says {first} and {own}: say which with --split.")
+        found = True
+        yield number, row
+    listed = ", ".join(f"{name} {count:,}" for name, count in others.most_common(8))
+    if others and not found:
+        raise UserError(f"{source}: no row is of split {split} by its column split, which has {listed}.")
+    if others:
+        say(f"{source}: rows of other splits, by its column split, were left out: {listed}.")
+
+
+def _entries(
+    rows: Iterator[tuple[int, dict[str, Any]]], image_column: str, columns: list[tuple[str, str]], language: str | None
+) -> Iterator[Entry]:
     """Yield a record a row."""
-    for number, row in enumerate(_rows(files)):
+    for number, row in rows:
         where = f"row {number}"
         image = row.pop(image_column)
         if isinstance(image, dict):
@@ -129,15 +135,25 @@ def _entries(files: list[Path], image_column: str, columns: dict[str, str], lang
         identity = next((row[name] for name in IDS if row.get(name) is not None), number)
         record = {name: row[name] for name in OWN_FIELDS if row.get(name) is not None}
         try:
-            captions = {code: row[column] for code, column in columns.items()} or find_captions(
-                _present(row), {}, language
-            )[0]
+            captions, mistake = (_named(row, columns), "") if columns else _found(_present(row), language)
         except BadSample as reason:
-            yield Entry(
-                where, f"{reason}: name the columns with --caption LANG=COLUMN, or the language with --language"
-            )
-            continue
-        yield Entry(where, {**record, "id": identity, "image": image, "captions": dict(captions)})
+            mistake = f"{reason}: name the columns with --caption LANG=COLUMN, or the language with --language"
+        yield Entry(where, mistake or {**record, "id": identity, "image": image, "captions": captions})
+
+
+def _named(row: dict[str, Any], columns: list[tuple[str, str]]) -> dict[str, Any]:
+    """Return the captions of the columns that were named; several of one language are put together."""
+    captions: dict[str, Any] = {}
+    for code, column in columns:
+        value = row[column]
+        captions.setdefault(code, []).extend(value if isinstance(value, list) else [value])
+    return captions
+
+
+def _found(row: dict[str, Any], language: str | None) -> tuple[dict[str, Any], str]:
+    """Return the captions of columns named like captions, and what is wrong with their language. Raises BadSample."""
+    captions, _, _, unnamed = find_captions(row, {}, language or own_language(row))
+    return dict(captions), language_mistake(row, language) if unnamed else ""
 
 
 def _present(row: dict[str, Any]) -> dict[str, Any]:
