@@ -19,6 +19,8 @@ from m3p.errors import BadSample, UserError
 from m3p.model.build import build_model
 from m3p.objectives.tasks import TASKS
 from m3p.prepare.features import prepare_features
+from m3p.prepare.linked import Side, link_shards
+from m3p.prepare.side_files import SideFile
 from m3p.recipe.load import parse_recipe
 from m3p.recipe.recipe import Recipe
 from m3p.training.build_objectives import build_objectives
@@ -218,6 +220,27 @@ def test_a_picture_that_cannot_be_read_is_named_and_its_sample_is_skipped(tower:
     assert opened.try_sample(0, 2).captions == {"en": ["caption 2"]}
     with pytest.raises(BadSample, match="no picture"):
         opened.try_sample(0, 1)
+
+
+def test_other_captions_beside_the_same_tars_are_not_taken_for_those_that_were_written(
+    tower: Path, tmp_path: Path
+) -> None:
+    from tests.visual.tower.test_source import png
+
+    tars, linked, output = (tmp_path / name for name in ("tars", "linked", "out"))
+    tars.mkdir()
+    picture = png(np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8))
+    with webdataset.TarWriter(str(tars / "shard.tar"), encoder=False) as tar:
+        tar.write({"__key__": "k", "png": picture, "txt": b"a dog"})
+    for text in ("ein Hund", "der Hund"):
+        captions = tmp_path / "captions.jsonl"
+        captions.write_text(json.dumps({"key": "k", "caption": {"de": text}}) + "\n")
+        link_shards(tars, linked, {}, side=Side([SideFile.of(str(captions))], "key"), overwrite=True)
+        if text == "ein Hund":
+            prepare_features(linked, tower, output, 4, "float16", 2, 1, "cpu")
+    with pytest.raises(UserError, match=r"is made otherwise: .*Choose another folder"):
+        prepare_features(linked, tower, output, 4, "float16", 2, 1, "cpu")
+    assert b"ein Hund" in next(shown_samples(output / "shard.tar")).members["json"]
 
 
 def test_shards_that_are_indexed_anew_know_their_tower(stored: Path, tmp_path: Path) -> None:

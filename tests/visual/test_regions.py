@@ -129,6 +129,7 @@ def test_classes_are_not_asked_for_where_the_recipe_has_none() -> None:
         ({"boxes": np.float32(1)}, r"boxes are \(\) for 2 regions"),
         ({"boxes": np.array([["a"] * 4] * 2)}, "boxes are <U1: want numbers"),
         ({"boxes": np.full((2, 4), np.nan, np.float32)}, "NaN, infinity"),
+        ({"boxes": np.array([[0.5, 0, 0.3, 1]] * 2, np.float16)}, "boxes end before they begin: want x1, y1, x2, y2"),
         (
             {"boxes": np.array([[0, 0, 320, 200.5]] * 2, np.float32)},
             r"boxes run from 0 to 320: want x1, y1, x2, y2 in 0..1; divide pixels by width and height",

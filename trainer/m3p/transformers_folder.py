@@ -14,6 +14,8 @@ from m3p.errors import UserError
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+OTHER_WEIGHTS = "transformers_weights"
+"""Field of a config.json that names a file of weights, which `transformers` 5 reads in place of those of the usual names."""
 MAX_CONFIG = 1 << 20
 """Bytes of a config.json that is read, at most."""
 MAX_LAYERS = 1000
@@ -78,7 +80,8 @@ def has_weights(folder: Path) -> bool:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files of weights. Raises UserError where there are none, or only ones that would be executed."""
+    """Return the files of weights. Raises UserError: there are none, only such as would be executed, or others are meant."""
+    _check_usual_names(folder / CONFIG_FILE)
     if (folder / WEIGHTS_FILE).is_file():
         return [folder / WEIGHTS_FILE]
     if (folder / INDEX_FILE).is_file():
@@ -90,6 +93,18 @@ def weight_files(folder: Path) -> list[Path]:
         f"\"from transformers import AutoModel; AutoModel.from_pretrained('{folder}').save_pretrained('NEW_FOLDER')\", and "
         "copy the other files of the folder beside it"
     )
+
+
+def _check_usual_names(path: Path) -> None:
+    """Raise UserError where a config.json, or a section of it, names another file of weights than the one that is read."""
+    config = read_json(path, "want a model's settings") if path.is_file() else {}
+    read = WEIGHTS_FILE if path.with_name(WEIGHTS_FILE).is_file() else INDEX_FILE
+    for section in (config, *(value for value in config.values() if isinstance(value, dict))):
+        if (name := section.get(OTHER_WEIGHTS)) not in (None, read):
+            raise UserError(
+                f"{path}: {OTHER_WEIGHTS} = {str(name)[:80]!r}, but what is read here is {read}; take the field out, and give "
+                f"the file that is meant the name {WEIGHTS_FILE}, or {INDEX_FILE} where it lists several"
+            )
 
 
 def _indexed(index: Path) -> list[Path]:

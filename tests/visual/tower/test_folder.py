@@ -21,7 +21,16 @@ from transformers import (
 
 from m3p.errors import UserError
 from m3p.visual.tower.embedder import GridTower
-from m3p.visual.tower.folder import grid_tokens, make_tower, tower_facts, tower_files, tower_hash, tower_layers
+from m3p.visual.tower.folder import (
+    grid_tokens,
+    make_tower,
+    tower_facts,
+    tower_files,
+    tower_hash,
+    tower_layers,
+    write_tower,
+)
+from m3p.visual.tower.pixels import preprocessor_file
 from tests.visual.tower.test_pixels import numbers
 from tests.visual.tower.towers import NAMES, SIZE, grid_by_transformers
 
@@ -88,6 +97,22 @@ def test_a_hash_tells_another_tower_apart_wherever_it_lies(vit: Path, towers: To
     ]
 
 
+def test_of_two_files_of_settings_the_one_that_transformers_reads_is_hashed_and_exported(
+    vit: Path, tmp_path: Path
+) -> None:
+    """`transformers` 5 writes processor_config.json, and reads it before a preprocessor_config.json that an older one left."""
+    settings = json.loads((vit / "preprocessor_config.json").read_text()) | {"image_mean": [0.1, 0.2, 0.3]}
+    (vit / "processor_config.json").write_text(json.dumps({"processor_class": "ViTProcessor"}))
+    assert preprocessor_file(vit).name == "preprocessor_config.json"
+    before = tower_hash(vit), tower_facts(vit).preparation
+    (vit / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
+    assert tower_facts(vit).preparation != before[1], "transformers reads the second file"
+    assert tower_hash(vit) != before[0]
+    write_tower(make_tower(vit, weights=True), vit, tmp_path / "written")
+    assert tower_facts(tmp_path / "written").preparation == tower_facts(vit).preparation
+    assert {path.name for path in tower_files(tmp_path / "written")} == {path.name for path in tower_files(vit)}
+
+
 def open_tower(folder: Path) -> None:
     """Read a tower's settings, then its weights, as a run does."""
     tower_facts(folder)
@@ -128,6 +153,10 @@ def change(folder: Path, file: str, **fields: object) -> None:
         (lambda f: change(f, "preprocessor_config.json", size={"height": 9999, "width": 9999}), "at most 4096"),
         (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "is a pickle, which runs code"),
         (lambda f: (f / "model.safetensors").write_bytes(b"x" * 99), "its weights cannot be read"),
+        (
+            lambda f: change(f, "config.json", transformers_weights="other.safetensors"),
+            "config.json: transformers_weights = 'other.safetensors', but what is read here is model.safetensors",
+        ),
         (lambda f: drop(f, "layer.1.intermediate.dense.weight"), "1 weights of the vision model are missing, such as"),
         (lambda f: change(f, "config.json", intermediate_size=32), "its weights cannot be read"),
     ],

@@ -59,7 +59,7 @@ class FeatureRecord(BaseModel):
 
     made_by: StoredTower
     shards: str
-    """Hash of the fingerprints of the source's shards."""
+    """Hash of the fingerprints of the source's shards, and of the files of captions beside them."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,9 @@ def _manifest_of(source: Path) -> Manifest:
 
 
 def _hash_of(manifest: Manifest) -> str:
-    parts = [(shard.name, shard.samples, shard.fingerprint) for shard in manifest.shards]
+    parts: list[object] = [(shard.name, shard.samples, shard.fingerprint) for shard in manifest.shards]
+    if manifest.side_captions:  # they are written into the output
+        parts.append(sorted(manifest.side_captions.items()))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3p.visual.npz import LARGEST_NPZ, read_npz
-from m3p.visual.regions import BOX_SLACK
+from m3p.visual.regions import BOX_SLACK, ENDS_BEFORE, ends_before_it_begins
 
 Arrays = dict[str, NDArray[Any]]
 TYPES = {"boxes": np.float32, "features": np.float16, "class_ids": np.int32, "class_probs": np.float16}
@@ -48,13 +48,24 @@ def _named(content: Mapping[str, Any]) -> Arrays:
         if (found := next((other for other in others if other in content), None)) and name not in arrays:
             arrays[name] = content[found][:, :4] if name == "boxes" else content[found].astype(np.int64)
     sides = [content[name] for name in ("image_width", "image_height") if name in content]
-    if len(sides) == 2 and "boxes" in arrays:
-        arrays["boxes"] = (arrays["boxes"] / np.tile(np.array(sides, np.float64).reshape(2), 2)).astype(np.float32)
+    if len(sides) == 2 and ("boxes" in content or "bbox" in content):
+        width, height = np.array(sides, np.float64).reshape(2).tolist()
+        check_are_pixels(arrays["boxes"], width, height)
+        arrays["boxes"] = (arrays["boxes"] / [width, height, width, height]).astype(np.float32)
     distribution = next((content[name] for name in DISTRIBUTIONS if name in content), None)
     if distribution is not None and "class_probs" not in arrays:
         ids = np.argsort(-distribution.astype(np.float32), axis=1, kind="stable")[:, :KEPT_CLASSES]
         arrays |= {"class_ids": ids, "class_probs": np.take_along_axis(distribution, ids, 1)}
     return arrays
+
+
+def check_are_pixels(boxes: NDArray[Any], width: float, height: float) -> None:
+    """Raise ValueError where boxes in pixels all lie in the first pixel of a picture: they are shares of it already."""
+    if min(width, height) > 2 and 0 < np.max(boxes, initial=0) <= 1 + BOX_SLACK:
+        raise ValueError(
+            f"boxes reach to {np.max(boxes):.3g} in a picture of {width:.6g} x {height:.6g} pixels: they are shares of it "
+            "already, and the rule is pixels; multiply them by width and height"
+        )
 
 
 def check_regions(arrays: Arrays) -> Arrays:
@@ -108,3 +119,5 @@ def _check_values(arrays: Arrays) -> None:
         low, high = float(array.min(initial=0)), float(array.max(initial=0))
         if name != "features" and (low < -BOX_SLACK or high > 1 + BOX_SLACK):
             raise ValueError(f"{name} run from {low:.3g} to {high:.3g}; the rule is 0..1")
+    if ends_before_it_begins(arrays["boxes"]):
+        raise ValueError(f"boxes {ENDS_BEFORE}")

@@ -230,6 +230,17 @@ def _check(boxes: NDArray[np.generic], features: NDArray[np.generic], width: int
         raise BadSample(
             f"boxes run from {low:.4g} to {high:.4g}: want x1, y1, x2, y2 in 0..1; divide pixels by width and height"
         )
+    if ends_before_it_begins(boxes):
+        raise BadSample(f"boxes {ENDS_BEFORE}")
+
+
+ENDS_BEFORE = "end before they begin: want x1, y1, x2, y2; add x and y to width and height"
+"""What is wrong with boxes of x, y, width and height, as COCO writes them."""
+
+
+def ends_before_it_begins(boxes: NDArray[Any]) -> bool:
+    """Tell whether any box [R, 4], in shares of its picture, ends left of or above its beginning by more than rounding."""
+    return bool((boxes[:, :2] - boxes[:, 2:] > BOX_SLACK).any())
 
 
 def _check_finite(name: str, array: NDArray[Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from m3p.prepare.regions import Arrays
+from m3p.prepare.regions import Arrays, check_are_pixels
 from m3p.visual.regions import BOX_SLACK
 
 MAX_SIDE = 1_000_000
@@ -42,13 +42,14 @@ class ReadOptions:
 def relative_boxes(boxes: NDArray[Any], width: float, height: float) -> NDArray[np.float32]:
     """Return boxes [R, 4] of x1, y1, x2, y2 in pixels as shares of the picture's width and height.
 
-    Raises ValueError for sizes of no picture, and for boxes that lie outside of it.
+    Raises ValueError for sizes of no picture, for boxes that lie outside of it, and for boxes that are shares already.
     """
     for side in (width, height):
         if not 1 <= side <= MAX_SIDE:
             raise ValueError(f"a picture of {width} x {height} pixels")
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not 1 <= len(boxes) <= MAX_REGIONS:
         raise ValueError(f"boxes have shape {boxes.shape}; the rule is [R, 4], up to {MAX_REGIONS:,} regions")
+    check_are_pixels(boxes, width, height)
     shares = np.asarray(boxes, np.float64) / [width, height, width, height]
     if not np.isfinite(shares).all() or shares.min() < -BOX_SLACK or shares.max() > 1 + BOX_SLACK:
         largest = np.asarray(boxes, np.float64).reshape(-1, 2).max(0)

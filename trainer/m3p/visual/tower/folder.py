@@ -28,7 +28,13 @@ from m3p.transformers_folder import (
     weight_files,
 )
 from m3p.visual.tower.in_use import memory_of, most_in_use
-from m3p.visual.tower.pixels import PREPROCESSOR_FILES, Preparation, preprocessor_file, read_preparation
+from m3p.visual.tower.pixels import (
+    PREPROCESSOR_FILE,
+    PROCESSOR_FILE,
+    Preparation,
+    preprocessor_file,
+    read_preparation,
+)
 
 WANTED = "want a local `transformers` folder of a vision model"
 FULL = 4
@@ -68,7 +74,7 @@ class TowerFacts:
 
 def tower_facts(folder: Path) -> TowerFacts:
     """Return what is known of the tower in `folder` from its settings alone. Raises UserError."""
-    files = (folder / CONFIG_FILE, folder / PREPROCESSOR_FILES[0])
+    files = (folder / CONFIG_FILE, folder / PREPROCESSOR_FILE, folder / PROCESSOR_FILE)
     return _facts(folder, tuple(path.stat().st_mtime_ns if path.is_file() else 0 for path in files))
 
 

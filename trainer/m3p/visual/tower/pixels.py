@@ -17,8 +17,10 @@ from m3p.quiet import quiet
 from m3p.transformers_folder import CONFIG_FILE, read_json
 from m3p.visual.decode import Pixels
 
-PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-"""Where a folder has the settings of its pictures: the first, or the second in folders of later versions."""
+PREPROCESSOR_FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
+"""Where a folder has the settings of its pictures: `transformers` 4 saves the first, 5 the second of a model with text."""
+IN_PROCESSOR = "image_processor"
+"""Field of the second that holds them."""
 WARPED_FROM = 384
 """ConvNeXt's processor resizes to a square without a crop from this size on."""
 MAX_SIDE = 4096
@@ -75,17 +77,21 @@ def _middle(pixels: Pixels, height: int, width: int) -> Pixels:
 
 
 def preprocessor_file(folder: Path) -> Path:
-    """Return the file of a folder that says how its pictures are prepared. Raises UserError where there is none."""
-    path = next((folder / name for name in PREPROCESSOR_FILES if (folder / name).is_file()), None)
-    if path is None:
+    """Return the file of a folder that says how its pictures are prepared, of two the one that `transformers` reads.
+
+    Raises UserError where there is none.
+    """
+    path = folder / PROCESSOR_FILE
+    if path.is_file() and read_json(path, "a file of settings").get(IN_PROCESSOR) is not None:
+        return path
+    path = folder / PREPROCESSOR_FILE
+    if not path.is_file():
         if _is_timm(folder):
             raise UserError(
                 f"{folder}: a model of timm, which prepares pictures in its own way; take a folder of a model that "
                 "`transformers` itself has, such as a ViT, Swin, ConvNeXt or DINOv2"
             )
-        raise UserError(
-            f"{folder / PREPROCESSOR_FILES[0]} is missing: it says how pictures are resized and normalised; copy the model's own"
-        )
+        raise UserError(f"{path} is missing: it says how pictures are resized and normalised; copy the model's own")
     return path
 
 
