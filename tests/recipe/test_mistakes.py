@@ -64,6 +64,27 @@ def test_any_wrong_value_gives_one_short_line(value: Any) -> None:
         assert len(line) < 400
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "visual.trained=false",
+        "model.freeze_layers=true",
+        "model.dropout=false",
+        "optimizer.learning_rate=true",
+        "objectives.image_caption.tasks.matching=true",
+        "run.epochs=true",
+        "run.steps=true",
+    ],
+)
+def test_true_and_false_are_no_numbers(tmp_path: Path, override: str) -> None:
+    """Left to pydantic, `trained: false` is layer 0: a tower that was to be frozen would be trained from its first layer on."""
+    raw = tiny_recipe(tmp_path)
+    raw["visual"] = {"kind": "tower", "folder": "tower"}
+    field, _, value = override.partition("=")
+    (line,) = mistakes(raw, *(["run.steps=null"] if field == "run.epochs" else []), override)
+    assert line == f"{field} = {value}: want a number, not true or false"
+
+
 def test_norwegian_is_a_language_and_yes_is_still_true(tmp_path: Path) -> None:
     raw = tiny_recipe(tmp_path)
     name = next(iter(raw["evaluation"]))

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from m3p.errors import UserError
 from m3p.recipe.epochs import steps_of
-from m3p.recipe.mistakes import every_mistake
+from m3p.recipe.mistakes import every_mistake, truth_values
 from m3p.recipe.recipe import MAX_EPOCHS, MAX_STEPS, Recipe
 from m3p.recipe.yaml_file import parse_yaml, read_yaml
 from m3p.terminal import warn
@@ -89,12 +89,15 @@ def _take_epochs(raw: dict[str, Any], name: str) -> float | None:
 
 
 def _validate(raw: dict[str, Any], name: str) -> Recipe:
-    try:
-        return Recipe.model_validate(raw)
-    except ValidationError as error:
-        mistakes = every_mistake(Recipe, raw, error)
-        lines = "\n".join(f"  - {line}" for line in mistakes)
-        raise UserError(f"{name} has {len(mistakes)} mistake(s):\n{lines}") from error
+    cause = None
+    if not any(truth_values([Recipe], raw)):
+        try:
+            return Recipe.model_validate(raw)
+        except ValidationError as error:
+            cause = error
+    mistakes = every_mistake(Recipe, raw)
+    lines = "\n".join(f"  - {line}" for line in mistakes)
+    raise UserError(f"{name} has {len(mistakes)} mistake(s):\n{lines}") from cause
 
 
 def take_new_names(raw: dict[str, Any]) -> list[str]:

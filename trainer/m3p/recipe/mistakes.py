@@ -3,6 +3,7 @@
 import difflib
 import re
 import reprlib
+from collections.abc import Iterator
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -17,15 +18,19 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80  # a value in a message is never more than a few hundred characters
 
 
-def every_mistake(model: type[BaseModel], raw: dict[str, Any], error: ValidationError) -> list[str]:
-    """Return a line for each mistake in `raw`, which `model` refused with `error`; no line comes twice.
+def every_mistake(model: type[BaseModel], raw: dict[str, Any]) -> list[str]:
+    """Return a line for each mistake in `raw`, the content of a `model`; no line comes twice.
 
     Rules between fields are checked only when each field is right. So wrong values are taken out of `raw` (it is changed), and
     what is left is validated again until nothing new is found. What only follows from a value's removal is no mistake.
     """
-    lines: list[str] = []
-    removed: set[Location] = set()
-    while True:
+    truths = list(truth_values([model], raw))
+    lines = [
+        f"{'.'.join(map(str, location))} = {str(value).lower()}: want a number, not true or false"
+        for location, value in truths
+    ]
+    removed = {location for location, _ in truths if _remove(raw, location)}
+    while (error := _refusal(model, raw)) is not None:
         found = [entry for entry in error.errors() if not _follows(entry, removed)]
         lines += [
             line for entry in found for line in _words(model, entry).splitlines() if not _names_one(line, removed)
@@ -35,13 +40,53 @@ def every_mistake(model: type[BaseModel], raw: dict[str, Any], error: Validation
         if not locations:
             break
         removed |= locations
-        try:
-            model.model_validate(raw)
-        except ValidationError as next_error:
-            error = next_error
-        else:
-            break
     return list(dict.fromkeys(lines))
+
+
+def _refusal(model: type[BaseModel], raw: dict[str, Any]) -> ValidationError | None:
+    try:
+        model.model_validate(raw)
+    except ValidationError as error:
+        return error
+    return None
+
+
+def truth_values(
+    models: list[type[BaseModel]], raw: Any, location: Location = (), wants_number: bool = False
+) -> Iterator[tuple[Location, bool]]:
+    """Yield where true or false stands for a number, which pydantic takes for 1 and 0, and which of them it is.
+
+    `raw` is what stands at `location`, in a field that holds `models`, and a number where `wants_number` says so. Whoever writes
+    `trained: false` wants nothing trained; as a number it is the first layer.
+    """
+    if isinstance(raw, bool):
+        if wants_number:
+            yield location, raw
+    elif isinstance(raw, dict):
+        for name, part in raw.items():
+            fields = [model.model_fields[name] for model in models if name in model.model_fields]
+            inside = [one for field in fields for one in models_in(field.annotation)] if fields else models
+            numbers = any(_is_number(field.annotation) for field in fields) if models else wants_number
+            yield from truth_values(inside, part, (*location, name), numbers)
+    elif isinstance(raw, list):
+        for number, part in enumerate(raw):
+            yield from truth_values(models, part, (*location, number), wants_number)
+
+
+def _is_number(annotation: Any) -> bool:
+    """Tell whether a field of this annotation holds a number, and neither true nor false."""
+    types = _plain_types(annotation)
+    return bool(types & {int, float}) and bool not in types
+
+
+def _plain_types(annotation: Any) -> set[Any]:
+    """Return the types inside an annotation such as `int | None` or `dict[str, float]`; none of a literal."""
+    if _literals(annotation):
+        return set()
+    inside = get_args(annotation)
+    if inside:
+        return {one for part in inside for one in _plain_types(part)}
+    return {annotation} if isinstance(annotation, type) else set()
 
 
 def _culprit(raw: dict[str, Any], entry: ErrorDetails) -> Location:
