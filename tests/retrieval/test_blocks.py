@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m3p import distributed
-from m3p.retrieval.blocks import Blocks, Floats, cut, duration
+from m3p.retrieval.blocks import Blocks, Floats, cut, duration, write_block
 
 SIZES = [3, 1, 4, 1, 5]
 
@@ -44,6 +44,28 @@ def test_what_a_killed_call_did_is_not_done_again(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"zeros"])
+def test_a_damaged_block_is_said_and_computed_again(
+    tmp_path: Path, damage: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = Blocks(tmp_path / "blocks")
+    here.compute("pairs", SIZES, block, "pairs")
+    file = here.folder / "pairs-000002.npy"
+    content = file.read_bytes()
+    file.write_bytes(damage if damage != b"zeros" else content[:-20] + bytes(20))
+    assert here.done(SIZES, "pairs") == sum(SIZES) - SIZES[2]
+    computed: list[int] = []
+
+    def again(number: int) -> Floats:
+        computed.append(number)
+        return block(number)
+
+    found = here.compute("pairs", SIZES, again, "pairs")
+    assert computed == [2]
+    assert [part.tolist() for part in found] == [block(number).tolist() for number in range(5)]
+    assert capsys.readouterr().err.count("pairs-000002.npy is damaged: it is computed again") == 1
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_any_number_of_ranks_shares_the_blocks_and_sees_them_all(
     tmp_path: Path, ranks: int, monkeypatch: pytest.MonkeyPatch
@@ -71,7 +93,7 @@ def test_any_number_of_ranks_shares_the_blocks_and_sees_them_all(
     monkeypatch.setattr(distributed, "broadcast_object", broadcast)
     monkeypatch.setattr(distributed, "gather_objects", gather)
     (tmp_path / "blocks").mkdir()
-    np.save(tmp_path / "blocks" / "pairs-000001.npy", block(1))  # left by a killed call
+    write_block(tmp_path / "blocks" / "pairs-000001.npy", block(1))  # left by a killed call
     threads = [threading.Thread(target=run, args=(rank,), name=str(rank)) for rank in range(ranks)]
     for thread in threads:
         thread.start()

@@ -1,8 +1,11 @@
 """Long work in numbered blocks: shared among the ranks of the job, each kept as a file, so that a kill costs one block.
 
-What a block holds does not depend on which rank computes it, so any number of ranks gives the same numbers.
+What a block holds does not depend on which rank computes it, so any number of ranks gives the same numbers. A file ends with a
+checksum: one that a crash of the machine, or a full disk, has left damaged is computed again.
 """
 
+import hashlib
+import io
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -14,9 +17,11 @@ from numpy.typing import NDArray
 
 from m3p import distributed
 from m3p.atomic import replacing
-from m3p.terminal import say
+from m3p.terminal import say, warn
 
 Floats = NDArray[np.float32]
+DIGEST = 16
+"""Bytes of a file's checksum, behind the array."""
 SECONDS_BETWEEN_LINES = 30.0
 """Progress is a line on standard output, at most so often: a log file shows it as a terminal does."""
 
@@ -45,25 +50,58 @@ class Blocks:
             unit: what is counted, in the plural.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        files = [self.folder / f"{name}-{number:06d}.npy" for number in range(len(sizes))]
+        files = [self._file(name, number) for number in range(len(sizes))]
         # Every rank must share out the same list, while files of this very call appear.
-        left = distributed.broadcast_object([number for number, file in enumerate(files) if not file.is_file()])
+        left = distributed.broadcast_object(self._left(name, len(sizes)))
         mine = left[self.rank :: self.ranks]
         progress = _Progress(name, unit, sum(sizes[number] for number in mine), quiet=self.rank > 0)
         for number in mine:
-            with replacing(files[number], durable=False) as aside, aside.open("wb") as file:
-                np.save(file, work(number))
+            write_block(files[number], work(number))
             progress.add(sizes[number])
         distributed.gather_objects(None)  # wait for the others
         return [np.load(file, mmap_mode="r", allow_pickle=False) for file in files]
 
     def done(self, sizes: Sequence[int], name: str) -> int:
         """Return how many units of work are in files already."""
-        return sum(size for number, size in enumerate(sizes) if (self.folder / f"{name}-{number:06d}.npy").is_file())
+        return sum(sizes) - sum(sizes[number] for number in self._left(name, len(sizes)))
+
+    def _file(self, name: str, number: int) -> Path:
+        return self.folder / f"{name}-{number:06d}.npy"
+
+    def _left(self, name: str, count: int) -> list[int]:
+        """Return the numbers of the blocks that are to be computed, as rank 0 finds them; it says which files are damaged."""
+        if self.rank > 0:
+            return []
+        left = []
+        for number in range(count):
+            file = self._file(name, number)
+            if file.is_file() and not _is_whole(file):
+                warn(f"{file} is damaged: it is computed again")
+                file.unlink()
+            if not file.is_file():
+                left.append(number)
+        return left
 
     def remove(self) -> None:
         """Delete the blocks of this scoring, once its result is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def write_block(path: Path, array: Floats) -> None:
+    """Write an array as an .npy file with its checksum behind it, which numpy does not read."""
+    content = io.BytesIO()
+    np.save(content, array)
+    with replacing(path, durable=False) as aside:
+        aside.write_bytes(content.getvalue() + _digest(content.getvalue()))
+
+
+def _is_whole(path: Path) -> bool:
+    content = path.read_bytes()
+    return content[-DIGEST:] == _digest(content[:-DIGEST])
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=DIGEST).digest()
 
 
 class _Progress:
