@@ -91,6 +91,22 @@ def test_variants_are_trained_once_and_compared_with_the_first(recipe: Path, tmp
 
 
 @pytest.mark.long
+def test_runs_that_have_chosen_a_checkpoint_are_compared_by_it(recipe: Path, tmp_path: Path) -> None:
+    class Choosing(Trainer):
+        def __call__(self, trial: Trial, overrides: Sequence[str]) -> int:
+            code, results = super().__call__(trial, overrides), trial.folder / "evaluation"
+            (results / "train.json").rename(results / "train-step-00000004.json")
+            (trial.folder / "checkpoints" / "step-00000004").mkdir(parents=True)
+            (trial.folder / "checkpoints" / "best").write_text("step-00000004\n")
+            return code
+
+    asked = ["model.dropout=0.5,0.0"]
+    found = ablate(recipe, ["run.select_on=train"], asked, 1, tmp_path / "out", Choosing(recipe))
+    plain = ablate(recipe, [], asked, 1, tmp_path / "plain", Trainer(recipe))
+    assert found.evaluations == plain.evaluations
+
+
+@pytest.mark.long
 def test_the_same_command_goes_on_after_a_kill(recipe: Path, tmp_path: Path) -> None:
     command = (recipe, ["run.steps=9"], ["model.dropout=0.5,0.0"], 2, tmp_path / "out")
     with pytest.raises(UserError, match=r"dropout=0.5 with seed 1 is not complete \(exit code -9\)"):

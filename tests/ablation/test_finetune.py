@@ -34,11 +34,15 @@ class Scorer:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
+        self.checkpoints: set[str] = set()
 
     def __call__(self, path: Path, options: Options) -> list[Evaluation]:
         assert options.given is not None
         assert options.json_file is not None
         ((split, config),) = options.given.items()
+        if path.parent.name == "checkpoints":
+            self.checkpoints.add(path.name)
+            path = path.parents[1]
         assert config.languages in (LANGUAGES, [path.name])
         self.asked.append((path.name, str(options.scoring)))
         seen = {"start": [], "all": LANGUAGES}.get(path.name, [path.name])
@@ -105,6 +109,20 @@ def test_each_run_is_trained_once_on_its_captions_and_scored_once_in_every_way(
     stored = json.loads((folder / "finetune.json").read_text())
     assert stored == json.loads(grid.model_dump_json())
     assert [len(shown.columns) for shown in grid_tables(grid)] == [1 + 4 + 3] * 3
+
+
+@pytest.mark.long
+def test_a_run_that_has_chosen_a_checkpoint_is_scored_by_it(recipe: Path, tmp_path: Path, scorer: Scorer) -> None:
+    class Choosing(Tuner):
+        def __call__(self, trial: Trial, overrides: Sequence[str]) -> int:
+            code = super().__call__(trial, overrides)
+            (trial.folder / "checkpoints" / "step-00000004").mkdir(parents=True)
+            (trial.folder / "checkpoints" / "best").write_text("step-00000004\n")
+            return code
+
+    finetune(recipe, [*OVERRIDES, "run.select_on=train"], LANGUAGES, ["en"], tmp_path / "out", Choosing(recipe))
+    assert scorer.checkpoints == {"step-00000004"}
+    assert {name for name, _ in scorer.asked} == {"en"}
 
 
 @pytest.mark.long

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from m3p.ablation.made_of import weights_fact
 from m3p.checkpoints.init_from import start_from
 from m3p.data.tokenizer import Tokenizer
 from m3p.errors import UserError
@@ -21,12 +22,16 @@ def fresh(tiny: Path, *overrides: str) -> M3P:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["run", "checkpoint", "exported"])
+@pytest.mark.parametrize("kind", ["run", "checkpoint", "best", "exported"])
 def test_a_run_a_checkpoint_and_an_export_give_the_same_start(tiny: Path, tmp_path: Path, kind: str) -> None:
     wanted = dict(write_run(tiny, tmp_path / "run").named_parameters())
     if kind == "exported":
         export_run(tmp_path / "run", tmp_path / "exported")
-    path = tmp_path / "run" / "checkpoints" / "step-00000003" if kind == "checkpoint" else tmp_path / kind
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000003"
+    checkpoint.with_name("best").write_text(f"{checkpoint.name}\n")
+    places = {"checkpoint": checkpoint, "best": checkpoint.with_name("best")}
+    path = places.get(kind, tmp_path / kind)
+    assert weights_fact(path) == weights_fact(path if kind == "exported" else checkpoint)
     model = fresh(tiny)
     start_from(model, path, None)
     assert all(torch.equal(parameter, wanted[name]) for name, parameter in model.named_parameters())

@@ -13,7 +13,7 @@ from m3p.checkpoints.files import STATE_FILE, State, read_state
 from m3p.checkpoints.init_from import EXPORTED, RECORD, start_from
 from m3p.checkpoints.read import load_weights, none_whole, read_newest, why_not_whole
 from m3p.checkpoints.resumable import check_visual, check_vocabulary, visual_fingerprints
-from m3p.checkpoints.selection import BEST, best_checkpoint, selected_on
+from m3p.checkpoints.selection import opened, selected_on
 from m3p.data.tokenizer import Tokenizer, open_tokenizer
 from m3p.errors import UserError
 from m3p.model.build import build_model
@@ -90,8 +90,7 @@ def open_run(path: Path) -> Run:
     """
     if not is_unicode(str(path)):  # the library of the weights opens no such file
         raise UserError(f"{path}: its name is not UTF-8; rename the folder, or copy it to another")
-    if path.name == BEST and path.is_file():
-        path = best_checkpoint(path.parent) or path
+    path = opened(path)
     if (path / EXPORTED).is_file():
         return _open_export(path)
     if (path / STATE_FILE).is_file():

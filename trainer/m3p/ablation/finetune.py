@@ -12,6 +12,7 @@ from m3p.ablation.grid import Grid, rows
 from m3p.ablation.made_of import differences, facts_of_code, facts_of_evaluation, note_of, weights_fact, write_note
 from m3p.ablation.report import check_asked
 from m3p.ablation.variants import Trial, Variant
+from m3p.checkpoints.selection import chosen
 from m3p.errors import UserError
 from m3p.recipe.evaluation import EvaluationConfig
 from m3p.recipe.load import load_recipe
@@ -36,8 +37,9 @@ def finetune(
 ) -> Grid:
     """Train what the settings ask for, score each once in every way that its heads allow, and return the table.
 
-    What is trained and scored is not done again, so the same command, started again after a kill, does what is left. A result
-    of other weights, other data, another setting or another version of the code is scored again, and a run of such is refused.
+    A run that has chosen a checkpoint (`run.select_on`) is scored by that one. What is trained and scored is not done again, so
+    the same command, started again after a kill, does what is left. A result of other weights, other data, another setting or
+    another version of the code is scored again, and a run of such is refused.
     Writes finetune.json into `folder`. Raises UserError for wrong settings, wrong fields, and a run that fails.
     """
     base = load_recipe(recipe, overrides)
@@ -45,7 +47,7 @@ def finetune(
     _check(base, languages, settings)
     planned = {name: _trial(base, name, codes, folder) for name, codes in trained(languages, settings).items()}
     train_all(recipe, overrides, list(planned.values()), train, jobs)
-    starts = {name: trial.folder for name, trial in planned.items()}
+    starts = {name: chosen(trial.folder) for name, trial in planned.items()}
     if NONE in settings:
         assert base.model.weights is not None, "checked"
         starts[NONE] = base.model.weights

@@ -14,6 +14,7 @@ from m3p.checkpoints.files import STATE_FILE, describe, read_state
 from m3p.checkpoints.init_from import EXPORTED
 from m3p.checkpoints.read import newest_whole
 from m3p.checkpoints.resumable import fingerprints
+from m3p.checkpoints.selection import opened
 from m3p.content_hash import code_hash, hash_bytes
 from m3p.data.source import Source
 from m3p.errors import UserError
@@ -57,6 +58,7 @@ def facts_of_evaluation(recipe: Recipe, name: str, config: EvaluationConfig) -> 
 
 def weights_fact(path: Path) -> str:
     """Return a hash of the weights of a run (its newest whole checkpoint), a checkpoint, an export or a `transformers` folder."""
+    path = opened(path)
     if (path / EXPORTED).is_file():
         return describe(path / EXPORTED).sha256[:16]
     checkpoint = path if (path / STATE_FILE).is_file() else newest_whole(path)[0]

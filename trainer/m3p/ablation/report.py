@@ -13,6 +13,7 @@ from rich.table import Table
 from m3p.ablation.statistics import difference
 from m3p.ablation.variants import Variant
 from m3p.atomic import write_text
+from m3p.checkpoints.selection import best_checkpoint
 from m3p.errors import UserError
 from m3p.html import document
 from m3p.retrieval.comparison import shared_rows
@@ -102,11 +103,17 @@ def _recalls(runs: Sequence[Evaluation], languages: Sequence[str]) -> dict[str, 
 
 
 def load_evaluations(folders: Mapping[Variant, Sequence[Path]], name: str) -> dict[Variant, list[Evaluation]]:
-    """Return the evaluation `name` of each variant's runs. Raises UserError where one is missing."""
-    return {
-        variant: [Evaluation.load(folder / "evaluation" / f"{name}.json") for folder in runs]
-        for variant, runs in folders.items()
-    }
+    """Return the evaluation `name` of each variant's runs, of the checkpoint that a run has chosen if it has.
+
+    Raises UserError where one is missing.
+    """
+    return {variant: [Evaluation.load(_result(folder, name)) for folder in runs] for variant, runs in folders.items()}
+
+
+def _result(run: Path, name: str) -> Path:
+    """Return the file of an evaluation that a run has written at its end."""
+    best = best_checkpoint(run / "checkpoints")
+    return run / "evaluation" / (f"{name}.json" if best is None else f"{name}-{best.name}.json")
 
 
 def tables(report: Report) -> list[Table]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from m3p.checkpoints.files import STATE_FILE, read_state
 from m3p.checkpoints.read import read_newest, read_weights, why_not_whole
 from m3p.checkpoints.resumable import check_vocabulary
+from m3p.checkpoints.selection import opened
 from m3p.distributed import Ranks
 from m3p.errors import UserError
 from m3p.stored_files import read_object
@@ -66,6 +67,7 @@ def start_from(model: nn.Module, path: Path, ranks: Ranks | None, tokenizer: Pat
 
 
 def _read(path: Path, ranks: Ranks | None, tokenizer: Path | None) -> Found:
+    path = opened(path)
     if (path / EXPORTED).is_file():
         return _read_exported(path, tokenizer)
     if (path / STATE_FILE).is_file():

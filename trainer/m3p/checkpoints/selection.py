@@ -80,6 +80,16 @@ def best_checkpoint(checkpoints: Path) -> Path | None:
     return checkpoints / name
 
 
+def opened(path: Path) -> Path:
+    """Return the checkpoint that `path` names where it is `checkpoints/best` of a run, else `path`. Raises UserError."""
+    return best_checkpoint(path.parent) or path if path.name == BEST and path.is_file() else path
+
+
+def chosen(run: Path) -> Path:
+    """Return what stands for a run that is done: the checkpoint that it has chosen, else the run folder. Raises UserError."""
+    return best_checkpoint(run / "checkpoints") or run
+
+
 def selected_on(checkpoint: Path) -> str | None:
     """Return the evaluation that chose a checkpoint; None where it is not the best of its run, or nothing was chosen."""
     best = best_checkpoint(checkpoint.parent)

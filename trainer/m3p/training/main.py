@@ -46,10 +46,10 @@ def main(arguments: Sequence[str]) -> None:
 
     complete = train(recipe, ds_config, ranks)
     if complete and evaluates:
-        from m3p.checkpoints.selection import best_checkpoint
+        from m3p.checkpoints.selection import chosen
         from m3p.retrieval.evaluate import evaluate_run
 
-        evaluate_run(best_checkpoint(recipe.run.folder / "checkpoints") or recipe.run.folder)
+        evaluate_run(chosen(recipe.run.folder))
     distributed.finish()
     if complete and ranks.rank == 0:
         # Not before: a run that is done is never started again, and a lost evaluation would stay lost.
