@@ -202,6 +202,9 @@ def test_tars_of_clip_benchmark_say_what_they_are(tmp_path: Path) -> None:
     index_folder(tmp_path / "out", "captions", "de")
     assert Manifest.load(tmp_path / "out") == before, "an index that is made again forgets nothing"
     shutil.rmtree(tmp_path / "out")
+    (folder / "nshards.txt").write_text("3\n")
+    with pytest.raises(UserError, match=r"test holds 1 tars, and its nshards\.txt says 3: copy the missing ones"):
+        run("clip-benchmark", folder.parent, *words, output=tmp_path / "out")
     (folder.parent / "dataset_type.txt").write_text("classification\n")
     with pytest.raises(UserError, match="classes are no captions"):
         run("clip-benchmark", folder.parent, *words, output=tmp_path / "out")

@@ -28,7 +28,7 @@ PATCHES = {"kind": "patches", "size": 16, "patch": 8}
 def captions(path: Path, numbers: range, language: str = "en") -> Path:
     """Write a file in the form of captions_*.json, of pictures of MSCOCO."""
     images = [{"id": number, "file_name": f"COCO_val2014_{number:012d}.jpg"} for number in numbers]
-    word = "絵" if language == "ja" else language
+    word = "絵の" if language == "ja" else language
     texts = [{"image_id": number, "caption": f"{word} {number}"} for number in numbers]
     path.write_text(json.dumps({"images": images, "annotations": texts}))
     return path

@@ -30,7 +30,8 @@ def native() -> Evaluation:
         found[language] = rank_both_ways(rng.normal(size=right.shape) + 2 * right, right)
     given = {"dataset": "d", "split": "test", "scoring": "dual", "system": "mine", "seed": 0, "origin": ORIGIN}
     result = Evaluation.of(pool, found, Conditions(**{**given, "captioned_languages": ["en"]}))
-    return result.model_copy(update={"images": 1000})
+    languages = {code: one.model_copy(update={"captioned_images": 1000}) for code, one in result.languages.items()}
+    return result.model_copy(update={"images": 1000, "languages": languages})
 
 
 def shown(results: list[tuple[str, Evaluation]], name: str = "multi30k") -> str:
@@ -76,6 +77,8 @@ def test_a_run_stands_where_pool_and_protocol_are_the_published_ones(native: Eva
         ({"origin": {**ORIGIN, "set": "coco"}}, "set coco, there multi30k"),
         ({"origin": {**ORIGIN, "split": "val"}}, "split val, there test_2016_flickr or"),
         ({"images": 100}, "pool of 100 pictures, there 1,000"),
+        ({"pictures_seen": 3}, "training saw the pictures of 3 of its samples"),
+        ({"caption_source": "machine translation"}, "captions translated by a program, there by people"),
         ({"centre": "captions"}, "queries centred by captions of their language, there as they are"),
     ],
 )
@@ -90,6 +93,12 @@ def test_another_number_of_captions_is_refused(native: Evaluation) -> None:
     languages = {name: one.model_copy(update={"captions_per_image": 2.0}) for name, one in native.languages.items()}
     with pytest.raises(UserError, match=r"2\.00 captions a picture in .., there [15]"):
         beside_published("multi30k", [("mine", native.model_copy(update={"languages": languages}))])
+
+
+def test_a_language_that_fewer_pictures_have_captions_in_is_refused(native: Evaluation) -> None:
+    languages = {name: one.model_copy(update={"captioned_images": 970}) for name, one in native.languages.items()}
+    cut = native.model_copy(update={"languages": languages})
+    assert "not here: cut: only 970 of 1,000 pictures have a caption in de" in shown([("cut", cut), ("mine", native)])
 
 
 def test_runs_that_differ_in_their_seed_get_their_mean(native: Evaluation) -> None:
@@ -108,5 +117,7 @@ def test_results_of_a_run_are_all_in_its_folder(native: Evaluation, tmp_path: An
     native.save(tmp_path / "evaluation" / "test.json")
     ((name, found),) = results_of([tmp_path])
     assert (name, found) == ("mine, test (dual)", native)
+    native.model_copy(update={"selection_split": "test"}).save(tmp_path / "evaluation" / "test.json")
+    assert results_of([tmp_path])[0][0] == "mine, test (dual, checkpoint chosen on it)"
     with pytest.raises(UserError, match=r"it holds no evaluation/NAME\.json"):
         results_of([tmp_path / "evaluation"])

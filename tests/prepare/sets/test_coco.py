@@ -72,20 +72,39 @@ def captions(folder: Path, number: int) -> dict[str, dict[str, list[str]]]:
 
 
 def test_a_file_of_another_set_or_language_is_refused(karpathy: Path, annotated: Path) -> None:
-    with pytest.raises(UserError, match=r"is of coco, as it says itself, not of flickr30k: give m3p prepare coco"):
+    with pytest.raises(
+        UserError, match=r"is of coco, as it says itself, not of flickr30k: give dataset_flickr30k\.json"
+    ):
         run(karpathy, "--split", "test", command="flickr30k")
     with pytest.raises(UserError, match=r"has the form of MSCOCO's captions_\*\.json.*give m3p prepare coco"):
         run(annotated, command="flickr30k")
     for command in ("stair", "yj"):
-        with pytest.raises(UserError, match="15 of its first 15 captions have no Japanese letter"):
+        with pytest.raises(UserError, match=r"15 of its first 15 captions have no Japanese letter \(kana\), and"):
             run(annotated, command=command)
     content = json.loads(annotated.read_text())
-    annotated.write_text(
-        json.dumps(content | {"annotations": [one | {"caption": "犬"} for one in content["annotations"]]})
-    )
-    with pytest.raises(UserError, match="15 of its first 15 captions are in Japanese or Chinese letters"):
-        run(annotated)
+
+    def caption_all(caption: str) -> None:
+        texts = [one | {"caption": caption} for one in content["annotations"]]
+        annotated.write_text(json.dumps(content | {"annotations": texts}))
+
+    for caption in ("白い犬", "白狗"):
+        caption_all(caption)
+        with pytest.raises(UserError, match=r"15 of its first 15 captions have Japanese or Chinese letters, .* in en"):
+            run(annotated)
+    with pytest.raises(UserError, match=r"15 of its first 15 captions have no Japanese letter"):
+        run(annotated, command="stair")
+    caption_all("白い犬")
+    with pytest.raises(UserError, match=r"captions have no Chinese letter, or Japanese ones, .* in zh"):
+        run(annotated, "--language", "zh")
     run(annotated, command="stair")
+
+
+def test_captions_in_another_language_are_not_called_human(annotated: Path) -> None:
+    run(annotated, "--language", "de")
+    told = Manifest.load(annotated.parent / "out").origin
+    assert (told["caption_source"], told["licence"]) == ("not stated", "not stated")
+    run(annotated, "--language", "de", "--caption-source", "machine translation", "--overwrite")
+    assert Manifest.load(annotated.parent / "out").origin["caption_source"] == "machine translation"
 
 
 def test_karpathys_splits(karpathy: Path) -> None:

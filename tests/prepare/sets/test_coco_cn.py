@@ -56,6 +56,11 @@ def test_wrong_files_say_so(archive: Path) -> None:
     (archive / "coco-cn_train.txt").write_text(f"{NAMES[0]}\n{NAMES[0]}\nCOCO_val2014_000000000999\n")
     with pytest.raises(UserError, match=r"(?s)picture 2 .*id '.*101' is that of picture 1.*picture 3 .*has no caption"):
         prepare(archive)
+    (archive / "coco-cn_train.txt").write_text(f"{NAMES[0]}\n")
+    for caption in ("a cat", "猫がいる"):
+        (archive / "imageid.human-written-caption.txt").write_text(f"{NAMES[0]}#0\t{caption}\n")
+        with pytest.raises(UserError, match=r"1 of its first 1 captions have no Chinese letter, or Japanese ones"):
+            prepare(archive)
     (archive / "imageid.human-written-caption.txt").write_text(f"{NAMES[0]} 猫 沙发\n")
     with pytest.raises(UserError, match=r"line 1: .*the rule is IMAGE#NUMBER, a tab, a caption"):
         prepare(archive)

@@ -49,6 +49,14 @@ def test_machine_translations_are_never_taken_for_human_captions(iglue: Path) ->
     assert origin(iglue / "out")["caption_source"] == "machine translation"
 
 
+def test_a_language_that_lacks_pictures_of_the_others_is_said(iglue: Path) -> None:
+    path = iglue / "xFlickrCO" / "annotations" / "de" / "test.jsonl"
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    said = run("xflickrco", iglue / "xFlickrCO", "--images", iglue / "images", output=iglue / "out")
+    assert f"de/test.jsonl: 1 of the 2 pictures that the other languages have are not in it, such as '{COCO}'" in said
+    assert "ja/test.jsonl" not in said
+
+
 def test_what_is_missing_or_twice_is_said(iglue: Path) -> None:
     with pytest.raises(UserError, match=r"has no train_100\.jsonl in any language: give the folder datasets/xFlickrCO"):
         prepare(iglue, "--split", "train_100")

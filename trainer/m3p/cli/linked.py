@@ -102,8 +102,17 @@ def clip_benchmark(
     for kind in (source / "dataset_type.txt", source.parent / "dataset_type.txt"):
         if kind.is_file() and (found := kind.read_text(encoding="utf-8")[:100].strip()) != "retrieval":
             raise UserError(f"{kind} says {found!r}: classes are no captions; give a set whose type is retrieval.")
+    _check_whole(folder)
     origin = origin_of(name, caption_source or NOT_STATED, split, licence)
     say_linked(output, link_shards(folder, output, origin, language, None, overwrite, leave_out or ()))
+
+
+def _check_whole(folder: Path) -> None:
+    """Raise UserError where a split of CLIP_benchmark has another number of tars than its nshards.txt says."""
+    count, tars = folder / "nshards.txt", len(list(folder.glob("*.tar")))
+    said = count.read_text(encoding="utf-8", errors="replace")[:20].strip() if count.is_file() else ""
+    if said.isdecimal() and int(said) != tars:
+        raise UserError(f"{folder} holds {tars:,} tars, and its nshards.txt says {int(said):,}: copy the missing ones.")
 
 
 def say_linked(output: Path, manifest: Manifest) -> None:

@@ -1,7 +1,7 @@
 """What all importers of published sets share: what one makes of the files it is given, and names that several sets have."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -18,6 +18,9 @@ MACHINE_TRANSLATION = "machine translation"
 """Translated by a program from English captions."""
 WEB = "web"
 """Texts that stand beside the picture on a web page."""
+JUDGED = 200
+"""Captions by which the language of a file is judged."""
+_KANA, _HAN = re.compile(r"[\u3040-\u30ff]"), re.compile(r"[\u4e00-\u9fff]")
 _COCO = re.compile(r"(?:COCO_(?P<folder>train|val|test)20\d\d_)?0*(?P<number>\d+)")
 
 
@@ -82,6 +85,27 @@ def _plain(number: str) -> list[str]:
     """Return the paths of a picture in the archives of 2017, whose splits are others."""
     name = f"{int(number):012d}.jpg"
     return [name, f"train2017/{name}", f"val2017/{name}", f"test2017/{name}"]
+
+
+def check_script(name: str, captions: Sequence[object], language: str) -> None:
+    """Raise UserError where most of the first captions are not in the letters of their language.
+
+    Japanese has kana, Chinese has Chinese characters and no kana, English neither; other languages are not judged. `name` is
+    what messages call the file.
+    """
+    some = [str(caption) for caption in captions[:JUDGED]]
+    kana = sum(bool(_KANA.search(text)) for text in some)
+    chinese = sum(bool(_HAN.search(text)) and not _KANA.search(text) for text in some)
+    wrong, lack = {
+        "ja": (len(some) - kana, "no Japanese letter (kana)"),
+        "zh": (len(some) - chinese, "no Chinese letter, or Japanese ones"),
+        "en": (kana + chinese, "Japanese or Chinese letters"),
+    }.get(language.partition("-")[0], (0, ""))
+    if 2 * wrong > len(some):
+        raise UserError(
+            f"{name}: {wrong} of its first {len(some)} captions have {lack}, and they are to be in {language}: it is "
+            "another file, or in another language (--language, where the command has it; stair and yj read Japanese ones)."
+        )
 
 
 def text_lines(path: Path) -> list[str]:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from m3p.errors import UserError
+from m3p.prepare.published import MACHINE_TRANSLATION
 from m3p.recipe.evaluation import ProtocolName
 from m3p.recipe.yaml_file import parse_yaml
 from m3p.retrieval.intervals import Interval, seeds_interval
@@ -21,7 +22,7 @@ from m3p.shipped import PACKAGE
 
 FOLDER = PACKAGE / "published_results"
 SLACK = 0.02
-"""Captions a picture, on average, by which a pool may differ from the published number."""
+"""Captions a picture, on average, by which a pool may differ from the published number; and share of pictures without any."""
 
 NO_RESULT = "no result in "
 
@@ -105,7 +106,8 @@ def results_of(paths: Sequence[Path]) -> list[tuple[str, Evaluation]]:
             raise UserError(f"{path}: it holds no evaluation/NAME.json; `m3p evaluate {path}` writes them")
         for file in files:
             result = Evaluation.load(file)
-            found.append((f"{result.system}, {file.stem} ({result.scoring})", result))
+            chosen = ", checkpoint chosen on it" if result.selection_split == result.split else ""
+            found.append((f"{result.system}, {file.stem} ({result.scoring}{chosen})", result))
     return found
 
 
@@ -153,6 +155,10 @@ def _differences(board: Board, column: Column, result: Evaluation) -> list[str]:
         found.append(f"set {ours}, there {board.set}")
     elif result.origin.get("split") not in board.splits:
         found.append(f"split {result.origin.get('split', 'not recorded')}, there {' or '.join(board.splits)}")
+    if result.pictures_seen:
+        found.append(f"training saw the pictures of {result.pictures_seen:,} of its samples")
+    if result.caption_source == MACHINE_TRANSLATION:
+        found.append("captions translated by a program, there by people")
     if result.protocol != board.protocol:
         found.append(f"protocol {result.protocol}, there {board.protocol}")
     if result.centre is not None:
@@ -163,6 +169,9 @@ def _differences(board: Board, column: Column, result: Evaluation) -> list[str]:
     if missing:
         return [*found, f"{NO_RESULT}{', '.join(missing)}"]
     for name in column.languages:
+        asked = result.languages[name].captioned_images
+        if asked < (1 - SLACK) * result.images:
+            found.append(f"only {asked:,} of {result.images:,} pictures have a caption in {name}")
         captions = result.languages[name].captions_per_image
         if column.captions is not None and abs(captions - column.captions) > SLACK:
             found.append(f"{captions:.2f} captions a picture in {name}, there {column.captions}")

@@ -7,7 +7,6 @@ captions_train2017.json                     {"images": [{"id", "file_name"}], "a
 """
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -15,15 +14,13 @@ from typing import Annotated, Any
 
 import typer
 
+from m3p.data.shards.manifest import NOT_STATED
 from m3p.errors import UserError
 from m3p.prepare.pairs import Entry
-from m3p.prepare.published import HUMAN, Published, coco_id, coco_images, origin_of
+from m3p.prepare.published import HUMAN, JUDGED, Published, check_script, coco_id, coco_images, origin_of
 
 LARGEST_FILE = 2**30
 """Bytes of a JSON file that is read: Karpathy's of MSCOCO has 144 MB."""
-JUDGED = 200
-"""Captions by which the language of a file is judged."""
-_JAPANESE = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]")
 Splits = Annotated[
     list[str] | None, typer.Option("--split", help="Split of Karpathy's file; may be given again (train, restval).")
 ]
@@ -36,10 +33,16 @@ def coco(
     source: CaptionsFile,
     split: Splits = None,
     language: Annotated[str, typer.Option(help="Language of the captions.")] = "en",
+    caption_source: Annotated[
+        str | None,
+        typer.Option(help="Who wrote them; without it human for MSCOCO's own, the English ones, else not stated."),
+    ] = None,
 ) -> Published:
     """MSCOCO's captions to shards: Karpathy's dataset_coco.json, or captions_*.json."""
     entries = read_coco(source, split or [], language)
-    origin = origin_of("coco", HUMAN, " ".join(split or []), "CC BY 4.0", file=source.name)
+    # Captions in other languages are translations as a rule, and nothing in the file says whose.
+    own, licence = (HUMAN, "CC BY 4.0") if language == "en" else (NOT_STATED, NOT_STATED)
+    origin = origin_of("coco", caption_source or own, " ".join(split or []), licence, file=source.name)
     return Published(str(source), entries, origin, language)
 
 
@@ -69,8 +72,10 @@ def read_coco(
     if "annotations" in content:
         if splits:
             raise UserError(f"{source} is of one split, as its name says: leave out --split {' '.join(splits)}.")
-        _check_script(source, content["annotations"], language)
-        return _annotated(source, images, content["annotations"], language)
+        annotations = content["annotations"]
+        listed = annotations[:JUDGED] if isinstance(annotations, list) else []
+        check_script(str(source), [one.get("caption") for one in listed if isinstance(one, dict)], language)
+        return _annotated(source, images, annotations, language)
     _check_splits(source, images, splits)
     return _karpathy([image for image in images if image.get("split") in splits], language, name_of)
 
@@ -80,27 +85,12 @@ def _check_set(source: Path, content: dict[str, Any], dataset: str) -> None:
     told = content.get("dataset")
     if isinstance(told, str) and told != dataset:
         raise UserError(
-            f"{source} is of {told}, as it says itself, not of {dataset}: give m3p prepare {told}, or dataset_{dataset}.json."
+            f"{source} is of {told}, as it says itself, not of {dataset}: give dataset_{dataset}.json (m3p prepare coco and "
+            "flickr30k read Karpathy's files of their own sets alone)."
         )
     if dataset != "coco" and "annotations" in content:
         raise UserError(
             f"{source} has the form of MSCOCO's captions_*.json, not of dataset_{dataset}.json: give m3p prepare coco."
-        )
-
-
-def _check_script(source: Path, annotations: object, language: str) -> None:
-    """Raise UserError where Japanese is expected and most captions have no Japanese letter, or English and most have."""
-    listed = annotations[:JUDGED] if isinstance(annotations, list) else []
-    some = [str(one.get("caption")) for one in listed if isinstance(one, dict)]
-    japanese = sum(bool(_JAPANESE.search(text)) for text in some)
-    if language == "ja" and 2 * japanese < len(some):
-        raise UserError(
-            f"{source}: {len(some) - japanese} of its first {len(some)} captions have no Japanese letter: it is another file."
-        )
-    if language == "en" and 2 * japanese > len(some):
-        raise UserError(
-            f"{source}: {japanese} of its first {len(some)} captions are in Japanese or Chinese letters, and --language is en: "
-            "give --language, or m3p prepare stair or yj, which read Japanese ones."
         )
 
 

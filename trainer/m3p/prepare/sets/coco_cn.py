@@ -17,6 +17,7 @@ from m3p.prepare.published import (
     HUMAN,
     HUMAN_TRANSLATION,
     Published,
+    check_script,
     coco_id,
     coco_images,
     one_of,
@@ -54,6 +55,7 @@ def read_coco_cn(folder: Path, split: str, translated: bool) -> Iterator[Entry]:
             f"{folder / FILES[translated]} has captions of none of the {len(names):,} pictures of {listed.name}"
             + (": only those of test were translated; say --split test." if translated else ": copy the archive again.")
         )
+    check_script(str(folder / FILES[translated]), [text for name in names for text in captions.get(name, ())], "zh")
     return _entries(names, captions)
 
 

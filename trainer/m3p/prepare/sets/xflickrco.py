@@ -16,6 +16,7 @@ from m3p.errors import UserError
 from m3p.prepare.captions import read_jsonl
 from m3p.prepare.pairs import Entry
 from m3p.prepare.published import HUMAN, MACHINE_TRANSLATION, Published, flickr_or_coco, origin_of
+from m3p.terminal import warn
 
 FOLDERS = {False: "annotations", True: "annotations_machine-translate"}
 
@@ -68,6 +69,18 @@ def _entries(files: dict[str, Path]) -> Iterator[Entry]:
                 yield Entry(place, f"img_path {name!r} stands in the file twice; the rule is a line a picture")
             else:
                 captions[name][language] = texts
+    _say_missing(files, captions)
     for name, texts_of in captions.items():
         identity = name.rpartition(".")[0] or name
         yield Entry(name, {"id": identity, "captions": texts_of, **flickr_or_coco(name)})
+
+
+def _say_missing(files: dict[str, Path], captions: dict[str, dict[str, list[Any]]]) -> None:
+    """Say in which languages pictures lack a caption that they have in others: a file was cut, or is of another split."""
+    for language, path in files.items():
+        missing = [name for name, texts in captions.items() if language not in texts]
+        if missing:
+            warn(
+                f"{path}: {len(missing):,} of the {len(captions):,} pictures that the other languages have are not in it, such "
+                f"as {missing[0]!r}: in {language} fewer queries are asked"
+            )
