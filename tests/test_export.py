@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, XLMRobertaForMaskedLM, XLMRobertaModel
 
 from m3p.batch import Sequence
 from m3p.checkpoints.files import FORMAT_VERSION, State, share_name, write_share, write_state
-from m3p.checkpoints.resumable import vocabulary_hash
+from m3p.checkpoints.resumable import visual_fingerprints, vocabulary_hash
 from m3p.data.tokenizer import Tokenizer
 from m3p.errors import UserError
 from m3p.export import export_run
@@ -54,6 +54,8 @@ def write_run(tiny: Path, run: Path, *overrides: str, visual: str = "regions") -
         {name: (0, tuple(weight.shape)) for name, weight in weights.items()},
     )
     data = {"model.tokenizer": vocabulary_hash(recipe.tokenizer_folder)}
+    if recipe.visual is not None:
+        data |= visual_fingerprints(recipe.visual)
     state = State(format_version=FORMAT_VERSION, step=3, ranks=1, order_version=1, recipe={}, data=data)
     write_state(folder, state.model_copy(update={"files": {share_name(0): entry}}))
     return model.eval()

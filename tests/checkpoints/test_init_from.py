@@ -11,8 +11,10 @@ from m3p.export import export_run
 from m3p.model.build import build_model
 from m3p.model.m3p import M3P
 from m3p.recipe.load import parse_recipe
+from m3p.visual.tower.folder import make_tower
 from tests.test_export import flip, other_vocabulary, write_run
 from tests.tiny import tiny_recipe
+from tests.visual.tower.towers import make_tower_folder
 
 
 def fresh(tiny: Path, *overrides: str) -> M3P:
@@ -105,3 +107,47 @@ def test_a_newer_checkpoint_that_is_not_whole_is_said(
     start_from(fresh(tiny), tmp_path / "run", None)
     said = capsys.readouterr().err
     assert said.startswith(f"step-00000003 is read, for a newer one is not whole: {damaged}")
+
+
+def seeing(folder: Path, trained: object) -> list[str]:
+    """Return overrides by which pictures are seen by the tower in `folder`."""
+    tasks = "{masked_regions: 0, matching: 0, contrastive: 1, masked_words: 1}"
+    return [
+        f"visual={{kind: tower, folder: {folder}, tokens: 4, trained: {trained}}}",
+        *(f"objectives.{name}.tasks={tasks}" for name in ("image_caption", "code_switched")),
+    ]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("exported", [False, True])
+def test_weights_of_a_run_go_with_the_tower_that_they_were_trained_with(
+    tiny: Path, tmp_path: Path, exported: bool
+) -> None:
+    tower, other = (make_tower_folder(tmp_path / name, name) for name in ("clip", "siglip"))
+
+    def start(run: str, folder: Path, trained: object) -> M3P:
+        recipe = parse_recipe(tiny_recipe(tiny.parent), "tiny", seeing(folder, trained))
+        model = build_model(recipe.model, Tokenizer(recipe.tokenizer_folder).size, recipe.visual, recipe.tasks, seed=1)
+        path = tmp_path / (f"{run}-exported" if exported else run)
+        begun = start_from(model, path, None, None, recipe.visual)
+        assert begun.fresh == []
+        return model
+
+    for trained in ("none", "all"):
+        write_run(tiny, tmp_path / trained, *seeing(tower, trained))
+        if exported:
+            export_run(tmp_path / trained, tmp_path / f"{trained}-exported")
+    start("none", tower, "none")
+    with pytest.raises(UserError, match=r"was trained with another visual.folder \(hash \w+\) than the one"):
+        start("none", other, "none")
+    # The second stage of many: a tower that was frozen is trained too, from its own folder.
+    begun, plain = dict(start("none", tower, "all").named_parameters()), make_tower(tower, weights=True)
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(begun[f"visual.tower.model.{name}"], parameter)
+    with pytest.raises(UserError, match=r"was trained with another visual.folder"):
+        start("none", other, "all")
+    start("all", tower, "all")
+    with pytest.raises(UserError, match=r"its vision tower was trained, and visual.trained = none would take that of"):
+        start("all", tower, "none")
+    if exported:  # the way out
+        start("all", tmp_path / "all-exported" / "vision_tower", "none")

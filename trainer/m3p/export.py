@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from safetensors.torch import save_file
 
-from m3p.checkpoints.init_from import EXPORTED, RECORD
+from m3p.checkpoints.init_from import EXPORTED, RECIPE, RECORD
 from m3p.checkpoints.seen_pictures import copy_seen
 from m3p.errors import UserError
 from m3p.export_check import (
@@ -30,7 +30,7 @@ from m3p.model.m3p import M3P
 from m3p.objectives.tasks import TASKS
 from m3p.quiet import quiet
 from m3p.recipe.load import dump_recipe
-from m3p.runs import RECIPE, Run, load_exported, open_run
+from m3p.runs import Run, load_exported, open_run
 from m3p.terminal import warn
 
 Format = Literal["transformers", "sentence-transformers"]

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from m3p.checkpoints.files import STATE_FILE, State, read_state
-from m3p.checkpoints.init_from import EXPORTED, RECORD, start_from
+from m3p.checkpoints.init_from import EXPORTED, RECIPE, RECORD, start_from
 from m3p.checkpoints.read import load_weights, none_whole, read_newest, why_not_whole
 from m3p.checkpoints.resumable import check_visual, check_vocabulary, visual_fingerprints
 from m3p.checkpoints.selection import opened, selected_on
@@ -23,8 +23,6 @@ from m3p.recipe.load import load_recipe, parse_recipe
 from m3p.recipe.recipe import Recipe
 from m3p.stored_files import read_bounded
 from m3p.unicode_text import is_unicode
-
-RECIPE = "recipe.yaml"
 
 
 class Record(BaseModel):

@@ -231,7 +231,7 @@ def _engine(
         load_weights(model, newest)  # now, because DeepSpeed makes its copies of the weights when it starts
         start = Start(str(newest), [], [])
     elif recipe.model.weights is not None:
-        start = start_from(model, recipe.model.weights, ranks, recipe.tokenizer_folder)
+        start = start_from(model, recipe.model.weights, ranks, recipe.tokenizer_folder, recipe.visual)
     if newest is None:
         measure_text_centre(model, objectives.values())
     check_agreement(ranks, facts_of_network(model))
