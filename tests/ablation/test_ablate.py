@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from m3p.ablation.ablate import ablate, launcher
-from m3p.ablation.report import tables
+from m3p.ablation.report import Report, Row, tables
 from m3p.ablation.variants import Trial, Variant
 from m3p.console import PlainConsole
 from m3p.data.shards.index_folder import index_folder
@@ -254,6 +254,32 @@ def test_every_variant_is_checked_before_the_first_is_trained(recipe: Path, tmp_
     with pytest.raises(UserError, match=r"model\.dropout = 3"):
         ablate(recipe, [], ["model.dropout=0.5,3"], 1, tmp_path / "out", trainer)
     assert trainer.started == []
+
+
+def test_a_variant_that_would_not_be_scored_is_not_trained(recipe: Path, tmp_path: Path) -> None:
+    trainer = Trainer(recipe)
+    with pytest.raises(UserError, match=r"run.evaluate=false: run.evaluate = false: no run would be scored"):
+        ablate(recipe, [], ["run.evaluate=true,false"], 1, tmp_path / "out", trainer)
+    assert trainer.started == []
+
+
+@pytest.mark.long
+def test_a_field_that_the_recipe_leaves_out_may_be_varied(recipe: Path, tmp_path: Path) -> None:
+    """How long the runs are, by epochs in place of steps: without either the recipe is none."""
+    trainer = Trainer(recipe)
+    ablate(recipe, ["run.steps=null"], ["run.epochs=2,4"], 1, tmp_path / "out", trainer)
+    assert trainer.started == ["00-run.epochs_2/seed-0", "01-run.epochs_4/seed-0"]
+
+
+def test_variants_can_be_told_apart_in_a_narrow_terminal() -> None:
+    names = ["code_switched.switching.word_rate=0.3", "code_switched.switching.word_rate=0.45"]
+    row = {"languages": "all languages", "mean_recall": 1.0, "by_seed": (1.0, 1.0, 1.0)}
+    rows = [Row.model_validate({**row, "variant": name}) for name in names]
+    console = PlainConsole(file=io.StringIO(), width=60)
+    for table in tables(Report(recipe="r", overrides=[], seeds=[0, 1, 2], evaluations={"dev": rows})):
+        console.print(table)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]  # it is the StringIO above
+    assert "…" not in shown
 
 
 @pytest.mark.long

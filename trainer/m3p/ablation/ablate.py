@@ -33,11 +33,13 @@ def ablate(
     fails.
     """
     found = variants([parse_variation(text) for text in vary])
-    base = load_recipe(recipe, overrides)
+    # With the varied fields, without which the recipe may be none.
+    recipes = {variant.name: load_recipe(recipe, [*overrides, *variant.overrides]) for variant in found}
+    base = next(iter(recipes.values()))
     check_asked(list(base.evaluation))
-    if not base.run.evaluate:
+    if unscored := next((name for name, one in recipes.items() if not one.run.evaluate), None):
         raise UserError(
-            "run.evaluate = false: no run would be scored, and there would be nothing to compare; set it to true"
+            f"{unscored}: run.evaluate = false: no run would be scored, and there would be nothing to compare; set it to true"
         )
     planned = trials(found, seeds, base.run.seed, folder)
     train_all(recipe, overrides, planned, train, jobs)

@@ -118,11 +118,11 @@ def grid_tables(grid: Grid) -> list[Table]:
     for name, of_name in grid.evaluations.items():
         for way, found in of_name.items():
             table = Table(title=f"{name}, {TITLES[way]}: mean recall (95 % interval)", title_justify="left")
-            table.add_column("queries")
+            table.add_column("queries", overflow="fold")
             for setting in grid.settings:
-                table.add_column(setting, justify="right")
+                table.add_column(setting, justify="right", overflow="fold")
             for setting, other in against.items():
-                table.add_column(f"{setting} less {other}", justify="right")
+                table.add_column(f"{setting} less {other}", justify="right", overflow="fold")
             for row in found:
                 if row.languages == ALL_LANGUAGES:
                     table.add_section()

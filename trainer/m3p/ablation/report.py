@@ -122,7 +122,7 @@ def tables(report: Report) -> list[Table]:
     for name, found in report.evaluations.items():
         table = Table(title=f"{name}: mean recall over seeds {', '.join(map(str, report.seeds))}", title_justify="left")
         for place, heading in enumerate(_HEADINGS):
-            table.add_column(heading, justify="left" if place < 2 else "right")
+            table.add_column(heading, justify="left" if place < 2 else "right", overflow="fold")
         for row, cells in zip(found, map(_cells, found), strict=True):
             if row.difference is None and table.row_count:
                 table.add_section()

@@ -77,7 +77,7 @@ def compare(a: Evaluation, b: Evaluation) -> Table:
         title_justify="left",
     )
     for name in ("language", *_titles(a, b), "difference", "95 % interval"):
-        table.add_column(Text(name), justify="left" if name == "language" else "right")
+        table.add_column(Text(name), justify="left" if name == "language" else "right", overflow="fold")
     found = differences(a, b)
     for row, names in shared_rows(a, b).items():
         if row == ALL_LANGUAGES:
