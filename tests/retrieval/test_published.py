@@ -98,7 +98,7 @@ def test_another_number_of_captions_is_refused(native: Evaluation) -> None:
 def test_a_language_that_fewer_pictures_have_captions_in_is_refused(native: Evaluation) -> None:
     languages = {name: one.model_copy(update={"captioned_images": 970}) for name, one in native.languages.items()}
     cut = native.model_copy(update={"languages": languages})
-    assert "not here: cut: only 970 of 1,000 pictures have a caption in de" in shown([("cut", cut), ("mine", native)])
+    assert "not here: cut: only 970 of 1,000 pictures have a caption in en" in shown([("cut", cut), ("mine", native)])
 
 
 def test_runs_that_differ_in_their_seed_get_their_mean(native: Evaluation) -> None:
