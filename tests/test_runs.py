@@ -173,6 +173,13 @@ def test_any_folder_of_shards_and_an_export_are_scored(run: Path, tiny: Path, tm
     assert json.loads((tmp_path / "result.json").read_text())["split"] == "elsewhere"
     with pytest.raises(UserError, match=r"leave out train"):
         evaluate_run(run, ["train"], Options(data=tmp_path / "elsewhere"))
+    (tmp_path / "other").mkdir()
+    other = (tmp_path / "elsewhere").rename(tmp_path / "other" / "elsewhere")
+    for _ in range(2):  # the same data again: in the same place
+        evaluate_run(tmp_path / "export", options=Options(data=other))
+    results = sorted((tmp_path / "export" / "evaluation").glob("*.json"))
+    told = {path.name: json.loads(path.read_text())["dataset"] for path in results}
+    assert told == {"elsewhere.json": str(tmp_path / "elsewhere"), "elsewhere-2.json": str(other)}
 
 
 @pytest.mark.long

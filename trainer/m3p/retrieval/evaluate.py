@@ -86,6 +86,8 @@ def evaluate_run(path: Path, names: Sequence[str] = (), options: Options | None 
         file = (
             (options.folder or run.folder) / "evaluation" / f"{_file_name(run, name, config, chosen[name], way)}.json"
         )
+        if options.data is not None:
+            file = _free_file(file, options.data)
         evaluation, found, blocks = _evaluate(run, name, config, way, file, options.save)
         if distributed.is_main():
             for place in (file, *([options.json_file] if options.json_file else [])):
@@ -162,6 +164,23 @@ def _file_name(run: Run, name: str, config: EvaluationConfig, own: EvaluationCon
     if config.protocol != own.protocol:
         name += f"-{config.protocol}"
     return name if run.is_newest else f"{name}-step-{run.step:08d}"
+
+
+def _free_file(file: Path, data: Path) -> Path:
+    """Return `file`, NAME.json, or NAME-2.json and so on where it holds the result of other data of that name."""
+    stem, number = file.stem, 1
+    while (other := _data_of(file)) is not None and Path(other).resolve() != data.resolve():
+        number += 1
+        file = file.with_name(f"{stem}-{number}.json")
+    return file
+
+
+def _data_of(file: Path) -> str | None:
+    """Return the data that a result in a file was measured on; None where there is none, or none that can be read."""
+    try:
+        return Evaluation.load(file).dataset
+    except UserError:
+        return None
 
 
 def _evaluate(

@@ -64,6 +64,8 @@ def _caption(evaluation: Evaluation) -> str:
         parts.append(f"{fair.best} less {fair.worst}: {fair.gap:.1f} points{spread}")
     if evaluation.pictures_seen:
         parts.append(f"training saw the pictures of {evaluation.pictures_seen:,} samples")
+    if evaluation.pictures_seen is None and evaluation.step is not None:
+        parts.append("whether training saw these pictures is not recorded")
     if cut := sum(evaluation.truncated_captions.values()):
         parts.append(f"{cut:,} captions cut to the length of training")
     if evaluation.unreadable:
