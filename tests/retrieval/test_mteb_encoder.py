@@ -1,5 +1,6 @@
 """The encoder that MTEB is given: by its protocol here, by MTEB itself in an environment of its own."""
 
+import io
 import json
 import os
 import subprocess
@@ -42,6 +43,14 @@ def test_loaders_of_texts_and_of_pictures_give_what_the_network_gives(seeing: Pa
     np.testing.assert_allclose(shown, model.embed_pictures(pictures(3)), atol=1e-6)
     np.testing.assert_allclose(encoder.similarity(texts, shown).numpy(), texts @ shown.T, atol=1e-6)
     np.testing.assert_allclose(encoder.similarity_pairwise(texts, shown).numpy(), (texts * shown).sum(1), atol=1e-6)
+
+
+def test_an_opened_picture_is_embedded_as_its_file_is(seeing: Path) -> None:
+    picture, stored = pictures(1)[0].convert("RGBA"), io.BytesIO()
+    picture.putalpha(picture.getchannel("R"))
+    picture.save(stored, "PNG")
+    shown = MtebEncoder(seeing).encode([{"image": [picture]}])
+    np.testing.assert_allclose(shown, m3p.load(seeing).embed_pictures([stored.getvalue()]), atol=1e-6)
 
 
 def test_what_has_no_embedding_is_refused(seeing: Path) -> None:

@@ -152,6 +152,24 @@ def test_a_file_that_has_changed_is_never_shown_nor_taken_for_the_old_one(
         index_pictures(seeing, album, tmp_path / "index")
 
 
+def test_files_that_are_gone_are_said_and_pruned(seeing: Path, album: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    index_pictures(seeing, album, folder, part_rows=4)
+    (album / "a/p0.png").unlink()
+    (album / "b/p1.png").rename(album / "b/renamed.png")
+    report = index_pictures(seeing, album, folder, part_rows=4)
+    assert (report.gone, report.missing, report.repeated) == (2, ["a/p0.png", "b/p1.png"], 1)
+    report = index_pictures(seeing, album, folder, part_rows=4, prune=True)
+    assert (report.removed, report.added, report.gone, report.pictures) == (2, 1, 0, 9)
+    assert {"a/p0.png", "b/p1.png"}.isdisjoint(now := ids(SearchIndex(folder)))
+    assert "b/renamed.png" in now
+    for path in album.rglob("*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"--prune: none of the pictures .* is there: is the folder the right one"):
+        index_pictures(seeing, album, folder, prune=True)
+    assert ids(SearchIndex(folder)) == now
+
+
 def test_what_is_no_picture_is_counted_and_what_lies_elsewhere_is_not_read(
     seeing: Path, album: Path, tmp_path: Path
 ) -> None:
@@ -219,6 +237,7 @@ def test_a_large_index_is_ivf_pq_and_answers_as_exact_search(
     true_scores, true = index.exact(vectors[::100], 10)
     assert np.mean([np.isin(a, b).mean() for a, b in zip(true, found, strict=True)]) > 0.95
     assert scores[:, 0] == pytest.approx(true_scores[:, 0], abs=1e-5)
+    assert [len(hits) for hits in index.search(vectors[:2], 2000)] == [2000, 2000], "as many as were asked for"
     _removed_from_the_large_index(folder, index)
 
 

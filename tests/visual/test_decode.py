@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from m3p.errors import BadSample
-from m3p.visual.decode import decode, picture_kind
+from m3p.visual.decode import as_decoded, decode, picture_kind
 from m3p.visual.patches import Patches
 from tests.visual.pictures import FORMATS, PIL_NAMES, encoded, gradient, png_header
 
@@ -145,3 +145,17 @@ def test_exif_that_cannot_be_read_turns_nothing(kind: str) -> None:
     broken = data[:first] + b"MM\0*\xff\xff\xff\xff" + data[first + 8 :]
     assert first > 0
     assert decode(broken, 24).shape == (24, 40, 3)
+
+
+@pytest.mark.parametrize("strange", ["turned", "transparent", "sixteen bits"])
+def test_an_opened_picture_has_the_pixels_of_its_file(strange: str) -> None:
+    pixels, file, exif = gradient(24, 32), io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    if strange == "turned":
+        Image.fromarray(pixels).save(file, "PNG", exif=exif)
+    elif strange == "transparent":
+        Image.fromarray(np.concatenate([pixels, pixels[:, :, :1]], 2), "RGBA").save(file, "PNG")
+    else:
+        Image.fromarray(pixels[:, :, 0].astype(np.uint16) << 8).save(file, "PNG")
+    with Image.open(io.BytesIO(file.getvalue())) as opened:
+        assert np.array_equal(np.asarray(as_decoded(opened)), decode(file.getvalue(), 1))

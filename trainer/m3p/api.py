@@ -14,7 +14,7 @@ from m3p.errors import BadSample, UserError
 from m3p.retrieval.scoring import scorer_of
 from m3p.runs import Run, open_run
 from m3p.unicode_text import HALF, is_unicode
-from m3p.visual.decode import MAX_PIXELS
+from m3p.visual.decode import MAX_PIXELS, as_decoded
 from m3p.visual.npz import LARGEST_NPZ
 
 T = TypeVar("T")
@@ -127,7 +127,7 @@ def _bytes(picture: PictureLike) -> bytes:
         return picture
     if isinstance(picture, Image.Image):
         stored = BytesIO()
-        picture.convert("RGB").save(stored, "PNG", compress_level=1)
+        as_decoded(picture).save(stored, "PNG", compress_level=1)
         return stored.getvalue()
     if not isinstance(picture, str | Path):
         raise UserError(f"pictures: {type(picture).__name__} is no path, bytes or PIL image")

@@ -45,6 +45,9 @@ def index_pictures_command(
     add: Annotated[
         bool, typer.Option("--add", help="Take pictures of another place into an index that is there.")
     ] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Take out the pictures whose file is not in the folder any more.")
+    ] = False,
     remove: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Take this picture out; may be given again.")
     ] = None,
@@ -57,9 +60,18 @@ def index_pictures_command(
 
     if (pictures is None) == (not remove):
         raise UserError("m3p index-pictures takes pictures to index, or --remove ID: one of the two")
-    report = index_pictures(run, pictures, output, add) if pictures else remove_pictures(output, remove or [])
+    if pictures is None and prune:
+        raise UserError("--prune: name the folder whose pictures are compared with the index")
+    report = (
+        index_pictures(run, pictures, output, add, prune=prune) if pictures else remove_pictures(output, remove or [])
+    )
     if report.skipped:
         warn(f"{report.skipped:,} pictures cannot be read and are left out: {one_line('; '.join(report.unreadable))}")
+    if report.gone:
+        warn(
+            f"{report.gone:,} pictures of the index are not in {pictures} any more and are still found, such as "
+            f"{one_line(', '.join(report.missing))}: take them out with --prune"
+        )
     if report.repeated:
         warn(f"{report.repeated:,} pictures are left out: the index has the same picture under another id")
     changes = {"added": report.added, "there already": report.known, "removed": report.removed}

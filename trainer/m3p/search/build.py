@@ -1,6 +1,6 @@
 """`m3p index-pictures`: embeds pictures into an index, part by part, and takes pictures out of one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -54,6 +54,10 @@ class Report:
     """Pictures that cannot be read."""
     unreadable: list[str] = field(default_factory=list)
     """The first of them, with the reason."""
+    gone: int = 0
+    """Pictures of the index that are not in their folder any more, and are found all the same."""
+    missing: list[str] = field(default_factory=list)
+    """The first of them."""
     pictures: int = 0
     """Pictures of the index now."""
     search: str = ""
@@ -83,11 +87,13 @@ class _Known:
         self.places[origin, place] = stamp, content
 
 
-def index_pictures(path: Path, pictures: Path, folder: Path, add: bool = False, part_rows: int = PART_ROWS) -> Report:
+def index_pictures(
+    path: Path, pictures: Path, folder: Path, add: bool = False, part_rows: int = PART_ROWS, prune: bool = False
+) -> Report:
     """Embed the pictures of shards or of a folder by the run `path`, into the index `folder`, made if it is not there.
 
     What an earlier call has finished is not done again: a killed call is gone on with by the same command. Pictures of
-    another place are taken with `add` alone. Raises UserError.
+    another place are taken with `add` alone. With `prune`, those whose file is gone are taken out first. Raises UserError.
     """
     faiss_library()
     run = open_run(path)
@@ -98,8 +104,10 @@ def index_pictures(path: Path, pictures: Path, folder: Path, add: bool = False, 
     with hold(folder / "lock", 0) as held:
         _check_held(held, folder)
         settings = _settings(path, run, folder, collection.origin, add)
-        report = Report()
-        _embed(run, collection, _number_of(settings, collection.origin), folder, part_rows, report)
+        report, origin = Report(), _number_of(settings, collection.origin)
+        if prune:
+            report.removed = _prune(folder, settings, collection, origin)
+        _embed(run, collection, origin, folder, part_rows, report)
         return _finish(folder, settings, report)
 
 
@@ -120,14 +128,31 @@ def remove_pictures(folder: Path, ids: Sequence[str]) -> Report:
         settings = read_settings(folder)
         wanted, parts, report = set(ids), read_parts(folder), Report()
         _check_removal(folder, wanted, parts, _is_finished(folder, parts))
-        for part in parts:
-            entries = part.table().entries()
-            kept = np.array([entry.id not in wanted for entry in entries], bool)
-            if not kept.all():
-                left = [entry for entry, keep in zip(entries, kept, strict=True) if keep]
-                write_part(folder, part.number, left, part.vectors(settings.width)[kept])
-                report.removed += int((~kept).sum())
+        report.removed = _drop(folder, settings, parts, lambda entry: entry.id in wanted)
         return _finish(folder, settings, report)
+
+
+def _drop(folder: Path, settings: Settings, parts: Sequence[Part], unwanted: Callable[[Entry], bool]) -> int:
+    """Write the parts that hold unwanted pictures again, without them and their vectors; return how many these are."""
+    dropped = 0
+    for part in parts:
+        entries = part.table().entries()
+        kept = np.array([not unwanted(entry) for entry in entries], bool)
+        if not kept.all():
+            left = [entry for entry, keep in zip(entries, kept, strict=True) if keep]
+            write_part(folder, part.number, left, part.vectors(settings.width)[kept])
+            dropped += int((~kept).sum())
+    return dropped
+
+
+def _prune(folder: Path, settings: Settings, collection: Collection, origin: int) -> int:
+    """Take out the pictures of an origin that are not there any more; return how many these are. Raises UserError: all are."""
+    there, parts = {place for place, _ in collection.places()}, read_parts(folder)
+    if there.isdisjoint(entry.place for part in parts for entry in part.table().entries() if entry.origin == origin):
+        raise UserError(
+            f"--prune: none of the pictures that {folder} has of {collection.origin.path} is there: is the folder the right one?"
+        )
+    return _drop(folder, settings, parts, lambda entry: entry.origin == origin and entry.place not in there)
 
 
 def _is_finished(folder: Path, parts: Sequence[Part]) -> bool:
@@ -225,7 +250,9 @@ def _known(parts: Sequence[Part]) -> _Known:
 def _fresh(collection: Collection, origin: int, known: _Known, report: Report) -> Iterator[tuple[str, str, Found]]:
     """Yield place, stamp and picture of what the index does not have. Raises UserError for two pictures of one id."""
     places = tqdm(collection.places(), desc=one_line(collection.origin.path), unit="picture", leave=False, disable=None)
+    gone = {place for number, place in known.places if number == origin}
     for place, stamp in places:
+        gone.discard(place)
         before = known.places.get((origin, place))
         if before is not None and before[0] == stamp:
             report.known += 1
@@ -248,6 +275,7 @@ def _fresh(collection: Collection, origin: int, known: _Known, report: Report) -
             )
         known.add(origin, place, stamp, found.id, found.content)
         yield place, stamp, found
+    report.gone, report.missing = len(gone), sorted(gone)[:SHOWN]
 
 
 def _finish(folder: Path, settings: Settings, report: Report) -> Report:

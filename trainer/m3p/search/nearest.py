@@ -91,10 +91,15 @@ def candidates(index: Any, queries: Floats, limit: int, probes: int) -> Numbers:
     """Return [Q, C] numbers that an IVF-PQ index names for `queries` [Q, D], -1 where there are fewer.
 
     `CANDIDATES` or twice `limit`, whichever is more: codes are rough, so the best of these are found by exact comparison.
+    `probes` lists are looked into, and more where these hold fewer than `limit` pictures.
     """
-    parameters = faiss_library().SearchParametersIVF(nprobe=probes)
-    found: Numbers = index.search(padded(queries), max(CANDIDATES, 2 * limit), params=parameters)[1]
-    return found
+    wide, faiss = padded(queries), faiss_library()
+    while True:
+        parameters = faiss.SearchParametersIVF(nprobe=probes)
+        found: Numbers = index.search(wide, max(CANDIDATES, 2 * limit), params=parameters)[1]
+        if probes >= index.nlist or ((found >= 0).sum(axis=1) >= limit).all():
+            return found
+        probes = min(2 * probes, index.nlist)
 
 
 def numbers_in(index: Any) -> Numbers:

@@ -128,6 +128,11 @@ def _in_colours(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured).convert("RGB")
 
 
+def as_decoded(picture: Image.Image) -> Image.Image:
+    """Return an opened picture as its file is decoded: RGB, what is transparent on white, turned upright as its EXIF says."""
+    return Image.fromarray(_turn(np.asarray(_in_colours(picture)), _orientation(picture)))
+
+
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise BadSample(f"a picture of {width} x {height} pixels, more than visual.max_pixels = {max_pixels}")
