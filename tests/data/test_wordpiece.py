@@ -13,6 +13,7 @@ from tokenizers.trainers import WordPieceTrainer
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizer
 
 from m3p.batch import Sequence
+from m3p.checkpoints.resumable import vocabulary_hash
 from m3p.data.tokenizer import Tokenizer
 from m3p.errors import UserError
 from m3p.export_check import compare_tokens
@@ -24,7 +25,7 @@ from m3p.model.m3p import M3P
 from m3p.objectives.tasks import TASKS
 from m3p.packing import Packer
 from m3p.sample_texts import sample_texts
-from m3p.vocabulary import row_order
+from m3p.vocabulary import row_order, same_vocabulary
 
 TYPED = [
     "dog [MASK] tree",
@@ -177,3 +178,13 @@ def test_a_vocabulary_that_is_not_berts_is_refused(folder: Path, tmp_path: Path,
     (tmp_path / "vocab.txt").write_text(change((folder / "vocab.txt").read_text()))
     with pytest.raises(UserError, match=message):
         Tokenizer(tmp_path)
+
+
+def test_another_setting_beside_the_same_pieces_is_another_vocabulary(folder: Path, tmp_path: Path) -> None:
+    """A run would go on with texts that are cut in another way."""
+    lower, same = (variant(folder, tmp_path / name, name) for name in ("lower case by default", "vocab.txt"))
+    settings = json.loads((same / "tokenizer_config.json").read_text()) | {"model_max_length": 512}
+    (same / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert vocabulary_hash(folder) == vocabulary_hash(same) != vocabulary_hash(lower)
+    assert same_vocabulary(folder, same)
+    assert not same_vocabulary(folder, lower)

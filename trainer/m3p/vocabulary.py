@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from m3p.errors import UserError
-from m3p.wordpiece import BERT_MASK, BERT_SPECIALS, VOCAB_FILE, is_wordpiece, read_vocab_txt, renumbered, rows_in_order
+from m3p.wordpiece import (
+    BERT_MASK,
+    BERT_SPECIALS,
+    VOCAB_FILE,
+    is_wordpiece,
+    other_settings,
+    read_vocab_txt,
+    renumbered,
+    rows_in_order,
+)
 
 SENTENCEPIECE_FILE = "sentencepiece.bpe.model"
 """XLM-R's name for a sentencepiece model, whether it is unigram or bpe."""
@@ -55,11 +64,19 @@ def row_order(folder: Path) -> list[int] | None:
 
 
 def same_vocabulary(one: Path, other: Path) -> bool:
-    """Tell whether two folders hold the same pieces under the same ids, in files of either kind. Raises UserError."""
+    """Tell whether two folders hold the same pieces under the same ids, in files of either kind. Raises UserError.
+
+    Two equal vocab.txt are two vocabularies where settings beside them cut texts in different ways.
+    """
     first, second = vocabulary_file(one), vocabulary_file(other)
     if filecmp.cmp(first, second, shallow=False):
-        return True
+        return settings_beside(first) == settings_beside(second)
     return first.name != second.name and read_pieces(first) == read_pieces(second)
+
+
+def settings_beside(path: Path) -> dict[str, Any]:
+    """Return what a vocabulary file follows that does not stand in it: a vocab.txt's settings that are not BERT's defaults."""
+    return other_settings(path) if path.name == VOCAB_FILE else {}
 
 
 def read_pieces(path: Path) -> list[str]:

@@ -18,6 +18,8 @@ VOCAB_FILE = "vocab.txt"
 BERT_SPECIALS = ("[CLS]", "[PAD]", "[SEP]", "[UNK]")
 """BERT's names of what has the ids 0 to 3 here."""
 BERT_MASK = "[MASK]"
+SETTINGS = {"tokenize_chinese_chars": True, "strip_accents": None, "do_lower_case": True}
+"""Fields of a tokenizer_config.json by which a vocab.txt cuts texts, and BERT's defaults, which `transformers` has too."""
 CONTINUES = "##"
 """What a piece begins with that goes on inside a word."""
 
@@ -39,7 +41,7 @@ def read_vocab_txt(path: Path) -> Json:
     pieces = text.removesuffix("\n").split("\n")
     if len(set(pieces)) != len(pieces):
         raise UserError(f"{path}: has a piece twice; put back the model's own file")
-    settings = _settings(path.with_name("tokenizer_config.json"))
+    settings = {**SETTINGS, **other_settings(path)}
     return {
         "version": "1.0",
         "truncation": None,
@@ -52,10 +54,9 @@ def read_vocab_txt(path: Path) -> Json:
         "normalizer": {
             "type": "BertNormalizer",
             "clean_text": True,
-            "handle_chinese_chars": settings.get("tokenize_chinese_chars", True),
-            "strip_accents": settings.get("strip_accents"),
-            # BERT's own default, and that of `transformers`: a folder of a cased model says that it is not.
-            "lowercase": settings.get("do_lower_case", True),
+            "handle_chinese_chars": settings["tokenize_chinese_chars"],
+            "strip_accents": settings["strip_accents"],
+            "lowercase": settings["do_lower_case"],  # a folder of a cased model says that it is not
         },
         "pre_tokenizer": {"type": "BertPreTokenizer"},
         "post_processor": None,
@@ -68,6 +69,12 @@ def read_vocab_txt(path: Path) -> Json:
             "vocab": {piece: number for number, piece in enumerate(pieces)},
         },
     }  # fmt: skip
+
+
+def other_settings(path: Path) -> Json:
+    """Return by which settings the vocab.txt `path` cuts texts otherwise than by default. Raises UserError."""
+    found = _settings(path.with_name("tokenizer_config.json"))
+    return {name: found[name] for name, default in SETTINGS.items() if found.get(name, default) != default}
 
 
 def _settings(path: Path) -> Json:

@@ -16,7 +16,7 @@ from m3p.recipe.load import take_new_names
 from m3p.recipe.recipe import Recipe
 from m3p.recipe.schema import may_change
 from m3p.visual.source import VisualSource
-from m3p.vocabulary import vocabulary_file
+from m3p.vocabulary import settings_beside, vocabulary_file
 
 _TOKENIZER = "model.tokenizer"
 
@@ -69,8 +69,13 @@ def check_visual(path: Path, found: State, visual: VisualSource | None) -> None:
 
 
 def vocabulary_hash(tokenizer: Path) -> str:
-    """Return the fingerprint of the vocabulary in the folder `tokenizer`. Raises UserError where there is none."""
-    return hash_bytes(vocabulary_file(tokenizer).read_bytes())
+    """Return the fingerprint of the vocabulary in the folder `tokenizer`, and of settings beside it by which it cuts texts.
+
+    Raises UserError where there is none.
+    """
+    path = vocabulary_file(tokenizer)
+    settings = settings_beside(path)
+    return hash_bytes(path.read_bytes() + (repr(settings).encode() if settings else b""))
 
 
 def check_vocabulary(path: Path, found: State, tokenizer: Path) -> None:
