@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from rich.table import Table
 
 from m3p.console import PlainConsole
-from m3p.data.shards.index import TarIndex
 from m3p.data.shards.manifest import Manifest
 from m3p.data.shards.notes import notes
 from m3p.data.shards.shard_table import Shard, ShardTable
+from m3p.data.shards.tar_index import TarIndex
 from m3p.errors import BadSample
 from m3p.prepare.lines import listed
 from m3p.prepare.pairs import caption_counts, report

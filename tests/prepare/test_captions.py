@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m3p.data.shards.index import members
+from m3p.data.shards.sample_members import members
 from m3p.errors import UserError
 from m3p.prepare.captions import prepare_captions
 from m3p.prepare.pairs import Options, caption_mistakes

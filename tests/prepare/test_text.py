@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3p.data.shards.index import members
+from m3p.data.shards.sample_members import members
 from m3p.errors import UserError
 from m3p.prepare.text import passages, prepare_text
 

@@ -1,8 +1,6 @@
-import contextlib
 import fcntl
 import gzip
 import io
-import itertools
 import json
 import os
 import tarfile
@@ -17,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from m3p.data.shards import index
-from m3p.data.shards.index import feature_width, index_tar, members, split_name
+from m3p.data.shards.index import feature_width, index_tar
 from m3p.data.shards.index_file import (
     HEADER,
     MAX_MEMBERS,
@@ -30,35 +28,16 @@ from m3p.data.shards.index_file import (
 )
 from m3p.data.shards.index_folder import PROGRESS, _name, index_folder
 from m3p.data.shards.manifest import Kind, Manifest, check_shards
+from m3p.data.shards.sample_members import members
 from m3p.data.shards.tar import Member
-from m3p.errors import BadSample, UserError
-
-Files = list[tuple[str, bytes]]
-
-
-def write_tar(path: Path, files: Files, form: int = tarfile.PAX_FORMAT) -> None:
-    with tarfile.open(path, "w", format=form) as tar:
-        for name, content in files:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-
-
-def pair(key: str, captions: object = None, **more: bytes) -> Files:
-    record = json.dumps({"captions": {"en": ["a dog"]} if captions is None else captions}).encode()
-    return [(f"{key}.jpg", b"picture"), (f"{key}.json", record), *((f"{key}.{e}", c) for e, c in more.items())]
+from m3p.errors import UserError
+from tests.data.shards.tars import Files, pair, spans, write_tar
 
 
 def regions(width: int) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, boxes=np.zeros((3, 4), np.float32), features=np.zeros((3, width), np.float16))
     return buffer.getvalue()
-
-
-def spans(tar: Path) -> list[bytes]:
-    offsets = np.load(tar.with_suffix(".idx"), mmap_mode="r", allow_pickle=False)
-    content = tar.read_bytes()
-    return [content[start:end] for start, end in itertools.pairwise(offsets)]
 
 
 KEYS = st.text(st.characters(exclude_characters="/\0.", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=120)
@@ -78,52 +57,6 @@ def test_every_span_holds_its_sample(
     index = index_tar(tar, "text")
     assert index.samples == len(samples)
     assert [members(span) for span in spans(tar)] == list(samples.values())
-
-
-@given(st.binary(max_size=1500), st.integers(0, 3000))
-def test_a_broken_span_is_a_bad_sample(tmp_path_factory: pytest.TempPathFactory, noise: bytes, at: int) -> None:
-    tar = tmp_path_factory.mktemp("index") / "a.tar"
-    write_tar(tar, pair("a"))
-    index_tar(tar, "captions")
-    [span] = spans(tar)
-    broken = (span[:at] + noise + span[at + len(noise) :])[: len(span)]
-    with contextlib.suppress(BadSample):
-        assert set(members(broken)) <= {"jpg", "json"}
-
-
-@pytest.mark.parametrize("span", [b"", b"\0" * 512, b"x" * 512, b"x" * 100])
-def test_no_sample_in_these(span: bytes) -> None:
-    with pytest.raises(BadSample):
-        members(span)
-
-
-def test_a_span_of_two_samples_is_refused(tmp_path: Path) -> None:
-    write_tar(tmp_path / "a.tar", pair("a") + pair("b"))
-    index_tar(tmp_path / "a.tar", "captions")
-    with pytest.raises(BadSample, match="two samples"):
-        members(b"".join(spans(tmp_path / "a.tar")))
-
-
-def test_a_member_twice_is_refused(tmp_path: Path) -> None:
-    write_tar(tmp_path / "a.tar", [("a.txt", b"1"), ("a.txt", b"2")])
-    index_tar(tmp_path / "a.tar", "text")
-    with pytest.raises(BadSample, match=r"two members named 'a\.txt'"):
-        members(spans(tmp_path / "a.tar")[0])
-
-
-@pytest.mark.parametrize(
-    ("name", "parts"),
-    [
-        ("a.jpg", ("a", "jpg")),
-        ("x.y/a.JPG", ("x.y/a", "jpg")),
-        ("./a.regions.npz", ("./a", "regions.npz")),
-        ("readme", None),
-        ("x/._a.jpg", None),
-        ("a.", None),
-    ],
-)
-def test_keys_end_at_the_first_dot_of_the_base_name(name: str, parts: tuple[str, str] | None) -> None:
-    assert split_name(name) == parts
 
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from m3p.data.records import Members
-from m3p.data.shards.index import members
 from m3p.data.shards.index_file import open_index, write_index
 from m3p.data.shards.index_folder import index_folder
+from m3p.data.shards.sample_members import members
 from m3p.data.shards.shard_table import index_name
 from m3p.data.shards.tar import head_sum
 from m3p.data.storage import reader

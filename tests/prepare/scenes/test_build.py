@@ -8,8 +8,8 @@ import pytest
 import sentencepiece
 from PIL import Image
 
-from m3p.data.shards.index import members
 from m3p.data.shards.manifest import Manifest, check_shards
+from m3p.data.shards.sample_members import members
 from m3p.errors import UserError
 from m3p.prepare.scenes.build import LANGUAGES, SENTENCES, VOCABULARY, prepare_scenes
 from m3p.prepare.scenes.scene import sample_scenes

@@ -9,9 +9,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from m3p.cli.main import app
-from m3p.data.shards.index import members
 from m3p.data.shards.index_file import open_index
 from m3p.data.shards.manifest import Manifest
+from m3p.data.shards.sample_members import members
 from m3p.errors import UserError
 
 Record = dict[str, Any]

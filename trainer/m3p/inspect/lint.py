@@ -8,9 +8,10 @@ import numpy as np
 
 from m3p.data.origins import mixed_origins
 from m3p.data.shards.fingerprint import is_whole
-from m3p.data.shards.index import TarIndex, scan_tar
+from m3p.data.shards.index import scan_tar
 from m3p.data.shards.index_file import FORMER, index_faults, open_index
 from m3p.data.shards.notes import notes
+from m3p.data.shards.tar_index import TarIndex
 from m3p.data.source import Source, find_folders
 from m3p.data.storage.cache import Cache
 from m3p.data.storage.folders import LocalFolder, open_folder

@@ -4,7 +4,7 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -16,9 +16,11 @@ from m3p.data.records import LARGEST_FILE as LARGEST_TEXT
 from m3p.data.shards.file_bytes import FileBytes
 from m3p.data.shards.fingerprint import Fingerprint, content_number, probe, published_number
 from m3p.data.shards.index_file import LONGEST_EXTENSION, MAX_MEMBERS, OTHER, IndexFile, name_bytes, write_index
+from m3p.data.shards.sample_members import split_name
 from m3p.data.shards.shard_table import index_name
 from m3p.data.shards.side_captions import SideCaptions, side_path
 from m3p.data.shards.tar import BLOCK, Member, TarError, head_sum, is_followed, walk
+from m3p.data.shards.tar_index import TarIndex
 from m3p.errors import BadSample, UserError
 from m3p.visual import main_file
 from m3p.visual.decode import IMAGE_KINDS, picture_kind
@@ -31,84 +33,6 @@ MAX_LANGUAGES = 2000
 MAX_NAMES = 100
 """Different names of files and fields that are kept to be named; of more, the first ones."""
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-
-
-@dataclass(frozen=True)
-class TarIndex:
-    """What one walk over a tar finds."""
-
-    samples: int
-    bytes: int
-    """Size of the tar."""
-    fingerprint: str
-    """As `Fingerprint` gives it."""
-    captions: Counter[str] = field(default_factory=Counter)
-    """Samples that have a caption, by language."""
-    region_features: int | None = None
-    """Width of the region features, if any sample has them."""
-    unnamed: int = 0
-    """Samples whose captions name no language, such as those of a KEY.txt."""
-    unusable: int = 0
-    """Samples that training skips: without picture or stored features, without caption or text, or with unreadable regions."""
-    stored_tower: StoredTower | None = None
-    """Which tower made the stored tokens, if any sample has them."""
-    without_picture: int = 0
-    """Samples that have stored features, such as regions, and no picture."""
-    layouts: Counter[str] = field(default_factory=Counter)
-    """Samples by where their captions were found, in the words of records.py."""
-    unread: Counter[str] = field(default_factory=Counter)
-    """Samples that have a file, or a field of their JSON, of which nothing is read: by "KEY.cls", "the field url"."""
-    reasons: Counter[str] = field(default_factory=Counter)
-    """Samples whose captions cannot be used, by the reason."""
-    dotted: str = ""
-    """The first file whose name has a dot before its ending, if there is one: all from there on counts as the ending."""
-    followed: bool = False
-    """Whether another tar stands behind its end, of which nothing is read."""
-    placeholders: Counter[str] = field(default_factory=Counter)
-    """How often a caption only says that there is none, by its first letters."""
-    links: int = 0
-    """Members that are links to other files, of which nothing is read."""
-    side_captions: str = ""
-    """Hash of the file of captions beside the tar, which count in place of those in it; "" without one."""
-
-
-def split_name(name: str) -> tuple[str, str] | None:
-    """Split a member's name into key and extension at the first dot of its base name, as webdataset does.
-
-    Returns None for names that belong to no sample: no dot, or a hidden file such as macOS's "._0001.jpg".
-    """
-    start = name.rfind("/") + 1
-    dot = name.find(".", start)
-    if dot <= start or dot == len(name) - 1:  # not found: -1
-        return None
-    return name[:dot], name[dot + 1 :].lower()
-
-
-def members(span: bytes) -> dict[str, bytes]:
-    """Parse the bytes of one sample, as cut out by its index, into {"jpg": ..., "json": ...}.
-
-    Raises BadSample where they are not the whole, well-formed members of one sample.
-    """
-    found: dict[str, bytes] = {}
-    sample = None
-    try:
-        files = [(m.name, span[m.data : m.data + m.size]) for m in walk(span, whole=False)]
-    except TarError as error:
-        raise BadSample(f"broken tar: {error}") from None
-    for name, content in files:
-        parts = split_name(name)
-        if parts is None:
-            continue
-        key, extension = parts
-        if sample is not None and key != sample:
-            raise BadSample(f"members of two samples, {sample!r} and {key!r}: the index is not of this tar")
-        if extension in found:
-            raise BadSample(f"two members named {name!r}")
-        sample = key
-        found[extension] = content
-    if not found:
-        raise BadSample("no members")
-    return found
 
 
 def index_tar(path: Path, kind: str, language: str = "en") -> TarIndex:

@@ -18,11 +18,12 @@ from m3p.data.kinds import KINDS
 from m3p.data.languages import LANGUAGE_TAG
 from m3p.data.loader.die_with_parent import end_with
 from m3p.data.shards.fingerprint import is_whole
-from m3p.data.shards.index import TarIndex, index_tar
+from m3p.data.shards.index import index_tar
 from m3p.data.shards.manifest import Kind, Manifest, write_manifest
 from m3p.data.shards.notes import equal_pictures, notes, unusable_samples
 from m3p.data.shards.shard_table import Shard, ShardTable
 from m3p.data.shards.side_captions import side_path
+from m3p.data.shards.tar_index import TarIndex
 from m3p.errors import UserError
 from m3p.locks import hold
 from m3p.process_pool import process_pool

@@ -12,9 +12,9 @@ import numpy as np
 from m3p.atomic import final_path
 from m3p.data.languages import LANGUAGE_TAG
 from m3p.data.records import OBJECT, ONE_LINE
-from m3p.data.shards.index import TarIndex
 from m3p.data.shards.index_file import open_index
 from m3p.data.shards.shard_table import Shard
+from m3p.data.shards.tar_index import TarIndex
 from m3p.terminal import one_line
 
 NAMED = 8

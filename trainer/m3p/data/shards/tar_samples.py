@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from m3p.data.shards.file_bytes import FileBytes
-from m3p.data.shards.index import open_side, split_name
+from m3p.data.shards.index import open_side
+from m3p.data.shards.sample_members import split_name
 from m3p.data.shards.tar import TarError, walk
 from m3p.errors import UserError
 

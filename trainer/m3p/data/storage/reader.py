@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from m3p.data.order.shuffle import groups
 from m3p.data.records import Members
 from m3p.data.shards.fingerprint import content_name, has_moved
-from m3p.data.shards.index import members
 from m3p.data.shards.index_file import IndexFile, index_faults, open_index
+from m3p.data.shards.sample_members import members
 from m3p.data.shards.shard_table import Shard
 from m3p.data.shards.side_captions import SideCaptions, side_path
 from m3p.data.shards.tar import BLOCK, head_sum, head_sums
