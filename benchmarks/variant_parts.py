@@ -3,17 +3,20 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timing import Clock, Failed, Row, attempt, relative_error
 from torch import Tensor
 
+from m3p.kernels.bias_gelu import bias_gelu
 from m3p.kernels.cross_entropy import SLICE, linear_cross_entropy
-from m3p.kernels.residual_norm import residual_norm
+from m3p.kernels.residual_norm import Twice, apart, residual_norm
 from m3p.model.attention import Layout, attend
 
-Call = Callable[..., Tensor]
+Call = Callable[..., Any]
+"""Returns a tensor, or a tuple of them."""
 Rows = Iterator[Row | Failed]
 EPS = 1e-5
 UNITS = (64, 128)
@@ -96,7 +99,7 @@ def gemm(clock: Clock, sizes: Sizes) -> Rows:
 
 
 def norm(clock: Clock, sizes: Sizes) -> Rows:
-    """Yield dropout, residual and layer norm, forward and backward."""
+    """Yield dropout, residual and layer norm, forward and backward: used by one operation, and by two as in a layer."""
     shapes = [(sizes.slots, sizes.width)] * 2 + [(sizes.width,)] * 3
     tensors = [torch.randn(shape, device=clock.device, dtype=_kind(clock)).requires_grad_() for shape in shapes]
 
@@ -113,19 +116,48 @@ def norm(clock: Clock, sizes: Sizes) -> Rows:
         ]
         variants += [Variant("triton", form("triton", 0.1), triton), Variant("triton, no dropout", triton)]
     yield from _forms("norm", clock, tensors, variants, plain)
+    yield from _forms("norm, used twice", clock, tensors, _used_twice(clock, variants), _twice(plain))
+
+
+def _twice(form: Call) -> Call:
+    """Return a form whose result two operations use, so that autograd adds their gradients."""
+
+    def call(*tensors: Tensor) -> Twice:
+        return apart(form(*tensors))
+
+    return call
+
+
+def _used_twice(clock: Clock, variants: list[Variant]) -> list[Variant]:
+    """Return the variants of a norm that is used twice, and on a GPU the kernel that adds the two gradients itself."""
+    found = [replace(one, call=_twice(one.call), exact=_twice(one.exact or one.call)) for one in variants]
+    if clock.on_gpu:
+        from m3p.kernels.residual_norm_triton import residual_norm_triton
+
+        def form(dropout: float) -> Call:
+            return lambda x, added, weight, bias, more: residual_norm_triton(x, added, weight, bias, EPS, dropout, more)
+
+        found.append(Variant("triton, gradients added inside", form(0.1), form(0.0)))
+    return [one for one in found if not one.name.endswith("no dropout")]
 
 
 def gelu(clock: Clock, sizes: Sizes) -> Rows:
-    """Yield GELU behind a bias, forward and backward with the gradient of the bias."""
-    shapes = [(sizes.slots, 4 * sizes.width), (4 * sizes.width,)]
-    tensors = [torch.randn(shape, device=clock.device, dtype=_kind(clock)).requires_grad_() for shape in shapes]
+    """Yield the first half of feed-forward, forward and backward. Its linear layer adds the bias where GELU does not."""
+    wide = 4 * sizes.width
+    shapes = [(sizes.slots, sizes.width), (wide, sizes.width), (wide,)]
+    tensors = [torch.randn(shape, device=clock.device, dtype=_kind(clock)) for shape in shapes]
+    tensors[1] /= sizes.width**0.5
+    tensors = [tensor.requires_grad_() for tensor in tensors]
 
-    def plain(x: Tensor, bias: Tensor) -> Tensor:
-        return F.gelu(x + bias)
+    def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.gelu(F.linear(x, weight, bias))
+
+    def triton(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return bias_gelu(F.linear(x, weight), bias, "triton")
 
     variants = [Variant("torch", plain)]
     if clock.on_gpu:
-        variants.append(Variant("compiled", torch.compile(plain)))
+        variants += [Variant("compiled", torch.compile(plain)), Variant("triton", triton)]
     yield from _forms("gelu", clock, tensors, variants, plain)
 
 
@@ -283,20 +315,21 @@ def _forms(part: str, clock: Clock, tensors: list[Tensor], variants: list[Varian
 
 def _outcome(call: Call, tensors: list[Tensor]) -> list[Tensor]:
     """Return the results and the gradients of a form."""
-    out = call(*tensors)
-    generator = torch.Generator(out.device).manual_seed(0)
-    upstream = torch.randn(out.shape, generator=generator, device=out.device).to(out.dtype)
-    return [out.detach(), *torch.autograd.grad(out, tensors, upstream)]
+    results = _results(call, tensors)
+    generator = torch.Generator(results[0].device).manual_seed(0)
+    upstream = [torch.randn(one.shape, generator=generator, device=one.device).to(one.dtype) for one in results]
+    return [*(one.detach() for one in results), *torch.autograd.grad(results, tensors, upstream)]
 
 
 def _both(call: Call, tensors: list[Tensor]) -> Callable[[], object]:
     """Return forward and backward of a form, with an upstream gradient of ones."""
+    ones = [torch.ones_like(one) for one in _results(call, tensors)]
+    return lambda: torch.autograd.grad(_results(call, tensors), tensors, ones)
 
-    def run() -> object:
-        out = call(*tensors)
-        return torch.autograd.grad(out, tensors, torch.ones_like(out))
 
-    return run
+def _results(call: Call, tensors: list[Tensor]) -> list[Tensor]:
+    out = call(*tensors)
+    return [out] if isinstance(out, Tensor) else list(out)
 
 
 def _kind(clock: Clock) -> torch.dtype:

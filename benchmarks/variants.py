@@ -7,11 +7,12 @@ The parts, in the order in which they are run: what decides most comes first.
     ceilings       copies, one large multiplication, pinned memory to the GPU, an empty launch: what all else is compared with
     step           forward, backward and update of 512 texts and 512 pairs: as it is, layers compiled, Triton's norm, ...
     host           three turns of 16 samples, turn by turn and in one pass (benchmarks/host.py)
-    norm           dropout, residual and layer norm: torch, torch.compile, Triton, with and without dropout
+    norm           dropout, residual and layer norm: torch, torch.compile, Triton, with and without dropout; used by one
+                   operation, and by two, whose gradients are added: by autograd, or inside Triton's kernel
     head           the word loss at 787, 5,069 and 16,000 masked words: other chunks, and the vocabulary padded to 64 or 128
     word_gradient  the word weight's gradient, summed in float32 slice by slice or by the multiplication
     attention      sequences of a pair turn: torch's variable-length kernel, as they come and sorted by length; grouped
-    gelu           GELU and the bias gradient of the layer before it: torch, torch.compile
+    gelu           the first half of feed-forward with all gradients: torch, torch.compile, Triton's GELU with bias
     gather         slots from words and regions, and a head's rows: by index, by index_select, by embedding
     wire           features of a pair turn to the GPU in float32, float16 and bfloat16
     gemm           the linear layers of the published size at 139,520 slots: forward, and both gradients
@@ -64,7 +65,8 @@ def main() -> None:
                 found.append(one)
             _write(arguments.json, [*rows, *found], failed, left_out)
         rows += found
-        console.print(_table(name, found))
+        for part in dict.fromkeys(row.part for row in found):
+            console.print(_table(part, [row for row in found if row.part == part]))
     if left_out:
         console.print(f"Not begun within {arguments.budget:g} s: {', '.join(left_out)}")
         _write(arguments.json, rows, failed, left_out)
@@ -134,6 +136,7 @@ PROGRAMS: dict[str, tuple[dict[str, list[str]], list[str], list[str]]] = {
             "as it is": ["step.py"],
             "compiled": ["step.py", "--kernels", "layers=compiled"],
             "triton norm": ["step.py", "--kernels", "layer_norm=triton"],
+            "triton norm and gelu": ["step.py", "--kernels", "layer_norm=triton,gelu=triton"],
             "torch word loss": ["step.py", "--kernels", "word_head=torch"],
             "grouped attention": ["step.py", "--kernels", "attention=grouped"],
             "again": ["step.py"],

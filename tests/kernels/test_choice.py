@@ -37,6 +37,7 @@ def test_on_a_cpu_everything_is_plain_torch_and_says_why() -> None:
         "attention": "grouped",
         "word_head": "torch",
         "layer_norm": "torch",
+        "gelu": "torch",
         "layers": "eager",
         "optimizer": "torch",
     }
@@ -52,6 +53,7 @@ def test_on_a_gpu_the_fused_ones_are_taken() -> None:
         "attention": "varlen",
         "word_head": "triton",
         "layer_norm": "torch",
+        "gelu": "torch",
         "layers": "eager",
         "optimizer": "torch",
     }
@@ -67,6 +69,13 @@ def test_layers_are_compiled_where_that_is_asked_for_and_can_be() -> None:
         names(Situation("cuda", torch.bfloat16, stage=3), layer_norm="triton")
     with pytest.raises(UserError, match=r"kernels.layer_norm = triton asks for others; set one of the two to auto"):
         names(GPU, layers="compiled", layer_norm="triton")
+    with pytest.raises(
+        UserError, match=r"makes its own GELU, and kernels.gelu = triton asks for others; set one of the"
+    ):
+        names(GPU, layers="compiled", gelu="triton")
+    with pytest.raises(UserError, match=r"kernels.gelu = triton: adds the bias of another module, which ZeRO 3"):
+        names(Situation("cuda", torch.bfloat16, stage=3), gelu="triton")
+    assert names(GPU, layer_norm="triton", gelu="triton")["gelu"] == "triton"
 
 
 def test_compiling_on_a_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,12 +100,18 @@ def test_flash_attn_is_taken_where_it_is_installed_and_asked_for(monkeypatch: py
 
 @pytest.mark.parametrize(
     ("field", "name"),
-    [("attention", "varlen"), ("attention", "flash_attn"), ("word_head", "triton"), ("layer_norm", "triton")],
+    [
+        ("attention", "varlen"),
+        ("attention", "flash_attn"),
+        ("word_head", "triton"),
+        ("layer_norm", "triton"),
+        ("gelu", "triton"),
+    ],
 )
 def test_what_needs_a_gpu_is_refused_without_one_with_the_ways_out(field: str, name: str) -> None:
     message = rf"kernels\.{field} = {name}: needs a GPU; set it to auto or {list(CANDIDATES[field])[-1]}"
-    if field == "layer_norm":
-        message = r"kernels\.layer_norm = triton: needs a GPU; set it to auto or torch"
+    if field in ("layer_norm", "gelu"):
+        message = rf"kernels\.{field} = triton: needs a GPU; set it to auto or torch"
     with pytest.raises(UserError, match=message):
         names(CPU, **{field: name})
 
@@ -151,9 +166,11 @@ cross_entropy_triton.BLOCK = 32
 outcomes = []
 for kernel in ("torch", "triton"):
     model = build(SOURCES["regions"]).train()
-    kernels = {"attention": "grouped", "word_head": kernel, "layer_norm": kernel, "layers": "eager"}
+    kernels = {"attention": "grouped", "word_head": kernel, "layer_norm": kernel, "gelu": kernel, "layers": "eager"}
+    model.encoder.recompute = kernel == "triton"  # what layers hand on passes through a checkpoint, too
     model.use({field: Chosen(name, "") for field, name in kernels.items()})
-    used = {module.kernel for module in model.modules() if hasattr(module, "kernel")}
+    fields = [getattr(module, name) for module in model.modules() for name in ("kernel", "gelu") if hasattr(module, name)]
+    used = set(fields)
     assert used == {kernel}, used
     outputs = model(everything(SOURCES["regions"]))
     backward(outputs)

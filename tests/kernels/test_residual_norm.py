@@ -23,6 +23,8 @@ def run(kernel, dropout=0.0):
 def outcome(tensors, weights, function):
     out = function(*tensors)
     return [out, *torch.autograd.grad((out * weights).sum(), tensors)]
+def error(found, wanted):
+    return max(float((one.double() - other).norm() / other.norm().clamp(min=1e-12)) for one, other in zip(found, wanted))
 for kind, tolerance in ((torch.float32, 1e-5), (torch.float16, 2e-2)):
     for rows, width in ((1, 3), (5, 16), (7, 50)):  # of one number, the plain form gives rounding errors, not 0
         tensors, weights = make(rows, width, kind)
@@ -33,6 +35,29 @@ for kind, tolerance in ((torch.float32, 1e-5), (torch.float16, 2e-2)):
         for mine, theirs in zip(found, wanted, strict=True):
             assert mine.dtype == kind
             torch.testing.assert_close(mine, theirs, atol=tolerance, rtol=tolerance)
+# The norm for two operations: the gradients of both are added, and so is none of an operation that does not use it.
+def twice(kernel, up, more):
+    def both(*tensors):
+        if kernel == "torch":
+            value = residual = run("torch")(*tensors)
+        else:
+            value, residual = fused.residual_norm_triton(*tensors[:4], 1e-5, 0.0, tensors[4])
+            assert torch.equal(value, residual)
+        return (value * up).sum() + (0.0 if more is None else (residual * more).sum())
+    return both
+def of_both(tensors, kernel, up, more):
+    return torch.autograd.grad(twice(kernel, up, more)(*tensors), tensors)
+for rows, width in ((1, 3), (7, 50)):
+    tensors, up = make(rows, width, torch.float32)
+    for more in (None, torch.randn(rows, width, generator=generator)):
+        for mine, theirs in zip(*(of_both(tensors, kernel, up, more) for kernel in ("triton", "torch")), strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+# In bfloat16, as near to the exact outcome as the plain form comes.
+tensors, up = make(7, 50, torch.bfloat16)
+more = torch.randn(7, 50, generator=generator).bfloat16()
+exact = of_both([one.detach().double().requires_grad_() for one in tensors], "torch", up.double(), more.double())
+errors = {kernel: error(of_both(tensors, kernel, up, more), exact) for kernel in ("triton", "torch")}
+assert 0 < errors["triton"] <= 1.1 * errors["torch"] < 0.02, errors
 # With dropout: what is dropped shows in the gradient of what was added; the rest must be as if that mask had been given.
 tensors, weights = make(40, 50, torch.float32)
 torch.manual_seed(1)
@@ -48,6 +73,14 @@ again = run("triton", 0.25)(*tensors)
 assert not torch.equal(again, found[0])
 torch.manual_seed(1)
 assert torch.equal(run("triton", 0.25)(*tensors), found[0])
+# Tensors whose rows do not lie end to end, and gradients that are one number, repeated.
+tensors, up = make(7, 50, torch.float32)
+x, added = (one.detach() for one in tensors[:2])
+apart = [x.T.contiguous().T.requires_grad_(), torch.stack([added] * 2, 2)[..., 0].requires_grad_()]
+found = torch.autograd.grad(run("triton")(*apart, *tensors[2:]).sum(), apart)
+wanted = torch.autograd.grad(run("torch")(*tensors).sum(), tensors[:2])
+for mine, theirs in zip(found, wanted, strict=True):
+    torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
 """
 
 
@@ -73,7 +106,7 @@ def test_the_kernels_compile(capability: int, kind: str, drop: bool) -> None:
     from m3p.kernels import residual_norm_triton as fused
 
     same, wide, number = f"*{kind}", "*fp32", "i32"
-    constants = {"BIASED": drop, "DROP": drop, "ROWS": 4, "BLOCK": 1024}
+    constants: dict[str, int] = {"BIASED": drop, "DROP": drop, "ROWS": 4, "BLOCK": 1024}
     others = dict.fromkeys(["rows", "width", "threshold"], number) | {
         "factor": "fp32",
         "seeds": "*i64" if drop else wide,
@@ -81,8 +114,9 @@ def test_the_kernels_compile(capability: int, kind: str, drop: bool) -> None:
     others |= dict.fromkeys(["mean", "scale"], wide) | dict.fromkeys(constants, "constexpr")
     tensors = dict.fromkeys(["x", "added", "added_bias", "weight", "bias", "total", "out"], same)
     assert compile_kernel(fused.forward_kernel, {**tensors, **others, "eps": "fp32"}, constants, capability)
-    tensors = dict.fromkeys(["upstream", "total", "weight", "grad_x", "grad_added"], same)
-    sums = dict.fromkeys(["grad_weight", "grad_bias", "grad_added_bias"], wide)
+    tensors = dict.fromkeys(["upstream", "more", "total", "weight", "grad_x", "grad_added"], same)
+    sums = dict.fromkeys(["grad_weight", "grad_bias", "grad_added_bias"], wide) | {"TWICE": "constexpr"}
+    constants["TWICE"] = drop
     assert compile_kernel(fused.backward_kernel, {**tensors, **sums, **others}, constants, capability)
 
 

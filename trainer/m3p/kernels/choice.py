@@ -35,6 +35,11 @@ class KernelsConfig(BaseModel):
         "torch or apex, or one Triton kernel, which adds the bias too (ZeRO 0 to 2). `auto` is torch: the first version of "
         "Triton's took 2 % longer on an H200, and this one was not measured yet.",
     )
+    gelu: Literal["auto", "torch", "triton"] = Field(
+        "auto",
+        description="Between the halves of feed-forward: torch's, or a Triton kernel, which adds the bias too and sums its "
+        "gradient in the backward (ZeRO 0 to 2). `auto` is torch until a GPU shows a gain.",
+    )
     layers: Literal["auto", "eager", "compiled"] = Field(
         "auto",
         description="What follows attention in a layer: operation by operation, or compiled by torch.compile (ZeRO 0 to 2; "
@@ -78,11 +83,13 @@ def choose(config: KernelsConfig, situation: Situation) -> dict[str, Chosen]:
     """Return the implementation of each operation. Raises UserError: one that the recipe names cannot run here."""
     chosen = {field: choose_one(field, getattr(config, field), situation) for field in CANDIDATES}
     problems = [found for found in chosen.values() if isinstance(found, str)]
-    if config.layers == "compiled" and config.layer_norm not in ("auto", "torch"):
-        problems.append(
-            f"kernels.layers = compiled makes its own layer norms, and kernels.layer_norm = {config.layer_norm} asks for "
+    if config.layers == "compiled":
+        problems += [
+            f"kernels.layers = compiled makes its own {what}, and kernels.{field} = {getattr(config, field)} asks for "
             "others; set one of the two to auto"
-        )
+            for field, what in (("layer_norm", "layer norms"), ("gelu", "GELU"))
+            if getattr(config, field) not in ("auto", "torch")
+        ]
     if problems:
         raise UserError("\n".join(problems))
     return {field: found for field, found in chosen.items() if isinstance(found, Chosen)}
@@ -143,7 +150,7 @@ def _triton(situation: Situation) -> str | None:
     return None if _installed("triton") else "Triton is not installed"
 
 
-def _triton_norm(situation: Situation) -> str | None:
+def _triton_with_bias(situation: Situation) -> str | None:
     if situation.stage == 3:
         return "adds the bias of another module, which ZeRO 3 gathers for that one alone"
     return _triton(situation)
@@ -204,8 +211,12 @@ CANDIDATES: Mapping[str, Mapping[str, tuple[str, Obstacle]]] = {
     },
     "layer_norm": {
         "torch": ("torch's dropout, addition and layer norm", _nothing),
-        "triton": ("bias, dropout, residual and layer norm in one Triton kernel", _triton_norm),
+        "triton": ("bias, dropout, residual and layer norm in one Triton kernel", _triton_with_bias),
         "apex": ("torch's dropout and addition, apex's FusedLayerNorm", _apex_norm),
+    },
+    "gelu": {
+        "torch": ("torch's GELU", _nothing),
+        "triton": ("bias and GELU in one Triton kernel", _triton_with_bias),
     },
     "layers": {
         "eager": ("layers operation by operation", _nothing),

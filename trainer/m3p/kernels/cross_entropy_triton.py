@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from m3p.kernels.launch import on_gpu_of
+
 BLOCK = 8192
 
 
@@ -61,16 +63,9 @@ def loss_and_gradient_triton(
     """As `loss_and_gradient_reference` of `logits` + `bias` [vocabulary]."""
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     weighted = factors is not None
-    cross_entropy_kernel[(len(logits),)](
-        logits,
-        bias,
-        labels,
-        factors if weighted else losses,
-        losses,
-        logits.shape[1],
-        logits.stride(0),
-        WEIGHTED=weighted,
-        BLOCK=BLOCK,
-        num_warps=16,
-    )
+    with on_gpu_of(logits):
+        cross_entropy_kernel[(len(logits),)](
+            logits, bias, labels, factors if weighted else losses, losses, logits.shape[1], logits.stride(0),
+            WEIGHTED=weighted, BLOCK=BLOCK, num_warps=16,
+        )  # fmt: skip
     return losses, logits

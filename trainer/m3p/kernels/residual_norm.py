@@ -2,10 +2,23 @@
 
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class Twice(NamedTuple):
+    """A tensor [T, width] for two operations: its gradients by both are added by what made the tensor, and not by autograd."""
+
+    value: Tensor
+    residual: Tensor
+    """The same numbers."""
+
+
+def apart(x: Tensor | Twice) -> Twice:
+    """Return `x` for two operations; of a plain tensor autograd adds the gradients."""
+    return x if isinstance(x, Twice) else Twice(x, x)
 
 
 def residual_norm(
@@ -26,7 +39,7 @@ def residual_norm(
     if kernel == "triton":
         from m3p.kernels.residual_norm_triton import residual_norm_triton
 
-        return residual_norm_triton(x, added, weight, bias, eps, dropout, added_bias)
+        return residual_norm_triton(x, added, weight, bias, eps, dropout, added_bias).value
     added = added if added_bias is None else added + added_bias
     summed = x + (F.dropout(added, dropout) if dropout else added)
     if kernel == "apex":

@@ -3,7 +3,8 @@
 After the fused layer norms of apex and of Triton's tutorial. Which numbers are dropped follows from a seed that torch's
 generator draws on the device, so that a forward repeated from a saved random state drops the same ones. One draw of Philox
 serves eight numbers, 16 bits each: a draw for each number costs more than all else that the kernel does. The bias of what is
-added is added here, and its gradient summed here, where the numbers are at hand anyway.
+added is added here, and its gradient summed here, where the numbers are at hand anyway. And where two operations use the norm, as
+the next linear layer and the next residual do, their gradients are added here: autograd would read both and write their sum.
 """
 
 from typing import Any
@@ -12,6 +13,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from m3p.kernels.launch import on_gpu_of
+from m3p.kernels.residual_norm import Twice
 
 PROGRAMS = 1024
 """Of the backward: each adds up the gradients of weight and biases over its rows."""
@@ -67,11 +71,14 @@ def forward_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def backward_kernel(  # type: ignore[no-untyped-def]
-    upstream, total, weight, seeds, mean, scale, grad_x, grad_added, grad_weight, grad_bias, grad_added_bias,
+    upstream, more, total, weight, seeds, mean, scale, grad_x, grad_added, grad_weight, grad_bias, grad_added_bias,
     rows, width, threshold, factor,
-    BIASED: tl.constexpr, DROP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
+    TWICE: tl.constexpr, BIASED: tl.constexpr, DROP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """As in `forward_kernel`; the gradients of `weight` and biases [programs, width] float32, one row a program."""
+    """As in `forward_kernel`; the gradients of `weight` and biases [programs, width] float32, one row a program.
+
+    `upstream` [T, width] is the gradient of the norm, or of one of its two uses: then `more` is that of the other.
+    """
     program = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
     in_row = columns < width
@@ -85,6 +92,8 @@ def backward_kernel(  # type: ignore[no-untyped-def]
         inside = in_rows[:, None] & in_row[None, :]
         places = row.to(tl.int64)[:, None] * width + columns[None, :]
         dy = tl.load(upstream + places, inside, other=0.0).to(tl.float32)
+        if TWICE:
+            dy += tl.load(more + places, inside, other=0.0).to(tl.float32)
         z = tl.load(total + places, inside, other=0.0).to(tl.float32)
         inverse = tl.load(scale + row, in_rows, other=0.0)
         middle = tl.load(mean + row, in_rows, other=0.0)
@@ -108,12 +117,11 @@ def backward_kernel(  # type: ignore[no-untyped-def]
 
 def residual_norm_triton(
     x: Tensor, added: Tensor, weight: Tensor, bias: Tensor, eps: float, dropout: float, added_bias: Tensor | None
-) -> Tensor:
-    """As `residual_norm`; numbers are dropped with the chance nearest to `dropout` that 16 bits give."""
+) -> Twice:
+    """As `residual_norm`, for two operations; numbers are dropped with the chance nearest to `dropout` that 16 bits give."""
     threshold = round(dropout * SIXTEEN_BITS)
     apply = _ResidualNorm.apply
-    out: Tensor = apply(x.contiguous(), added.contiguous(), added_bias, weight, bias, eps, threshold)  # type: ignore[no-untyped-call]
-    return out
+    return Twice(*apply(x.contiguous(), added.contiguous(), added_bias, weight, bias, eps, threshold))  # type: ignore[no-untyped-call]
 
 
 class _ResidualNorm(torch.autograd.Function):
@@ -127,7 +135,7 @@ class _ResidualNorm(torch.autograd.Function):
         bias: Tensor,
         eps: float,
         threshold: int,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         rows, width = x.shape
         total, out = torch.empty_like(x), torch.empty_like(x)
         mean, scale = torch.empty(2, rows, dtype=torch.float32, device=x.device)
@@ -135,26 +143,32 @@ class _ResidualNorm(torch.autograd.Function):
         seeds = torch.randint(2**31 - 1, (1,), device=x.device) if drops else mean
         shape = {"ROWS": FORWARD_ROWS, "BLOCK": max(SMALLEST_BLOCK, triton.next_power_of_2(width))}
         factor = SIXTEEN_BITS / (SIXTEEN_BITS - threshold)
-        forward_kernel[(triton.cdiv(rows, FORWARD_ROWS),)](
-            x, added, added_bias if biased else weight, weight, bias, seeds, total, out, mean, scale,
-            rows, width, eps, threshold, factor, BIASED=biased, DROP=drops, **shape,
-        )  # fmt: skip
+        with on_gpu_of(x):
+            forward_kernel[(triton.cdiv(rows, FORWARD_ROWS),)](
+                x, added, added_bias if biased else weight, weight, bias, seeds, total, out, mean, scale,
+                rows, width, eps, threshold, factor, BIASED=biased, DROP=drops, **shape,
+            )  # fmt: skip
         ctx.save_for_backward(total, weight, seeds, mean, scale)
+        ctx.set_materialize_grads(False)
         ctx.threshold, ctx.factor, ctx.biased, ctx.block = threshold, factor, biased, shape["BLOCK"]
-        return out
+        return out, out.detach()
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         total, weight, seeds, mean, scale = ctx.saved_tensors
+        first, *more = [one.contiguous() for one in upstream if one is not None]
         rows, width = total.shape
         drops = ctx.threshold > 0
         grad_x = torch.empty_like(total)
         grad_added = torch.empty_like(total) if drops else grad_x
         programs = max(1, min(triton.cdiv(rows, BACKWARD_ROWS), PROGRAMS))
         sums = torch.empty(3 if ctx.biased else 2, programs, width, dtype=torch.float32, device=total.device)
-        backward_kernel[(programs,)](
-            upstream[0].contiguous(), total, weight, seeds, mean, scale, grad_x, grad_added, sums[0], sums[1], sums[-1],
-            rows, width, ctx.threshold, ctx.factor, BIASED=ctx.biased, DROP=drops, ROWS=BACKWARD_ROWS, BLOCK=ctx.block,
-        )  # fmt: skip
+        shape = {"ROWS": BACKWARD_ROWS, "BLOCK": ctx.block}
+        with on_gpu_of(total):
+            backward_kernel[(programs,)](
+                first, more[0] if more else first, total, weight, seeds, mean, scale,
+                grad_x, grad_added, sums[0], sums[1], sums[-1],
+                rows, width, ctx.threshold, ctx.factor, TWICE=bool(more), BIASED=ctx.biased, DROP=drops, **shape,
+            )  # fmt: skip
         grad_weight, grad_bias, *grad_added_bias = sums.sum(1).to(weight.dtype)
         return grad_x, grad_added, grad_added_bias[0] if ctx.biased else None, grad_weight, grad_bias, None, None

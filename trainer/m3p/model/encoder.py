@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from m3p.kernels.residual_norm import residual_norm
+from m3p.kernels.bias_gelu import bias_gelu
+from m3p.kernels.residual_norm import Twice, apart, residual_norm
 from m3p.model.attention import Layout, attend
 
 PAD = 1
@@ -63,15 +64,24 @@ class ResidualNorm(nn.LayerNorm):
         super().__init__(width, eps=eps)
         self.dropout, self.kernel = dropout, "torch"
 
-    def forward(self, x: Tensor, added: Tensor, added_bias: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """[T, width] twice, and the bias [width] that `added` still lacks -> [T, width]."""
-        dropout = self.dropout if self.training else 0.0
-        return residual_norm(x, added, self.weight, self.bias, self.eps, dropout, self.kernel, added_bias)
+    def forward(self, x: Tensor, added: Tensor) -> Tensor:  # type: ignore[override]
+        """[T, width] twice -> [T, width]."""
+        return residual_norm(x, added, self.weight, self.bias, self.eps, self._rate, self.kernel)
 
-    def add(self, x: Tensor, linear: nn.Linear, hidden: Tensor) -> Tensor:
-        """Return the norm of `x` and of what `linear` makes of `hidden`. Triton's kernel adds the bias, and sums its gradient."""
+    @property
+    def _rate(self) -> float:
+        return self.dropout if self.training else 0.0
+
+    def add(self, x: Tensor, linear: nn.Linear, hidden: Tensor) -> Tensor | Twice:
+        """Return the norm of `x` and of what `linear` makes of `hidden`, for what follows and as its residual.
+
+        Triton's kernel adds the bias, and sums its gradient and those of the two uses; without it the norm is a plain tensor.
+        """
         if self.kernel == "triton":
-            return self.forward(x, F.linear(hidden, linear.weight), linear.bias)
+            from m3p.kernels.residual_norm_triton import residual_norm_triton
+
+            added = F.linear(hidden, linear.weight)
+            return residual_norm_triton(x, added, self.weight, self.bias, self.eps, self._rate, linear.bias)
         normed: Tensor = self(x, linear(hidden))
         return normed
 
@@ -89,27 +99,33 @@ class Layer(nn.Module):
         self.down = nn.Linear(shape.feed_forward, shape.width)
         self.feed_forward_norm = ResidualNorm(shape.width, shape.layer_norm_eps, dropout)
         self.attention_dropout = attention_dropout
+        self.gelu = "torch"
+        """Who computes GELU (kernels/choice.py)."""
 
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+    def forward(self, x: Tensor | Twice, layout: Layout) -> Tensor | Twice:
         """`layout` says which slots are one sequence."""
+        x, residual = apart(x)
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
         attended = attend(qkv, layout, self.attention_dropout if self.training else 0.0).flatten(1)
-        return self.after_attention(x, attended)
+        return self.after_attention(residual, attended)
 
-    def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+    def after_attention(self, x: Tensor, attended: Tensor) -> Tensor | Twice:
         """Do what follows attention, which mixes no slots: [T, width] twice -> [T, width]."""
-        x = self.attention_norm.add(x, self.out, attended)
-        return self.feed_forward_norm.add(x, self.down, F.gelu(self.up(x)))
+        x, residual = apart(self.attention_norm.add(x, self.out, attended))
+        return self.feed_forward_norm.add(residual, self.down, self._widen(x))
+
+    def _widen(self, x: Tensor) -> Tensor:
+        """Do the first half of feed-forward: [T, width] -> [T, feed_forward]. Triton's kernel adds the bias."""
+        if self.gelu == "triton":
+            return bias_gelu(F.linear(x, self.up.weight), self.up.bias, "triton")
+        return F.gelu(self.up(x))
 
     def compile_rest(self, backend: str = "inductor") -> None:
         """Compile what follows attention, once for all lengths and, since they are alike, for all layers."""
         rest = torch.compile(Layer.after_attention, backend=backend)
 
-        def run(layer: "Layer", x: Tensor, attended: Tensor) -> Tensor:
-            for tensor in (
-                x,
-                attended,
-            ):  # the number of slots alone changes; `dynamic=True` would take dropout for one, too
+        def run(layer: "Layer", x: Tensor, attended: Tensor) -> Tensor | Twice:
+            for tensor in (x, attended):  # their slots alone change; `dynamic=True` would take dropout for dynamic, too
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
             return rest(layer, x, attended)
 
@@ -127,7 +143,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """[T, width] -> [T, width]."""
         recompute = self.recompute and torch.is_grad_enabled()
-        x = layout.arrange(x)
+        states: Tensor | Twice = layout.arrange(x)
         for layer in self.layers:
-            x = checkpoint(layer, x, layout, use_reentrant=False) if recompute else layer(x, layout)
-        return layout.restore(x)
+            states = checkpoint(layer, states, layout, use_reentrant=False) if recompute else layer(states, layout)
+        return layout.restore(apart(states).value)

@@ -97,8 +97,10 @@ class M3P(nn.Module):
         for module in self.modules():
             if isinstance(module, ResidualNorm):
                 module.kernel = kernels["layer_norm"].name
-            elif isinstance(module, Layer) and kernels["layers"].name == "compiled":
-                module.compile_rest()
+            elif isinstance(module, Layer):
+                module.gelu = kernels["gelu"].name
+                if kernels["layers"].name == "compiled":
+                    module.compile_rest()
             elif isinstance(module, Head):
                 module.use(kernels["word_head"].name)
 
