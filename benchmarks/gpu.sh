@@ -111,7 +111,7 @@ train train-joined objectives.{multilingual_text,image_caption,code_switched}.ba
   objectives.{multilingual_text,image_caption,code_switched}.micro_batch=$((3 * few)) run.join_turns=true
 if [ "$device" = cuda ]; then
   train train-compiled kernels.layers=compiled
-  train train-triton-norm kernels.layer_norm=triton
+  train train-triton kernels.layer_norm=triton kernels.gelu=triton
 fi
 part train-profile 120 "$python" benchmarks/train_profile.py "$work/results/train-profile" --after "$warmup" --steps 2 \
   "${recipe[@]}" "run.folder=$work/train-profile" "${overrides[@]}"
@@ -123,7 +123,7 @@ if [ "$device" = cuda ]; then
     step step-flash --attention flash_attention_2
     step step-ours-flash --peers none --kernels attention=flash_attn
   fi
-  step step-triton-norm --peers none --kernels layer_norm=triton
+  step step-triton --peers none --kernels layer_norm=triton,gelu=triton
 fi
 part head 120 "$python" benchmarks/head.py --device "$device" --json "$work/results/head.json" "${head[@]}"
 part runs 300 "$python" -m pytest -v --tb=short -p no:cacheprovider -m gpu tests/test_gpu.py

@@ -46,7 +46,7 @@ def main() -> None:
         print(f"MFU: {FORMULA}")
     if options.json:
         environment = json.loads((options.run / "environment.json").read_text())
-        result = {"environment": environment, "steps": len(lines), "medians": found}
+        result = {"environment": environment, "mfu_formula": FORMULA, "steps": len(lines), "medians": found}
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 

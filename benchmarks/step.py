@@ -10,7 +10,8 @@ share of a step as 250,002 words cost 12 x 768. Before anything is timed, all th
 a table of where the time goes.
 
 Ratios: `step_vs_transformers` and `step_vs_masked_only` are our samples/s over theirs, so more is better; `head_memory`
-is our peak over the plain form's at 250,002 words (from `benchmarks/head.py`), so less is better.
+is our peak over the plain form's at 250,002 words (from `benchmarks/head.py`), so less is better. TFLOP/s and MFU count what the
+formula of `trainer/m3p/model/flops.py` counts, for the peers too: the same work, without their padding.
 """
 
 import argparse
@@ -36,11 +37,15 @@ from m3p.kernels.choice import KernelsConfig, Situation, choose
 from m3p.model.build import build_model
 from m3p.model.config import ModelConfig
 from m3p.model.encoder import EncoderShape
+from m3p.model.flops import FORMULA, measure_network
 from m3p.model.m3p import M3P
 from m3p.objectives.tasks import TASKS, choose_tasks
+from m3p.training.watch.throughput import Throughput
 from m3p.visual.regions import Regions
 
 FEATURES, CLASSES = 2048, 1600
+ASKED = ("masked_words", "masked_regions", "matching")
+"""The tasks."""
 NAMES = ("ours", "transformers", "transformers, masked only")
 
 
@@ -62,7 +67,7 @@ def main() -> None:
     _print(rows, ratios, arguments)
     if arguments.json:
         setting = {k: v for k, v in vars(arguments).items() if k not in ("json", "profile")}
-        result = {"machine": machine(), "setting": setting, "rows": rows, "ratios": ratios}
+        result = {"machine": machine(), "setting": setting, "mfu_formula": FORMULA, "rows": rows, "ratios": ratios}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     if arguments.profile:
         record(ours, batches[:2], arguments.profile)
@@ -70,18 +75,9 @@ def main() -> None:
 
 def build(arguments: argparse.Namespace) -> tuple[M3P, dict[str, Peer]]:
     """Return our network and the peers by name, all with the same weights."""
-    shape = EncoderShape(
-        layers=arguments.layers,
-        width=arguments.width,
-        heads=arguments.width // 64,
-        feed_forward=4 * arguments.width,
-        positions=514,
-    )
-    visual = Regions(kind="regions", feature_size=FEATURES, classes=CLASSES)
+    shape, visual = _shape(arguments), Regions(kind="regions", feature_size=FEATURES, classes=CLASSES)
     config = ModelConfig(shape=shape, tokenizer=Path("unused"), dropout=0.1)
-    ours = build_model(
-        config, arguments.words, visual, choose_tasks(["masked_words", "masked_regions", "matching"]), seed=0
-    )
+    ours = build_model(config, arguments.words, visual, choose_tasks(ASKED), seed=0)
     kinds = {"all": [False, True], "masked": [True], "none": []}[arguments.peers]
     peers = {NAMES[1 + masked_only]: Peer(ours, shape, arguments.attention, masked_only) for masked_only in kinds}
     device, kind = torch.device(arguments.device), getattr(torch, arguments.precision)
@@ -90,6 +86,19 @@ def build(arguments: argparse.Namespace) -> tuple[M3P, dict[str, Peer]]:
     ours.use(chosen)
     Console().print(*(f"{field}: {found}" for field, found in chosen.items() if field != "optimizer"), sep="\n")
     return ours.to(device, kind), {name: peer.to(device, kind) for name, peer in peers.items()}
+
+
+def _shape(arguments: argparse.Namespace) -> EncoderShape:
+    width = arguments.width
+    return EncoderShape(layers=arguments.layers, width=width, heads=width // 64, feed_forward=4 * width, positions=514)
+
+
+def throughput(arguments: argparse.Namespace) -> Throughput:
+    """Return what counts the operations of a step, as training does."""
+    shape, visual = _shape(arguments), Regions(kind="regions", feature_size=FEATURES, classes=CLASSES)
+    config = ModelConfig(shape=shape, tokenizer=Path("unused"))
+    sizes = measure_network(config, shape, arguments.words, visual, choose_tasks(ASKED))
+    return Throughput(sizes, torch.device(arguments.device), getattr(torch, arguments.precision), 1, partly=False)
 
 
 def make_batches(arguments: argparse.Namespace) -> list[list[Batch]]:
@@ -160,13 +169,16 @@ def record(model: nn.Module, steps: list[list[Batch]], folder: Path) -> None:
 
 
 def _row(name: str, times: list[float], batches: list[list[Batch]], arguments: argparse.Namespace) -> dict[str, object]:
-    median = statistics.median(times)
+    median, counting = statistics.median(times), throughput(arguments)
     tokens = statistics.mean(sum(batch.tokens for batch in step) for step in batches)
+    flops = statistics.mean(sum(counting.flops(batch) for batch in step) for step in batches)
+    figures = counting.figures(round(flops), round(tokens), median)
     return {
         "name": name,
         "seconds": median,
         "samples_per_second": 2 * arguments.samples / median,
         "tokens_per_second": tokens / median,
+        **{figure: figures[figure] for figure in ("teraflops", "mfu", "mfu_6nd") if figure in figures},
         "all_seconds": times,
     }
 
@@ -176,10 +188,11 @@ def _print(rows: list[dict[str, object]], ratios: dict[str, float], arguments: a
         f"{arguments.layers} layers x {arguments.width}, {arguments.words:,} words, {arguments.precision}, "
         f"{arguments.samples} texts + {arguments.samples} pairs a step, median of {arguments.repetitions}"
     )
-    table = Table("model", "s a step", "samples/s", "unpadded tokens/s", title=title)
+    columns = {"s a step": "seconds", "samples/s": "samples_per_second", "unpadded tokens/s": "tokens_per_second"}
+    columns |= {"TFLOP/s": "teraflops"} | ({"MFU": "mfu", "MFU by 6ND": "mfu_6nd"} if "mfu" in rows[0] else {})
+    table = Table("model", *columns, title=title, caption=f"Operations: {FORMULA}")
     for row in rows:
-        figures = (f"{row[name]:,.4g}" for name in ("seconds", "samples_per_second", "tokens_per_second"))
-        table.add_row(str(row["name"]), *figures)
+        table.add_row(str(row["name"]), *(f"{row[name]:,.4g}" for name in columns.values()))
     console = Console()
     console.print(table, *(f"{name}: {ratio:.3g}" for name, ratio in ratios.items()), machine(), sep="\n")
 

@@ -5,7 +5,8 @@
 The parts, in the order in which they are run: what decides most comes first.
 
     ceilings       copies, one large multiplication, pinned memory to the GPU, an empty launch: what all else is compared with
-    step           forward, backward and update of 512 texts and 512 pairs: as it is, layers compiled, Triton's norm, ...
+    step           forward, backward and update of 512 texts and 512 pairs: as it is, layers compiled, Triton's kernels, ...; at
+                   last beside `transformers` with logits of masked words alone
     host           three turns of 16 samples, turn by turn and in one pass (benchmarks/host.py)
     norm           dropout, residual and layer norm: torch, torch.compile, Triton, with and without dropout; used by one
                    operation, and by two, whose gradients are added: by autograd, or inside Triton's kernel
@@ -18,10 +19,10 @@ The parts, in the order in which they are run: what decides most comes first.
     gemm           the linear layers of the published size at 139,520 slots: forward, and both gradients
 
 Each variant's relative error to float32 stands beside its time: one that is wrong is not fast. The first variant of a part is
-timed again at the end of the part ("again"): what differs between the two is the machine's. After `--budget` seconds no part is
-begun, and no program is waited for. A variant that fails (memory, a compiler) is named with its reason and ends no other; the
-exit code is then 1. FILE is written anew after each variant. --cpu runs everything at a tiny size, to see that it runs; its times
-mean nothing.
+timed again at the end of the part ("again"): what differs between the two is the machine's. After `--budget` seconds no variant
+is begun, and no program is waited for. A variant that fails (memory, a compiler) is named with its reason and ends no other; the
+exit code is then 1. FILE is written anew after each variant. --cpu runs everything at a tiny size, to see that it runs; its
+times mean nothing.
 
 Ratios `PART/VARIANT` are the time of the part's first variant over the variant's, so more is better.
 """
@@ -43,6 +44,8 @@ from rich.table import Table
 from timing import Clock, Failed, Row
 from variant_parts import PARTS, Sizes
 
+from m3p.model.flops import FORMULA
+
 HERE = Path(__file__).parent
 
 
@@ -63,14 +66,17 @@ def main() -> None:
                 console.print(f"{one.part}, {one.name}: failed: {one.why}", markup=False)
             else:
                 found.append(one)
-            _write(arguments.json, [*rows, *found], failed, left_out)
+            _write(arguments, [*rows, *found], failed, left_out)
+            if time.monotonic() > end:
+                left_out.append(f"what follows {one.name} in {name}")
+                break
         rows += found
         for part in dict.fromkeys(row.part for row in found):
             console.print(_table(part, [row for row in found if row.part == part]))
     if left_out:
         console.print(f"Not begun within {arguments.budget:g} s: {', '.join(left_out)}")
-        _write(arguments.json, rows, failed, left_out)
-    console.print(machine())
+        _write(arguments, rows, failed, left_out)
+    console.print(f"MFU: {FORMULA}", machine(), sep="\n")
     if failed:
         raise SystemExit(f"{len(failed)} variant(s) failed: {', '.join(f'{one.part}/{one.name}' for one in failed)}")
 
@@ -89,18 +95,22 @@ def _measure(part: str, cpu: bool, end: float) -> Iterator[Row | Failed]:
         torch.cuda.empty_cache()
 
 
-def _write(path: Path | None, rows: list[Row], failed: list[Failed], left_out: list[str]) -> None:
-    """Write what is known by now, where that is asked for."""
-    if path is None:
+def _write(arguments: argparse.Namespace, rows: list[Row], failed: list[Failed], left_out: list[str]) -> None:
+    """Write what is known by now, where that is asked for: what was measured on what, and how MFU is counted."""
+    if arguments.json is None:
         return
     result = {
         "machine": machine(),
+        "mfu_formula": FORMULA,
+        "sizes": asdict(Sizes.tiny() if arguments.cpu else Sizes()),
+        "precision": "float32" if arguments.cpu else "bfloat16",
+        "programs": {part: [*of[2 if arguments.cpu else 1]] for part, of in PROGRAMS.items()},
         "rows": [asdict(row) for row in rows],
         "ratios": ratios(rows),
         "failed": [asdict(one) for one in failed],
         "left_out": left_out,
     }
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def ratios(rows: list[Row]) -> dict[str, float]:
@@ -140,6 +150,7 @@ PROGRAMS: dict[str, tuple[dict[str, list[str]], list[str], list[str]]] = {
             "torch word loss": ["step.py", "--kernels", "word_head=torch"],
             "grouped attention": ["step.py", "--kernels", "attention=grouped"],
             "again": ["step.py"],
+            "beside transformers": ["step.py", "--peers", "masked"],
         },
         STEP,
         [*TINY_STEP, "--repetitions", "1"],
@@ -149,6 +160,8 @@ PROGRAMS: dict[str, tuple[dict[str, list[str]], list[str], list[str]]] = {
 """Part -> (variant -> program and its options; options of the published size; options of a tiny one on a CPU)."""
 
 
+FIGURES = {"teraflops": "TFLOP/s", "mfu": "MFU", "mfu_6nd": "MFU by 6ND", "samples_per_second": "samples/s"}
+"""Figures of a program's rows that are shown -> their units."""
 ORDER = ["ceilings", *PROGRAMS, *(name for name in PARTS if name != "ceilings")]
 
 
@@ -170,8 +183,9 @@ def _programs(part: str, cpu: bool, end: float) -> Iterator[Row | Failed]:
                 yield Failed(part, name, f"exit code {done.returncode}: {' '.join(last)[:300]}")
                 continue
             for row in json.loads(written.read_text())["rows"]:
-                label = name if part == "step" else row["name"]
-                yield Row(part, label, row["seconds"], min(row["all_seconds"]))
+                label = row["name"] if part == "host" else name if row["name"] == "ours" else f"{name}: {row['name']}"
+                figures = {unit: row[figure] for figure, unit in FIGURES.items() if figure in row}
+                yield Row(part, label, row["seconds"], min(row["all_seconds"]), figures=figures)
 
 
 def _table(part: str, rows: list[Row]) -> Table:

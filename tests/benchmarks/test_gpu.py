@@ -82,6 +82,9 @@ def test_every_part_runs_at_a_tiny_size_on_a_cpu(tmp_path: Path, python: Path) -
     assert "median of 2 steps: tokens_per_second" in summary
     with tarfile.open(tmp_path / "gpu" / "results.tar.gz") as archive:
         names = set(archive.getnames())
+        step = json.load(archive.extractfile("./step.json") or pytest.fail("no step.json"))
+    assert all(row["teraflops"] > 0 for row in step["rows"])
+    assert "real slot" in step["mfu_formula"]
     wanted = {
         "step.json",
         "head.json",

@@ -31,7 +31,9 @@ def test_the_experiment_runs_at_a_tiny_size_on_a_cpu(tmp_path: Path) -> None:
         assert row["seconds"] > 0, row
         tolerance = 1e-2 if row["name"] in ("float16", "bfloat16") else 1e-5  # on the wire they are narrower than here
         assert row["error"] is None or row["error"] < tolerance, row
-    assert {"norm/again", "host/one pass"} <= found["ratios"].keys()
+    assert {"norm/again", "norm, used twice/again", "host/one pass"} <= found["ratios"].keys()
+    assert found["sizes"]["width"] == 32
+    assert "6ND" in found["mfu_formula"]
 
 
 @pytest.mark.program

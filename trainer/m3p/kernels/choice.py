@@ -32,8 +32,8 @@ class KernelsConfig(BaseModel):
     layer_norm: Literal["auto", "torch", "triton", "apex"] = Field(
         "auto",
         description="Dropout, residual and layer norm behind attention and feed-forward: three operations, the last by "
-        "torch or apex, or one Triton kernel, which adds the bias too (ZeRO 0 to 2). `auto` is torch: the first version of "
-        "Triton's took 2 % longer on an H200, and this one was not measured yet.",
+        "torch or apex, or one Triton kernel, which adds the bias too and sums gradients (ZeRO 0 to 2). `auto` is torch: "
+        "the first version of Triton's took 2 % longer on an H200, and this one was not measured yet.",
     )
     gelu: Literal["auto", "torch", "triton"] = Field(
         "auto",
