@@ -6,11 +6,12 @@ import torch
 from torch import nn
 
 import m3p.training.agreement as module
+import m3p.training.train as training
 from m3p.checkpoints.files import FORMAT_VERSION, State
 from m3p.content_hash import code_hash
 from m3p.distributed import Ranks
 from m3p.errors import UserError
-from m3p.training.agreement import check_agreement, facts_of_network, facts_of_run
+from m3p.training.agreement import LIBRARIES, check_agreement, check_shared, facts_of_network, facts_of_run
 from tests.launch import ROOT, as_ranks
 
 RANKS = Ranks(0, 0, 8, torch.device("cpu"), "torchrun")
@@ -77,6 +78,28 @@ def test_one_number_of_the_weights_changes_their_hash() -> None:
     with torch.no_grad():
         network.weight[1, 2] += 1e-6
     assert facts_of_network(network) != before
+
+
+def test_ranks_that_do_not_share_the_run_folder_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_shared(tmp_path)
+    monkeypatch.setattr(module, "PATIENCE", 0.0)
+    monkeypatch.setattr(module, "broadcast_object", lambda name: f"{name}.of-another-folder")
+    monkeypatch.setattr(module, "gather_objects", lambda mine: [True, mine, mine])
+    with pytest.raises(
+        UserError, match=f"ranks 1, 2 cannot see what rank 0 writes into {tmp_path}, .* by its full path"
+    ):
+        check_shared(tmp_path)
+
+
+def test_a_run_looks_whether_its_folder_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = list[Path]()
+    monkeypatch.setattr(training, "check_shared", looked.append)
+    training._make_folder(tmp_path / "run")
+    assert looked == [tmp_path / "run" / "checkpoints"]
+
+
+def test_libraries_that_cut_texts_are_compared() -> None:
+    assert {"sentencepiece", "tokenizers"} <= set(LIBRARIES)
 
 
 @pytest.mark.launcher

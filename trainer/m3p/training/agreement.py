@@ -5,8 +5,11 @@ twice or never, and the checkpoint would tell of rank 0 alone.
 """
 
 import hashlib
+import os
 import platform
 import re
+import socket
+import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -18,14 +21,18 @@ import m3p
 from m3p.checkpoints.files import State
 from m3p.checkpoints.resumable import flatten
 from m3p.content_hash import code_hash
-from m3p.distributed import Ranks, gather_objects
+from m3p.distributed import Ranks, broadcast_object, gather_objects, is_main
 from m3p.errors import UserError
 from m3p.training.deepspeed.config import read_deepspeed_config
 
-LIBRARIES = ("torch", "deepspeed", "transformers", "numpy", "sentencepiece", "pillow", "simplejpeg", "simplemma")
+LIBRARIES = (
+    "torch", "deepspeed", "transformers", "numpy", "sentencepiece", "tokenizers", "orjson", "pillow", "simplejpeg", "simplemma",
+)  # fmt: skip
 """Packages that samples, tokens or gradients pass through."""
 SHOWN = 20
 """Differences that a message lists."""
+PATIENCE = 10.0
+"""Seconds after which a file that rank 0 has made must be seen by all: network file systems keep old listings for a while."""
 
 # Where files lie may differ from node to node: their content is compared.
 _PLACES = re.compile(
@@ -44,6 +51,36 @@ def check_agreement(ranks: Ranks, facts: Mapping[str, str]) -> None:
             f"the {ranks.world_size} ranks would not train the same run, so none starts:{lines}{more}\n"
             "Start all ranks with one command, from one checkout or installation, on the same data"
         )
+
+
+def check_shared(folder: Path) -> None:
+    """Raise UserError on all ranks unless all see the files that rank 0 makes in `folder`; every rank calls it.
+
+    Each rank writes its share of a checkpoint there: where the folder is another one for some, no checkpoint would be whole.
+    """
+    name = f".probe.{socket.gethostname()}.{os.getpid()}.partial"
+    if is_main():
+        (folder / name).touch()
+    probe = folder / broadcast_object(name)
+    seen = gather_objects(_appears(probe))
+    if is_main():
+        probe.unlink(missing_ok=True)
+    if not all(seen):
+        blind = _say([rank for rank, sees in enumerate(seen) if not sees])
+        raise UserError(
+            f"run.folder: {blind} cannot see what rank 0 writes into {folder.absolute()}, so no checkpoint would be whole; name a "
+            "folder that all nodes share, by its full path"
+        )
+
+
+def _appears(path: Path) -> bool:
+    """Wait until `path` is there; tell whether it has come in time."""
+    end = time.monotonic() + PATIENCE
+    while not path.exists():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def facts_of_run(state: State, ds_config: Path) -> dict[str, str]:

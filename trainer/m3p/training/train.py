@@ -25,7 +25,7 @@ from m3p.objectives.objective import Objective
 from m3p.recipe.recipe import Recipe
 from m3p.retrieval.leaks import check_leaks, not_known, record_seen, training_sources
 from m3p.terminal import warn
-from m3p.training.agreement import check_agreement, facts_of_network, facts_of_run
+from m3p.training.agreement import check_agreement, check_shared, facts_of_network, facts_of_run
 from m3p.training.build_objectives import build_objectives
 from m3p.training.deepspeed.engine import DeepSpeedEngine
 from m3p.training.engine import Engine
@@ -169,7 +169,7 @@ def _check_pictures(recipe: Recipe, objectives: dict[str, Objective]) -> None:
 
 
 def _make_folder(folder: Path) -> Path:
-    """Make the run folder. Raises UserError, on every rank, where nothing can be written there."""
+    """Make the run folder. Raises UserError, on every rank, where nothing can be written there, or where it is not shared."""
     problem = None
     if distributed.is_main():
         taken = [folder / name for name in FILES if (folder / name).is_dir()]
@@ -185,6 +185,7 @@ def _make_folder(folder: Path) -> Path:
     problem = distributed.broadcast_object(problem)
     if problem is not None:
         raise UserError(problem)
+    check_shared(folder / "checkpoints")
     return folder
 
 
