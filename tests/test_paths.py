@@ -3,13 +3,15 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from m3p.cli.train import train_command
 from m3p.data.storage.cache import Cache
 from m3p.data.storage.folders import open_folder
 from m3p.errors import UserError
-from m3p.paths import Address, file_name, masked, opened
+from m3p.paths import Address, as_file_name, file_name, masked, opened
 from m3p.recipe.load import dump_recipe, parse_recipe
 from tests.tiny import tiny_recipe
 
@@ -58,6 +60,9 @@ def test_a_variable_stands_in_for_a_password_and_stays_in_the_record(
         opened(path, "field")
     monkeypatch.setenv("M3P_TEST_PASSWORD", SECRET)
     assert opened(path, "field") == f"https://alice:{SECRET}@host/shards"
+    stored = parse_recipe(yaml.safe_load(dump_recipe(recipe)), "stored")
+    again = stored.active_objectives["image_caption"].sources[0].path
+    assert opened(again, "field") == f"https://alice:{SECRET}@host/shards"
     assert SECRET not in dump_recipe(recipe)
 
 
@@ -65,6 +70,61 @@ def test_signatures_in_urls_are_masked() -> None:
     shown = masked("GET https://host/a.tar?X-Amz-Signature=abc123&sig=%2Bxyz&list=1 failed")
     assert shown == "GET https://host/a.tar?X-Amz-Signature=***&sig=***&list=1 failed"
     assert masked("https://host:8080/a@b and s3://bucket/key") == "https://host:8080/a@b and s3://bucket/key"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"https://alice:p@ss{SECRET}@host/x",
+        f"https://{SECRET}@host/x",
+        f"https://host/x?auth={SECRET}&list=1",
+        f"https://host/x?pwd={SECRET}",
+        f"https://host/x?Passwd={SECRET}",
+    ],
+)
+def test_secrets_are_masked_wherever_they_stand_in_a_url(tmp_path: Path, url: str) -> None:
+    assert SECRET not in masked(f"GET {url}: failed")
+    path = parse_recipe(with_source(tmp_path, url), "tiny").active_objectives["image_caption"].sources[0].path
+    assert opened(path, "field") == url
+    with pytest.raises(UserError, match="passwords are not stored"):
+        opened(str(path), "field")
+
+
+@pytest.mark.parametrize(
+    "url", ["https://${NAME}@h/x", "https://u:${NAME}@h/x", "https://h/x?token=${NAME}&list=1", "sftp://u@h/x"]
+)
+def test_what_is_no_secret_is_shown(url: str) -> None:
+    assert masked(url) == url
+
+
+def test_training_takes_no_password_from_the_command_line() -> None:
+    with pytest.raises(UserError, match=r"alice:\*\*\*@.* environment variable NAME") as caught:
+        train_command("demo", overrides=[f"objectives.image_caption.sources.0.path={URL}"])
+    assert SECRET not in str(caught.value)
+
+
+WRONG_PATHS = {
+    "a\0b": "character 0",
+    "~no-such-user-here/x": "there is no user no-such-user-here",
+    "$HOME/runs": "is not replaced here",
+    "${SCRATCH}/runs": "is not replaced here",
+    "runs/" + "x" * 300: "has 300 bytes",
+    "": "is empty",
+}
+
+
+@pytest.mark.parametrize("path", WRONG_PATHS)
+def test_a_path_that_names_no_folder_is_refused(tmp_path: Path, path: str) -> None:
+    raw = tiny_recipe(tmp_path)
+    raw["run"]["folder"] = path
+    with pytest.raises(UserError, match=WRONG_PATHS[path]):
+        parse_recipe(raw, "tiny")
+
+
+@pytest.mark.parametrize("path", ["a\0b", "~no-such-user-here/x", "x" * 300])
+def test_a_source_that_no_file_system_has_is_refused(tmp_path: Path, path: str) -> None:
+    with pytest.raises(UserError, match="sources"):
+        parse_recipe(with_source(tmp_path, path), "tiny")
 
 
 def test_a_tilde_is_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +136,7 @@ def test_a_tilde_is_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert recipe.active_objectives["image_caption"].sources[0].path == str(tmp_path / "shards")
 
 
-@pytest.mark.parametrize("name", ["../../x", "/x", ".x", "a/b", "", "a\nb", "x" * 200, "[/x]"])
+@pytest.mark.parametrize("name", ["../../x", "/x", ".x", "a/b", "", "a\nb", "x" * 200, "犬" * 90, "[/x]"])
 def test_an_evaluation_stays_in_its_folder(tmp_path: Path, name: str) -> None:
     raw = tiny_recipe(tmp_path)
     raw["evaluation"] = {name: next(iter(raw["evaluation"].values()))}
@@ -92,3 +152,18 @@ def test_a_name_that_is_taken_names_a_file_in_the_folder(name: str) -> None:
         return
     assert Path("folder", f"{name}.json").parent == Path("folder")
     assert not name.startswith(".")
+
+
+@given(st.text(), st.text())
+def test_any_text_has_a_file_of_its_own_in_the_folder(one: str, other: str) -> None:
+    name = as_file_name(one)
+    assert Path("folder", f"{name}.npz").parent == Path("folder")
+    assert not name.startswith(".")
+    assert 0 < len(name.encode()) <= 200
+    assert (as_file_name(other) == name) == (other == one)
+
+
+@pytest.mark.parametrize("text", ["../../evil", "..", "", "a/b", "con\nx", "\ud800", "犬" * 90])
+def test_a_language_of_strangers_names_a_file_in_the_folder(text: str) -> None:
+    assert Path("folder", f"{as_file_name(text)}.npz").parent == Path("folder")
+    assert as_file_name("zh-Hant") == "zh-Hant"

@@ -88,6 +88,11 @@ def test_scripts_that_need_shaping_are_left_out_without_a_shaper(monkeypatch: py
 
 
 @pytest.mark.long
+def test_sheet_writes_a_language_of_strangers_in_one_short_line() -> None:
+    for language in ("con\nx", "\x1b[31mred", "", "x" * 100, "\ud800"):
+        assert contact_sheet([Finding(language, "dog", [(picture("red"), 1.0, True)])]).width < 200
+
+
 def test_sheet_of_long_queries_and_of_nothing() -> None:
     long = Finding("en", "word " * 200, [(picture("red", size=(1, 400)), 1.0, True)])
     assert contact_sheet([long]).width == 2 * gallery._GAP + gallery._TILE

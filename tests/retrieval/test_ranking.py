@@ -118,6 +118,17 @@ def test_folds_are_ranked_apart(scorer: Scorer, pictures: Pictures, tmp_path: Pa
     assert found.passes < logits.size
 
 
+def test_scores_of_a_language_of_strangers_stay_in_their_folder(
+    scorer: Scorer, pictures: Pictures, tmp_path: Path
+) -> None:
+    captions = {"../../evil": pictures.pool.captions["en"]}
+    pool = replace(pictures.pool, captions=captions)
+    saved = tmp_path / "run" / "evaluation" / "dev.scores"
+    Ranker(scorer, replace(pictures, pool=pool), Way("dual"), Blocks(tmp_path / "blocks"), saved=saved).rank()
+    assert [path.name for path in saved.iterdir()] == ["%2E%2E%2F%2E%2E%2Fevil.npz"]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["evaluation"]
+
+
 class Killed(Exception):
     pass
 

@@ -3,23 +3,34 @@
 A password in a URL opens what it names, and is shown and stored nowhere.
 """
 
+import hashlib
 import os
 import re
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from m3p.errors import UserError
 
 HIDDEN = "***"
 MAX_NAME = 100
 """Characters of a name that becomes a file's or folder's."""
-_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
-_SIGNATURE = re.compile(
-    r"([?&][^=&\s]*(?:sig|signature|token|key|secret|credential|password)[^=&\s]*=)[^&\s]+", re.IGNORECASE
-)
+MAX_BYTES = 200
+"""Bytes of such a name; file systems take 255, and endings are added to it."""
+MAX_PART = 255
+"""Bytes of each part of a path, on the file systems in use."""
+# A password may hold an @, and ends before the host's. A variable in its place, ${NAME}, is no secret.
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
+_PASSWORD = re.compile(r"(://[^/\s:@]*:)(?!\$\{\w+\}@)[^/\s]+@")
+_TOKEN = re.compile(r"(https?://)(?!\$\{\w+\}@)[^/\s:@]+@", re.IGNORECASE)
+_SIGNATURE = re.compile(
+    r"([?&][^=&\s]*(?:sig|token|key|secret|credential|auth|pass|pwd)[^=&\s]*=)(?!\$\{\w+\}(?:[&\s]|$))[^&\s]+",
+    re.IGNORECASE,
+)
+_SHELL = re.compile(r"\$(\w+|\{\w+\})")
+"""A variable as shells write it, which nothing replaces in a local path."""
 
 
 class Address(str):
@@ -35,13 +46,20 @@ class Address(str):
         return found
 
 
-AddressField = Annotated[str, AfterValidator(Address)]
+def _address(text: str) -> Address:
+    """Return an address of a recipe. Raises ValueError for a local path that no file system takes."""
+    if "://" not in text:
+        _check_path(text)
+    return Address(text)
+
+
+AddressField = Annotated[str, AfterValidator(_address)]
 """A recipe's field that holds an address."""
 
 
 def masked(text: str) -> str:
-    """Return a text, such as an error's, with the passwords and signatures of the URLs in it replaced by `***`."""
-    return _SIGNATURE.sub(rf"\1{HIDDEN}", _PASSWORD.sub(rf"\1{HIDDEN}@", text))
+    """Return a text, such as an error's, with the passwords, tokens and signatures of the URLs in it replaced by `***`."""
+    return _SIGNATURE.sub(rf"\1{HIDDEN}", _TOKEN.sub(rf"\1{HIDDEN}@", _PASSWORD.sub(rf"\1{HIDDEN}@", text)))
 
 
 def opened(address: str, field: str) -> str:
@@ -49,7 +67,7 @@ def opened(address: str, field: str) -> str:
     full: str = getattr(address, "full", address)
     if "://" not in full:
         return full
-    if f":{HIDDEN}@" in full or f"={HIDDEN}" in full:
+    if any(f"{before}{HIDDEN}{after}" in full for before, after in ((":", "@"), ("//", "@"), ("=", ""))):
         raise UserError(
             f"{field} = {address}: passwords are not stored with a run; give the address again, or write "
             "${NAME} in the place of the password, and set the environment variable NAME at every start"
@@ -63,22 +81,56 @@ def opened(address: str, field: str) -> str:
 
 
 def user_path(path: Path) -> Path:
-    """Return a path with `~` replaced by the user's folder."""
+    """Return a path with `~` replaced by the user's folder. Raises ValueError for one that names no file or folder."""
+    _check_path(str(path))
+    if variable := _SHELL.search(str(path)):
+        raise ValueError(f"{variable[0]} is not replaced here, and would name a folder; write the path in full")
     return Path(os.path.expanduser(path))
 
 
-PathField = Annotated[Path, AfterValidator(user_path)]
+def _check_path(text: str) -> None:
+    """Raise ValueError for a local path that no file system takes, or of a user that is not known here."""
+    if "\0" in text:
+        raise ValueError("holds the character 0, which no path may")
+    longest = max(text.split("/"), key=lambda part: len(os.fsencode(part)))
+    if len(os.fsencode(longest)) > MAX_PART:
+        raise ValueError(f"{longest[:20]}... has {len(os.fsencode(longest))} bytes; a name has at most {MAX_PART}")
+    if text.startswith("~") and os.path.expanduser(text) == text:
+        raise ValueError(f"there is no user {text.split('/')[0][1:]} here; write the path in full")
+
+
+def _not_empty(path: object) -> object:
+    if path == "":
+        raise ValueError("is empty; name a path, or leave the field out")
+    return path
+
+
+PathField = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(user_path)]
 """A recipe's field that holds a local path."""
 
 
 def file_name(name: str) -> str:
     """Return a name that becomes part of a file's name. Raises ValueError unless it stays inside the folder it is put in."""
-    if not re.fullmatch(r"\w[\w.+-]*", name) or len(name) > MAX_NAME:
+    if not _is_file_name(name):
         raise ValueError(
             f"{name[:MAX_NAME]!r} becomes the name of a file: take at most {MAX_NAME} letters, digits, '.', '_', '+' and '-', "
             "and begin with a letter or digit"
         )
     return name
+
+
+def _is_file_name(name: str) -> bool:
+    return bool(re.fullmatch(r"\w[\w.+-]*", name)) and len(name) <= MAX_NAME and len(os.fsencode(name)) <= MAX_BYTES
+
+
+def as_file_name(text: str) -> str:
+    """Return a name for the file of any text, such as a language of strangers' captions: itself where it can be one."""
+    if _is_file_name(text):
+        return text
+    quoted = quote(text, safe="", errors="surrogatepass").replace(".", "%2E")
+    if 0 < len(quoted) <= MAX_BYTES:
+        return quoted
+    return f"named-{hashlib.blake2b(text.encode(errors='surrogatepass'), digest_size=8).hexdigest()}"
 
 
 FileName = Annotated[str, AfterValidator(file_name)]

@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import typer
 
 from m3p.cli.arguments import DsConfigOption, Overrides, Ranks
 from m3p.errors import UserError
+from m3p.paths import masked
 from m3p.shipped import SLURM, find_ds_config, find_recipe, recipes
 from m3p.terminal import say
 
@@ -28,11 +30,22 @@ def train_command(
 
     On several machines: slurm/pretrain.sh under Slurm, or `deepspeed` with a host file and trainer/run.py.
     """
+    _check_secrets(overrides or [])
     command = train_program(ranks or default_ranks())
     command += ["--recipe", str(find_recipe(recipe)), "--deepspeed_config", str(find_ds_config(deepspeed_config))]
     # In this process' place, so that signals reach the launcher, which hands them to the ranks.
     sys.stdout.flush()
     os.execv(command[0], [*command, *(overrides or [])])
+
+
+def _check_secrets(overrides: Sequence[str]) -> None:
+    """Raise UserError for a password: the launcher prints its command, and the system shows it to all users."""
+    for override in overrides:
+        if masked(override) != override:
+            raise UserError(
+                f"{masked(override)}: a password of the command line is printed by the launcher and seen by all users; write "
+                "${NAME} in its place (in single quotes) and set the environment variable NAME, or write it into the recipe"
+            )
 
 
 def recipes_command() -> None:

@@ -11,10 +11,13 @@ from functools import lru_cache
 from PIL import Image, ImageDraw, ImageFont, features
 
 from m3p.html import document
+from m3p.terminal import one_line
 
 _GREEN = (34, 160, 70)
 _INK = (30, 30, 30)
 _TILE, _GAP, _BORDER, _LINE = 96, 8, 4, 24
+_LANGUAGE = 20
+"""Characters of a language that are written."""
 _FONTS = (
     "DejaVuSans.ttf",
     "NotoSansCJK-Regular.ttc",
@@ -121,12 +124,13 @@ def _tile(data: bytes) -> Image.Image:
 def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], finding: Finding, width: int) -> None:
     """Write the language and, where a font has its letters, the query, cut to `width` pixels."""
     tag = ImageFont.load_default(size=14)
-    draw.text(place, finding.language, fill=_GREEN, font=tag)
+    language = one_line(finding.language)[:_LANGUAGE]
+    draw.text(place, language, fill=_GREEN, font=tag)
     query = unicodedata.normalize("NFC", " ".join(finding.query.split()))
     font = _font_for(query)
     if font is None:
         return
-    left = place[0] + round(draw.textlength(f"{finding.language}  ", font=tag))
+    left = place[0] + round(draw.textlength(f"{language}  ", font=tag))
     if draw.textlength(query, font=font) > width - left:
         while query and draw.textlength(f"{query}…", font=font) > width - left:
             query = query[:-1]

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from m3p.paths import as_file_name
 from m3p.retrieval.blocks import Blocks, cut
 from m3p.retrieval.centres import move
 from m3p.retrieval.cross import PairMatcher, WantedPairs
@@ -222,7 +223,8 @@ class Ranker:
             if number == 0:
                 result.found += self._best(language, fold)
             if self._saved is not None and self._blocks.rank == 0:
-                name = language if len(self._languages[language].parts) == 1 else f"{language}-fold{number + 1}"
+                name = as_file_name(language)
+                name += "" if len(self._languages[language].parts) == 1 else f"-fold{number + 1}"
                 fold.save(self._saved / f"{name}.npz", pool, language)
         result.ranks[language] = ranks
         if asked:

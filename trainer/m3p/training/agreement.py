@@ -68,8 +68,8 @@ def check_shared(folder: Path) -> None:
     if not all(seen):
         blind = _say([rank for rank, sees in enumerate(seen) if not sees])
         raise UserError(
-            f"run.folder: {blind} cannot see what rank 0 writes into {folder.absolute()}, so no checkpoint would be whole; name a "
-            "folder that all nodes share, by its full path"
+            f"run.folder: {blind} cannot see what rank 0 writes into {folder.absolute()}, so no checkpoint would be whole; name "
+            "a folder that all nodes share, by its full path"
         )
 
 
