@@ -52,6 +52,15 @@ class Model:
             _pictures(pictures), lambda some: self._scorer.embed_pictures(self._load(some)), width=self._width()
         )
 
+    def read_picture(self, picture: PictureLike) -> Picture:
+        """Return a picture decoded and ready for `embed_read`; any number of threads may call it. Raises UserError."""
+        return self._load([picture])[0]
+
+    def embed_read(self, pictures: Sequence[Picture]) -> Floats:
+        """Return [N, D] of unit length, as `embed_pictures` does, of pictures that `read_picture` has decoded."""
+        self._check("embeds", "compare embeddings")
+        return self._in_batches(pictures, self._scorer.embed_pictures, width=self._width())
+
     def match(self, texts: Sequence[str], pictures: Sequence[PictureLike]) -> Floats:
         """Return the cross-encoder's logit [N] of each text with the picture in the same place; above 0 they belong together.
 

@@ -6,8 +6,10 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -17,8 +19,9 @@ from PIL import Image
 from m3p.api import Floats, Model
 from m3p.search.build import index_pictures
 from m3p.search.index import SearchIndex
+from m3p.search.serve import queries as queries_module
 from m3p.search.serve import server as server_module
-from m3p.search.serve.limits import MAX_BODY, Rate
+from m3p.search.serve.limits import MAX_BODY, MAX_CONNECTIONS, Rate
 from m3p.search.serve.queries import BusyError, Queries
 from m3p.search.serve.server import Server, is_loopback
 from tests.search.conftest import EVIL, draw
@@ -98,7 +101,7 @@ def test_no_path_of_a_client_is_one_of_a_file(server: Server, path: str) -> None
         ("/api/search", 400), ("/api/search?query=", 400), (f"/api/search?query={'a' * 1001}", 400),
         ("/api/search?query=a&top=0", 400), ("/api/search?query=a&top=101", 400), ("/api/search?query=a&offset=1000", 400),
         ("/api/search?query=a&top=1e1", 400), ("/api/search?query=%ff", 400), ("/api/search?" + "a=b&" * 20, 400),
-        ("/pictures/0?size=huge", 400), ("http://[/", 400),
+        ("/pictures/0?size=huge", 400), ("http://[/", 400), ("/api/search?query=%E2%80%8B", 400),
     ],
 )  # fmt: skip
 def test_what_cannot_be_understood_is_refused(server: Server, path: str, status: int) -> None:
@@ -193,7 +196,10 @@ class _Slow:
         self.batches.append(len(texts))
         return np.zeros((len(texts), 2), np.float32)
 
-    def embed_pictures(self, pictures: list[bytes], /) -> Floats:
+    def read_picture(self, content: bytes, /) -> Any:
+        return content
+
+    def embed_read(self, pictures: list[Any], /) -> Floats:
         raise RuntimeError("a defect")
 
     def nearest(
@@ -217,6 +223,53 @@ def test_queries_that_wait_are_embedded_together_and_a_full_queue_says_so() -> N
         queries.ask(b"picture").result(30)
     assert queries.ask("f").result(30) == [(7, 0.0)], "a defect in one query ends no thread"
     queries.close()
+
+
+class _Decoding(_Slow):
+    """Decodes when it is allowed to, and embeds at once."""
+
+    def read_picture(self, content: bytes, /) -> Any:
+        self.entered.set()
+        assert self.go.wait(30)
+        return content
+
+    def embed_texts(self, texts: list[str], /) -> Floats:
+        return np.zeros((len(texts), 2), np.float32)
+
+    def embed_read(self, pictures: list[Any], /) -> Floats:
+        return np.ones((len(pictures), 2), np.float32)
+
+
+def test_words_wait_for_no_picture_that_is_decoded_and_pictures_wait_for_their_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(queries_module, "DECODED_AT_ONCE", 1)
+    monkeypatch.setattr(queries_module, "DECODING_PATIENCE", 0.05)
+    slow = _Decoding()
+    queries = Queries(slow, slow, 1)
+    with ThreadPoolExecutor(1) as others:
+        picture = others.submit(queries.ask, b"large")
+        assert slow.entered.wait(30)
+        assert queries.ask("words").result(30) == [(7, 0.0)]
+        with pytest.raises(BusyError):
+            queries.ask(b"another")
+        slow.go.set()
+        assert picture.result(30).result(30) == [(7, 0.0)]
+    queries.close()
+
+
+def test_a_large_picture_costs_more_of_the_rate_and_a_low_rate_answers_too(
+    opened: tuple[SearchIndex, Model], tmp_path: Path
+) -> None:
+    large = io.BytesIO()
+    Image.new("1", (3000, 2000)).save(large, "PNG")
+    with serving(*opened, per_second=2.5) as server:
+        for _ in range(2):  # 6 million pixels cost as much as three queries of words, of five
+            last = ask(server, "/api/search", "POST", large.getvalue(), PNG).status
+        assert last == 429
+    rate = Rate(0.1)
+    assert [rate.allows("a"), rate.allows("a")] == [True, False], "as often as that, and not never"
+    assert Rate(5).allows("a", 1000), "what costs more than the bucket holds takes all of it"
 
 
 def test_a_full_queue_is_answered_503(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,6 +297,24 @@ def test_connections_are_bounded_and_slow_bodies_end(
         assert ask(server, "/api/index").status == 200, "who sends nothing loses the connection"
         for one in held:
             one.close()
+
+
+def test_a_head_that_trickles_in_loses_the_connection(
+    opened: tuple[SearchIndex, Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module.Handler, "timeout", 0.4)
+    with serving(*opened) as server:
+        host, port = str(server.server_address[0]), int(server.server_address[1])
+        with socket.create_connection((host, port)) as slow:
+            slow.sendall(b"GET / HTTP/1.1\r\n")
+            start = time.monotonic()
+            with suppress(ConnectionError):
+                while time.monotonic() < start + 10 and server._places._value < MAX_CONNECTIONS:
+                    slow.sendall(b"X: y\r\n")
+                    time.sleep(0.1)
+            assert time.monotonic() - start < 5
+        _wait(lambda: server._places._value == MAX_CONNECTIONS)
+        assert ask(server, "/").status == 200
 
 
 def _wait(condition: Callable[[], bool]) -> None:

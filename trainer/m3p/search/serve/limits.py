@@ -15,22 +15,30 @@ MAX_DEPTH = 1000
 MAX_CONNECTIONS = 128
 """Connections that are open at once; more are closed with 503."""
 TIMEOUT = 15.0
-"""Seconds without a byte after which a connection is closed, and that a whole body may take."""
+"""Seconds without a byte after which a connection is closed, and that a request's head, and a whole body, may take."""
+DECODED_AT_ONCE = 2
+"""Pictures of queries that are decoded at once: each may take some hundred megabytes for a moment."""
+PIXELS_OF_A_QUERY = 2_000_000
+"""Pixels of a picture that cost as much of the rate as a query of words."""
 MAX_CLIENTS = 10_000
 """Addresses that are remembered: the one that was quiet for longest is forgotten."""
 
 
 class Rate:
-    """A bucket of tokens for each address: `per_second` flow in, up to twice that; a request takes some out."""
+    """A bucket of tokens for each address: `per_second` flow in, up to twice that or to one; a request takes some out."""
 
     def __init__(self, per_second: float) -> None:
         self._per_second, self._lock = per_second, Lock()
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def allows(self, address: str, cost: float = 1.0) -> bool:
-        """Take `cost` out of the bucket of `address`; False, and nothing taken, where there is less in it."""
+        """Take `cost` out of the bucket of `address`; False, and nothing taken, where there is less in it.
+
+        What costs more than the bucket holds takes all of it.
+        """
         with self._lock:
-            now, full = time.monotonic(), 2 * self._per_second
+            now, full = time.monotonic(), max(1.0, 2 * self._per_second)
+            cost = min(cost, full)
             left, before = self._buckets.pop(address, (full, now))
             left = min(full, left + (now - before) * self._per_second)
             allowed = left >= cost

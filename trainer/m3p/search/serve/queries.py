@@ -1,6 +1,7 @@
 """Queries of many clients at once: one thread embeds and searches, texts that wait are embedded together.
 
-The queue is bounded. Who comes when it is full is told so at once, and the others wait no longer for it.
+Pictures are decoded in the threads of those who ask, a few at once: a large one delays no words. The queue is bounded. Who comes
+when it is full is told so at once, and the others wait no longer for it.
 """
 
 import queue
@@ -12,11 +13,15 @@ from typing import Protocol
 import numpy as np
 
 from m3p.api import Floats
+from m3p.batch import Picture
 from m3p.errors import UserError
 from m3p.search.parts import Numbers
+from m3p.search.serve.limits import DECODED_AT_ONCE
 
 MAX_WAITING = 64
 """Queries that wait at once."""
+DECODING_PATIENCE = 20.0
+"""Seconds that a picture waits to be decoded."""
 BATCH = 32
 """Texts that are embedded together."""
 
@@ -27,8 +32,11 @@ class Embeds(Protocol):
     def embed_texts(self, texts: list[str], /) -> Floats:
         """Return [N, D]."""
 
-    def embed_pictures(self, pictures: list[bytes], /) -> Floats:
-        """Return [N, D]. Raises UserError for a picture that cannot be read."""
+    def read_picture(self, content: bytes, /) -> Picture:
+        """Decode a picture's file. Raises UserError for one that cannot be read."""
+
+    def embed_read(self, pictures: list[Picture], /) -> Floats:
+        """Return [N, D]."""
 
 
 class Searches(Protocol):
@@ -48,8 +56,8 @@ class BusyError(Exception):
 
 @dataclass(frozen=True)
 class _Query:
-    content: str | bytes
-    """A text, or the bytes of a picture's file."""
+    content: str | Picture
+    """A text, or a picture that has been decoded."""
     answer: "Future[Answer]" = field(default_factory=Future)
 
 
@@ -59,17 +67,29 @@ class Queries:
     def __init__(self, model: Embeds, index: Searches, limit: int, waiting: int = MAX_WAITING) -> None:
         self._model, self._index, self._limit = model, index, limit
         self._queue: queue.Queue[_Query | None] = queue.Queue(waiting)
+        self._decoding = threading.Semaphore(DECODED_AT_ONCE)
         self._thread = threading.Thread(target=self._work, name="queries", daemon=True)
         self._thread.start()
 
     def ask(self, content: str | bytes) -> "Future[Answer]":
-        """Put a query into the queue; what is returned gives its answer, or raises UserError. Raises BusyError."""
-        query = _Query(content)
+        """Put a query, words or the bytes of a picture's file, into the queue; what is returned gives its answer.
+
+        Raises BusyError, and UserError for a picture that cannot be read.
+        """
+        query = _Query(content if isinstance(content, str) else self._read(content))
         try:
             self._queue.put_nowait(query)
         except queue.Full:
             raise BusyError from None
         return query.answer
+
+    def _read(self, content: bytes) -> Picture:
+        if not self._decoding.acquire(timeout=DECODING_PATIENCE):
+            raise BusyError
+        try:
+            return self._model.read_picture(content)
+        finally:
+            self._decoding.release()
 
     def close(self) -> None:
         """End the thread when it has answered what waits."""
@@ -94,8 +114,8 @@ class Queries:
         texts = [query for query in batch if isinstance(query.content, str)]
         if texts:
             self._answer_together(texts)
-        for query in batch:  # one by one: a picture that cannot be read fails no other
-            if isinstance(query.content, bytes):
+        for query in batch:  # one by one: a picture without a finite embedding fails no other
+            if not isinstance(query.content, str):
                 self._answer_together([query])
 
     def _answer_together(self, queries: list[_Query]) -> None:
@@ -113,7 +133,7 @@ class Queries:
         texts = [query.content for query in queries if isinstance(query.content, str)]
         if texts:
             return self._model.embed_texts(texts)
-        vectors = self._model.embed_pictures([query.content for query in queries if isinstance(query.content, bytes)])
+        vectors = self._model.embed_read([query.content for query in queries if not isinstance(query.content, str)])
         if not np.isfinite(vectors).all():
             raise UserError("the picture gives no finite embedding")
         return vectors

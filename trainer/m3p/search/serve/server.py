@@ -12,6 +12,7 @@ for too many requests, 503 where too many wait. No path of a client is ever one 
 
 import base64
 import hashlib
+import io
 import ipaddress
 import json
 import re
@@ -29,11 +30,24 @@ from threading import BoundedSemaphore
 from typing import Any
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
+from PIL import Image
+
 from m3p.api import Model
+from m3p.data.records import says_something
 from m3p.errors import BadSample, UserError
 from m3p.search.index import SearchIndex
 from m3p.search.parts import Entry
-from m3p.search.serve.limits import MAX_BODY, MAX_CONNECTIONS, MAX_DEPTH, MAX_QUERY, MAX_TOP, TIMEOUT, Rate
+from m3p.search.serve.deadline import TimedBytes
+from m3p.search.serve.limits import (
+    MAX_BODY,
+    MAX_CONNECTIONS,
+    MAX_DEPTH,
+    MAX_QUERY,
+    MAX_TOP,
+    PIXELS_OF_A_QUERY,
+    TIMEOUT,
+    Rate,
+)
 from m3p.search.serve.queries import BusyError, Queries
 from m3p.search.serve.thumbnails import SIDES, Thumbnails
 from m3p.terminal import one_line, warn
@@ -161,6 +175,17 @@ class Handler(BaseHTTPRequestHandler):
     timeout = TIMEOUT
     server: Server
 
+    def setup(self) -> None:
+        """Read the connection by a clock."""
+        super().setup()
+        self._bytes = TimedBytes(self.connection, self.timeout)
+        self.rfile = io.BufferedReader(self._bytes)
+
+    def handle_one_request(self) -> None:
+        """Read and answer a request, whose head must come in time."""
+        self._bytes.restart()
+        super().handle_one_request()
+
     def do_GET(self) -> None:
         """Answer a GET."""
         self._answer(self._get)
@@ -222,7 +247,9 @@ class Handler(BaseHTTPRequestHandler):
             )
         asked = self._asked(url.query)
         self._take(1)
-        self._search(self._body(), asked)
+        picture = self._body()
+        self._take(max(0, pixels_of(picture) / PIXELS_OF_A_QUERY - 1))
+        self._search(picture, asked)
 
     def _about(self) -> dict[str, Any]:
         """Return what /api/index says."""
@@ -254,6 +281,8 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(
                 HTTPStatus.BAD_REQUEST, f"query: {len(text):,} characters; the rule is 1 to {MAX_QUERY:,}"
             )
+        if not says_something(text):
+            raise RefusedError(HTTPStatus.BAD_REQUEST, "query: it shows nothing; write words to search for")
         self._take(1)
         return text
 
@@ -276,6 +305,7 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{int(length):,} bytes; the rule is 1 to {MAX_BODY:,}"
             )
+        self._bytes.restart()
         end, found = time.monotonic() + TIMEOUT, bytearray()
         while len(found) < int(length):
             piece = self.rfile.read1(min(1 << 16, int(length) - len(found)))
@@ -333,6 +363,15 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
+
+
+def pixels_of(content: bytes) -> int:
+    """Return how many pixels a picture's file says that it has; 0 where it is none, which decoding will say."""
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            return picture.width * picture.height
+    except Exception:  # on broken bytes Pillow raises nearly anything
+        return 0
 
 
 def _shown(number: int, score: float, entry: Entry) -> dict[str, Any]:
