@@ -24,8 +24,6 @@ from m3p.errors import BadSample, UserError
 from m3p.prepare.pictures import PictureFolder, checked_extension
 from m3p.prepare.region_folder import RegionFolder
 from m3p.prepare.regions import pack_regions
-from m3p.prepare.row_language import FIELDS as LANGUAGE_FIELDS
-from m3p.prepare.row_language import language_mistake, own_language
 from m3p.prepare.shards import ShardWriter
 from m3p.prepare.staging import check_output, staged_folder
 from m3p.terminal import one_line, say
@@ -124,8 +122,8 @@ class _Checker:
         record, width = dict(entry.record), self.width
         if isinstance(record.get("id"), int) and not isinstance(record["id"], bool):
             record["id"] = str(record["id"])
-        captions, used, wrong = self._captions(record)
-        mistakes = self._id_mistakes(record.get("id")) + wrong + caption_mistakes(captions)
+        captions, used = self._captions(record)
+        mistakes = self._id_mistakes(record.get("id")) + caption_mistakes(captions)
         members, wrong = self._picture(record.get("image"))
         mistakes += wrong + name_mistakes(record) + unicode_mistakes({**record, "captions": captions})
         if self.regions is not None and isinstance(record.get("id"), str):
@@ -152,19 +150,15 @@ class _Checker:
             numbers.append(published_number(record[PUBLISHED_ID]))
         return bool(np.isin(np.array(numbers, np.uint64), self.unwanted).any())
 
-    def _captions(self, record: Fields) -> tuple[object, tuple[str, ...], list[str]]:
-        """Return the captions by language, in whatever layout, the fields they were read from, and what is wrong with the
-        language of those that name none.
-        """
+    def _captions(self, record: Fields) -> tuple[object, tuple[str, ...]]:
+        """Return the captions by language, in whatever layout, and the fields they were read from."""
         if isinstance(record.get("captions"), dict):
-            return record["captions"], (), []
-        told = self.options.language
+            return record["captions"], ()
         try:
-            captions, _, used, unnamed = find_captions(record, {}, told or own_language(record))
+            captions, _, used, _ = find_captions(record, {}, self.options.language)
         except BadSample:
-            return record.get("captions"), (), []
-        mistake = language_mistake(record, told) if unnamed else ""
-        return dict(captions), (*used, *LANGUAGE_FIELDS), [mistake] if mistake else []
+            return record.get("captions"), ()
+        return dict(captions), tuple(used)
 
     def _id_mistakes(self, identity: object) -> list[str]:
         if not isinstance(identity, str) or not identity:

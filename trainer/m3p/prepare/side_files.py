@@ -21,7 +21,6 @@ from m3p.errors import BadSample, UserError
 from m3p.prepare.captions import read_jsonl
 from m3p.prepare.lines import plain_name
 from m3p.prepare.pairs import Entry, Fields, caption_mistakes, unicode_mistakes
-from m3p.prepare.row_language import language_mistake, own_language
 from m3p.prepare.tables import open_table
 
 WANTED = "give a file of JSON lines (.jsonl), or a table (.tsv, .csv) under a line of names"
@@ -117,10 +116,10 @@ class CaptionTable:
                 f"{self.by} is {value!r}; the rule is a text or number by which a picture is found (--by); it has {names}"
             ]
         try:
-            captions, wrong = _captions(record, language)
+            captions = _captions(record, language)
         except BadSample as reason:
             return [f"{reason}: name the language as LANG=FILE"]
-        if mistakes := wrong + caption_mistakes(captions) + unicode_mistakes({"captions": captions, "id": value}):
+        if mistakes := caption_mistakes(captions) + unicode_mistakes({"captions": captions, "id": value}):
             return mistakes
         return [
             mistake
@@ -159,12 +158,10 @@ def _entries(file: SideFile) -> Iterator[Entry]:
         raise UserError(f"{file.path}: {WANTED}.")
 
 
-def _captions(record: Fields, language: str | None) -> tuple[dict[str, object], list[str]]:
-    """Return the captions of a record by language, and what is wrong with their language. Raises BadSample: no layout fits."""
+def _captions(record: Fields, language: str | None) -> dict[str, object]:
+    """Return the captions of a record by language. Raises BadSample where no layout fits."""
     if isinstance(record.get("caption"), dict):  # as CCLM has its translations
-        return dict(record["caption"]), []
+        return dict(record["caption"])
     named = next((record[name] for name in CAPTION_COLUMNS if record.get(name)), None)
     fields = {**record, "caption": named} if named is not None else record
-    captions, _, _, unnamed = find_captions(fields, {}, language or own_language(record))
-    mistake = language_mistake(record, language) if unnamed else ""
-    return dict(captions), [mistake] if mistake else []
+    return dict(find_captions(fields, {}, language)[0])

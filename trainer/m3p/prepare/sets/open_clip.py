@@ -6,12 +6,15 @@ from typing import Annotated
 
 import typer
 
+from m3p.data.records import find_captions
 from m3p.data.shards.manifest import NOT_STATED
 from m3p.errors import UserError
 from m3p.prepare.pairs import Entry
 from m3p.prepare.published import Published, origin_of
-from m3p.prepare.row_language import language_mistake
 from m3p.prepare.tables import open_table
+
+LANGUAGE_FIELDS = ("language", "lang")
+"""Columns that say in which language a line is: data/records.py."""
 
 
 def open_clip(
@@ -34,7 +37,7 @@ def open_clip(
 
 def _entries(source: Path, language: str, path_column: str, caption_column: str, separator: str) -> Iterator[Entry]:
     """Yield a record a picture, and one for each line that is wrong. Raises UserError for a file that lacks a column."""
-    captions: dict[str, list[str]] = {}
+    captions: dict[str, dict[str, list[object]]] = {}
     first: dict[str, int] = {}
     wanted = f"give open_clip's CSV file, with the columns {path_column} and {caption_column}"
     with open_table(source, separator, wanted) as table:
@@ -44,12 +47,13 @@ def _entries(source: Path, language: str, path_column: str, caption_column: str,
                 "name them with --path-column and --caption-column, and what stands between with --separator."
             )
         for line, row in table.rows:
-            if mistake := row if isinstance(row, str) else language_mistake(row, language):
-                yield Entry(f"line {line}", mistake)
+            if isinstance(row, str):
+                yield Entry(f"line {line}", row)
                 continue
-            assert isinstance(row, dict), "else it is the mistake"
             path = row.get(path_column, "")
             first.setdefault(path, line)
-            captions.setdefault(path, []).append(row.get(caption_column, ""))
-    for path, texts in captions.items():
-        yield Entry(f"line {first[path]}", {"id": path, "image": path, "captions": {language: texts}})
+            said = {name: value for name, value in row.items() if name.lower() in LANGUAGE_FIELDS}
+            for code, text in find_captions({**said, "caption": row.get(caption_column, "")}, {}, language)[0].items():
+                captions.setdefault(path, {}).setdefault(code, []).append(text)
+    for path, by_language in captions.items():
+        yield Entry(f"line {first[path]}", {"id": path, "image": path, "captions": by_language})

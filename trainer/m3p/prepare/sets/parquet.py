@@ -16,7 +16,6 @@ from m3p.data.shards.manifest import NOT_STATED
 from m3p.errors import BadSample, UserError
 from m3p.prepare.pairs import Entry
 from m3p.prepare.published import Published, origin_of
-from m3p.prepare.row_language import language_mistake, own_language
 from m3p.prepare.sets.parquet_files import split_files
 from m3p.terminal import say
 
@@ -135,10 +134,13 @@ def _entries(
         identity = next((row[name] for name in IDS if row.get(name) is not None), number)
         record = {name: row[name] for name in OWN_FIELDS if row.get(name) is not None}
         try:
-            captions, mistake = (_named(row, columns), "") if columns else _found(_present(row), language)
+            captions = _named(row, columns) if columns else dict(find_captions(_present(row), {}, language)[0])
         except BadSample as reason:
-            mistake = f"{reason}: name the columns with --caption LANG=COLUMN, or the language with --language"
-        yield Entry(where, mistake or {**record, "id": identity, "image": image, "captions": captions})
+            yield Entry(
+                where, f"{reason}: name the columns with --caption LANG=COLUMN, or the language with --language"
+            )
+            continue
+        yield Entry(where, {**record, "id": identity, "image": image, "captions": captions})
 
 
 def _named(row: dict[str, Any], columns: list[tuple[str, str]]) -> dict[str, Any]:
@@ -148,12 +150,6 @@ def _named(row: dict[str, Any], columns: list[tuple[str, str]]) -> dict[str, Any
         value = row[column]
         captions.setdefault(code, []).extend(value if isinstance(value, list) else [value])
     return captions
-
-
-def _found(row: dict[str, Any], language: str | None) -> tuple[dict[str, Any], str]:
-    """Return the captions of columns named like captions, and what is wrong with their language. Raises BadSample."""
-    captions, _, _, unnamed = find_captions(row, {}, language or own_language(row))
-    return dict(captions), language_mistake(row, language) if unnamed else ""
 
 
 def _present(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Records that name the language of their captions in a field of its own: taken, and never stored as another."""
+"""Records that name the language of their captions in a field of its own: every importer takes it, whatever the command says."""
 
 import json
 from collections.abc import Callable
@@ -9,20 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from m3p.errors import UserError
-from m3p.prepare.row_language import language_mistake, own_language
 from m3p.prepare.side_files import CaptionTable, SideFile
 from tests.prepare.sets.raw import picture, run, stored
 
 Captions = list[dict[str, list[str]]]
-
-
-def test_what_a_record_says_and_what_is_compared() -> None:
-    assert own_language({"language": "pt_BR"}) == "pt-BR"
-    assert own_language({"LANGUAGE": "de", "lang": ""}) == "de"
-    assert own_language({"language": "German", "lang": 3}) is None
-    assert "its language is cs, and its captions are to be in de" in language_mistake({"lang": "cs"}, "de")
-    for own, told in (("en-US", "en"), ("EN", "en"), ("eng", "en"), ("English", "de"), ("cs", None)):
-        assert not language_mistake({"language": own}, told), (own, told)
 
 
 def _captions(folder: Path, language: str | None) -> Captions:
@@ -60,21 +50,17 @@ def _stored(folder: Path, command: str, *words: object) -> Captions:
     return [record["captions"] for record in stored(folder / "out").values()]
 
 
-@pytest.mark.parametrize("read", [_captions, _parquet, _side_file])
-def test_the_field_says_the_language_and_another_one_is_a_mistake(
-    tmp_path: Path, read: Callable[[Path, str | None], Captions]
+def _open_clip(folder: Path, language: str | None) -> Captions:
+    lines = ["filepath\ttitle\tlanguage", *(f"p{n}.jpg\t{text}\t{of}" for n, of, text in ROWS)]
+    (folder / "a.csv").write_text("\n".join(lines) + "\n")
+    return _stored(folder, "open-clip", folder / "a.csv", *_option(language))
+
+
+@pytest.mark.parametrize("language", [None, "de"])
+@pytest.mark.parametrize("read", [_captions, _parquet, _side_file, _open_clip])
+def test_captions_are_in_the_language_that_their_record_says(
+    tmp_path: Path, read: Callable[[Path, str | None], Captions], language: str | None
 ) -> None:
     for number in range(2):
         picture(tmp_path / f"p{number}.jpg", 90 * number)
-    with pytest.raises(UserError, match="its language is cs, and its captions are to be in de") as caught:
-        read(tmp_path, "de")
-    assert "its language is de" not in str(caught.value)
-    assert read(tmp_path, None) == [{"de": ["ein Hund"]}, {"cs": ["kočka"]}]
-
-
-def test_a_table_of_open_clip_is_in_the_language_that_it_says(tmp_path: Path) -> None:
-    picture(tmp_path / "p0.jpg", 90)
-    (tmp_path / "a.csv").write_text("filepath\ttitle\tlanguage\np0.jpg\tein Hund\tde\n")
-    with pytest.raises(UserError, match=r"line 2: it says itself that its language is de, .* in en"):
-        run("open-clip", tmp_path / "a.csv", output=tmp_path / "out")
-    run("open-clip", tmp_path / "a.csv", "--language", "de", output=tmp_path / "out")
+    assert read(tmp_path, language) == [{"de": ["ein Hund"]}, {"cs": ["kočka"]}]
