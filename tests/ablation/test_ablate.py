@@ -221,6 +221,19 @@ def test_runs_of_other_code_are_not_taken_for_these(
 
 
 @pytest.mark.long
+def test_runs_in_another_precision_are_not_taken_for_these(recipe: Path, tmp_path: Path) -> None:
+    """As where an ablation that was cut off goes on on a machine with a GPU, or with another file of settings."""
+    command: Command = (recipe, [], ["model.dropout=0.5,0.0"], 1, tmp_path / "out")
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps({"bf16": {"enabled": False}}))
+    with pytest.raises(UserError, match="is not complete"):
+        ablate(*command, Trainer(recipe, dies_at=1), ds_config=settings)
+    settings.write_text(json.dumps({"bf16": {"enabled": True}}))
+    with pytest.raises(UserError, match=r"made of something else .*\n  - precision: float32 then, bfloat16 now\n"):
+        ablate(*command, Trainer(recipe), ds_config=settings)
+
+
+@pytest.mark.long
 def test_a_run_that_does_not_say_what_it_is_made_of_is_not_taken(recipe: Path, tmp_path: Path) -> None:
     command: Command = (recipe, [], ["model.dropout=0.5,0.0"], 1, tmp_path / "out")
     ablate(*command, Trainer(recipe))

@@ -22,15 +22,22 @@ Train = Callable[[Trial, Sequence[str]], int]
 
 
 def ablate(
-    recipe: Path, overrides: Sequence[str], vary: Sequence[str], seeds: int, folder: Path, train: Train, jobs: int = 1
+    recipe: Path,
+    overrides: Sequence[str],
+    vary: Sequence[str],
+    seeds: int,
+    folder: Path,
+    train: Train,
+    jobs: int = 1,
+    ds_config: Path | None = None,
 ) -> Report:
     """Train every combination of the varied fields with every seed, and return the comparison with the first combination.
 
     A run that is complete is not trained again, and one that was cut off goes on from its last checkpoint. So the same command,
     started again after a kill, does only what is left. `jobs` runs are trained at a time; where one fails, those that have
-    started are waited for, and no other one starts. Writes ablation.json and ablation.html into `folder`.
-    Raises UserError for wrong fields, for runs of another recipe, other data or other code in the folder, and for a run that
-    fails.
+    started are waited for, and no other one starts. `ds_config` is the file of DeepSpeed's settings that `train` takes. Writes
+    ablation.json and ablation.html into `folder`. Raises UserError for wrong fields, for runs of another recipe, other data,
+    other code or another precision in the folder, and for a run that fails.
     """
     found = variants([parse_variation(text) for text in vary])
     # With the varied fields, without which the recipe may be none.
@@ -42,7 +49,7 @@ def ablate(
             f"{unscored}: run.evaluate = false: no run would be scored, and there would be nothing to compare; set it to true"
         )
     planned = trials(found, seeds, base.run.seed, folder)
-    train_all(recipe, overrides, planned, train, jobs)
+    train_all(recipe, overrides, planned, train, jobs, ds_config)
     report = compare(found, planned, list(base.evaluation), str(recipe), list(overrides))
     report.save(folder)
     return report
@@ -57,10 +64,17 @@ class _Planned:
     """What it is made of beside the recipe."""
 
 
-def train_all(recipe: Path, overrides: Sequence[str], planned: Sequence[Trial], train: Train, jobs: int = 1) -> None:
+def train_all(
+    recipe: Path,
+    overrides: Sequence[str],
+    planned: Sequence[Trial],
+    train: Train,
+    jobs: int = 1,
+    ds_config: Path | None = None,
+) -> None:
     """Train the trials that are not complete, `jobs` at a time. Raises UserError; for a wrong recipe before the first starts."""
     recipes = {trial: load_recipe(recipe, [*overrides, *trial.overrides]) for trial in planned}
-    every = {trial: _Planned(resolved, facts_of_run(resolved)) for trial, resolved in recipes.items()}
+    every = {trial: _Planned(resolved, facts_of_run(resolved, ds_config)) for trial, resolved in recipes.items()}
     waiting = {trial: one for trial, one in every.items() if not _is_complete(trial, one)}
     _train(waiting, overrides, train, jobs)
 

@@ -34,6 +34,7 @@ def finetune(
     folder: Path,
     train: Train,
     jobs: int = 1,
+    ds_config: Path | None = None,
 ) -> Grid:
     """Train what the settings ask for, score each once in every way that its heads allow, and return the table.
 
@@ -46,7 +47,7 @@ def finetune(
     check_asked(list(base.evaluation))
     _check(base, languages, settings)
     planned = {name: _trial(base, name, codes, folder) for name, codes in trained(languages, settings).items()}
-    train_all(recipe, overrides, list(planned.values()), train, jobs)
+    train_all(recipe, overrides, list(planned.values()), train, jobs, ds_config)
     starts = {name: chosen(trial.folder) for name, trial in planned.items()}
     if NONE in settings:
         assert base.model.weights is not None, "checked"

@@ -8,6 +8,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 import m3p
 from m3p.atomic import write_text
 from m3p.checkpoints.files import STATE_FILE, describe, read_state
@@ -23,15 +25,18 @@ from m3p.recipe.recipe import Recipe
 from m3p.retrieval.pictures import open_captions, open_source
 from m3p.stored_files import read_object
 from m3p.training.build_objectives import build_objectives
+from m3p.training.deepspeed.config import precision, read_deepspeed_config, resolve
 
 Facts = Mapping[str, str]
 """What something is made of: name -> hash or value."""
 
 
-def facts_of_run(recipe: Recipe) -> dict[str, str]:
+def facts_of_run(recipe: Recipe, ds_config: Path | None = None) -> dict[str, str]:
     """Return what a run of `recipe` is made of, beside the recipe: its data, those of its evaluations, its start, the code.
 
-    Raises UserError where data are missing or cannot be trained on.
+    Of DeepSpeed's settings `ds_config` the precision on this machine counts. A single run may go on in another one; between two
+    variants it would be a difference beside the one that is varied. Raises UserError where data are missing or cannot be trained
+    on, and for wrong settings.
     """
     found = {f"content of {name}": value for name, value in fingerprints(recipe, build_objectives(recipe)).items()}
     for name, config in recipe.evaluation.items():
@@ -39,6 +44,10 @@ def facts_of_run(recipe: Recipe) -> dict[str, str]:
     for field, path in (("weights", recipe.model.weights), ("initialise", recipe.model.initialise)):
         if path is not None:
             found[f"model.{field}"] = weights_fact(path)
+    if ds_config is not None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        settings = resolve(read_deepspeed_config(ds_config), recipe.optimizer, device)
+        found["precision"] = str(precision(settings)).removeprefix("torch.")
     return found | facts_of_code()
 
 

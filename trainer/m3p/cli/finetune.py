@@ -40,7 +40,7 @@ def finetune_command(
     ranks = ranks or default_ranks()
     threads = None if jobs == 1 else threads_of_job(jobs, ranks)
     train = launcher(lambda: train_program(ranks), path, str(ds_config), threads)
-    grid = finetune(path, overrides or [], languages.split(","), settings.split(","), folder, train, jobs)
+    grid = finetune(path, overrides or [], languages.split(","), settings.split(","), folder, train, jobs, ds_config)
     for table in grid_tables(grid):
         PlainConsole().print(table)
     say(f"{grid.method}\nsee {folder / 'finetune.json'}")

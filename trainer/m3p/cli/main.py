@@ -146,7 +146,7 @@ def ablate_command(
     ranks = ranks or default_ranks()
     threads = None if jobs == 1 else threads_of_job(jobs, ranks)
     train = launcher(lambda: train_program(ranks), path, str(ds_config), threads)
-    report = ablate(path, overrides or [], vary, seeds, folder, train, jobs)
+    report = ablate(path, overrides or [], vary, seeds, folder, train, jobs, ds_config)
     for table in tables(report):
         PlainConsole().print(table)
     say(f"{METHOD}\nsee {folder / 'ablation.html'}")
