@@ -17,7 +17,14 @@ from m3p.data.pieces import TokenizerJson, read_pieces_of
 from m3p.data.tokenizer import Tokenizer
 from m3p.errors import UserError
 from m3p.sample_texts import sample_texts
-from m3p.vocabulary import TOKENIZER_FILE, has_vocabulary, same_vocabulary, vocabulary_file
+from m3p.vocabulary import (
+    SENTENCEPIECE_FILE,
+    TOKENIZER_FILE,
+    check_one_vocabulary,
+    has_vocabulary,
+    same_vocabulary,
+    vocabulary_file,
+)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +97,81 @@ def test_tokens_that_were_added_are_whole(saved: Path, tmp_path: Path) -> None:
     assert ours.size == ours.mask + 2
     for text in ("a zebrakux runs", "zebrakux", "zebrakuxe"):
         assert ours.encode(text, 64).tolist() == theirs(text)["input_ids"], text
+
+
+@pytest.mark.parametrize(
+    "flags", [{"single_word": True}, {"lstrip": True, "rstrip": True}, {"normalized": False}, {}], ids=str
+)
+def test_words_that_were_added_are_found_as_transformers_finds_them(
+    saved: Path, tmp_path: Path, flags: dict[str, bool]
+) -> None:
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    size = Tokenizer(saved).size
+    change(saved, tmp_path, lambda c: c["added_tokens"].append({"id": size, "content": "zork", **plain, **flags}))
+    ours, theirs = Tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("a dog plays with zork in the snow", "zork", "xzorky zork.", "the ZORK and zork zork"):
+        assert ours.encode(text, 64).tolist() == theirs(text)["input_ids"], text
+
+
+def both(saved: Path, xlmr_folder: Path, to: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
+    shutil.copy(xlmr_folder / SENTENCEPIECE_FILE, to)
+    return change(saved, to, edit)
+
+
+def test_a_folder_with_two_files_of_one_vocabulary_is_taken(saved: Path, xlmr_folder: Path, tmp_path: Path) -> None:
+    check_one_vocabulary(xlmr_folder)
+    check_one_vocabulary(saved)
+    check_one_vocabulary(both(saved, xlmr_folder, tmp_path, lambda content: None))
+    (tmp_path / TOKENIZER_FILE).unlink()
+    special = {"content": "<new>", "special": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"999": special}}))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<mask>": 300}))
+    check_one_vocabulary(tmp_path)
+
+
+def swap(content: dict[str, Any]) -> None:
+    vocabulary = content["model"]["vocab"]
+    vocabulary[50][1], vocabulary[51][1] = vocabulary[51][1] - 1, vocabulary[50][1]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda content: content["model"]["vocab"][9].__setitem__(0, "▁zebra"),
+        lambda content: content["added_tokens"].append({"id": len(content["model"]["vocab"]), "content": "zebra"}),
+        swap,
+    ],
+)
+def test_a_folder_with_two_vocabularies_is_refused(
+    saved: Path, xlmr_folder: Path, tmp_path: Path, edit: Callable[[dict[str, Any]], object]
+) -> None:
+    with pytest.raises(UserError, match=r"tokenizer\.json has other pieces than sentencepiece\.bpe\.model beside it"):
+        check_one_vocabulary(both(saved, xlmr_folder, tmp_path, edit))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("added_tokens.json", {"zebrakux": 402, "<mask>": 401}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"402": {"content": "zebrakux", "special": False}}}),
+    ],
+)
+def test_words_added_beside_a_vocabulary_are_named_and_the_way_out_leads_out(
+    xlmr_folder: Path, tmp_path: Path, name: str, content: dict[str, Any]
+) -> None:
+    shutil.copytree(xlmr_folder, tmp_path, dirs_exist_ok=True)
+    size = Tokenizer(tmp_path).size
+    (tmp_path / name).write_text(json.dumps(content).replace("402", str(size)).replace("401", str(size - 1)))
+    with pytest.raises(
+        UserError, match=r"1 words were added to sentencepiece\.bpe\.model, such as 'zebrakux'"
+    ) as caught:
+        check_one_vocabulary(tmp_path)
+    assert "AutoTokenizer.from_pretrained" in str(caught.value)
+    AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "NEW")
+    shutil.copy(tmp_path / "NEW" / TOKENIZER_FILE, tmp_path)
+    (tmp_path / SENTENCEPIECE_FILE).unlink()
+    check_one_vocabulary(tmp_path)
+    assert Tokenizer(tmp_path).encode("zebrakux", 64).tolist() == [0, size, 2]
 
 
 def test_it_goes_to_a_worker_by_its_path(saved: Path) -> None:

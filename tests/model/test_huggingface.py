@@ -467,6 +467,43 @@ def test_bert_with_the_vocabulary_of_xlmr(xlmr_folder: Path, tmp_path: Path, wit
         torch.testing.assert_close(logits, their_logits[:, : tokenizer.size], atol=1e-4, rtol=0)
 
 
+def test_norms_as_mbert_has_them_are_read(tmp_path: Path) -> None:
+    """Models converted from TensorFlow call them gamma and beta, and older configs leave the epsilon out."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=36,
+    )  # fmt: skip
+    theirs = BertForMaskedLM(config).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, mean=0.1, std=0.25)
+    theirs.save_pretrained(tmp_path)
+    tensors = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for name, tensor in load_file(tmp_path / "model.safetensors").items()
+    }
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert fields.pop("layer_norm_eps") == 1e-12
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    shape, words = read_shape(tmp_path)
+    assert shape.layer_norm_eps == 1e-12
+    found = read_weights(tmp_path, shape, words)
+    own = dict(theirs.named_parameters())
+    assert torch.equal(found["text.norm.weight"], own["bert.embeddings.LayerNorm.weight"])
+    last = "bert.encoder.layer.1.output.LayerNorm.bias"
+    assert torch.equal(found["encoder.layers.1.feed_forward_norm.bias"], own[last])
+    assert torch.equal(found["heads.masked_words.norm.weight"], own["cls.predictions.transform.LayerNorm.weight"])
+
+
+def test_other_padding_is_refused_for_positions_are_counted_from_it(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**fields, "pad_token_id": 0}))
+    with pytest.raises(UserError, match="pad_token_id is 0, but the encoder computes 1 alone"):
+        read_shape(tmp_path)
+
+
 def test_sizes_are_read_from_the_config(folder: Path) -> None:
     shape, vocabulary = read_shape(folder)
     assert shape == EncoderShape(layers=3, width=32, heads=4, feed_forward=48, positions=38, layer_norm_eps=1e-5)

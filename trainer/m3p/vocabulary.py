@@ -2,10 +2,12 @@
 
 import filecmp
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from m3p.errors import UserError
+from m3p.transformers_folder import read_json
 from m3p.wordpiece import (
     BERT_MASK,
     BERT_SPECIALS,
@@ -24,6 +26,9 @@ TOKENIZER_FILE = "tokenizer.json"
 
 MAX_BYTES = 1 << 28
 """Largest vocabulary file that is read. XLM-R's tokenizer.json, of 250,002 pieces, has 17 MB."""
+
+SCORE = 1e-4
+"""Difference of the scores of a piece in two files, as a share: one keeps float32, the other decimals."""
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 """XLM-R's pieces of ids 0 to 3."""
@@ -72,6 +77,54 @@ def same_vocabulary(one: Path, other: Path) -> bool:
     if filecmp.cmp(first, second, shallow=False):
         return settings_beside(first) == settings_beside(second)
     return first.name != second.name and read_pieces(first) == read_pieces(second)
+
+
+def check_one_vocabulary(folder: Path) -> None:
+    """Raise UserError where the files of a folder say two vocabularies: which one its weights were trained with, nobody knows.
+
+    A tokenizer.json that was saved over an older sentencepiece model, or words that were added to a vocabulary beside its file.
+    """
+    path, other = vocabulary_file(folder), folder / TOKENIZER_FILE
+    if path.name == SENTENCEPIECE_FILE and other.is_file():
+        if not _is_like(path, other):
+            raise UserError(
+                f"{other} has other pieces than {path.name} beside it, or other scores; `transformers` reads {other.name}: take "
+                "the file away that does not belong to the weights"
+            )
+    elif path != other and (added := sorted(set(_added_words(folder)) - set(read_pieces(path)))):
+        raise UserError(
+            f"{folder}: {len(added):,} words were added to {path.name}, such as {added[0]!r}, which do not stand in it; write "
+            'one file that has them: python -c "from transformers import AutoTokenizer; '
+            f"AutoTokenizer.from_pretrained('{folder}').save_pretrained('NEW')\", and put NEW/{other.name} in the place of "
+            f"{path.name}"
+        )
+
+
+def _is_like(model: Path, other: Path) -> bool:
+    """Tell whether a sentencepiece model and a tokenizer.json have the same pieces, and the same scores up to rounding."""
+    if read_pieces(model) != read_pieces(other):
+        return False
+    content = _read_content(other)["model"]
+    if content["type"] != "Unigram":
+        return True
+    import sentencepiece
+
+    scores = sentencepiece.SentencePieceProcessor(model_file=str(model)).get_score
+    ordinary = content["vocab"][len(SPECIALS) : -1]
+    return all(abs(score - scores(number)) <= SCORE * (1 + abs(score)) for number, (_, score) in enumerate(ordinary, 3))
+
+
+def _added_words(folder: Path) -> Iterator[str]:
+    """Yield the words that `transformers` has noted as added to a vocabulary, without special tokens. Raises UserError."""
+    for name, field in (("added_tokens.json", None), ("tokenizer_config.json", "added_tokens_decoder")):
+        if not (folder / name).is_file():
+            continue
+        content = read_json(folder / name, "the settings of a tokenizer")
+        if field is None:
+            yield from (word for word in content if not (word[:1] in "<[" and word[-1:] in ">]"))
+        else:
+            entries = (content.get(field) or {}).values()
+            yield from (str(one["content"]) for one in entries if not one.get("special") and "content" in one)
 
 
 def settings_beside(path: Path) -> dict[str, Any]:

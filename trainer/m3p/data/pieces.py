@@ -91,7 +91,8 @@ class TokenizerJson:
             raise UserError(f"{path}: `tokenizers` cannot read it ({error}); put back the model's own file") from error
         self._pieces = self._shown(pieces) if is_wordpiece(content) else pieces
         splits = _bert_splits(content) if is_wordpiece(content) else _splits_at_spaces(self, self._pieces)
-        self.by_word = splits and not any(" " in str(one["content"]) for one in added)
+        # Whether an added word stands alone, `tokenizers` sees by the letters around it: a ▁ in place of a space counts as one.
+        self.by_word = splits and not any(" " in str(one["content"]) or one.get("single_word") for one in added)
 
     def _shown(self, pieces: list[str]) -> list[str]:
         """Return WordPiece's pieces as sentencepiece writes them: `▁dog` where a word begins, `s` for `##s`."""

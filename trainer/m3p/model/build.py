@@ -19,6 +19,7 @@ from m3p.visual.source import VisualSource
 from m3p.vocabulary import (
     SENTENCEPIECE_FILE,
     TOKENIZER_FILE,
+    check_one_vocabulary,
     has_vocabulary,
     row_order,
     same_vocabulary,
@@ -111,7 +112,9 @@ def _misfit(config: ModelConfig, start: Path, words: int, vocabulary: int) -> st
 
 
 def _check_vocabulary(config: ModelConfig, start: Path) -> None:
-    """Raise UserError where `model.tokenizer` has other words for the rows of the word table, though as many."""
+    """Raise UserError where the vocabulary has other words for the rows of the word table, though as many, or is two."""
+    if has_vocabulary(start):
+        check_one_vocabulary(start)
     if config.tokenizer is not None and has_vocabulary(start) and not same_vocabulary(start, config.tokenizer):
         raise UserError(
             f"model.tokenizer = {config.tokenizer}: its {vocabulary_file(config.tokenizer).name} is another one than "

@@ -54,6 +54,8 @@ _DIMENSIONS = {
 """Tensors that show which field of config.json is wrong."""
 _ONLY = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
 """What the encoder computes; a config says nothing, or this."""
+_DEFAULTS = {"layer_norm_eps": 1e-12}
+"""Fields that older configs leave out, with the values of `transformers`."""
 MAX_WORDS = 1 << 24
 
 
@@ -63,7 +65,7 @@ def read_shape(folder: Path) -> tuple[EncoderShape, int]:
     `model_type: bert` (mBERT, LaBSE, multilingual-e5-small, multilingual MiniLM) counts positions from 0; ours, as
     XLM-R's, from 2, so that its table has two rows more here.
     """
-    config, path = _read_config(folder), folder / "config.json"
+    config, path = {**_DEFAULTS, **_read_config(folder)}, folder / "config.json"
     try:
         shape = EncoderShape.model_validate({mine: config[theirs] for mine, theirs in _SIZES.items()})
         words = config["vocab_size"]
@@ -178,7 +180,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{path}: model_type is {config.get('model_type')!r}, but only 'xlm-roberta' and 'bert' can be loaded: XLM-R of any "
             "size, XLM-V, multilingual E5 and MiniLM, mBERT, LaBSE"
         )
-    for field, only in _ONLY.items():
+    # XLM-R counts positions from the one behind its padding.
+    for field, only in (_ONLY | ({"pad_token_id": PAD} if config["model_type"] == "xlm-roberta" else {})).items():
         if config.get(field, only) != only:
             raise UserError(f"{path}: {field} is {config[field]!r}, but the encoder computes {only!r} alone")
     return config

@@ -15,6 +15,10 @@ from m3p.transformers_folder import INDEX_FILE, weight_files
 
 _PREFIX = re.compile(r"^(roberta|bert|xlm_roberta|model)\.")
 
+# Names in models that were converted from TensorFlow, such as mBERT's as it is published.
+_NORM = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+_OLD_NORM = re.compile(r"LayerNorm\.(gamma|beta)$")
+
 # A tied weight is saved once, under either name; BERT has other names for the same parts.
 _OTHER_NAMES = {
     "lm_head.decoder.weight": "embeddings.word_embeddings.weight",
@@ -64,7 +68,7 @@ class WeightFiles:
         try:
             with open_tensors(path) as file:
                 for stored in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    inner = _PREFIX.sub("", stored)
+                    inner = _OLD_NORM.sub(lambda found: _NORM[found[0]], _PREFIX.sub("", stored))
                     name = _OTHER_NAMES.get(inner, inner)
                     if name not in self._files or name == inner:  # its own name before another
                         self._files[name] = path, stored
