@@ -234,7 +234,7 @@ def _meet(info: LauncherInfo, device: "torch.device", timeout_seconds: float) ->
 
 def finish() -> None:
     """Wait for all ranks, then take the process group down. Every rank calls it, after its last collective."""
-    if _joined():
+    if has_joined():
         import torch.distributed as dist
 
         dist.barrier()
@@ -260,24 +260,25 @@ def _flush() -> None:
 
 def is_main() -> bool:
     """Whether this is rank 0; a process that has joined no others is."""
-    return not _joined() or sys.modules["torch.distributed"].get_rank() == 0
+    return not has_joined() or sys.modules["torch.distributed"].get_rank() == 0
 
 
 def join(timeout_seconds: float = 3600.0) -> None:
     """Meet the other ranks, in a program that a launcher may have started on several; nothing to do alone, or once met."""
-    if not _joined() and find(os.environ).world_size > 1:
+    if not has_joined() and find(os.environ).world_size > 1:
         start(timeout_seconds)
 
 
 def rank_and_count() -> tuple[int, int]:
     """Return this process' number among all ranks and how many there are; (0, 1) in a process that has joined no others."""
-    if not _joined():
+    if not has_joined():
         return 0, 1
     dist = sys.modules["torch.distributed"]
     return int(dist.get_rank()), int(dist.get_world_size())
 
 
-def _joined() -> bool:
+def has_joined() -> bool:
+    """Tell whether this process has met the other ranks."""
     # A process that has not imported torch has joined nobody; asking must not cost a data worker that import.
     dist = sys.modules.get("torch.distributed")
     return dist is not None and bool(dist.is_initialized())
@@ -330,7 +331,7 @@ def gather_objects(value: T, group: "ProcessGroup | None" = None) -> list[T]:
 
 def all_reduce_max(*values: int) -> list[int]:
     """Return the largest of each value over all ranks."""
-    if not _joined():
+    if not has_joined():
         return list(values)
     import torch
     import torch.distributed as dist
@@ -343,7 +344,7 @@ def all_reduce_max(*values: int) -> list[int]:
 
 def broadcast_object(value: T) -> T:
     """Return rank 0's `value` (any picklable object) on every rank."""
-    if not _joined():
+    if not has_joined():
         return value
     import torch.distributed as dist
 

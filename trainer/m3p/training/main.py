@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,9 @@ from m3p import distributed  # noqa: E402
 from m3p.errors import OneRankError, UserError, no_room, out_of_files, say_thread_failed  # noqa: E402
 from m3p.terminal import warn  # noqa: E402
 from m3p.unicode_text import check_words  # noqa: E402
+
+UNTIL_SAID = 30.0
+"""Seconds in which the first rank of a node says what is wrong with a recipe, however busy the node is."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -67,6 +71,9 @@ def run(arguments: Sequence[str]) -> NoReturn:
         # All ranks of a node find the same mistake, and one of them says it; but for what only one rank can see.
         if local_rank == "0" or isinstance(error, OneRankError):
             warn(f"{prefix}error: {error}")
+        elif not distributed.has_joined():
+            # The one that says it may still be importing, and launchers end all ranks as soon as one has failed.
+            time.sleep(UNTIL_SAID)
         distributed.leave(2)
     except Exception as error:
         full = no_room(error) or out_of_files(error) if isinstance(error, OSError) else None
