@@ -91,7 +91,7 @@ def check_one_vocabulary(folder: Path) -> None:
                 f"{other} has other pieces than {path.name} beside it, or other scores; `transformers` reads {other.name}: take "
                 "the file away that does not belong to the weights"
             )
-    elif path != other and (added := sorted(set(_added_words(folder)) - set(read_pieces(path)))):
+    elif path != other and (words := set(_added_words(folder))) and (added := sorted(words - set(read_pieces(path)))):
         raise UserError(
             f"{folder}: {len(added):,} words were added to {path.name}, such as {added[0]!r}, which do not stand in it; write "
             'one file that has them: python -c "from transformers import AutoTokenizer; '
