@@ -30,6 +30,10 @@ for kind, times in ((torch.bfloat16, 3), (torch.float16, 1.1)):
     for mine, theirs, wanted in zip(outcome("triton", tensors, up), outcome("torch", tensors, up), exact, strict=True):
         assert mine.dtype == kind
         assert 0 < (mine - wanted).norm() <= times * (theirs - wanted).norm() < 0.01 * wanted.norm(), (mine, theirs, wanted)
+# No slots.
+tensors, up = make(0, 50, torch.float32)
+out, *gradients = outcome("triton", tensors, up)
+assert out.shape == (0, 50) and all(not one.any() for one in gradients)
 # An input whose rows do not lie end to end, and a gradient that is one number, repeated.
 tensors, _ = make(5, 7, torch.float32)
 apart = [tensors[0].detach().T.contiguous().T.requires_grad_(), tensors[1]]

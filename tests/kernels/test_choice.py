@@ -87,10 +87,19 @@ def test_compiling_on_a_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("triton")
-def test_attention_falls_back_with_its_reason() -> None:
+def test_attention_falls_back_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     found = choose(KernelsConfig(), Situation("cuda", torch.float32))["attention"]
     assert found.name == "grouped"
     assert "16-bit" in found.why
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 0))  # a V100
+    found = choose(KernelsConfig(), Situation("cuda", torch.float16))["attention"]
+    assert found.name == "grouped"
+    assert "not varlen: needs a GPU of compute capability 8.0" in found.why
+    with pytest.raises(
+        UserError, match=r"kernels\.attention = varlen: needs a GPU of compute capability 8\.0 \(Ampere\)"
+    ):
+        names(Situation("cuda", torch.float16), attention="varlen")
 
 
 def test_flash_attn_is_taken_where_it_is_installed_and_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,29 @@ for kernel in ("triton", "torch"):
     outcomes.append([loss, *torch.autograd.grad(loss, (rows, weight, bias))])
 for mine, theirs in zip(*outcomes, strict=True):
     torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+# A label that is no word is not read from what lies beside the row: its loss is not a number, and the others' losses are theirs.
+logits, bias = torch.randn(4, 50, generator=generator), torch.randn(50, generator=generator)
+losses, _ = fused.loss_and_gradient_triton(logits.clone(), bias, torch.tensor([50, 3, -1, -100]))
+assert losses.isnan().tolist() == [True, False, True, True], losses
+# Labels, factors and biases that do not lie end to end.
+labels, factors = torch.randint(50, (4, 2), generator=generator), torch.rand(4, 2, generator=generator)
+apart = torch.stack([bias, bias + 1], 1)
+wanted = loss_and_gradient_reference(logits + bias, labels[:, 0], factors[:, 0])
+found = fused.loss_and_gradient_triton(logits.clone(), apart[:, 0], labels[:, 0], factors[:, 0])
+for mine, theirs in zip(found, wanted, strict=True):
+    torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+# No rows.
+assert len(fused.loss_and_gradient_triton(logits[:0], bias, labels[:0, 0])[0]) == 0
+# Rows so far apart that their places are no 32-bit numbers, as in 20,000 rows of 250,002 words. Most of this is never touched.
+import mmap
+stride = 2**30 + 8
+memory = mmap.mmap(-1, 2 * (2 * stride + 50), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)  # MAP_NORESERVE
+far = torch.frombuffer(memory, dtype=torch.float16).as_strided((3, 50), (stride, 1))
+far.copy_(logits[:3])
+near = logits[:3].half()
+found, wanted = (fused.loss_and_gradient_triton(of, bias.half(), labels[:3, 1]) for of in (far, near))
+for mine, theirs in zip(found, wanted, strict=True):
+    assert torch.equal(mine, theirs)
 """
 
 

@@ -73,6 +73,10 @@ again = run("triton", 0.25)(*tensors)
 assert not torch.equal(again, found[0])
 torch.manual_seed(1)
 assert torch.equal(run("triton", 0.25)(*tensors), found[0])
+# No slots.
+tensors, up = make(0, 16, torch.float32)
+out, *gradients = outcome(tensors, up, run("triton", 0.25))
+assert out.shape == (0, 16) and all(not one.any() for one in gradients)
 # Tensors whose rows do not lie end to end, and gradients that are one number, repeated.
 tensors, up = make(7, 50, torch.float32)
 x, added = (one.detach() for one in tensors[:2])

@@ -137,6 +137,8 @@ def _flash(situation: Situation) -> str | None:
         return "needs a GPU"
     if situation.precision not in (torch.bfloat16, torch.float16):
         return "needs 16-bit precision (bf16 in the DeepSpeed file)"
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
+        return "needs a GPU of compute capability 8.0 (Ampere) or above"
     return None
 
 

@@ -29,12 +29,14 @@ def cross_entropy_kernel(  # type: ignore[no-untyped-def]
 ):
     """`logits` [C, vocabulary] without `bias` [vocabulary], rows `stride` apart; `labels` [C] int64, `losses` [C] float32.
 
-    `factors` [C] float32 multiply the gradients of rows, where WEIGHTED.
+    `factors` [C] float32 multiply the gradients of rows, where WEIGHTED. The loss of a label that is no word is not a number.
     """
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     label = tl.load(labels + row)
-    wanted = tl.load(logits + label).to(tl.float32) + tl.load(bias + label).to(tl.float32)
+    known = (label >= 0) & (label < vocabulary)
+    wanted = tl.load(logits + label, known, other=float("nan")).to(tl.float32)
+    wanted += tl.load(bias + label, known, other=0.0).to(tl.float32)
     columns = tl.arange(0, BLOCK)
     largest = -float("inf")
     total = 0.0
@@ -61,11 +63,13 @@ def loss_and_gradient_triton(
     logits: Tensor, bias: Tensor, labels: Tensor, factors: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """As `loss_and_gradient_reference` of `logits` + `bias` [vocabulary]."""
+    assert logits.stride(1) == 1, "columns lie side by side"
+    labels, bias = labels.contiguous(), bias.contiguous()
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     weighted = factors is not None
     with on_gpu_of(logits):
         cross_entropy_kernel[(len(logits),)](
-            logits, bias, labels, factors if weighted else losses, losses, logits.shape[1], logits.stride(0),
+            logits, bias, labels, losses if factors is None else factors.contiguous(), losses, logits.shape[1], logits.stride(0),
             WEIGHTED=weighted, BLOCK=BLOCK, num_warps=16,
         )  # fmt: skip
     return losses, logits
