@@ -285,6 +285,24 @@ def test_pictures_are_regular_files_of_their_folder(corpus: Corpus, image: str, 
         corpus.prepare()
 
 
+def test_regions_of_one_name_are_not_those_of_two_pictures(corpus: Corpus) -> None:
+    for folder, colour in (("train", "red"), ("dev", "blue")):
+        (corpus.folder / folder).mkdir()
+        Image.new("RGB", (8, 8), colour).save(corpus.folder / folder / "x.png")
+    corpus.write_regions("x")
+    corpus.records = [
+        {"id": identity, "image": f"{folder}/x.png", "captions": {"en": "a dog"}}
+        for identity, folder in (("a", "train"), ("again", "train"), ("b", "dev"))
+    ]
+    with pytest.raises(
+        UserError, match=r"1 mistakes .*\n  line 3: regions 'x.npz' are those of line 1, .* name them by the ids"
+    ):
+        corpus.prepare(regions=corpus.regions)
+    for identity in ("a", "again", "b"):
+        corpus.write_regions(identity)
+    assert len(corpus.prepare(regions=corpus.regions)) == 3
+
+
 def test_the_ways_out_work(corpus: Corpus) -> None:
     elsewhere = corpus.folder.parent / f"{corpus.folder.name}-pictures"
     elsewhere.mkdir()

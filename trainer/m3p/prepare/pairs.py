@@ -103,6 +103,8 @@ class _Checker:
     first: dict[str, str] = field(default_factory=dict)
     """Where each id stands."""
     width: tuple[int, str] | None = None
+    regions_of: dict[str, tuple[str, object]] = field(default_factory=dict)
+    """Where each file of region features was first taken, and for which picture."""
     unwanted: Numbers = field(default_factory=lambda: np.zeros(0, np.uint64))
     """Numbers of the pictures that are left out, sorted (data/identity.py)."""
     left_out: int = 0
@@ -127,7 +129,7 @@ class _Checker:
         members, wrong = self._picture(record.get("image"))
         mistakes += wrong + name_mistakes(record) + unicode_mistakes({**record, "captions": captions})
         if self.regions is not None and isinstance(record.get("id"), str):
-            members |= self._regions(record, mistakes)
+            members |= self._regions(entry.where, record, mistakes)
         if mistakes:
             self.width = width
             return {}, mistakes
@@ -181,14 +183,21 @@ class _Checker:
             return {}, [str(error)]
         return {extension: content}, []
 
-    def _regions(self, record: Fields, mistakes: list[str]) -> dict[str, bytes]:
-        """Return the region features of a record; note in `mistakes` what is wrong with them."""
+    def _regions(self, place: str, record: Fields, mistakes: list[str]) -> dict[str, bytes]:
+        """Return the region features of the record at `place`; note in `mistakes` what is wrong with them."""
         assert self.regions is not None
+        image = record.get("image")
         try:
-            name, arrays = self.regions.load(record["id"], record.get("image"))
+            name, arrays = self.regions.load(record["id"], image)
         except ValueError as error:
             mistakes.append(str(error))
             return {}
+        where, picture = self.regions_of.setdefault(name, (place, image))
+        if picture != image:
+            mistakes.append(
+                f"regions {name!r} are those of {where}, of the picture {picture!r}, too; the rule is a file for each picture: name "
+                "them by the ids"
+            )
         width = arrays["features"].shape[1]
         self.width = self.width or (width, name)
         if width != self.width[0]:
