@@ -290,17 +290,21 @@ def test_regions_of_one_name_are_not_those_of_two_pictures(corpus: Corpus) -> No
         (corpus.folder / folder).mkdir()
         Image.new("RGB", (8, 8), colour).save(corpus.folder / folder / "x.png")
     corpus.write_regions("x")
-    corpus.records = [
+    records: list[Record] = [
         {"id": identity, "image": f"{folder}/x.png", "captions": {"en": "a dog"}}
         for identity, folder in (("a", "train"), ("again", "train"), ("b", "dev"))
     ]
+    corpus.records = [*records]
     with pytest.raises(
         UserError, match=r"1 mistakes .*\n  line 3: regions 'x.npz' are those of line 1, .* name them by the ids"
     ):
         corpus.prepare(regions=corpus.regions)
+    corpus.records = [*({**record, "captions": {}} for record in records[:2]), records[2]]
+    assert len(corpus.prepare(regions=corpus.regions, skip_bad=True)) == 1
+    corpus.records = [*records]
     for identity in ("a", "again", "b"):
         corpus.write_regions(identity)
-    assert len(corpus.prepare(regions=corpus.regions)) == 3
+    assert len(corpus.prepare(regions=corpus.regions, overwrite=True)) == 3
 
 
 def test_the_ways_out_work(corpus: Corpus) -> None:

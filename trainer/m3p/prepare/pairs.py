@@ -132,6 +132,10 @@ class _Checker:
             members |= self._regions(entry.where, record, mistakes)
         if mistakes:
             self.width = width
+            if (
+                self.regions_of and next(reversed(self.regions_of.values()))[0] == entry.where
+            ):  # it was the first to take them
+                self.regions_of.popitem()
             return {}, mistakes
         self.first[record["id"]] = entry.where
         if self._is_unwanted(members, record):
@@ -195,8 +199,8 @@ class _Checker:
         where, picture = self.regions_of.setdefault(name, (place, image))
         if picture != image:
             mistakes.append(
-                f"regions {name!r} are those of {where}, of the picture {picture!r}, too; the rule is a file for each picture: name "
-                "them by the ids"
+                f"regions {name!r} are those of {where}, of the picture {picture!r}, too; the rule is a file for each picture: "
+                "name them by the ids"
             )
         width = arrays["features"].shape[1]
         self.width = self.width or (width, name)
