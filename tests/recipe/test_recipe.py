@@ -75,6 +75,7 @@ def test_an_override_changes_one_of_the_places_that_an_anchor_fills(tmp_path: Pa
     [
         ("run.seed", "not of the form section.key=value"),
         ("objectives.image_caption.sources.3.path=x", "'3' is not a place in a list of 1"),
+        ("objectives.image_caption.sources.².path=x", "'²' is not a place in a list of 1"),
         ("run.seed.deeper=1", "seed is a value, not a section"),
         ("run.seed=[1", "the value is not YAML"),
         ("run.seed=" + "[" * 5000, "the value is not YAML"),

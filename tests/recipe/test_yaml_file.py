@@ -55,3 +55,15 @@ def test_tags_keys_that_come_twice_and_keys_that_are_no_names_are_refused() -> N
     ):
         with pytest.raises(yaml.YAMLError):
             parse_yaml(text)
+
+
+@pytest.mark.parametrize(
+    "number", ["9" * 100_000, "0x" + "f" * 100_000, "1:" + ":".join(["59"] * 50_000), "0b" + "1" * 5000]
+)
+def test_a_number_without_end_is_refused_in_one_line(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"run: {{steps: {number}}}\n")
+    with pytest.raises(UserError, match=r"recipe\.yaml is not plain YAML: a number of [\d,]+ characters in") as caught:
+        load_recipe(path)
+    assert len(str(caught.value)) < 1000
+    assert parse_yaml("[0x1f, 1:30, -12, 1_000]") == [31, 90, -12, 1000]

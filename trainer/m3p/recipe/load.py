@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from m3p.errors import UserError
+from m3p.paths import masked
 from m3p.recipe.epochs import steps_of
 from m3p.recipe.mistakes import every_mistake, truth_values
 from m3p.recipe.recipe import MAX_EPOCHS, MAX_STEPS, Recipe
@@ -138,7 +139,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         raw = read_yaml(path)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"recipe {path} is not plain YAML: {_reason(error)}") from error
+        raise UserError(f"recipe {path} is not plain YAML: {masked(_reason(error))}") from error
     if not isinstance(raw, dict):
         raise UserError(f"recipe {path} is not a mapping of sections (run, model, objectives, ...)")
     return raw
@@ -148,11 +149,11 @@ def _override(raw: dict[str, Any], override: str) -> None:
     """Set one `section.key=value` in place; the value is read as YAML, a number steps into a list."""
     path, equals, text = override.partition("=")
     if not equals or not path:
-        raise UserError(f"override {override!r} is not of the form section.key=value")
+        raise UserError(f"override {masked(override)!r} is not of the form section.key=value")
     try:
         value = parse_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"override {override!r}: the value is not YAML ({_reason(error)})") from error
+        raise UserError(f"override {masked(override)!r}: the value is not YAML ({masked(_reason(error))})") from error
     node: Any = raw
     *parents, last = path.split(".")
     for part in parents:
@@ -165,7 +166,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
             node[part] = {} if node.get(part) is None else copy(node[part])
             node = node[part]
         if not isinstance(node, dict | list):
-            raise UserError(f"override {override!r}: {part} is a value, not a section")
+            raise UserError(f"override {masked(override)!r}: {part} is a value, not a section")
     if isinstance(node, list):
         node[_list_index(node, last, override)] = value
     else:
@@ -180,6 +181,8 @@ def _reason(error: Exception) -> str:
 
 
 def _list_index(node: list[Any], part: str, override: str) -> int:
-    if not part.isdigit() or int(part) >= len(node):
-        raise UserError(f"override {override!r}: {part!r} is not a place in a list of {len(node)}; count from 0")
+    if not part.isdecimal() or len(part) > 9 or int(part) >= len(node):
+        raise UserError(
+            f"override {masked(override)!r}: {part!r} is not a place in a list of {len(node)}; count from 0"
+        )
     return int(part)

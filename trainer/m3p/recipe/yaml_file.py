@@ -34,6 +34,10 @@ def parse_yaml(text: str) -> Any:
         loader.dispose()
 
 
+MAX_DIGITS = 1000
+"""Characters of a whole number: to Python, one of more than 4,300 digits cannot be shown."""
+
+
 class _Loader(yaml.SafeLoader):
     """Plain YAML without tags.
 
@@ -56,7 +60,16 @@ class _Loader(yaml.SafeLoader):
             seen.add(name.value)
         return super().construct_mapping(node, deep)
 
+    def construct_number(self, node: yaml.ScalarNode) -> int:
+        """Raises yaml.YAMLError for a number that is too long to be one: YAML has them in hexadecimal and in sixties, too."""
+        if len(node.value) > MAX_DIGITS:
+            raise yaml.constructor.ConstructorError(
+                problem=f"a number of {len(node.value):,} characters", problem_mark=node.start_mark
+            )
+        return int(self.construct_yaml_int(node))
 
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_number)
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if first in "tTfF" or tag != "tag:yaml.org,2002:bool"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
