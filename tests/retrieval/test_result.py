@@ -89,7 +89,8 @@ def test_stored_ranks_give_the_stored_recalls() -> None:
 
 
 def test_no_mean_where_every_language_was_captioned() -> None:
-    assert evaluation(captioned_languages=["en", "de", "cs"]).mean_never_captioned is None
+    for captioned in (["en", "de", "cs"], ["en-GB", "DE", "cs-CZ"]):
+        assert evaluation(captioned_languages=captioned).mean_never_captioned is None
 
 
 def test_file_has_the_names_that_other_tools_rely_on_and_comes_back_the_same(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Codes of languages: what a tag looks like, and which codes other people's files use."""
 
 import re
+from collections.abc import Collection
 
 LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 """What a BCP-47 language tag looks like: "de", "zh-Hant", "ca-valencia"."""
@@ -34,6 +35,20 @@ def is_language_of_field(text: str) -> bool:
     return is_language(text) and all(
         _REGION.fullmatch(part) or part.lower() in _SCRIPTS_AND_VARIANTS for part in text.split("-")[1:]
     )
+
+
+_SAME = {"iw": "he", "in": "id", "ji": "yi", "jw": "jv", "cmn": "zh", "nb": "no", "nn": "no", "fil": "tl"}
+"""Codes of a language that has another code too: old ones, and those of its written forms."""
+
+
+def is_among(language: str, others: Collection[str]) -> bool:
+    """Tell whether a language is one of `others`, whatever region or script its tag names: zh is zh-CN, and he is iw."""
+    return _plain(language) in map(_plain, others)
+
+
+def _plain(tag: str) -> str:
+    code = tag.partition("-")[0].casefold()
+    return _SAME.get(code, code)
 
 
 def is_language(text: str) -> bool:

@@ -4,6 +4,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from m3p.data.languages import is_among
 from m3p.errors import UserError
 from m3p.retrieval.intervals import Interval, difference_interval
 from m3p.retrieval.result import ALL_LANGUAGES, NEVER_CAPTIONED, Evaluation
@@ -41,7 +42,7 @@ def shared_rows(first: Evaluation, *others: Evaluation) -> dict[str, list[str]]:
             )
     seen = [one.captioned_languages for one in (first, *others)]
     captioned = {name for languages in seen for name in languages or []}
-    never = [name for name in shared if name not in captioned] if None not in seen else []
+    never = [name for name in shared if not is_among(name, captioned)] if None not in seen else []
     return {name: [name] for name in shared} | {ALL_LANGUAGES: shared} | ({NEVER_CAPTIONED: never} if never else {})
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from m3p.atomic import write_text
+from m3p.data.languages import is_among
 from m3p.errors import UserError
 from m3p.recipe.evaluation import ProtocolName
 from m3p.retrieval.consistency import Spread, image_to_text_spread, text_to_image_spread
@@ -209,7 +210,7 @@ class Evaluation(Conditions):
         parts = {name: split_folds(name, one, folds) for name, one in grouped.items()}
         languages = {name: _language_result(pool, name, one, parts[name]) for name, one in grouped.items()}
         captioned = conditions.captioned_languages
-        never = [] if captioned is None else [name for name in languages if name not in captioned]
+        never = [] if captioned is None else [name for name in languages if not is_among(name, captioned)]
         return cls(
             **dict(conditions),
             images=len(pool.images),

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from m3p.console import PlainConsole
+from m3p.data.languages import is_among
 from m3p.retrieval.metrics import CUTOFFS
 from m3p.retrieval.result import ALL_LANGUAGES, NEVER_CAPTIONED, Evaluation, Summary
 
@@ -25,7 +26,7 @@ def print_table(evaluation: Evaluation, console: PlainConsole | None = None) -> 
         table.add_column(name, justify="right", no_wrap=True)
     for language, result in evaluation.languages.items():
         values = [*result.text_to_image.values(), *result.image_to_text.values()]
-        mark = " *" if language in (evaluation.captioned_languages or []) else ""
+        mark = " *" if is_among(language, evaluation.captioned_languages or ()) else ""
         table.add_row(language + mark, *(f"{value:.1f}" for value in values), *_cells(result), str(result.captions))
     table.add_section()
     table.add_row(ALL_LANGUAGES, *[""] * 6, *_cells(evaluation.mean), str(evaluation.captions), style="bold")
