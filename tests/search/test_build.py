@@ -148,8 +148,15 @@ def test_a_file_that_has_changed_is_never_shown_nor_taken_for_the_old_one(
     )
     with pytest.raises(m3p.errors.BadSample, match="has changed since it was indexed"):
         index.stored(int(number))
-    with pytest.raises(UserError, match="take that out with --remove first"):
-        index_pictures(seeing, album, tmp_path / "index")
+    draw(album / "z/new.png", 78)
+    with pytest.raises(
+        UserError, match=r"1 pictures are left out, .*: a/p0\.png has the id .* take those out with --remove"
+    ):
+        index_pictures(seeing, album, tmp_path / "index", part_rows=1)
+    index = SearchIndex(tmp_path / "index")
+    assert "z/new.png" in ids(index), "what comes behind it is taken in, and the index is whole"
+    remove_pictures(tmp_path / "index", ["a/p0.png"])
+    assert index_pictures(seeing, album, tmp_path / "index").added == 1
 
 
 def test_files_that_are_gone_are_said_and_pruned(seeing: Path, album: Path, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_an_index_is_made_finished_added_to_taken_from_and_deleted(seeing: Path,
         index_pictures(seeing, more, folder)
     assert index_pictures(seeing, more, folder, add=True).added == 1
     draw(album / "a/p0.png", 77)
-    with refused("take that out with --remove first, or give each its own id"):
+    with refused("take those out with --remove first, or give each its own id"):
         index_pictures(seeing, album, folder)
     remove_pictures(folder, ["a/p0.png"])
     assert index_pictures(seeing, album, folder).added == 1

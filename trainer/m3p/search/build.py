@@ -58,6 +58,8 @@ class Report:
     """Pictures of the index that are not in their folder any more, and are found all the same."""
     missing: list[str] = field(default_factory=list)
     """The first of them."""
+    clashes: list[str] = field(default_factory=list)
+    """Pictures that are left out since another one has their id: a file that has changed, or an id twice."""
     pictures: int = 0
     """Pictures of the index now."""
     search: str = ""
@@ -108,7 +110,13 @@ def index_pictures(
         if prune:
             report.removed = _prune(folder, settings, collection, origin)
         _embed(run, collection, origin, folder, part_rows, report)
-        return _finish(folder, settings, report)
+        _finish(folder, settings, report)
+    if report.clashes:  # all others are in the index, which is whole
+        raise UserError(
+            f"{collection.origin.path}: {len(report.clashes):,} pictures are left out, under whose ids the index has other "
+            f"pictures: {'; '.join(report.clashes[:SHOWN])}; take those out with --remove first, or give each its own id"
+        )
+    return report
 
 
 def check_embeds(run: Run) -> None:
@@ -248,7 +256,7 @@ def _known(parts: Sequence[Part]) -> _Known:
 
 
 def _fresh(collection: Collection, origin: int, known: _Known, report: Report) -> Iterator[tuple[str, str, Found]]:
-    """Yield place, stamp and picture of what the index does not have. Raises UserError for two pictures of one id."""
+    """Yield place, stamp and picture of what the index does not have."""
     places = tqdm(collection.places(), desc=one_line(collection.origin.path), unit="picture", leave=False, disable=None)
     gone = {place for number, place in known.places if number == origin}
     for place, stamp in places:
@@ -269,10 +277,8 @@ def _fresh(collection: Collection, origin: int, known: _Known, report: Report) -
             report.repeated += 1
             continue
         if found.id in known.ids:
-            raise UserError(
-                f"{collection.origin.path}: {place} has the id {found.id!r}, under which the index has another picture "
-                f"({known.ids[found.id]}); take that out with --remove first, or give each its own id"
-            )
+            report.clashes.append(f"{place} has the id {found.id!r}, of {known.ids[found.id]}")
+            continue
         known.add(origin, place, stamp, found.id, found.content)
         yield place, stamp, found
     report.gone, report.missing = len(gone), sorted(gone)[:SHOWN]
