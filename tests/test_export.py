@@ -28,6 +28,7 @@ from m3p.model.huggingface import write_folder
 from m3p.model.m3p import M3P
 from m3p.objectives.tasks.contrastive import ContrastiveHead
 from m3p.packing import Packer
+from m3p.prepare.staging import staged_folder
 from m3p.prepare.tokenizer import prepare_tokenizer
 from m3p.recipe.load import dump_recipe, parse_recipe
 from m3p.retrieval.evaluate import Options, evaluate_run
@@ -153,8 +154,11 @@ def test_an_export_that_differs_is_not_called_done(tiny: Path, tmp_path: Path, m
         write_folder(folder, {**weights, "text.norm.bias": weights["text.norm.bias"] + 0.01}, shape)
 
     monkeypatch.setattr("m3p.export.write_folder", damaged)
-    with pytest.raises(UserError, match=r"its hidden states differ from the run's by .*; do not use it"):
+    with pytest.raises(
+        UserError, match=r"^\S+/out: its hidden states differ from the run's by .*; nothing was written"
+    ):
         export_run(tmp_path / "run", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"], "no half of an export stays, under any name"
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tiny: Path, tmp_path: Path) -> None:
@@ -163,6 +167,18 @@ def test_a_folder_with_something_in_it_is_left_alone(tiny: Path, tmp_path: Path)
     with pytest.raises(UserError, match=r"is not empty; name a new folder"):
         export_run(tmp_path / "run", tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_two_exports_do_not_write_into_one_folder(tiny: Path, tmp_path: Path) -> None:
+    write_run(tiny, tmp_path / "run")
+    with staged_folder(tmp_path / "out", "*", overwrite=False) as other:
+        (other / "mine").touch()
+        with pytest.raises(UserError, match="another command is writing it"):
+            export_run(tmp_path / "run", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is a file; give a folder that is new or empty"):
+        export_run(tmp_path / "run", tmp_path / "file")
 
 
 def test_another_vocabulary_of_the_same_size_is_refused(tiny: Path, tmp_path: Path) -> None:
@@ -294,7 +310,7 @@ def test_a_wrong_projection_is_not_called_done(tiny: Path, tmp_path: Path, monke
         )
 
     monkeypatch.setattr("m3p.export.write_sentence_transformers", damaged)
-    with pytest.raises(UserError, match=r"its embeddings differ from the run's by .*; do not use it"):
+    with pytest.raises(UserError, match=r"its embeddings differ from the run's by .*; nothing was written"):
         export_run(tmp_path / "run", tmp_path / "out", "sentence-transformers")
 
 
@@ -318,7 +334,9 @@ def test_another_tokenizer_is_an_error_that_names_the_text_and_both_cuts(
         (output / "tokenizer.json").write_text(json.dumps(content))
 
     monkeypatch.setattr("m3p.export.write_tokenizer", damaged)
-    message = r"AutoTokenizer cuts ['\"].+['\"] to \[0, .*, 2\], the run's tokenizer to \[0, .*, 2\]; do not use it"
+    message = (
+        r"AutoTokenizer cuts ['\"].+['\"] to \[0, .*, 2\], the run's tokenizer to \[0, .*, 2\]; nothing was written"
+    )
     with pytest.raises(UserError, match=message):
         export_run(tmp_path / "run", tmp_path / "out")
 

@@ -74,9 +74,7 @@ def test_two_commands_with_one_output_do_not_mix(tmp_path: Path) -> None:
     output = tmp_path / "output"
     with staged_folder(output, "marker", False) as first:
         (first / "marker").write_text("first")
-        with pytest.raises(
-            UserError, match=r"another `m3p prepare` is writing it: wait until it is done, or choose another"
-        ):
+        with pytest.raises(UserError, match=r"another command is writing it: wait until it is done, or choose another"):
             write(output, "second")
         assert (first / "marker").read_text() == "first"
     assert (output / "marker").read_text() == "first"

@@ -28,6 +28,7 @@ from m3p.model.heads import EmbeddingHead
 from m3p.model.huggingface import write_folder
 from m3p.model.m3p import M3P
 from m3p.objectives.tasks import TASKS
+from m3p.prepare.staging import staged_folder
 from m3p.quiet import quiet
 from m3p.recipe.load import dump_recipe
 from m3p.runs import Run, load_exported, open_run
@@ -37,14 +38,24 @@ Format = Literal["transformers", "sentence-transformers"]
 
 
 def export_run(run: Path, output: Path, format: Format = "transformers") -> str:
-    """Write `output` and compare; return a line that says what was found. Raises UserError.
+    """Write `output`, whole or not at all, and compare; return a line that says what was found. Raises UserError.
 
     `sentence-transformers` adds its modules, for a run that trains an embedding of texts.
     """
-    if output.exists() and any(output.iterdir()):
+    if output.is_dir() and any(output.iterdir()):
         raise UserError(f"--output {output} is not empty; name a new folder")
     opened = open_run(run)
     head = _embedding_head(opened) if format == "sentence-transformers" else None
+    with staged_folder(output, RECORD, overwrite=False) as staged:
+        try:
+            said = _export(opened, head, staged)
+        except UserError as error:  # which names the folder that goes away
+            raise UserError(str(error).replace(str(staged), str(output))) from error
+    return f"{output}: step {opened.step}; " + "; ".join(said)
+
+
+def _export(opened: Run, head: EmbeddingHead | None, output: Path) -> list[str]:
+    """Write the folder and compare it; return what was compared. Raises UserError where anything differs."""
     _write(opened, output)
     if head is not None:
         write_sentence_transformers(head, opened.max_tokens, output)
@@ -52,7 +63,7 @@ def export_run(run: Path, output: Path, format: Format = "transformers") -> str:
     opened.model.cpu()
     _compare_whole(opened.model, output)
     with quiet():
-        return f"{output}: step {opened.step}; " + "; ".join(_compare(opened, output, head is not None))
+        return _compare(opened, output, head is not None)
 
 
 def _embedding_head(opened: Run) -> EmbeddingHead:
@@ -97,7 +108,7 @@ def _compare(opened: Run, output: Path, embeds: bool) -> list[str]:
     for name, (difference, theirs) in found.items():
         if not difference <= LARGEST_DIFFERENCE:
             raise UserError(
-                f"{output}: its {name} differ from the run's by {difference:.1e} in {theirs}; do not use it"
+                f"{output}: its {name} differ from the run's by {difference:.1e} in {theirs}; nothing was written"
             )
         said.append(f"{name} differ from the run's by at most {difference:.1e} in {theirs}")
     return said
@@ -109,4 +120,4 @@ def _compare_whole(model: M3P, output: Path) -> None:
     back = dict(loaded.named_parameters())
     changed = [name for name, parameter in model.named_parameters() if not torch.equal(parameter, back[name])]
     if changed:
-        raise UserError(f"{output / EXPORTED}: {', '.join(changed)} did not come back as written; do not use it")
+        raise UserError(f"{output / EXPORTED}: {', '.join(changed)} did not come back as written; nothing was written")

@@ -142,7 +142,8 @@ def compare_tokens(tokenizer: Tokenizer, folder: Path, texts: Iterable[str], max
     if len(theirs) != tokenizer.size or theirs.mask_token_id != tokenizer.mask or theirs.model_max_length != max_tokens:
         raise UserError(
             f"{folder}: AutoTokenizer has {len(theirs)} pieces, the mask {theirs.mask_token_id} and at most "
-            f"{theirs.model_max_length} tokens there, want {tokenizer.size}, {tokenizer.mask} and {max_tokens}; do not use it"
+            f"{theirs.model_max_length} tokens there, want {tokenizer.size}, {tokenizer.mask} and {max_tokens}; nothing was "
+            "written"
         )
     texts = list(texts)
     found = Agreement()
@@ -167,7 +168,8 @@ def compare_tokens(tokenizer: Tokenizer, folder: Path, texts: Iterable[str], max
 def _check_same(folder: Path, text: str, ours: list[int], theirs: list[int]) -> None:
     if ours != theirs:
         raise UserError(
-            f"{folder}: AutoTokenizer cuts {text[:200]!r} to {theirs[:200]}, the run's tokenizer to {ours[:200]}; do not use it"
+            f"{folder}: AutoTokenizer cuts {text[:200]!r} to {theirs[:200]}, the run's tokenizer to {ours[:200]}; nothing "
+            "was written"
         )
 
 

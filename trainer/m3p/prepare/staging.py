@@ -29,7 +29,7 @@ def staged_folder(output: Path, marker: str, overwrite: bool) -> Iterator[Path]:
     with hold(lock, PATIENCE) as mine:
         if not mine:
             raise UserError(
-                f"--output {given}: another `m3p prepare` is writing it: wait until it is done, or choose another folder."
+                f"--output {given}: another command is writing it: wait until it is done, or choose another folder."
             )
         try:
             if old.is_dir() and not output.exists():
