@@ -159,6 +159,23 @@ def test_what_is_not_known_is_said(coco: Path, tiny: Path) -> None:
     assert unknown(source(coco / "shards" / "train")) == ""
 
 
+def test_names_on_one_side_alone_are_said_since_other_encodings_are_not_recognised(coco: Path, tiny: Path) -> None:
+    for number in range(6, 8):
+        picture(coco / "own" / f"{number}.jpg", 20 * number + 5)  # what the test has, in other bytes
+    records = [{"id": f"x{n}", "image": f"{n}.jpg", "captions": {"en": f"thing {n}"}} for n in range(6, 8)]
+    (coco / "own" / "own.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    run("captions", coco / "own" / "own.jsonl", output=coco / "shards" / "own")
+    for recipe, said in (
+        (loaded(recipe_of(tiny, coco, "own")), True),
+        (loaded(recipe_of(tiny, coco, "own"), "evaluation.test.seen_in_training=true"), False),
+        (loaded(recipe_of(tiny, coco, "train")), False),
+    ):
+        lines = list(not_known(recipe, training_sources(build_objectives(recipe))))
+        assert [f"{coco}/shards/own, only one side names its pictures as published" in line for line in lines] == [
+            True
+        ] * said
+
+
 def test_a_damaged_record_is_an_error(tmp_path: Path) -> None:
     assert read_seen(tmp_path) is None
     write_seen(tmp_path, np.arange(3, dtype=np.uint64))

@@ -45,6 +45,12 @@ def unknown(source: Source) -> str:
     return f"{source.folder} was indexed by an earlier version, which did not note {what}; run `m3p index` again"
 
 
+def has_names(source: Source) -> bool:
+    """Tell whether pictures of a source have names in published sets, by its first shard that holds a sample."""
+    first = next((number for number, shard in enumerate(source.manifest.shards) if shard.samples), 0)
+    return bool(_columns(source, first)[1].any())
+
+
 def picture_numbers(source: Source) -> Numbers:
     """Return the numbers of all pictures of a source, sorted, each once: as far as they are known."""
     parts = [shard_numbers(source, shard) for shard in range(len(source.manifest.shards))]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from m3p.checkpoints.seen_pictures import MAX_KEPT, read_seen, write_seen
-from m3p.data.identity import Gallery, Numbers, Shared, picture_numbers, unknown
+from m3p.data.identity import Gallery, Numbers, Shared, has_names, picture_numbers, unknown
 from m3p.data.source import Source
 from m3p.errors import UserError
 from m3p.objectives.objective import Objective
@@ -57,10 +57,18 @@ def not_known(recipe: Recipe, sources: Mapping[str, Source]) -> Iterator[str]:
     """Yield what keeps pictures of evaluations from being found in the training data."""
     if not recipe.evaluation:
         return
-    tests = (open_source(recipe, name, config) for name, config in recipe.evaluation.items())
-    for source in (*sources.values(), *tests):
+    tests = {name: open_source(recipe, name, config) for name, config in recipe.evaluation.items()}
+    for source in (*sources.values(), *tests.values()):
         if why := unknown(source):
             yield f"whether training sees pictures of evaluations is not wholly known: {why}"
+    named = {str(source.folder): has_names(source) for source in sources.values()}
+    for name, test in tests.items():
+        named_so = has_names(test)
+        if not recipe.evaluation[name].seen_in_training and (others := [at for at in named if named[at] != named_so]):
+            yield (
+                f"evaluation.{name}: of {test.folder} and {', '.join(others)}, only one side names its pictures as published "
+                "sets do (published_id), so copies that were encoded again are not recognised: equal files are"
+            )
     before = recipe.model.weights
     if before is not None and read_seen(before) is None:
         yield f"model.weights = {before} does not say what it was trained on, so that pictures of evaluations may be among it"
