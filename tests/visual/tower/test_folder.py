@@ -13,6 +13,8 @@ from transformers import (
     DeiTModel,
     DINOv3ViTConfig,
     DINOv3ViTModel,
+    PvtConfig,
+    PvtModel,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessorPil,
@@ -31,6 +33,7 @@ from m3p.visual.tower.folder import (
     write_tower,
 )
 from m3p.visual.tower.pixels import preprocessor_file
+from m3p.visual.tower.source import Tower
 from tests.visual.tower.test_pixels import numbers
 from tests.visual.tower.towers import NAMES, SIZE, grid_by_transformers
 
@@ -76,6 +79,18 @@ def test_facts_are_those_of_the_network(towers: Towers) -> None:
 def test_training_can_begin_at_stages_where_a_tower_has_them(towers: Towers) -> None:
     found = {name: len(tower_layers(make_tower(towers(name)))) for name in NAMES}
     assert found == {"vit": 3, "dinov2": 3, "clip": 3, "siglip": 3, "swin": 2, "convnext": 3, "efficientnet": 7}
+
+
+@pytest.mark.long
+def test_training_begins_at_a_layer_only_where_layers_are_used_in_their_order(towers: Towers, tmp_path: Path) -> None:
+    """PVT holds the patch embeddings of its stages in a list of their own, before the blocks of all stages."""
+    assert all(tower_facts(towers(name)).in_order for name in NAMES)
+    sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2]}
+    folder = keep(PvtModel(PvtConfig(image_size=SIZE, **sizes)), tmp_path / "pvt")
+    assert not tower_facts(folder).in_order
+    assert Tower(kind="tower", folder=folder, tokens=1, trained="all").facts.tokens == 1
+    with pytest.raises(UserError, match=r"visual.trained = 1: .* does not use its layers in the order .* none or all"):
+        assert Tower(kind="tower", folder=folder, tokens=1, trained=1).facts
 
 
 def test_loading_draws_no_random_number(towers: Towers) -> None:
@@ -142,6 +157,14 @@ def change(folder: Path, file: str, **fields: object) -> None:
         (lambda f: change(f, "config.json", model_type="nobody"), "config.json: no model that `transformers` knows"),
         (lambda f: change(f, "config.json", model_type="xlm-roberta"), "is no vision model that takes square pictures"),
         (lambda f: change(f, "config.json", model_type="siglip2_vision_model"), "is no vision model that takes square"),
+        (
+            lambda f: change(f, "config.json", model_type="vit_mae"),
+            'config.json: vit_mae hides parts of a picture at random, .* set model_type to "vit"',
+        ),
+        (
+            lambda f: change(f, "config.json", model_type="yolos", image_size=[SIZE, SIZE]),
+            "yolos has tokens of detections behind those of the",
+        ),
         (lambda f: change(f, "config.json", image_size=48), "cannot take a picture of 32 x 32 pixels"),
         (lambda f: change(f, "config.json", hidden_size="wide"), "config.json: no model that `transformers` knows"),
         (lambda f: (f / "preprocessor_config.json").unlink(), "preprocessor_config.json is missing: it says how"),

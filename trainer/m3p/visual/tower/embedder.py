@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from m3p.visual.pretrained import Frozen, LookingFirst, Recomputing, keep_weights
 from m3p.visual.tower.folder import TowerFacts, grid_tokens, tower_layers
+from m3p.visual.tower.order import names_from
 
 
 class GridTower(nn.Module):
@@ -53,12 +54,11 @@ class TrainedTower(GridTower, Recomputing):
     def __init__(self, model: nn.Module, facts: TowerFacts, first: int | None, rate: float) -> None:
         super().__init__(model, facts)
         keep_weights(self, rate)
-        trained = first is None
+        assert first is None or facts.in_order, "the recipe's visual section refuses it"
         layers = tower_layers(model)
-        begins = set() if first is None else {id(parameter) for parameter in layers[first].parameters()}
-        for name, parameter in model.named_parameters():  # in the order in which they are used
-            trained = trained or id(parameter) in begins
-            parameter.requires_grad_(trained and name not in facts.unused)
+        trained = names_from(model, model if first is None else layers[first]) - facts.unused
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in trained)
         for layer in layers:
             _make_recomputable(layer, self)
 

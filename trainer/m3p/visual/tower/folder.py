@@ -28,6 +28,7 @@ from m3p.transformers_folder import (
     weight_files,
 )
 from m3p.visual.tower.in_use import memory_of, most_in_use
+from m3p.visual.tower.order import uses_in_order
 from m3p.visual.tower.pixels import (
     PREPROCESSOR_FILE,
     PROCESSOR_FILE,
@@ -56,6 +57,8 @@ class TowerFacts:
     """Tokens before those of the grid: class token and registers."""
     layers: int
     """Layers, stages or blocks that training may begin at."""
+    in_order: bool
+    """Whether they are used one after the other, as the tower holds them; else training can begin at none of them."""
     parameters: int
     flops: float
     """Operations of the forward for one picture."""
@@ -114,14 +117,17 @@ def _facts(folder: Path, times: tuple[int, ...]) -> TowerFacts:
             f"{preprocessor_file(folder).name} prepares it ({error}); put back the model's own files"
         ) from error
     side, width, prefix = _grid_of(folder, found, getattr(model.config, "num_register_tokens", 0))
+    unused = frozenset(name for name, gradient in zip(named, gradients, strict=True) if gradient is None)
+    layers = tower_layers(model)
     return TowerFacts(
         preparation, side, width, prefix,
-        layers=len(tower_layers(model)),
+        layers=len(layers),
+        in_order=uses_in_order(model, layers, unused, pixel_values=pixels),
         parameters=sum(parameter.numel() for parameter in named.values()),
         flops=float(counter.get_total_flops()),
         saved=float(sum(saved.values())),
         working=working / FULL,
-        unused=frozenset(name for name, gradient in zip(named, gradients, strict=True) if gradient is None),
+        unused=unused,
     )  # fmt: skip
 
 
@@ -159,17 +165,31 @@ def make_tower(folder: Path, weights: bool = False) -> nn.Module:
             raise UserError(
                 f"{path}: no model that `transformers` knows ({_line(error)}); put back its own file"
             ) from error
-        takes = inspect.signature(
-            kind.forward
-        ).parameters  # SigLIP 2 has models for patches of pictures of any shape too
-        if getattr(kind, "main_input_name", "") != "pixel_values" or "spatial_shapes" in takes:
-            raise UserError(
-                f"{path}: {config.model_type} is no vision model that takes square pictures; name one that does"
-            )
+        _check_kind(path, config, kind)
         if not weights:
             model: nn.Module = AutoModel.from_config(config, dtype=torch.float32)
             return model.eval()
         return _load(folder, config)
+
+
+def _check_kind(path: Path, config: Any, kind: Any) -> None:
+    """Raise UserError for a model, of the class `kind`, whose output is no grid of the cells of a square picture."""
+    # SigLIP 2 has models for patches of pictures of any shape too.
+    takes = inspect.signature(kind.forward).parameters
+    if getattr(kind, "main_input_name", "") != "pixel_values" or "spatial_shapes" in takes:
+        raise UserError(
+            f"{path}: {config.model_type} is no vision model that takes square pictures; name one that does"
+        )
+    if config.model_type == "vit_mae":
+        raise UserError(
+            f"{path}: vit_mae hides parts of a picture at random, and puts the others out of order; set model_type to "
+            '"vit", which reads its weights and looks at all of a picture'
+        )
+    if getattr(config, "num_detection_tokens", 0):
+        raise UserError(
+            f"{path}: {config.model_type} has tokens of detections behind those of the picture, which are no cells of a grid; "
+            "take a tower that has none, such as a ViT"
+        )
 
 
 def _load(folder: Path, config: Any) -> nn.Module:

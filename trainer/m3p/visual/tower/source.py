@@ -115,6 +115,11 @@ class Tower(PictureSource):
             raise UserError(
                 f"visual.trained = {self.trained}: {self.folder} has {facts.layers} layers, 0 the first; lower it"
             )
+        if isinstance(self.trained, int) and not facts.in_order:
+            raise UserError(
+                f"visual.trained = {self.trained}: {self.folder} does not use its layers in the order in which it holds them, so "
+                "that training cannot begin at one; take none or all"
+            )
         return facts
 
     @cached_property
