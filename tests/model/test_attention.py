@@ -54,6 +54,12 @@ def test_sequences_of_one_length_lie_together_without_mask_and_padding() -> None
     assert torch.equal(layout.restore(arranged), x)
 
 
+def test_a_longest_length_that_is_too_small_is_found_on_a_cpu() -> None:
+    with pytest.raises(AssertionError, match="20"):
+        Layout(torch.tensor([5, 20]), 19).arrange(torch.zeros(25, 1))
+    assert Layout(torch.tensor([5, 20]), 25).arrange(torch.zeros(25, 1)).shape == (25, 1)
+
+
 def test_a_layout_knows_where_sequences_begin() -> None:
     layout = layout_of([3, 1, 4])
     assert layout.starts.tolist() == [0, 3, 4]

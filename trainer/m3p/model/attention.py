@@ -22,6 +22,7 @@ class Layout:
     lengths: Tensor
     """[S] int64."""
     longest: int
+    """At least the largest of `lengths`: that of flash attention's tiles."""
     backend: str | None = None
     """Of attention; where None, `arrange` takes what `auto` would."""
     starts: Tensor = field(init=False)
@@ -52,6 +53,8 @@ class Layout:
             self.order = torch.arange(len(x), device=x.device) + firsts[owner]
             found, counts = torch.unique_consecutive(lengths, return_counts=True)
             self.groups = list(zip(counts.tolist(), found.tolist(), strict=True))
+            # Flash attention would leave out what lies behind `longest`, without a word; here the lengths are known.
+            assert all(length <= self.longest for _, length in self.groups[-1:]), (self.groups[-1], self.longest)
         return x.index_select(0, self.order)
 
     def restore(self, x: Tensor) -> Tensor:
