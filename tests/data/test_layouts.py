@@ -169,6 +169,29 @@ def test_fields_and_files_that_are_not_read_are_named_once(tmp_path: Path, capsy
         assert name in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("members", "unread"),
+    [
+        ({"json": text({"caption": "a dog", "caption_en": "a cat"})}, "the field caption (1)"),
+        ({"json": text({"caption": "a dog"}), "txt": b"a cat"}, "the field caption (1)"),
+        ({"json": text({"caption_de": "ein Hund"}), "txt": b"a cat"}, "KEY.txt beside captions in KEY.json (1)"),
+        ({"txt": b"a cat", "png": picture(size=30)}, "KEY.png beside KEY.jpg (1)"),
+        (
+            {"txt": b"a cat", "webp": picture(size=30), "jpeg": picture(size=31)},
+            "KEY.jpeg beside KEY.jpg (1), KEY.webp beside",
+        ),
+        ({"json": text({"caption": "a dog", "caption_en": ["a cat", "a  dog"]})}, ""),
+        ({"json": text({"caption": "a dog\nruns"}), "txt": b"a dog\r\nruns\n"}, ""),
+    ],
+)
+def test_what_a_sample_says_twice_and_otherwise_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], members: dict[str, bytes], unread: str
+) -> None:
+    index_folder(folder_of(tmp_path, members), "captions")
+    said = capsys.readouterr().out
+    assert f"nothing is read from {unread}" in said if unread else "nothing is read" not in said
+
+
 def rows(folder: Path, captions: int = 5) -> Path:
     """Three pictures, a sample for each of their captions."""
     folder.mkdir()

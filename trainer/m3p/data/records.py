@@ -150,7 +150,7 @@ def _find_captions(fields: dict[str, object], members: Members, language: str | 
         plain = "caption" in fields and _known(language, "caption") not in captions
         if plain:
             captions[_known(language, "caption")] = fields["caption"]
-        return captions, FIELDS, (*by_field, "caption"), plain
+        return captions, FIELDS, (*by_field, *(["caption"] if plain or _repeats(fields, captions) else [])), plain
     root = {name: value for name, value in fields.items() if is_language(name) and _is_list_of_texts(value)}
     if root:
         return root, ROOT, root, False
@@ -159,14 +159,29 @@ def _find_captions(fields: dict[str, object], members: Members, language: str | 
         return {_known(language, "caption"): caption}, CAPTION, ("caption",), True
     texts = _text_files(members, language)
     if texts:
-        # `caption` beside KEY.txt is the same caption once more, as img2dataset writes it.
-        return *texts, ("caption",), any(name == "txt" or _NUMBERED.fullmatch(name) for name in members)
+        # `caption` beside KEY.txt is the same caption once more, as img2dataset writes it; or another, which is not read.
+        used = ("caption",) if _repeats(fields, texts[0]) else ()
+        return *texts, used, any(name == "txt" or _NUMBERED.fullmatch(name) for name in members)
     if isinstance(caption, str):
         return {_known(language, "caption"): caption}, CAPTION, ("caption",), True
     others = ", ".join(map(repr, list(fields)[:8]))
     raise BadSample(
         "json has no captions (captions, caption_LANG), and there is no KEY.txt"
         + (f"; its fields are {others}" if others else "")
+    )
+
+
+def _repeats(fields: Mapping[str, object], captions: Mapping[str, object]) -> bool:
+    """Tell whether the field `caption` says once more what the captions of a language say: one of them, or all in a row."""
+    caption = fields.get("caption")
+    if not isinstance(caption, str):
+        return False
+    listed = [texts if isinstance(texts, list) else [texts] for texts in captions.values()]
+    if any(caption in texts for texts in listed):  # nearly always
+        return True
+    words = caption.split()
+    return any(
+        words in [str(text).split() for text in texts] or words == " ".join(map(str, texts)).split() for texts in listed
     )
 
 

@@ -200,6 +200,10 @@ class _Scan:
             self.unusable += not self.has_text(kind, extents)
             return
         has_picture = picture_kind(extents) is not None
+        if has_picture:
+            self.count_unread(
+                f"KEY.{name} beside KEY.{main}" for name in IMAGE_KINDS if name in extents and name != main
+            )
         has_tokens = MEMBER in extents and self.has_tokens(key, extents, not has_picture)
         has_features = not has_picture and not has_tokens and main is not None
         usable = self.has_captions(extents) and (has_picture or has_tokens or has_features)
