@@ -1,4 +1,4 @@
-"""Text files that are no plain text, one paragraph a line: tables, markup, JSON of other forms.
+"""Text files that are no plain text, one paragraph a line: tables, markup, JSON of other forms, subtitles, crawls.
 
 Their columns, tags and quotes would become words of passages. A file is refused where most of its lines are of another format.
 A few such lines are counted and said.
@@ -26,18 +26,30 @@ _HEADER = re.compile(
 _PYTHON = re.compile(r"\{'.*\}", re.DOTALL)
 _ARRAY = re.compile(r"""\[(["'].*["'])?\]""", re.DOTALL)
 
+_TIMES = re.compile(r"(\d+:)?\d\d:\d\d[.,]\d{1,3} +--> +(\d+:)?\d\d:\d\d[.,]\d{1,3}.*")
+_ENTITY = re.compile(r"&(amp|lt|gt|quot|apos|nbsp|#\d{1,6}|#[xX][0-9a-fA-F]{1,6});")
+
 TABLE = "have several columns between tabs"
 MARKUP = "are markup (XML, HTML)"
 OBJECTS = "are dictionaries of Python"
 ARRAYS = "are lists of texts"
+PARALLEL = "have several columns between |||"
+TIMES = "are times of subtitles"
+CRAWL = "begin records of a crawl (WARC)"
 QUOTED = "stand in quotes as a whole"
+ENTITIES = "have letters written as in HTML (&amp;)"
 WAYS_OUT = {
     TABLE: "keep the column with the text, for instance with cut -f2",
     MARKUP: "take the text out of the tags",
     OBJECTS: "write them as JSON objects with a field `text`",
     ARRAYS: "write one paragraph a line, for instance with jq -r '.[]'",
+    PARALLEL: "keep the column with the text, for instance with sed 's/ *|||.*//'",
+    TIMES: "keep the lines that are spoken, for instance with sed -E '/-->/d; /^[0-9]*$/d'",
+    CRAWL: "take the text out of the records, without their heads",
 }
 """What to do with a file whose lines are mostly of a format. Quotes are no format: a text may consist of them."""
+ANY = (TIMES, CRAWL)
+"""Formats that refuse a file by a few lines: between them stand others that are no text either."""
 
 
 class TextFormats:
@@ -68,7 +80,7 @@ class TextFormats:
                 "line: keep the column with the text alone, without its name and quotes."
             )
         for name, way_out in WAYS_OUT.items():
-            if self.found[name] >= max(FEW, HALF_OF_LINES * self.lines):
+            if self.found[name] >= max(FEW, 0 if name in ANY else HALF_OF_LINES * self.lines):
                 raise UserError(
                     f"{self.path}: {self.found[name]:,} of {self.lines:,} lines {name}; the rule is plain text, one paragraph a "
                     f"line, or JSON objects with a field `text`: {way_out}."
@@ -84,8 +96,14 @@ def _format_of(line: str) -> str | None:
     """Return which format a line has; None for plain text."""
     if "\t" in line:
         return TABLE
+    if "|||" in line:
+        return PARALLEL
+    if "-->" in line and _TIMES.fullmatch(line):
+        return TIMES
     if line[:1] not in '<{["' or not line:
-        return None
+        if line.startswith("WARC/1."):
+            return CRAWL
+        return ENTITIES if "&" in line and _ENTITY.search(line) else None
     if _MARKUP.fullmatch(line):
         return MARKUP
     if _PYTHON.fullmatch(line):
