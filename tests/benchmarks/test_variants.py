@@ -1,12 +1,16 @@
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from m3p.kernels.choice import KernelsConfig, Situation, choose
 from tests.launch import ROOT
 
 
@@ -34,6 +38,20 @@ def test_the_experiment_runs_at_a_tiny_size_on_a_cpu(tmp_path: Path) -> None:
     assert {"norm/again", "norm, used twice/again", "host/one pass"} <= found["ratios"].keys()
     assert found["sizes"]["width"] == 32
     assert "6ND" in found["mfu_formula"]
+
+
+def test_kernels_that_only_a_gpu_runs_are_named_as_the_recipe_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    words = [word for one in import_module("variants").PROGRAMS["step"][0].values() for word in one]
+    script = (ROOT / "benchmarks/gpu.sh").read_text()
+    lists = [word for word in words if "=" in word]
+    lists += re.findall(r"--kernels (\S+)", script)
+    lists += [",".join(re.findall(r"kernels\.(\w+=\w+)", line)) for line in script.splitlines()]
+    asked = [dict(pair.split("=") for pair in one.split(",")) for one in lists if one and "flash_attn" not in one]
+    assert {"layer_norm": "triton", "gelu": "triton"} in asked
+    for one in asked:
+        choose(KernelsConfig.model_validate(one), Situation("cuda", torch.bfloat16, stage=1))
 
 
 @pytest.mark.program
