@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,12 +19,14 @@ from m3p.data.identity import picture_numbers
 from m3p.errors import UserError
 from m3p.export import export_run
 from m3p.recipe.evaluation import EvaluationConfig
+from m3p.recipe.load import dump_recipe, parse_recipe
 from m3p.retrieval.evaluate import Options, _caption_source, evaluate_run
 from m3p.retrieval.pictures import gallery_of
 from m3p.retrieval.scoring import scorer_of
 from m3p.retrieval.search import search
 from m3p.runs import open_run
 from tests.test_export import write_run
+from tests.tiny import tiny_recipe
 
 SOURCE = Path(m3p.__file__).parent
 
@@ -92,6 +95,46 @@ def test_an_export_of_which_a_file_was_replaced_is_refused(run: Path, tmp_path: 
     record.write_text(record.read_text().replace('"weights": "', '"weights": "0'))
     with pytest.raises(UserError, match="the two files are not of one export"):
         open_run(tmp_path / "export")
+
+
+@pytest.mark.long
+def test_an_export_with_another_vocabulary_is_refused(run: Path, tmp_path: Path) -> None:
+    export_run(run, tmp_path / "export")
+    (tmp_path / "export" / "sentencepiece.bpe.model").unlink()  # what is left is the same vocabulary in another file
+    assert open_run(tmp_path / "export").step == 3
+    content = json.loads((tmp_path / "export" / "tokenizer.json").read_text())
+    content["normalizer"]["normalizers"].insert(0, {"type": "Lowercase"})
+    (tmp_path / "export" / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"tokenizer\.json is another vocabulary than was exported"):
+        open_run(tmp_path / "export")
+
+
+@pytest.mark.parametrize(
+    ("field", "then"),
+    [
+        ("model.pooling=mean", "model.pooling: first then, mean now"),
+        ("model.shape.heads=4", "model.shape.heads: 2 then, 4 now"),
+        ("model.shape.layer_norm_eps=0.5", "model.shape.layer_norm_eps: 1e-05 then, 0.5 now"),
+        ("objectives.image_caption.max_tokens=8", "objectives.image_caption.max_tokens: 32 then, 8 now"),
+    ],
+)
+def test_a_recipe_that_was_changed_since_is_not_that_of_the_checkpoint(
+    run: Path, tiny: Path, tmp_path: Path, field: str, then: str
+) -> None:
+    checkpoint = run / "checkpoints" / "step-00000003"
+    stored = parse_recipe(tiny_recipe(tiny.parent), "tiny").model_dump(mode="json", exclude_none=True)
+    write_state(checkpoint, read_state(checkpoint).model_copy(update={"recipe": stored}))
+    free = ["model.dropout=0.3", "run.steps=99", "evaluation={}", "objectives.image_caption.batch_size=9"]
+    for changes in (free, [*free, field]):
+        (run / "recipe.yaml").write_text(dump_recipe(parse_recipe(tiny_recipe(tiny.parent), "tiny", changes)))
+        if field not in changes:
+            assert open_run(run).step == 3
+            continue
+        for opened in (run, checkpoint):
+            with pytest.raises(UserError, match=re.escape(then)):
+                open_run(opened)
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    assert open_run(tmp_path / "copy").recipe.model.pooling == "first"
 
 
 @pytest.mark.long

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from m3p.checkpoints.init_from import EXPORTED, RECIPE, RECORD
 from m3p.checkpoints.seen_pictures import copy_seen
+from m3p.content_hash import hash_bytes
 from m3p.errors import UserError
 from m3p.export_check import (
     LARGEST_DIFFERENCE,
@@ -33,6 +34,7 @@ from m3p.quiet import quiet
 from m3p.recipe.load import dump_recipe
 from m3p.runs import Run, load_exported, open_run
 from m3p.terminal import warn
+from m3p.vocabulary import SENTENCEPIECE_FILE, TOKENIZER_FILE
 
 Format = Literal["transformers", "sentence-transformers"]
 
@@ -88,7 +90,10 @@ def _write(opened: Run, output: Path) -> None:
         recipe.visual.export(model.visual, output)
     (output / RECIPE).write_text(dump_recipe(recipe))
     copy_seen(opened.folder, output)
-    (output / RECORD).write_text(opened.record.model_dump_json(indent=1) + "\n")
+    vocabulary = [path for name in (SENTENCEPIECE_FILE, TOKENIZER_FILE) if (path := output / name).is_file()]
+    hashes = {path.name: hash_bytes(path.read_bytes()) for path in vocabulary}
+    record = opened.record.model_copy(update={"vocabulary": hashes})
+    (output / RECORD).write_text(record.model_dump_json(indent=1) + "\n")
 
 
 def _positions(model: M3P) -> int:

@@ -12,7 +12,13 @@ from torch import Tensor
 from m3p.checkpoints.files import STATE_FILE, State, read_state
 from m3p.checkpoints.init_from import EXPORTED, RECIPE, RECORD, start_from
 from m3p.checkpoints.read import load_weights, none_whole, read_newest, why_not_whole
-from m3p.checkpoints.resumable import check_visual, check_vocabulary, visual_fingerprints
+from m3p.checkpoints.resumable import (
+    check_network,
+    check_visual,
+    check_vocabulary,
+    visual_fingerprints,
+    vocabulary_hash,
+)
 from m3p.checkpoints.selection import opened, selected_on
 from m3p.data.tokenizer import Tokenizer, open_tokenizer
 from m3p.errors import UserError
@@ -23,6 +29,7 @@ from m3p.recipe.load import load_recipe, parse_recipe
 from m3p.recipe.recipe import Recipe
 from m3p.stored_files import read_bounded
 from m3p.unicode_text import is_unicode
+from m3p.vocabulary import vocabulary_file
 
 
 class Record(BaseModel):
@@ -40,6 +47,8 @@ class Record(BaseModel):
     """Hash of the weights, the same in a checkpoint of any number of ranks and in an export of it."""
     captioned_languages: list[str] | None = None
     """Languages whose captions training saw, in the runs that it started from too; None where that was not recorded."""
+    vocabulary: dict[str, str] = {}
+    """Of an export: the hashes of its vocabulary's files, by name; empty elsewhere, and in exports of earlier versions."""
     selected_on: str | None = None
     """Evaluation whose figure chose this checkpoint among those of its run; None where nothing was chosen."""
 
@@ -105,6 +114,8 @@ def open_run(path: Path) -> Run:
 def _open_checkpoint(path: Path, folder: Path, recipe_file: Path | None, newest: bool) -> Run:
     state = read_state(path)
     recipe = load_recipe(recipe_file) if recipe_file else parse_recipe(dict(state.recipe), str(path / STATE_FILE))
+    if recipe_file:
+        check_network(path, state, recipe, recipe_file)
     check_vocabulary(path, state, recipe.tokenizer_folder)
     check_visual(path, state, recipe.visual)
     tokenizer = open_tokenizer(recipe.tokenizer_folder)
@@ -129,12 +140,16 @@ def _record(folder: Path, checkpoint: Path, state: State, weights: str) -> Recor
 def _open_export(folder: Path) -> Run:
     recipe, model = load_exported(folder)
     record = read_record(folder)
+    file, now = vocabulary_file(folder), vocabulary_hash(folder)
+    if record.vocabulary.get(file.name, now) != now:
+        raise UserError(f"{file} is another vocabulary than was exported; put its file back, or export the run again")
     found = _hash_of(recipe, model)
     if record.weights != found:
         raise UserError(
             f"{folder / EXPORTED}: its weights have the hash {found}, and {RECORD} says {record.weights}: the two files are not "
             "of one export; export the run again"
         )
+    record = record.model_copy(update={"vocabulary": {}})
     return Run(folder, recipe, record, _ready(model), open_tokenizer(folder), is_newest=True)
 
 

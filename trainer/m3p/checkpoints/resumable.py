@@ -1,6 +1,7 @@
 """Whether a run may go on from a checkpoint: what may differ from the run that wrote it, and what may not."""
 
 import copy
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,11 @@ from m3p.visual.source import VisualSource
 from m3p.vocabulary import settings_beside, vocabulary_file
 
 _TOKENIZER = "model.tokenizer"
+_NETWORK = re.compile(
+    r"model\.(shape\.\w+|layers|pooling|projection|picture_hidden|text_centre|encode_pictures)"
+    r"|visual\.(?!crop$|flip$).+|objectives\.\w+\.max_tokens"
+)
+"""Fields of a recipe by which the same weights give other scores."""
 
 
 def check_resumable(path: Path, found: State, now: State, accept: bool) -> list[str]:
@@ -66,6 +72,21 @@ def check_visual(path: Path, found: State, visual: VisualSource | None) -> None:
                 f"{path} was trained with another {field} (hash {then}) than the one that it names now (hash {now}); put back "
                 "the files that the run was trained with, or name their folder"
             )
+
+
+def check_network(path: Path, found: State, recipe: Recipe, recipe_file: Path) -> None:
+    """Raise UserError where `recipe_file` describes another network than the checkpoint `path` was trained as.
+
+    It is written anew when a run goes on with changes (run.accept_changes), and earlier checkpoints keep their own.
+    """
+    both = (_that_matters(found.recipe), _that_matters(recipe.model_dump(mode="json", exclude_none=True)))
+    then, now = ({name: value for name, value in one.items() if _NETWORK.fullmatch(name)} for one in both)
+    if found.recipe and (differences := _differences(then, now)):
+        lines = "\n".join(f"  - {line}" for line in differences)
+        raise UserError(
+            f"{recipe_file} describes another network than {path} was trained as:\n{lines}\n"
+            "Put these back, or copy the checkpoint to a folder of its own and open that: there its own recipe counts"
+        )
 
 
 def vocabulary_hash(tokenizer: Path) -> str:
