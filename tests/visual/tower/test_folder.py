@@ -141,6 +141,13 @@ def drop(folder: Path, name: str) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
+def rename_all(folder: Path) -> None:
+    """Put the weights of a folder under the names that they have as a part of another model."""
+    weights = load_file(folder / "model.safetensors")
+    renamed = {f"eyes.{name}": tensor for name, tensor in weights.items()}
+    save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+
+
 def change(folder: Path, file: str, **fields: object) -> None:
     """Change fields of a JSON file of a folder."""
     path = folder / file
@@ -181,7 +188,12 @@ def change(folder: Path, file: str, **fields: object) -> None:
             "config.json: transformers_weights = 'other.safetensors', but what is read here is model.safetensors",
         ),
         (lambda f: drop(f, "layer.1.intermediate.dense.weight"), "1 weights of the vision model are missing, such as"),
+        (rename_all, r"its vision part has other names .*vision_model.save_pretrained\('NEW_FOLDER'\)"),
         (lambda f: change(f, "config.json", intermediate_size=32), "its weights cannot be read"),
+        (
+            lambda f: (f / "config.json").write_text(json.dumps({"model_type": "metaclip_2", "vision_config": {}})),
+            "no model of its own for metaclip_2_vision_model; .* write clip, clip_vision_model and clip_text_model",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_way_out(

@@ -40,6 +40,11 @@ from m3p.visual.tower.pixels import (
 WANTED = "want a local `transformers` folder of a vision model"
 FULL = 4
 """Bytes of a float32 number."""
+SAME_AS = {
+    "metaclip_2_vision_model": ", or make this one a CLIP, which it is but for its name: write clip, clip_vision_model and "
+    "clip_text_model in the place of its three model_type"
+}
+"""Type of a model that cannot be opened alone -> how the user can open it."""
 _COUNTED = "num_batches_tracked"
 """A batch norm's count of batches: nothing is computed from it, and some folders leave it out."""
 
@@ -160,12 +165,16 @@ def make_tower(folder: Path, weights: bool = False) -> nn.Module:
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             config = getattr(config, "vision_config", None) or config
-            kind = AutoModel._model_mapping[type(config)]
         except Exception as error:  # of a wrong config.json `transformers` raises nearly anything
             raise UserError(
                 f"{path}: no model that `transformers` knows ({_line(error)}); put back its own file"
             ) from error
-        _check_kind(path, config, kind)
+        if type(config) not in AutoModel._model_mapping:
+            raise UserError(
+                f"{path}: `transformers` has no model of its own for {config.model_type}; name the folder of another one"
+                f"{SAME_AS.get(config.model_type, '')}"
+            )
+        _check_kind(path, config, AutoModel._model_mapping[type(config)])
         if not weights:
             model: nn.Module = AutoModel.from_config(config, dtype=torch.float32)
             return model.eval()
@@ -212,6 +221,12 @@ def _load(folder: Path, config: Any) -> nn.Module:
         raise UserError(f"{folder}: its weights cannot be read ({why}); copy the model's own files") from error
     unused = tower_facts(folder).unused
     missing = sorted(name for name in told["missing_keys"] if name not in unused and not name.endswith(_COUNTED))
+    if {name for name, _ in model.named_parameters()} - unused <= {*missing}:
+        raise UserError(
+            f"{folder}: its vision part has other names there than alone; save that part as a folder of its own (in Python: "
+            f"AutoModel.from_pretrained('{folder}').vision_model.save_pretrained('NEW_FOLDER'), or .vision_tower), and copy "
+            f"{preprocessor_file(folder).name} beside it"
+        )
     if missing:
         raise UserError(
             f"{folder}: {len(missing)} weights of the vision model are missing, such as {missing[0]}; copy the model's own files"
