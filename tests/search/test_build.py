@@ -137,6 +137,7 @@ def test_other_weights_are_refused(tiny: Path, seeing: Path, album: Path, tmp_pa
         SearchIndex(tmp_path / "index").open_model(tmp_path / "other")
 
 
+@pytest.mark.long
 def test_a_file_that_has_changed_is_never_shown_nor_taken_for_the_old_one(
     seeing: Path, album: Path, tmp_path: Path
 ) -> None:
@@ -159,6 +160,7 @@ def test_a_file_that_has_changed_is_never_shown_nor_taken_for_the_old_one(
     assert index_pictures(seeing, album, tmp_path / "index").added == 1
 
 
+@pytest.mark.long
 def test_files_that_are_gone_are_said_and_pruned(seeing: Path, album: Path, tmp_path: Path) -> None:
     folder = tmp_path / "index"
     index_pictures(seeing, album, folder, part_rows=4)

@@ -108,7 +108,9 @@ def test_captions_in_another_language_are_not_called_human(annotated: Path) -> N
 
 
 def test_karpathys_splits(karpathy: Path) -> None:
-    run(karpathy, "--split", "train", "--split", "restval")
+    said = run(karpathy, "--split", "train")
+    assert "pictures of restval, which published systems train on too, are left out" in said
+    assert "are left out" not in run(karpathy, "--split", "train", "--split", "restval", "--overwrite")
     found = captions(karpathy.parent / "out", 3)
     assert sorted(found) == ["400000", "400001", "400004"]
     assert found["400001"] == {"en": [f"{text} 1" for text in FIVE]}

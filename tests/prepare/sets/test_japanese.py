@@ -43,6 +43,15 @@ def test_five_japanese_captions_a_picture(tmp_path: Path, command: str, name: st
     assert (told["captions_per_picture"], told["licence"]) == ("5", "CC BY 4.0")
 
 
+def test_the_file_of_the_other_set_is_refused_by_its_name(tmp_path: Path) -> None:
+    for command, name, other in (
+        ("stair", "yjcaptions26k_clean.json", "yj"),
+        ("yj", "stair_captions_v1.2_val.json", "stair"),
+    ):
+        with pytest.raises(UserError, match=rf"by its name: give m3p prepare {other}\."):
+            run(command, annotations(tmp_path / name), "--images", tmp_path, output=tmp_path / "out")
+
+
 def test_pictures_are_found_under_the_names_of_2017(tmp_path: Path) -> None:
     source = annotations(tmp_path / "stair_captions_v1.2_train.json")
     picture(tmp_path / "images" / "train2017" / "000000000009.jpg", 9)

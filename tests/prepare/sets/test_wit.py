@@ -34,7 +34,8 @@ def test_lines_of_one_url_are_one_picture_in_all_languages(tmp_path: Path) -> No
         row("da", "Eksemplarer"), row("en", "Copies"), row("en", "Copies"), row("en", "A paper"), row("fr", ""),
     )  # fmt: skip
     picture(tmp_path / "images" / "Viborg_(aviser).jpg", 5)
-    run("wit", path, "--images", tmp_path / "images", output=tmp_path / "out")
+    said = run("wit", path, "--images", tmp_path / "images", output=tmp_path / "out")
+    assert "1 lines have no caption_reference_description and are left out" in said
     assert stored(tmp_path / "out")[URL]["captions"] == {"da": ["Eksemplarer"], "en": ["Copies", "A paper"]}
     assert (origin(tmp_path / "out")["caption_source"], origin(tmp_path / "out")["licence"]) == ("web", "CC BY-SA 3.0")
 

@@ -18,6 +18,7 @@ from m3p.data.shards.manifest import NOT_STATED
 from m3p.errors import UserError
 from m3p.prepare.pairs import Entry
 from m3p.prepare.published import HUMAN, JUDGED, Published, check_script, coco_id, coco_images, origin_of
+from m3p.terminal import warn
 
 LARGEST_FILE = 2**30
 """Bytes of a JSON file that is read: Karpathy's of MSCOCO has 144 MB."""
@@ -102,6 +103,11 @@ def _check_splits(source: Path, images: list[dict[str, Any]], splits: Collection
     if missing or not splits:
         wrong = f"has no split {', '.join(missing)}" if missing else "holds all splits"
         raise UserError(f"{source} {wrong}: say --split (MSCOCO: train and restval are trained on); it has {listed}.")
+    if "train" in splits and "restval" in counts and "restval" not in splits:
+        warn(
+            f"{source}: the {counts['restval']:,} pictures of restval, which published systems train on too, are left out: add "
+            "--split restval to take them"
+        )
 
 
 def _karpathy(images: list[dict[str, Any]], language: str, name_of: Callable[[str], str]) -> Iterator[Entry]:

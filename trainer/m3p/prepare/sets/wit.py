@@ -21,6 +21,7 @@ from m3p.prepare.lines import plain_name
 from m3p.prepare.pairs import Entry
 from m3p.prepare.published import WEB, Published, origin_of
 from m3p.prepare.tables import open_table
+from m3p.terminal import say
 
 Text = Literal["reference", "attribution", "alt_text"]
 WANTED = "give WIT's TSV files, or IGLUE's JSON lines"
@@ -47,6 +48,7 @@ def _entries(files: list[Path], languages: set[str] | None, column: str) -> Iter
     """Yield a record a picture, with its captions by language, and one for each line that is wrong."""
     captions: dict[str, dict[str, list[str]]] = {}
     first: dict[str, tuple[str, Any]] = {}
+    empty = 0
     for path in files:
         for where, row in _rows(path):
             if isinstance(row, str):
@@ -57,11 +59,17 @@ def _entries(files: list[Path], languages: set[str] | None, column: str) -> Iter
                 yield Entry(
                     where, f"image_url is {url!r} and language {language!r}; the rule is that a line of WIT has both"
                 )
-            elif caption and (languages is None or language in languages):
+            elif languages is not None and language not in languages:
+                continue
+            elif not caption:
+                empty += 1
+            else:
                 texts = captions.setdefault(url, {}).setdefault(language, [])
                 if caption not in texts:  # one picture on several pages
                     texts.append(caption)
                 first.setdefault(url, (where, row))
+    if empty:
+        say(f"{empty:,} lines have no {column} and are left out.")
     for url, by_language in captions.items():
         where, row = first[url]
         yield Entry(
