@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -182,6 +183,8 @@ def attention(clock: Clock, sizes: Sizes) -> Rows:
         sorted_by_length = form(ordered, "varlen")
         variants = [Variant("varlen", form(lengths, "varlen"), sorted_by_length)]
         variants.append(Variant("varlen, sorted by length", sorted_by_length))
+        if find_spec("flash_attn"):  # its backward writes the three gradients packed, where torch stacks them
+            variants.append(Variant("flash_attn", form(lengths, "flash_attn"), form(ordered, "flash_attn")))
     yield from _forms("attention", clock, [qkv], [*variants, Variant("grouped", grouped)], grouped)
 
 
