@@ -15,7 +15,7 @@ from m3p.data.shards.manifest import Manifest
 from m3p.data.shards.notes import notes
 from m3p.data.shards.shard_table import Shard, ShardTable
 from m3p.data.shards.tar_index import TarIndex
-from m3p.errors import BadSample
+from m3p.errors import BadSample, UserError
 from m3p.prepare.lines import listed
 from m3p.prepare.pairs import caption_counts, report
 from m3p.terminal import one_line, printable, say, warn
@@ -33,6 +33,21 @@ NASTY = [
     "\r\x00",
 ]
 PACKAGE = ROOT / "trainer" / "m3p"
+
+
+@pytest.mark.parametrize(
+    "url", ["https://alice:s3cret@host/x", "https:/alice:s3cret@host/x", "http:/s3cret@h", "s3://b/x?token=s3cret"]
+)
+def test_passwords_are_printed_nowhere(capsys: pytest.CaptureFixture[str], url: str) -> None:
+    """A URL given for a path, as in `m3p index URL`, loses a slash before an error names it."""
+    say(f"{url} is not a folder")
+    warn(UserError(f"{Path(url)} is not a folder"))
+    table = Table("of")
+    table.add_row(url)
+    PlainConsole(width=200).print(table)
+    said = "".join(capsys.readouterr())
+    assert "s3cret" not in said
+    assert said.count("***") == 3
 
 
 @given(st.text())

@@ -1,5 +1,6 @@
 """A trimmed encoder says of the texts that it was trimmed to what the whole one says."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -72,3 +73,10 @@ def test_what_cannot_be_trimmed_is_refused(xlmr_folder: Path, text: Path, tmp_pa
     (tmp_path / "small" / "sentencepiece.bpe.model").unlink()
     with pytest.raises(UserError, match=r"tokenizer.json: only a vocabulary of sentencepiece"):
         trim_vocabulary(tmp_path / "small", [text], tmp_path / "smaller")
+
+
+def test_a_folder_of_two_vocabularies_is_not_trimmed(xlmr_folder: Path, text: Path, tmp_path: Path) -> None:
+    shutil.copytree(xlmr_folder, tmp_path / "start")
+    (tmp_path / "start" / "added_tokens.json").write_text('{"zebrakux": 999}')
+    with pytest.raises(UserError, match="1 words were added to"):
+        trim_vocabulary(tmp_path / "start", [text], tmp_path / "small")

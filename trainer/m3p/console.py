@@ -1,10 +1,11 @@
-"""Tables in which text from outside is only text: no markup of rich, no terminal escapes."""
+"""Tables in which text from outside is only text: no markup of rich, no terminal escapes, no passwords."""
 
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
+from m3p.masking import masked
 from m3p.terminal import printable
 
 
@@ -16,4 +17,4 @@ class PlainConsole(Console):
 
     def render_str(self, text: str, **settings: Any) -> Text:
         """Return a cell or title as rich text."""
-        return super().render_str(printable(text), **settings)
+        return super().render_str(printable(masked(text)), **settings)

@@ -13,22 +13,28 @@ from urllib.parse import quote
 from pydantic import AfterValidator, BeforeValidator
 
 from m3p.errors import UserError
+from m3p.masking import HIDDEN, masked
 
-HIDDEN = "***"
+__all__ = [
+    "HIDDEN",
+    "Address",
+    "AddressField",
+    "FileName",
+    "PathField",
+    "as_file_name",
+    "file_name",
+    "masked",
+    "opened",
+    "user_path",
+]
+
 MAX_NAME = 100
 """Characters of a name that becomes a file's or folder's."""
 MAX_BYTES = 200
 """Bytes of such a name; file systems take 255, and endings are added to it."""
 MAX_PART = 255
 """Bytes of each part of a path, on the file systems in use."""
-# A password may hold an @, and ends before the host's. A variable in its place, ${NAME}, is no secret.
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
-_PASSWORD = re.compile(r"(://[^/\s:@]*:)(?!\$\{\w+\}@)[^/\s]+@")
-_TOKEN = re.compile(r"(https?://)(?!\$\{\w+\}@)[^/\s:@]+@", re.IGNORECASE)
-_SIGNATURE = re.compile(
-    r"([?&][^=&\s]*(?:sig|token|key|secret|credential|auth|pass|pwd)[^=&\s]*=)(?!\$\{\w+\}(?:[&\s]|$))[^&\s]+",
-    re.IGNORECASE,
-)
 _SHELL = re.compile(r"\$(\w+|\{\w+\})")
 """A variable as shells write it, which nothing replaces in a local path."""
 
@@ -55,11 +61,6 @@ def _address(text: str) -> Address:
 
 AddressField = Annotated[str, AfterValidator(_address)]
 """A recipe's field that holds an address."""
-
-
-def masked(text: str) -> str:
-    """Return a text, such as an error's, with the passwords, tokens and signatures of the URLs in it replaced by `***`."""
-    return _SIGNATURE.sub(rf"\1{HIDDEN}", _TOKEN.sub(rf"\1{HIDDEN}@", _PASSWORD.sub(rf"\1{HIDDEN}@", text)))
 
 
 def opened(address: str, field: str) -> str:

@@ -9,6 +9,8 @@ import sys
 import unicodedata
 from typing import TextIO
 
+from m3p.masking import masked
+
 _KEPT_FORMATS = {"\u200c", "\u200d"}
 """Joiners that scripts such as Persian and Devanagari need; other format characters can turn a line's direction around."""
 
@@ -27,8 +29,11 @@ def printable(text: object) -> str:
 
 
 def message(text: object) -> str:
-    """Return a message as it is printed. Lines after its first are set in: a line break in a name begins no line of its own."""
-    return _AT_THE_EDGE.sub("\n  ", printable(text))
+    """Return a message as it is printed: no escapes, and no passwords of URLs.
+
+    Lines after its first are set in: a line break in a name begins no line of its own.
+    """
+    return _AT_THE_EDGE.sub("\n  ", printable(masked(str(text))))
 
 
 def _harmless(char: str) -> bool:

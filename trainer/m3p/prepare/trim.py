@@ -24,7 +24,7 @@ from m3p.prepare.staging import staged_folder
 from m3p.prepare.text import read_paragraphs
 from m3p.stored_files import open_tensors
 from m3p.transformers_folder import CONFIG_FILE, WEIGHTS_FILE, read_json, weight_files
-from m3p.vocabulary import SENTENCEPIECE_FILE
+from m3p.vocabulary import SENTENCEPIECE_FILE, check_one_vocabulary
 
 LONGEST = 1 << 20
 """Tokens of a paragraph that are looked at: all of it."""
@@ -55,6 +55,7 @@ def trim_vocabulary(folder: Path, files: Sequence[Path], output: Path, overwrite
     missing = [str(path) for path in files if not path.is_file()]
     if missing:
         raise UserError(f"no such text file: {', '.join(missing)}.")
+    check_one_vocabulary(folder)
     tokenizer = Tokenizer(folder)
     model = _read_model(tokenizer)
     shape, rows = read_shape(folder)
