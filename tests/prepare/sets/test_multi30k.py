@@ -64,6 +64,13 @@ def test_task_1_has_a_caption_a_language_and_the_manifest_says_so(raw: Path) -> 
     assert found["10002456"] == {code: [f"{code} caption of 10002456.jpg"] for code in ("cs", "de", "en", "fr")}
 
 
+def test_the_english_captions_of_task_1_alone_are_no_translations(raw: Path) -> None:
+    run(raw, str(raw / "task1"), "--task", "1", "--language", "en")
+    assert Manifest.load(raw / "out").origin["caption_source"] == "human"
+    run(raw, str(raw / "task1"), "--task", "1", "--language", "en", "--language", "de", "--overwrite")
+    assert Manifest.load(raw / "out").origin["caption_source"] == "human translation"
+
+
 def test_task_2_has_five_captions_in_two_languages(raw: Path) -> None:
     run(raw, str(raw / "task2"), "--task", "2")
     assert Manifest.load(raw / "out").origin["caption_source"] == "human"

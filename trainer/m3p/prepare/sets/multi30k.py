@@ -29,7 +29,7 @@ from m3p.prepare.published import (
 from m3p.terminal import warn
 
 SOURCES = {1: HUMAN_TRANSLATION, 2: HUMAN}
-"""Who wrote the captions of a task."""
+"""Who wrote the captions of a task; those of Task 1 in English alone are no translations."""
 WORDS = {1: "translations of the English captions", 2: "written independently in each language"}
 """The same in the words of messages."""
 _NAME = re.compile(r"(?P<split>.+?)(?:\.(?P<number>[1-5]))?\.(?P<language>[a-z]{2})")
@@ -48,7 +48,9 @@ def multi30k(
     ] = None,
 ) -> Published:
     """Multi30K to shards: Task 1 in en, de, fr and cs, or Task 2 in en and de. The manifest says which."""
-    origin = origin_of("multi30k", SOURCES[task], split, task=str(task))
+    # The English captions of Task 1 are Flickr30K's own, from which the others were translated.
+    source = HUMAN if languages is not None and set(languages) == {"en"} else SOURCES[task]
+    origin = origin_of("multi30k", source, split, task=str(task))
     return Published(str(folder), read_multi30k(folder, task, split, languages), origin)
 
 
