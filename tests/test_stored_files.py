@@ -14,7 +14,15 @@ from m3p.checkpoints.files import STATE_FILE, read_state
 from m3p.checkpoints.init_from import RECORD
 from m3p.checkpoints.seen_pictures import SEEN, read_seen
 from m3p.checkpoints.selection import BEST, SELECTION, Scored, best_checkpoint, read_selection
+from m3p.data.shards.index_folder import index_folder
+from m3p.data.tokenizer import Tokenizer
 from m3p.errors import UserError
+from m3p.model.weight_files import WeightFiles
+from m3p.prepare.captions import prepare_captions
+from m3p.prepare.dictionary import prepare_dictionary
+from m3p.prepare.pairs import Options
+from m3p.prepare.pictures import PictureFolder
+from m3p.prepare.text import prepare_text
 from m3p.retrieval.result import Evaluation
 from m3p.runs import open_run, read_record
 from m3p.search.parts import FOLDER, Entry, read_parts, write_part
@@ -180,3 +188,32 @@ def test_a_full_disk_leaves_what_was_there(
         save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "step 0: what was there\n"
+
+
+@pytest.mark.parametrize(
+    ("pointer", "command"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git lfs pull"),
+        ("/annex/objects/SHA256E-s12345--4d7a.txt\n", "git annex get"),
+    ],
+    ids=["lfs", "annex"],
+)
+@pytest.mark.parametrize(
+    "name", ["de.txt", "de.txt.gz", "en-de.txt", "a.jsonl", "a.tar", "sentencepiece.bpe.model", "model.safetensors"]
+)
+def test_a_pointer_of_a_clone_is_never_taken_for_the_file(
+    tmp_path: Path, name: str, pointer: str, command: str
+) -> None:
+    (tmp_path / name).write_text(pointer)
+    read: dict[str, Callable[[], object]] = {
+        "de.txt": lambda: prepare_text(tmp_path, tmp_path / "out"),
+        "de.txt.gz": lambda: prepare_text(tmp_path, tmp_path / "out"),
+        "en-de.txt": lambda: prepare_dictionary(tmp_path, tmp_path / "out"),
+        "a.jsonl": lambda: prepare_captions(tmp_path / name, tmp_path / "out", Options(PictureFolder(tmp_path))),
+        "a.tar": lambda: index_folder(tmp_path, "captions"),
+        "sentencepiece.bpe.model": lambda: Tokenizer(tmp_path),
+        "model.safetensors": lambda: WeightFiles(tmp_path),
+    }
+    with pytest.raises(UserError, match=rf"{name}: is a pointer in the place of the file, .* with `{command}`"):
+        read[name]()
+    assert not (tmp_path / "out").exists()

@@ -13,8 +13,28 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from m3p.errors import UserError
+
 LARGEST_JSON = 64 * 2**20
 """Bytes of a JSON file: the largest, a result with the ranks of all its queries, has some MB."""
+
+
+_POINTERS = {b"version https://git-lfs.github.com/spec/": "git lfs pull", b"/annex/objects/": "git annex get"}
+"""How a file begins that stands in the place of another one in a clone of a repository, and what fetches that."""
+
+
+def check_no_pointer(path: Path) -> None:
+    """Raise UserError where a regular file is a pointer of Git LFS or git-annex: its lines would be taken for content."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        start = file.read(max(map(len, _POINTERS)))
+    for words, command in _POINTERS.items():
+        if start.startswith(words):
+            raise UserError(
+                f"{path}: is a pointer in the place of the file, as in a clone without its large files: fetch it with "
+                f"`{command}`, or download it"
+            )
 
 
 def read_bounded(path: Path, limit: int = LARGEST_JSON) -> bytes:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from m3p.errors import UserError
+from m3p.stored_files import check_no_pointer
 from m3p.transformers_folder import read_json
 from m3p.wordpiece import (
     BERT_MASK,
@@ -46,6 +47,7 @@ def vocabulary_file(folder: Path) -> Path:
             f"{folder / SENTENCEPIECE_FILE} is missing: model.tokenizer wants a folder with a {SENTENCEPIECE_FILE}, a "
             f"{TOKENIZER_FILE} or BERT's {VOCAB_FILE}"
         )
+    check_no_pointer(path)
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path}: has {path.stat().st_size:,} bytes; a vocabulary has at most {MAX_BYTES:,}")
     return path

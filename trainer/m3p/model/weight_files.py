@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from m3p.errors import UserError
-from m3p.stored_files import open_tensors
+from m3p.stored_files import check_no_pointer, open_tensors
 from m3p.transformers_folder import INDEX_FILE, weight_files
 
 _PREFIX = re.compile(r"^(roberta|bert|xlm_roberta|model)\.")
@@ -65,6 +65,7 @@ class WeightFiles:
         return 1 + max((int(match.group(1)) for match in found if match), default=-1)
 
     def _read_header(self, path: Path) -> None:
+        check_no_pointer(path)
         try:
             with open_tensors(path) as file:
                 for stored in file.keys():  # noqa: SIM118 (safe_open is no mapping)

@@ -16,6 +16,7 @@ from typing import IO, TextIO
 from tqdm import tqdm
 
 from m3p.errors import UserError
+from m3p.stored_files import check_no_pointer
 from m3p.terminal import one_line
 
 CHUNK = 2**16
@@ -102,6 +103,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """
     if path.suffix in OTHERS:
         raise UserError(f"{path}: this compression is not read: unpack it, or compress it with gzip or xz.")
+    check_no_pointer(path)
     bar = tqdm(
         total=path.stat().st_size, unit="B", unit_scale=True, desc=one_line(path.name), leave=False, disable=None
     )
@@ -144,6 +146,7 @@ def open_text(path: Path, wanted: str) -> Iterator[TextIO]:
         raise UserError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}: {wanted}.")
     if path.suffix in OTHERS:
         raise UserError(f"{path}: this compression is not read: unpack it, or compress it with gzip or xz.")
+    check_no_pointer(path)
     csv.field_size_limit(LONGEST_LINE)
     with path.open("rb") as raw:
         file = OPENERS[path.suffix](raw) if path.suffix in OPENERS else raw

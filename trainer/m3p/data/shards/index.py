@@ -22,6 +22,7 @@ from m3p.data.shards.side_captions import SideCaptions, side_path
 from m3p.data.shards.tar import BLOCK, Member, TarError, head_sum, is_followed, walk
 from m3p.data.shards.tar_index import TarIndex
 from m3p.errors import BadSample, UserError
+from m3p.stored_files import check_no_pointer
 from m3p.visual import main_file
 from m3p.visual.decode import IMAGE_KINDS, picture_kind
 from m3p.visual.npz import LARGEST_NPZ, read_shapes
@@ -49,6 +50,7 @@ def scan_tar(path: Path, kind: str, language: str = "en") -> tuple[TarIndex, Ind
     (side_captions.py) count in place of those in it. Raises UserError for a compressed, truncated or broken tar, for a sample
     whose members are apart, and for region features of two widths.
     """
+    check_no_pointer(path)
     with path.open("rb") as file:
         start = file.read(6)
         for magic, name in COMPRESSED.items():
