@@ -120,7 +120,11 @@ def test_a_run_that_has_chosen_a_checkpoint_is_scored_by_it(recipe: Path, tmp_pa
             (trial.folder / "checkpoints" / "best").write_text("step-00000004\n")
             return code
 
-    finetune(recipe, [*OVERRIDES, "run.select_on=train"], LANGUAGES, ["en"], tmp_path / "out", Choosing(recipe))
+    words = [*OVERRIDES, "run.select_on=train"]
+    grid = finetune(recipe, words, LANGUAGES, ["en"], tmp_path / "out", Choosing(recipe))
+    assert {"checkpoints were chosen by their figures on it" in str(shown.title) for shown in grid_tables(grid)} == {
+        True
+    }
     assert scorer.checkpoints == {"step-00000004"}
     assert {name for name, _ in scorer.asked} == {"en"}
 

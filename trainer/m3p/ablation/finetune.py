@@ -69,6 +69,7 @@ def finetune(
         overrides=list(overrides),
         languages=list(languages),
         settings=list(settings),
+        selected_on=base.run.select_on,
         evaluations={
             name: {way: rows(of_way, languages, settings) for way, of_way in of_name.items()}
             for name, of_name in scored.items()

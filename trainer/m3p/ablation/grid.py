@@ -64,6 +64,10 @@ class Grid(BaseModel):
     overrides: list[str] = Field(description="Overrides of every run.")
     languages: list[str] = Field(description="Languages of captions and queries.")
     settings: list[str] = Field(description="none, each, all, or a language.")
+    selected_on: str | None = Field(
+        None,
+        description="Evaluation whose figure chose the checkpoint of each run; null: each run's newest stands for it.",
+    )
     method: str = Field(METHOD, description="How the intervals were made.")
     evaluations: dict[str, dict[str, list[GridRow]]] = Field(description="Evaluation -> way of scoring -> rows.")
 
@@ -117,7 +121,8 @@ def grid_tables(grid: Grid) -> list[Table]:
     against = baselines(grid.settings)
     for name, of_name in grid.evaluations.items():
         for way, found in of_name.items():
-            table = Table(title=f"{name}, {TITLES[way]}: mean recall (95 % interval)", title_justify="left")
+            chosen = "; checkpoints were chosen by their figures on it" if name == grid.selected_on else ""
+            table = Table(title=f"{name}, {TITLES[way]}: mean recall (95 % interval){chosen}", title_justify="left")
             table.add_column("queries", overflow="fold")
             for setting in grid.settings:
                 table.add_column(setting, justify="right", overflow="fold")
