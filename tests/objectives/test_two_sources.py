@@ -22,7 +22,7 @@ NAMED, UNNAMED = "COCO_val2014_{:012d}.jpg", "p{}.jpg"
 def source(folder: Path, command: str, numbers: range, *words: object, name: str = NAMED) -> dict[str, str]:
     """Prepare captions of some pictures as a source of its own."""
     images = [{"id": number, "file_name": name.format(number)} for number in numbers]
-    word = "絵" if command == "stair" else command
+    word = "絵の" if command == "stair" else command
     texts = [{"image_id": number, "caption": f"{word} {number}"} for number in numbers]
     (folder / f"{command}.json").write_text(json.dumps({"images": images, "annotations": texts}))
     run(command, folder / f"{command}.json", *words, output=folder / command)
