@@ -18,6 +18,7 @@ from m3p.checkpoints.seen_pictures import write_seen
 from m3p.data.identity import picture_numbers
 from m3p.errors import UserError
 from m3p.export import export_run
+from m3p.locks import hold
 from m3p.recipe.evaluation import EvaluationConfig
 from m3p.recipe.load import dump_recipe, parse_recipe
 from m3p.retrieval.evaluate import Options, _caption_source, evaluate_run
@@ -135,6 +136,18 @@ def test_a_recipe_that_was_changed_since_is_not_that_of_the_checkpoint(
                 open_run(opened)
     shutil.copytree(checkpoint, tmp_path / "copy")
     assert open_run(tmp_path / "copy").recipe.model.pooling == "first"
+
+
+@pytest.mark.long
+def test_two_calls_do_not_score_for_one_file(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("m3p.retrieval.evaluate.PATIENCE", 0)
+    (run / "evaluation").mkdir(exist_ok=True)
+    with hold(run / "evaluation" / ".train.lock", 0) as other:
+        assert other
+        with pytest.raises(UserError, match=r"train\.json: another call is scoring for this file"):
+            evaluate_run(run, ["train"])
+    evaluate_run(run, ["train"])
+    assert not list((run / "evaluation").glob(".*"))
 
 
 @pytest.mark.long

@@ -6,7 +6,8 @@ Writes evaluation/NAME.json (the figures), evaluation/NAME.html (pictures found)
 import glob
 import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from m3p.checkpoints.seen_pictures import read_seen
 from m3p.data.identity import Gallery
 from m3p.data.shards.manifest import NOT_STATED
 from m3p.errors import UserError
+from m3p.locks import hold
 from m3p.objectives.tasks import TASKS
 from m3p.recipe.evaluation import EvaluationConfig, ProtocolName
 from m3p.retrieval.blocks import Blocks
@@ -39,6 +41,8 @@ SHOWN_QUERIES = 3
 """Queries of a language that are shown with the pictures that they found."""
 SHOWN_LANGUAGES = 12
 """Languages that are shown so."""
+PATIENCE = 1.0
+"""Seconds for which another call may hold an evaluation: one that was killed lets go of it, but not at once."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +92,32 @@ def evaluate_run(path: Path, names: Sequence[str] = (), options: Options | None 
         )
         if options.data is not None:
             file = _free_file(file, options.data)
-        evaluation, found, blocks = _evaluate(run, name, config, way, file, options.save)
-        if distributed.is_main():
-            for place in (file, *([options.json_file] if options.json_file else [])):
-                evaluation.save(place)
-            print_table(evaluation)
-            _show(run, evaluation, found, file, with_curves=options.folder is None)
-            blocks.remove()
+        with _alone(file):
+            evaluation, found, blocks = _evaluate(run, name, config, way, file, options.save)
+            if distributed.is_main():
+                for place in (file, *([options.json_file] if options.json_file else [])):
+                    evaluation.save(place)
+                print_table(evaluation)
+                _show(run, evaluation, found, file, with_curves=options.folder is None)
+                blocks.remove()
         done.append(evaluation)
     return done
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Hold the lock of the evaluation that `file` is of, by rank 0 for all. Raises UserError where another call has it."""
+    lock = file.with_name(f".{file.stem}.lock")
+    with ExitStack() as stack:
+        mine = True
+        if distributed.is_main():
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            mine = stack.enter_context(hold(lock, PATIENCE))
+        if not distributed.broadcast_object(mine):
+            raise UserError(f"{file}: another call is scoring for this file; wait until it is done, and call again")
+        if distributed.is_main():
+            stack.callback(lock.unlink, missing_ok=True)
+        yield
 
 
 def _choose(run: Run, names: Sequence[str], data: Path | None) -> dict[str, EvaluationConfig]:
