@@ -30,20 +30,27 @@ def launch(
     program: Path = ROOT / "trainer" / "run.py",
     accelerator: str = "cpu",
     launcher: bool = False,
+    seconds: float = 300,
 ) -> "subprocess.CompletedProcess[str]":
     """Run `trainer/run.py ...` (or a `program` that wraps it) on so many ranks to its end.
 
     The ranks are forks of a process with their imports (tests/forked.py); with `launcher`, and on a GPU, they are started by
-    `deepspeed --num_gpus RANKS`, as a user starts them.
+    `deepspeed --num_gpus RANKS`, as a user starts them. What has not ended after so many `seconds` is ended.
     """
     arguments = ["--recipe", str(recipe), "--deepspeed_config", str(ds_config), *overrides]
     if launcher or accelerator != "cpu":
         command = ["deepspeed", "--num_gpus", str(ranks), "--master_port", str(free_port()), str(program), *arguments]
         done = subprocess.run(
-            command, env=environment(accelerator), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+            command,
+            env=environment(accelerator),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
         )
     else:
-        done = _forked(program, [arguments] * ranks)
+        done = _forked(program, [arguments] * ranks, seconds)
     if check and done.returncode:
         raise AssertionError(
             f"{program.name} {' '.join(arguments)}\nended with {done.returncode}:\n"
@@ -65,23 +72,23 @@ def environment(accelerator: str) -> dict[str, str]:
     }
 
 
-def _forked(program: Path, arguments: list[list[str]]) -> "subprocess.CompletedProcess[str]":
+def _forked(program: Path, arguments: list[list[str]], seconds: float) -> "subprocess.CompletedProcess[str]":
     """Run forked ranks; their output is that of all, the exit code the first that is not 0."""
     variables = {**environment("cpu"), "MASTER_PORT": str(free_port())}
-    return _run_forks(program, arguments, numbered(variables, len(arguments)))
+    return _run_forks(program, arguments, numbered(variables, len(arguments)), seconds)
 
 
 def alone(program: Path, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     """Run `python PROGRAM ARGUMENTS...` as a fork (tests/forked.py), without a launcher; `variables` are set in addition."""
-    return _run_forks(program, [list(arguments)], [{**environment("cpu"), **variables}])
+    return _run_forks(program, [list(arguments)], [{**environment("cpu"), **variables}], 300)
 
 
 def _run_forks(
-    program: Path, arguments: list[list[str]], environments: list[dict[str, str]]
+    program: Path, arguments: list[list[str]], environments: list[dict[str, str]], seconds: float
 ) -> "subprocess.CompletedProcess[str]":
     with tempfile.TemporaryDirectory() as folder:
         files = (Path(folder) / "out", Path(folder) / "err")
-        codes = run_forks(program, arguments, environments, [files] * len(arguments))
+        codes = run_forks(program, arguments, environments, [files] * len(arguments), seconds)
         out, err = (path.read_text() for path in files)
     return subprocess.CompletedProcess([str(program)], next((code for code in codes if code), 0), out, err)
 
