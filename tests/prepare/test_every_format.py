@@ -51,8 +51,8 @@ FORMATS = {
     "Karpathy": ("karpathy", "coco FILES --split train --split restval --images HOME/images"),
     "Karpathy, Flickr30K": ("karpathy_flickr30k", "flickr30k FILES --split train --images HOME/images/train2014"),
     "MSCOCO": ("annotated", "coco FILES --images HOME/images"),
-    "STAIR": ("japanese", "stair FILES --images HOME/images"),
-    "YJ": ("japanese", "yj FILES --images HOME/images"),
+    "STAIR": ("stair", "stair FILES --images HOME/images"),
+    "YJ": ("yj", "yj FILES --images HOME/images"),
     "COCO-CN": ("coco_cn", "coco-cn FILES --images HOME/images"),
     "xFlickr&CO": ("iglue", "xflickrco FILES/xFlickrCO --images HOME/images"),
     "XTD": ("xtd", "xtd FILES --images HOME/images"),
@@ -75,10 +75,20 @@ def karpathy_flickr30k(karpathy: Path) -> Path:
 
 
 @pytest.fixture
-def japanese(tmp_path: Path) -> Path:
+def stair(tmp_path: Path) -> Path:
+    return japanese(tmp_path / "stair_captions_v1.2_train.json")
+
+
+@pytest.fixture
+def yj(tmp_path: Path) -> Path:
+    return japanese(tmp_path / "yjcaptions26k_clean.json")
+
+
+def japanese(captions: Path) -> Path:
+    """Write a file of captions and its pictures."""
     for number in (9, 57870):
-        picture(tmp_path / "images" / f"COCO_train2014_{number:012d}.jpg", number % 200)
-    return annotations(tmp_path / "stair_captions_v1.2_train.json")
+        picture(captions.parent / "images" / f"COCO_train2014_{number:012d}.jpg", number % 200)
+    return annotations(captions)
 
 
 @pytest.fixture
