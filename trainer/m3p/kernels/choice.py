@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from m3p.errors import UserError
 
 NO_APEX = "NVIDIA's apex is not installed (build it from source; PyPI's `apex` is another program)"
+HEAD_SIZES = (32, 64, 128)
+"""Numbers of an attention head that Triton's attention takes."""
 
 
 class KernelsConfig(BaseModel):
@@ -23,8 +25,11 @@ class KernelsConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    attention: Literal["auto", "varlen", "flash_attn", "grouped"] = Field(
-        "auto", description="Of the encoder: torch's variable-length kernel, flash-attn 2, or one call for each length."
+    attention: Literal["auto", "varlen", "flash_attn", "grouped", "triton"] = Field(
+        "auto",
+        description="Of the encoder: torch's variable-length kernel, flash-attn 2, one call for each length, or a Triton kernel "
+        "for short sequences, which writes the same gradient each time (heads of 32, 64 or 128 numbers, no attention dropout). "
+        "`auto` never takes the last until a GPU shows a gain.",
     )
     word_head: Literal["auto", "triton", "torch"] = Field(
         "auto", description="Loss and gradient of a chunk of logits: one Triton kernel, or plain torch."
@@ -62,6 +67,9 @@ class Situation:
     """ZeRO stage."""
     offloaded: bool = False
     """Whether the optimizer's state lies in the CPU's memory."""
+    head_size: int = 64
+    """Numbers of an attention head of the encoder."""
+    attention_dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -137,6 +145,10 @@ def _flash(situation: Situation) -> str | None:
         return "needs a GPU"
     if situation.precision not in (torch.bfloat16, torch.float16):
         return "needs 16-bit precision (bf16 in the DeepSpeed file)"
+    return _old_gpu()
+
+
+def _old_gpu() -> str | None:
     if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
         return "needs a GPU of compute capability 8.0 (Ampere) or above"
     return None
@@ -150,6 +162,19 @@ def _triton(situation: Situation) -> str | None:
     if situation.device != "cuda":
         return "needs a GPU"
     return None if _installed("triton") else "Triton is not installed"
+
+
+def _triton_attention(situation: Situation) -> str | None:
+    if obstacle := _triton(situation):
+        return obstacle
+    if obstacle := _old_gpu():
+        return obstacle
+    if situation.head_size not in HEAD_SIZES:
+        sizes = ", ".join(map(str, HEAD_SIZES))
+        return f"takes heads of {sizes} numbers, and this encoder's have {situation.head_size} (width / heads)"
+    if situation.attention_dropout:
+        return f"drops no attention weights, and model.attention_dropout = {situation.attention_dropout:g} (0 is taken)"
+    return None
 
 
 def _triton_with_bias(situation: Situation) -> str | None:
@@ -206,6 +231,7 @@ CANDIDATES: Mapping[str, Mapping[str, tuple[str, Obstacle]]] = {
         "varlen": ("torch's variable-length flash attention", _flash),
         "flash_attn": ("flash-attn 2, queries, keys and values packed", _flash_attn),
         "grouped": ("torch's scaled-dot-product attention over the sequences of each length", _nothing),
+        "triton": ("one Triton program for each sequence and head, gradients written packed", _triton_attention),
     },
     "word_head": {
         "triton": ("one Triton kernel for loss and gradient of a chunk of logits", _triton),

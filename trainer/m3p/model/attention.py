@@ -2,7 +2,8 @@
 
 Backends of equal maths. `varlen` (CUDA, 16-bit) is torch's variable-length flash attention, `flash_attn` that of the
 package of this name (arXiv 2307.08691). `grouped` (everywhere) has the sequences lie in the order of their lengths, so
-that those of one length are one dense tensor, without a copy. None pads or masks. `kernels/choice.py` chooses.
+that those of one length are one dense tensor, without a copy. `triton` (CUDA) is a kernel of our own for short sequences, which
+adds numbers in one order only. None pads. `kernels/choice.py` chooses.
 """
 
 from dataclasses import dataclass, field
@@ -70,6 +71,8 @@ def attend(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
     """Attend within each sequence. `qkv` [T, 3, heads, size], arranged -> [T, heads, size]; `dropout` is of the weights."""
     if layout.backend == "varlen":
         return _varlen(qkv, layout, dropout)
+    if layout.backend == "triton":
+        return _triton(qkv, layout, dropout)
     return _flash_attn(qkv, layout, dropout) if layout.backend == "flash_attn" else _grouped(qkv, layout, dropout)
 
 
@@ -89,6 +92,13 @@ def _flash_attn(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
     out = flash_attn_varlen_qkvpacked_func(qkv, layout.cumulative, layout.longest, dropout_p=dropout)
     assert isinstance(out, Tensor)
     return out
+
+
+def _triton(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
+    from m3p.kernels.attention_triton import attention_triton
+
+    assert dropout == 0, "kernels/choice.py refuses it"
+    return attention_triton(qkv, layout.starts, layout.lengths)
 
 
 def _grouped(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
