@@ -183,6 +183,7 @@ def attention(clock: Clock, sizes: Sizes) -> Rows:
         sorted_by_length = form(ordered, "varlen")
         variants = [Variant("varlen", form(lengths, "varlen"), sorted_by_length)]
         variants.append(Variant("varlen, sorted by length", sorted_by_length))
+        variants.append(Variant("triton", form(lengths, "triton"), form(ordered, "triton")))
         if find_spec("flash_attn"):  # its backward writes the three gradients packed, where torch stacks them
             variants.append(Variant("flash_attn", form(lengths, "flash_attn"), form(ordered, "flash_attn")))
     yield from _forms("attention", clock, [qkv], [*variants, Variant("grouped", grouped)], grouped)

@@ -13,7 +13,7 @@ The parts, in the order in which they are run: what decides most comes first.
     head           the word loss at 787, 5,069 and 16,000 masked words: other chunks, and the vocabulary padded to 64 or 128
     word_gradient  the word weight's gradient, summed in float32 slice by slice or by the multiplication
     attention      sequences of a pair turn: torch's variable-length kernel, as they come and sorted by length; flash-attn's,
-                   where it is installed; grouped
+                   where it is installed; Triton's, which writes all gradients packed; grouped
     gelu           the first half of feed-forward with all gradients: torch, torch.compile, Triton's GELU with bias
     gather         slots from words and regions, and a head's rows: by index, by index_select, by embedding
     wire           features of a pair turn to the GPU in float32, float16 and bfloat16
@@ -148,6 +148,7 @@ PROGRAMS: dict[str, tuple[dict[str, list[str]], list[str], list[str]]] = {
             "compiled": ["step.py", "--kernels", "layers=compiled"],
             "triton norm": ["step.py", "--kernels", "layer_norm=triton"],
             "triton norm and gelu": ["step.py", "--kernels", "layer_norm=triton,gelu=triton"],
+            "triton attention": ["step.py", "--kernels", "attention=triton"],
             "torch word loss": ["step.py", "--kernels", "word_head=torch"],
             "grouped attention": ["step.py", "--kernels", "attention=grouped"],
             "again": ["step.py"],

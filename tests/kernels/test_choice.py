@@ -107,20 +107,40 @@ def test_flash_attn_is_taken_where_it_is_installed_and_asked_for(monkeypatch: py
     assert names(GPU, attention="flash_attn")["attention"] == "flash_attn"
 
 
+@pytest.mark.usefixtures("triton")
+def test_own_attention_is_taken_where_it_is_asked_for_and_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_float32 = Situation("cuda", torch.float32, stage=3)
+    assert names(in_float32)["attention"] == "grouped"
+    assert names(in_float32, attention="triton")["attention"] == names(GPU, attention="triton")["attention"] == "triton"
+    refused = {
+        Situation("cuda", torch.bfloat16, head_size=96): r"takes heads of 32, 64, 128 numbers, .* have 96 \(width / heads\)",
+        Situation("cuda", torch.bfloat16, attention_dropout=0.1): r"model\.attention_dropout = 0\.1 \(0 is taken\)",
+    }
+    for situation, reason in refused.items():
+        with pytest.raises(
+            UserError, match=rf"kernels\.attention = triton: .*{reason}; set it to auto or varlen or grouped"
+        ):
+            names(situation, attention="triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    with pytest.raises(UserError, match=r"kernels\.attention = triton: needs a GPU of compute capability 8\.0"):
+        names(Situation("cuda", torch.float16), attention="triton")
+
+
 @pytest.mark.parametrize(
     ("field", "name"),
     [
         ("attention", "varlen"),
         ("attention", "flash_attn"),
+        ("attention", "triton"),
         ("word_head", "triton"),
         ("layer_norm", "triton"),
         ("gelu", "triton"),
     ],
 )
 def test_what_needs_a_gpu_is_refused_without_one_with_the_ways_out(field: str, name: str) -> None:
-    message = rf"kernels\.{field} = {name}: needs a GPU; set it to auto or {list(CANDIDATES[field])[-1]}"
-    if field in ("layer_norm", "gelu"):
-        message = rf"kernels\.{field} = triton: needs a GPU; set it to auto or torch"
+    plain = "grouped" if field == "attention" else "torch"
+    message = rf"kernels\.{field} = {name}: needs a GPU; set it to auto or {plain}"
     with pytest.raises(UserError, match=message):
         names(CPU, **{field: name})
 

@@ -138,6 +138,7 @@ class Encoder(nn.Module):
     def __init__(self, shape: EncoderShape, dropout: float, attention_dropout: float, recompute: bool) -> None:
         super().__init__()
         self.recompute = recompute
+        self.head_size, self.attention_dropout = shape.width // shape.heads, attention_dropout
         self.layers = nn.ModuleList(Layer(shape, dropout, attention_dropout) for _ in range(shape.layers))
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:

@@ -83,7 +83,10 @@ class DeepSpeedEngine:
             )
         self._sent = settings.get("communication_data_type", "fp32")
         offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
-        self._kernels = choose(kernels, Situation(ranks.device.type, self.precision, self._stage, offloaded))
+        head_size, attention_dropout = model.encoder.head_size, model.encoder.attention_dropout
+        self._kernels = choose(
+            kernels, Situation(ranks.device.type, self.precision, self._stage, offloaded, head_size, attention_dropout)
+        )
         model.use(self._kernels)
         self._optimizer = _make_optimizer(model, config, self._kernels["optimizer"].name)
         set_rate(self._optimizer, 0.0)  # ZeRO 0 in half precision takes a step right away, which must not decay weights
