@@ -22,13 +22,15 @@ def interpret(script: str) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-def compile_kernel(kernel: Any, signature: dict[str, str], constants: dict[str, Any], capability: int) -> bytes:
-    """Return the machine code of `kernel` for a GPU of compute `capability`; no GPU is needed."""
+def compile_kernel(
+    kernel: Any, signature: dict[str, str], constants: dict[str, Any], capability: int, **options: int
+) -> bytes:
+    """Return the machine code of `kernel` for a GPU of compute `capability`; no GPU is needed. `options`: num_warps, num_stages."""
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     code: bytes = compiled.asm["cubin"]
     return code
