@@ -113,7 +113,7 @@ def test_own_attention_is_taken_where_it_is_asked_for_and_can_run(monkeypatch: p
     assert names(in_float32)["attention"] == "grouped"
     assert names(in_float32, attention="triton")["attention"] == names(GPU, attention="triton")["attention"] == "triton"
     refused = {
-        Situation("cuda", torch.bfloat16, head_size=96): r"takes heads of 32, 64, 128 numbers, .* have 96 \(width / heads\)",
+        Situation("cuda", torch.bfloat16, head_size=96): r"heads of 32, 64, 128 numbers, .* have 96 \(width / heads\)",
         Situation("cuda", torch.bfloat16, attention_dropout=0.1): r"model\.attention_dropout = 0\.1 \(0 is taken\)",
     }
     for situation, reason in refused.items():

@@ -25,7 +25,10 @@ def interpret(script: str) -> None:
 def compile_kernel(
     kernel: Any, signature: dict[str, str], constants: dict[str, Any], capability: int, **options: int
 ) -> bytes:
-    """Return the machine code of `kernel` for a GPU of compute `capability`; no GPU is needed. `options`: num_warps, num_stages."""
+    """Return the machine code of `kernel` for a GPU of compute `capability`; no GPU is needed.
+
+    `options` are Triton's own: num_warps, num_stages.
+    """
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

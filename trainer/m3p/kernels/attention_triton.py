@@ -1,11 +1,13 @@
 """Self-attention inside short packed sequences, in Triton: one program for each sequence and head, forward and backward.
 
-After FlashAttention (arXiv 2307.08691), whose backward adds the gradient of the queries with atomics into a float32 tensor with 128
-extra rows for every sequence. Here one program owns all slots of a sequence and head: nothing is added across programs, so the
-outcome is the same each time, and the gradient is written once, in the layout of the projection that made queries, keys and values.
+After FlashAttention (arXiv 2307.08691), whose backward adds the gradient of the queries with atomics into a float32 tensor with
+128 extra rows for every sequence. Here one program owns all slots of a sequence and head: nothing is added across programs, so
+the outcome is the same each time, and the gradient is written once, in the layout of the tensor that holds queries, keys and
+values.
 
 Numbers that move for a slot of `width` numbers, where a sequence fits one block: forward 4 widths, backward 8. A longer sequence
-reads its own keys and values again for each of its blocks. Any length is right; long ones are slow, since no other program helps.
+reads its own slots again for each of its blocks. Sequences of any length are right, but long ones are slow: no program helps
+another.
 """
 
 from typing import Any
@@ -43,9 +45,10 @@ def store_tile(base, tile, first, length, stride, BLOCK: tl.constexpr, SIZE: tl.
 
 @triton.jit
 def load_rows(out, upstream, log_sums, first, length, stride, BLOCK: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    """Return what the backward knows of the queries from `first` on.
+    """Return what the backward needs of the queries from `first` on, besides themselves.
 
-    That is the gradient of their outputs [BLOCK, SIZE], the logarithms of their sums [BLOCK], and output times gradient, summed [BLOCK].
+    These are the gradient of their outputs [BLOCK, SIZE], the logarithm of each query's sum of exponentials [BLOCK], and the sum of
+    its output times gradient [BLOCK].
     """
     slots = first + tl.arange(0, BLOCK)
     dout = load_tile(upstream, first, length, stride, BLOCK, SIZE)
@@ -71,7 +74,10 @@ def forward_kernel(  # type: ignore[no-untyped-def]
     qkv, starts, lengths, out, log_sums, total, heads, scale,
     BLOCK: tl.constexpr, SIZE: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """`qkv` [total, 3, heads, SIZE], `starts` and `lengths` [S] int64, `out` [total, heads, SIZE], `log_sums` [heads, total] float32."""
+    """Attend within sequences `starts`, `lengths` [S] int64; `qkv` [total, 3, heads, SIZE], `out` [total, heads, SIZE].
+
+    `log_sums` [heads, total] float32 are the logarithms of the sums of exponentials, for the backward. `scale` multiplies scores.
+    """
     sequence, head = tl.program_id(0) // heads, tl.program_id(0) % heads
     start, length = tl.load(starts + sequence), tl.load(lengths + sequence).to(tl.int32)
     width = heads * SIZE
@@ -143,7 +149,7 @@ def backward_kernel(  # type: ignore[no-untyped-def]
 def shape_of(size: int, kind: torch.dtype) -> dict[str, int]:
     """Return how the kernels are built for heads of `size` numbers of `kind`.
 
-    With these blocks of slots the backward of 64 numbers in 16 bits fits into registers, with larger ones or in float32 it does not.
+    With these blocks of slots the backward of 64 numbers in 16 bits fits into the registers of an H100; in float32 it does not.
     The loops are short, so no load runs ahead.
     """
     return {"BLOCK": 16 if kind == torch.float32 else 32, "SIZE": size, "num_warps": 4, "num_stages": 1}
