@@ -27,7 +27,7 @@ def product(a, b):  # type: ignore[no-untyped-def]
     return tl.dot(a, b, input_precision="tf32x3")
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def load_tile(base, first, length, stride, BLOCK: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
     """Return the slots from `first` on, [BLOCK, SIZE], with zeros from `length` on; slots lie `stride` numbers apart."""
     slots = first + tl.arange(0, BLOCK)
@@ -35,7 +35,7 @@ def load_tile(base, first, length, stride, BLOCK: tl.constexpr, SIZE: tl.constex
     return tl.load(base + places, (slots < length)[:, None], other=0.0)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def store_tile(base, tile, first, length, stride, BLOCK: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
     """Write `tile` where `load_tile` reads; rows from `length` on are left out."""
     slots = first + tl.arange(0, BLOCK)
@@ -43,12 +43,12 @@ def store_tile(base, tile, first, length, stride, BLOCK: tl.constexpr, SIZE: tl.
     tl.store(base + places, tile, (slots < length)[:, None])
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def load_rows(out, upstream, log_sums, first, length, stride, BLOCK: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
     """Return what the backward needs of the queries from `first` on, besides themselves.
 
-    These are the gradient of their outputs [BLOCK, SIZE], the logarithm of each query's sum of exponentials [BLOCK], and the sum of
-    its output times gradient [BLOCK].
+    These are the gradient of their outputs [BLOCK, SIZE], the logarithm of each query's sum of exponentials [BLOCK], and the sum
+    of its output times gradient [BLOCK].
     """
     slots = first + tl.arange(0, BLOCK)
     dout = load_tile(upstream, first, length, stride, BLOCK, SIZE)
@@ -57,7 +57,7 @@ def load_rows(out, upstream, log_sums, first, length, stride, BLOCK: tl.constexp
     return dout, log_sum, tl.sum(o.to(tl.float32) * dout.to(tl.float32), 1)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def weights(q, k, v, dout, log_sum, along, first_key, length, scale, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
     """Return the attention weights of a tile of queries and keys, and the gradients of their scores, both [BLOCK, BLOCK].
 
