@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 
 from m3p.distributed import Ranks
 from m3p.errors import UserError
+from m3p.kernels.choice import KernelsConfig, Situation, choose
 from m3p.model.build import build_model
 from m3p.recipe.load import load_recipe
 from m3p.shipped import find_ds_config
+from m3p.training.deepspeed import engine
 from m3p.training.deepspeed.engine import DeepSpeedEngine
 from tests.launch import ROOT
 
@@ -70,3 +73,18 @@ def test_texts_are_not_remembered_in_zero_3(tiny: Path) -> None:
     config, alone = find_ds_config("zero3"), Ranks(0, 0, 1, torch.device("cpu"), "python")
     with pytest.raises(UserError, match=r"model.remember_texts: with ZeRO 3 .* use ZeRO 0 to 2"):
         DeepSpeedEngine(model, recipe.optimizer, recipe.kernels, config, alone, 1, 60)
+
+
+def test_kernels_are_chosen_for_the_encoder_that_is_trained(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def on_a_gpu(kernels: KernelsConfig, situation: Situation) -> object:
+        return choose(kernels, replace(situation, device="cuda"))
+
+    monkeypatch.setattr(engine, "choose", on_a_gpu)
+    monkeypatch.setattr("m3p.kernels.choice._installed", lambda module: True)
+    config, alone = find_ds_config("zero1"), Ranks(0, 0, 1, torch.device("cpu"), "python")
+    for dropout, heads, reason in ((0.1, 1, r"model\.attention_dropout = 0\.1"), (0.0, 2, r"this encoder's have 16")):
+        shape = ["model.shape.width=32", f"model.shape.heads={heads}", f"model.attention_dropout={dropout}"]
+        recipe = load_recipe(tiny, [*shape, "kernels.attention=triton"])
+        model = build_model(recipe.model, 64, recipe.visual, recipe.tasks, seed=0)
+        with pytest.raises(UserError, match=rf"kernels\.attention = triton: .*{reason}"):
+            DeepSpeedEngine(model, recipe.optimizer, recipe.kernels, config, alone, 1, 60)
