@@ -39,7 +39,7 @@ def pair_cross_entropy(
 def pair_cross_entropy_reference(text: Tensor, image: Tensor, captions: Tensor, pictures: Tensor) -> Tensor:
     """The same in its plain form, which keeps all logits."""
     logits = text @ image.T
-    right = _right(captions, pictures, slice(None))
+    right = right_pairs(captions, pictures, slice(None))
     return (_soft_cross_entropy(logits, right) + _soft_cross_entropy(logits.T, right.T)) / 2
 
 
@@ -49,8 +49,8 @@ def _soft_cross_entropy(logits: Tensor, right: Tensor) -> Tensor:
     return -(wanted * F.log_softmax(logits, 1)).sum()
 
 
-def _right(captions: Tensor, pictures: Tensor, rows: slice) -> Tensor:
-    """Say which pictures are right for the texts `rows`: bool [rows, B]."""
+def right_pairs(captions: Tensor, pictures: Tensor, rows: slice | Tensor) -> Tensor:
+    """Say which pictures are right for the texts `rows` (numbers of pairs, or a slice of them): bool [rows, B]."""
     right = captions[rows, None] == captions
     for names in pictures.reshape(len(pictures), -1).unbind(1):
         right |= names[rows, None] == names
@@ -68,7 +68,7 @@ class _InChunks(torch.autograd.Function):
         for part in _parts(len(text), rows):
             logits = text[part] @ image.T
             # Each right answer is wanted by its row, and by its column.
-            wanted = _right(captions, pictures, part) * (1 / answers[part, None] + 1 / answers)
+            wanted = right_pairs(captions, pictures, part) * (1 / answers[part, None] + 1 / answers)
             loss -= (wanted * logits).sum() / 2
             found = (logits - of_rows[part, None]).exp_() + (logits - of_columns).exp_()
             gradient = found.sub_(wanted).div_(2)
@@ -92,7 +92,7 @@ def _sums(text: Tensor, image: Tensor, captions: Tensor, pictures: Tensor, rows:
         of_rows[part] = logits.logsumexp(1)
         of_columns = torch.logaddexp(of_columns, logits.logsumexp(0))
         # What is right is symmetric: a picture has as many right texts as the text of its own pair has right pictures.
-        answers[part] = _right(captions, pictures, part).sum(1, dtype=answers.dtype)
+        answers[part] = right_pairs(captions, pictures, part).sum(1, dtype=answers.dtype)
     return of_rows, of_columns, answers
 
 

@@ -16,7 +16,7 @@ from m3p.batch import Batch
 from m3p.distributed import Ranks, all_reduce_sum, is_main
 from m3p.model.m3p import Outputs
 from m3p.objectives.tasks import TASKS
-from m3p.objectives.tasks.task import Targets
+from m3p.objectives.tasks.task import Targets, TurnTask
 from m3p.training.losses import TurnLosses
 
 Forward = Callable[[Batch], Outputs]
@@ -30,7 +30,7 @@ class FirstPass:
     features: dict[str, Tensor] = field(default_factory=dict)
     """Task -> features of the whole turn, [views, terms, size]."""
     gradients: dict[str, Tensor] = field(default_factory=dict)
-    """Task -> gradient of its loss with respect to the features of the whole turn, [views, terms, size]."""
+    """Task -> gradient of its loss with respect to the features, [views, terms, size]; right in this rank's rows at least."""
     outputs: Outputs | None = None
     """Outputs of the turn's only micro-batch, graph included: there is no second forward then. None with several."""
     random_states: list[Tensor] = field(default_factory=list)
@@ -66,7 +66,7 @@ class GradientCache:
                 kept.random_states.append(_random_state(self._ranks.device))
             with torch.no_grad():
                 _lay(forward(_only(batch, targets)), batch, features)  # no other head has work to do
-        self._finish(kept, features, targets, losses)
+        self._finish(kept, features, targets, losses, batches)
         return kept
 
     def only_pass(
@@ -76,15 +76,26 @@ class GradientCache:
         kept = FirstPass(outputs=outputs)
         features = {name: self._no_features(name, losses.counts[name]) for name in targets}
         _lay(outputs, batch, features)
-        self._finish(kept, features, targets, losses)
+        self._finish(kept, features, targets, losses, [batch])
         return kept
 
     def _finish(
-        self, kept: FirstPass, features: Mapping[str, Tensor], targets: Mapping[str, Targets], losses: TurnLosses
+        self,
+        kept: FirstPass,
+        features: Mapping[str, Tensor],
+        targets: Mapping[str, Targets],
+        losses: TurnLosses,
+        batches: Sequence[Batch],
     ) -> None:
         kept.features = dict(features)
         for name, of_turn in targets.items():
-            kept.gradients[name] = self._take_loss(name, features[name], of_turn, losses)
+            own = self._own_rows(name, batches) if self._ranks.world_size > 1 else None
+            kept.gradients[name] = self._take_loss(name, features[name], of_turn, losses, own)
+
+    def _own_rows(self, name: str, batches: Sequence[Batch]) -> Tensor:
+        """Return the rows of the turn that this rank's micro-batches hold of a task, [N] int64 on the device."""
+        rows = [batch.targets[name]["rows"] for batch in batches if name in batch.targets]
+        return torch.cat(rows or [torch.zeros(0, dtype=torch.int64)]).to(self._ranks.device)
 
     def second_pass(self, forward: Forward, batch: Batch, number: int, kept: FirstPass) -> Outputs:
         """Return the outputs of micro-batch `number` of the turn, with their graph."""
@@ -94,16 +105,18 @@ class GradientCache:
             _set_random_state(kept.random_states[number], self._ranks.device)
         return forward(batch)
 
-    def _take_loss(self, name: str, features: Tensor, targets: Targets, losses: TurnLosses) -> Tensor:
+    def _take_loss(
+        self, name: str, features: Tensor, targets: Targets, losses: TurnLosses, own: Tensor | None
+    ) -> Tensor:
         """Add the loss of the whole turn to `losses`; return its gradient with respect to the features."""
         # A sum in which every other rank's rows are zero is a gather, for any split and without padding.
-        features = all_reduce_sum(features).detach().requires_grad_()
-        with torch.enable_grad():
-            on_device = {key: tensor.to(features.device, non_blocking=True) for key, tensor in targets.items()}
-            loss = TASKS[name].loss(features.flatten(0, 1), on_device)
-            (gradient,) = torch.autograd.grad(loss, features)
+        features = all_reduce_sum(features).detach()
+        on_device = {key: tensor.to(features.device, non_blocking=True) for key, tensor in targets.items()}
+        task = TASKS[name]
+        assert isinstance(task, TurnTask)
+        loss, gradient = task.loss_and_gradient(features, on_device, own)
         if is_main():  # every rank has the whole sum
-            losses.add(name, loss.detach())
+            losses.add(name, loss)
         return gradient
 
     def _no_features(self, name: str, terms: int) -> Tensor:

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from m3p.distributed import all_reduce_sum
 from m3p.kernels.pair_cross_entropy import pair_cross_entropy
+from m3p.kernels.pair_cross_entropy_shared import shared_pair_cross_entropy
 from m3p.keys import key
 from m3p.model.attention import Layout
 from m3p.model.config import ModelConfig
@@ -26,6 +28,9 @@ NAMES_OF_PICTURES = ("pictures", "contents", "published")
 """Targets that name pictures; two pictures are one if any of them is equal."""
 MAX_SCALE = 100.0
 """Largest inverse of the temperature (CLIP's)."""
+MAX_UNSHARED_PAIRS = 4096
+"""Pairs of a turn up to which every rank computes the loss of all of them. That many logits fit in 64 MiB and take a GPU about a
+millisecond; sharing the work costs two more collectives and twice as many calls of operations."""
 
 
 class Contrastive(TurnTask):
@@ -61,8 +66,24 @@ class Contrastive(TurnTask):
         `targets`: `captions`, `pictures`, `contents` and `published`, [B] int64 names; equal names mean equal things.
         """
         text, image = output.float().chunk(2)
-        pictures = torch.stack([targets[name] for name in NAMES_OF_PICTURES], 1)
-        return pair_cross_entropy(_hold_scale(text), image, targets["captions"], pictures)
+        return pair_cross_entropy(_hold_scale(text), image, targets["captions"], _picture_names(targets))
+
+    def loss_and_gradient(self, features: Tensor, targets: Targets, own: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the loss of the whole turn and its gradient, [2, pairs, projection].
+
+        Of more than `MAX_UNSHARED_PAIRS` pairs on several ranks, each computes the gradient of its `own`; other rows are zero.
+        """
+        if own is None or features.shape[1] <= MAX_UNSHARED_PAIRS:
+            return super().loss_and_gradient(features, targets, own)
+        text, image = features
+        loss, to_text, to_image = shared_pair_cross_entropy(
+            text, image, targets["captions"], _picture_names(targets), own, all_reduce_sum
+        )
+        gradient = torch.zeros_like(features)
+        along = (text[own] * to_text).sum(1)
+        gradient[0, own] = _without_rise(text[own], to_text, text.square().sum(1).max(), all_reduce_sum(along.sum()))
+        gradient[1, own] = to_image
+        return loss, gradient
 
     def turn_targets(self, terms: int, parts: list[Targets]) -> Targets:
         """Lay the names of this rank's micro-batches in the rows of the turn, [terms]; other ranks' rows are zero."""
@@ -196,11 +217,26 @@ class _HoldScale(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (text,) = ctx.saved_tensors
-        squares, along = text.square().sum(1), (text * gradient).sum(1)
-        at_ceiling = squares.max() >= (MAX_SCALE * (1 - 1e-4)) ** 2
-        rises = along.sum() < 0
-        removed = torch.where(at_ceiling & rises, along / squares.clamp(min=1e-12), 0.0)
-        return gradient - removed[:, None] * text
+        return _without_rise(text, gradient, text.square().sum(1).max(), (text * gradient).sum(1).sum())
+
+
+def _without_rise(text: Tensor, gradient: Tensor, largest: Tensor, to_scale: Tensor) -> Tensor:
+    """Return the gradient of `text` [n, projection], without its part along the texts where that would raise a scale too far.
+
+    Args:
+        largest: [], square of the longest text of the turn, and so of the scale.
+        to_scale: [], the scale's gradient: the sum over all texts of the turn of the part along them.
+    """
+    squares, along = text.square().sum(1), (text * gradient).sum(1)
+    at_ceiling = largest >= (MAX_SCALE * (1 - 1e-4)) ** 2
+    rises = to_scale < 0
+    removed = torch.where(at_ceiling & rises, along / squares.clamp(min=1e-12), 0.0)
+    return gradient - removed[:, None] * text
+
+
+def _picture_names(targets: Targets) -> Tensor:
+    """Return the names of the pictures of a turn, [B, kinds of names]."""
+    return torch.stack([targets[name] for name in NAMES_OF_PICTURES], 1)
 
 
 def ask_contrast(

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from m3p.model.config import ModelConfig
@@ -100,6 +101,18 @@ class TurnTask(Task):
     """
 
     over_turn = True
+
+    def loss_and_gradient(self, features: Tensor, targets: Targets, own: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the loss of the whole turn, [], and its gradient with respect to `features` [views, terms, size].
+
+        Every rank has all features and targets, and calls it at the same point. By default it computes the whole gradient;
+        only the rows `own` of its micro-batches must be right. `own` is None where this rank is the only one.
+        """
+        with torch.enable_grad():
+            features = features.detach().requires_grad_()
+            loss = self.loss(features.flatten(0, 1), targets)
+            (gradient,) = torch.autograd.grad(loss, features)
+        return loss.detach(), gradient
 
     @abstractmethod
     def turn_targets(self, terms: int, parts: list[Targets]) -> Targets:
