@@ -247,6 +247,21 @@ def collectives(fault: dict[str, Any]) -> None:
     wrap(Loop, "step", step)
 
 
+def share_contrast(fault: dict[str, Any]) -> None:
+    """Share the contrastive loss of any turn over ranks, and add a line with its own pairs to `file` + rank each time."""
+    from m3p.objectives.tasks import contrastive
+
+    real: Any = vars(contrastive)["shared_pair_cross_entropy"]
+
+    def shared(text: Any, image: Any, captions: Any, pictures: Any, own: Any, all_sum: Any) -> Any:
+        with open(fault["file"] + os.environ["RANK"], "a") as file:
+            file.write(f"{len(own)} {len(text)}\n")
+        return real(text, image, captions, pictures, own, all_sum)
+
+    wrap(contrastive, "MAX_UNSHARED_PAIRS", 1)
+    wrap(contrastive, "shared_pair_cross_entropy", shared)
+
+
 COLLECTIVES = (
     "all_reduce", "all_gather", "all_gather_into_tensor", "all_gather_object", "barrier", "broadcast", "broadcast_object_list",
     "reduce", "reduce_scatter_tensor",
@@ -297,6 +312,7 @@ def _know_the_step() -> list[int]:
 POINTS = {
     "share": in_share, "state": at_state, "rename": at_rename, "prune": at_prune,
     "poison": poison, "stall": stall, "record": record, "logits": logits, "collectives": collectives,
+    "contrast": share_contrast,
 }  # fmt: skip
 
 if __name__ == "__main__":

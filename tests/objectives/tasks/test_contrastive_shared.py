@@ -23,7 +23,8 @@ def turn(scale: float) -> tuple[Tensor, Targets]:
     random = torch.Generator().manual_seed(1)
     texts, noise = F.normalize(torch.randn(2, PAIRS, 16, generator=random), dim=-1).unbind()
     names = {
-        name: torch.randint(0, 4 * PAIRS, (PAIRS,), generator=random) for name in ("captions", *contrastive.NAMES_OF_PICTURES)
+        name: torch.randint(0, 4 * PAIRS, (PAIRS,), generator=random)
+        for name in ("captions", *contrastive.NAMES_OF_PICTURES)
     }
     return torch.stack([texts * scale, F.normalize(texts + noise / 2, dim=-1)]), names
 
