@@ -11,11 +11,13 @@ from m3p.kernels.pair_cross_entropy_shared import shared_pair_cross_entropy
 from tests.kernels.test_pair_cross_entropy import Largest, pairs
 from tests.training.test_hard_negatives import Meeting
 
+Turn = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Texts, pictures, and names of both."""
 Found = tuple[Tensor, Tensor, Tensor]
 """A loss, the gradient of texts, and that of pictures."""
 
 
-def shared(turn: tuple[Tensor, ...], owners: list[int], ranks: int, max_cells: int) -> tuple[Found, list[Tensor]]:
+def shared(turn: Turn, owners: list[int], ranks: int, max_cells: int) -> tuple[Found, list[Tensor]]:
     """Compute a turn on threads that stand for ranks: -> loss and whole gradients, and the loss on each rank."""
     text, image, captions, pictures = turn
     meeting, losses = Meeting(ranks), [torch.tensor(0.0)] * ranks
@@ -35,14 +37,16 @@ def shared(turn: tuple[Tensor, ...], owners: list[int], ranks: int, max_cells: i
     return (losses[0], to_text, to_image), losses
 
 
-def alone(turn: tuple[Tensor, ...], max_cells: int | None = None) -> Found:
+def alone(turn: Turn, max_cells: int | None = None) -> Found:
     """Compute a turn as one rank does: in chunks, or in the plain form without `max_cells`."""
-    text, image = (features.clone().requires_grad_() for features in turn[:2])
+    text, image, captions, pictures = turn
+    text, image = text.clone().requires_grad_(), image.clone().requires_grad_()
     if max_cells is None:
-        loss = pair_cross_entropy_reference(text, image, *turn[2:])
+        loss = pair_cross_entropy_reference(text, image, captions, pictures)
     else:
-        loss = pair_cross_entropy(text, image, *turn[2:], max_cells=max_cells)
-    return (loss.detach(), *torch.autograd.grad(loss, (text, image)))
+        loss = pair_cross_entropy(text, image, captions, pictures, max_cells)
+    to_text, to_image = torch.autograd.grad(loss, (text, image))
+    return loss.detach(), to_text, to_image
 
 
 def error(found: Tensor, wanted: Tensor) -> float:

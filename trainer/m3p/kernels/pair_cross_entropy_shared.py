@@ -40,7 +40,7 @@ def shared_pair_cross_entropy(
     Returns:
         The loss [], and two gradients [N, size], all float32.
     """
-    parts = own.split(max(1, max_cells // len(text)))
+    parts = torch.split(own, max(1, max_cells // len(text)))
     sums = all_sum(_sums(text, image, captions, pictures, parts))
     of_text, of_image, answers, losses = sums.unbind()
     to_text, to_image = list[Tensor](), list[Tensor]()
