@@ -95,7 +95,7 @@ class GradientCache:
     def _own_rows(self, name: str, batches: Sequence[Batch]) -> Tensor:
         """Return the rows of the turn that this rank's micro-batches hold of a task, [N] int64 on the device."""
         rows = [batch.targets[name]["rows"] for batch in batches if name in batch.targets]
-        return torch.cat(rows or [torch.zeros(0, dtype=torch.int64)]).to(self._ranks.device)
+        return torch.cat(rows or [torch.zeros(0, dtype=torch.int64)]).to(self._ranks.device, non_blocking=True)
 
     def second_pass(self, forward: Forward, batch: Batch, number: int, kept: FirstPass) -> Outputs:
         """Return the outputs of micro-batch `number` of the turn, with their graph."""
