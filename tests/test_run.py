@@ -38,6 +38,15 @@ sys.argv[0] = {str(RUN)!r}
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
+# A rank that says nothing waits so that another one can: here is no other.
+QUICK = f"""
+import runpy, sys
+from m3p.training import main
+main.UNTIL_SAID = 0.0
+sys.argv[0] = {str(RUN)!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 
 def start(
     recipe: Path, folder: Path, *overrides: str, code: str = "", **more: str
@@ -107,7 +116,7 @@ def test_a_folder_where_the_run_keeps_a_file_is_refused(tiny: Path, tmp_path: Pa
     ],
 )
 def test_one_rank_of_each_node_says_a_mistake(tmp_path: Path, numbers: dict[str, str], says: str) -> None:
-    done = start(tmp_path / "none.yaml", tmp_path / "run", **numbers)
+    done = start(tmp_path / "none.yaml", tmp_path / "run", code=QUICK, **numbers)
     assert done.returncode == 2
     assert done.stderr.startswith(says)
     assert done.stderr.count("error: ") == bool(says)
