@@ -31,7 +31,7 @@ FEW = [f"objectives.{name}.batch_size=2" for name in ("multilingual_text", "imag
     [
         (1, False),
         (3, False),
-        (2, True),
+        pytest.param(2, True, marks=pytest.mark.slow),
         pytest.param(1, True, marks=pytest.mark.slow),
         pytest.param(3, True, marks=pytest.mark.slow),
     ],
