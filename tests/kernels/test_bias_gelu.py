@@ -34,9 +34,10 @@ for kind, times in ((torch.bfloat16, 3), (torch.float16, 1.1)):
 tensors, up = make(0, 50, torch.float32)
 out, *gradients = outcome("triton", tensors, up)
 assert out.shape == (0, 50) and all(not one.any() for one in gradients)
-# An input whose rows do not lie end to end, and a gradient that is one number, repeated.
+# An input and a bias whose numbers do not lie end to end, and a gradient that is one number, repeated.
 tensors, _ = make(5, 7, torch.float32)
-apart = [tensors[0].detach().T.contiguous().T.requires_grad_(), tensors[1]]
+apart = [tensors[0].detach().T.contiguous().T, torch.stack([tensors[1].detach()] * 2, 1)[:, 0]]
+apart = [one.requires_grad_() for one in apart]
 found, wanted = (torch.autograd.grad(bias_gelu(*of, kernel).sum(), of) for kernel, of in (("triton", apart), ("torch", tensors)))
 for mine, theirs in zip(found, wanted, strict=True):
     torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)

@@ -79,12 +79,17 @@ out, *gradients = outcome(tensors, up, run("triton", 0.25))
 assert out.shape == (0, 16) and all(not one.any() for one in gradients)
 # Tensors whose rows do not lie end to end, and gradients that are one number, repeated.
 tensors, up = make(7, 50, torch.float32)
-x, added = (one.detach() for one in tensors[:2])
-apart = [x.T.contiguous().T.requires_grad_(), torch.stack([added] * 2, 2)[..., 0].requires_grad_()]
-found = torch.autograd.grad(run("triton")(*apart, *tensors[2:]).sum(), apart)
-wanted = torch.autograd.grad(run("torch")(*tensors).sum(), tensors[:2])
+x, *others = (one.detach() for one in tensors)
+apart = [x.T.contiguous().T, *(torch.stack([one] * 2, -1)[..., 0] for one in others)]
+apart = [one.requires_grad_() for one in apart]
+assert not any(one.is_contiguous() for one in apart)
+found = torch.autograd.grad(run("triton")(*apart).sum(), apart)
+wanted = torch.autograd.grad(run("torch")(*tensors).sum(), tensors)
 for mine, theirs in zip(found, wanted, strict=True):
     torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+# A dropout of nearly all, to which 1 is the nearest chance that 16 bits give: nothing is added.
+found, wanted = run("triton", 0.999999)(*tensors), run("torch")(x, torch.zeros_like(x), *tensors[2:4], None)
+torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 """
 
 

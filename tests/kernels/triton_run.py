@@ -9,8 +9,9 @@ import pytest
 
 from tests.launch import ROOT
 
-COMPILED = [(80, "bf16"), (90, "bf16"), (90, "fp16"), (90, "fp32"), (100, "bf16")]
-"""Capabilities of Ampere, Hopper and Blackwell, and formats of numbers: all formats for one of them."""
+COMPILED = [(80, "bf16"), (90, "bf16"), (90, "fp16"), (90, "fp32"), (100, "bf16"), (942, "bf16")]
+"""Ampere, Hopper, Blackwell and AMD's MI300, and formats of numbers: all formats for one of them."""
+AMD = 942
 
 
 def interpret(script: str) -> None:
@@ -25,7 +26,7 @@ def interpret(script: str) -> None:
 def compile_kernel(
     kernel: Any, signature: dict[str, str], constants: dict[str, Any], capability: int, **options: int
 ) -> bytes:
-    """Return the machine code of `kernel` for a GPU of compute `capability`; no GPU is needed.
+    """Return the machine code of `kernel` for a GPU of compute `capability`, or for AMD's; no GPU is needed.
 
     `options` are Triton's own: num_warps, num_stages.
     """
@@ -34,6 +35,8 @@ def compile_kernel(
     from triton.compiler import ASTSource
 
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    code: bytes = compiled.asm["cubin"]
+    amd = capability == AMD
+    target = GPUTarget("hip", f"gfx{AMD}", 64) if amd else GPUTarget("cuda", capability, 32)
+    compiled = triton.compile(source, target=target, options=options)
+    code: bytes = compiled.asm["hsaco" if amd else "cubin"]
     return code

@@ -18,13 +18,19 @@ import triton.language as tl
 from torch import Tensor
 
 from m3p.kernels.choice import HEAD_SIZES
+from m3p.kernels.first_order import first_order
 from m3p.kernels.launch import on_gpu_of
+
+FLOAT32_PRODUCTS = tl.constexpr("ieee" if torch.version.hip else "tf32x3")
+"""How float32 is multiplied: as three parts of TF32, which lose next to nothing; AMD's GPUs have no such product."""
 
 
 @triton.jit
 def product(a, b):  # type: ignore[no-untyped-def]
-    """Return the matrix product in float32. Factors in float32 are taken as three parts of TF32, which lose next to nothing."""
-    return tl.dot(a, b, input_precision="tf32x3")
+    """Return the matrix product of two tiles in float32."""
+    if a.dtype == tl.float32:
+        return tl.dot(a, b, input_precision=FLOAT32_PRODUCTS)
+    return tl.dot(a, b)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -179,6 +185,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         qkv, starts, lengths, out, log_sums = ctx.saved_tensors
         total, _, heads, size = qkv.shape

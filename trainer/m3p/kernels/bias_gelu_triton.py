@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from m3p.kernels.first_order import first_order
 from m3p.kernels.launch import on_gpu_of
 
 PROGRAMS = 256
@@ -67,7 +68,7 @@ def backward_kernel(  # type: ignore[no-untyped-def]
 
 def bias_gelu_triton(x: Tensor, bias: Tensor) -> Tensor:
     """As `bias_gelu`."""
-    out: Tensor = _BiasGelu.apply(x.contiguous(), bias)  # type: ignore[no-untyped-call]
+    out: Tensor = _BiasGelu.apply(x.contiguous(), bias.contiguous())  # type: ignore[no-untyped-call]
     return out
 
 
@@ -83,6 +84,7 @@ class _BiasGelu(torch.autograd.Function):
         return out
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor]:
         x, bias = ctx.saved_tensors
         rows, width = x.shape

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from m3p.kernels.first_order import first_order
+
 CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
 """Bytes of float32 logits that exist at once. On a GPU enough rows to fill it; on a CPU more is slower."""
 
@@ -102,6 +104,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss, losses
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         # In place, since a second [vocabulary, width] would be the largest tensor here; torch refuses a second backward.
         gradients = [None if g is None else g.mul_(upstream[0]) for g in ctx.saved_tensors]

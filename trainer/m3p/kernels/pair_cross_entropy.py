@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from m3p.kernels.first_order import first_order
+
 MAX_CELLS = 1 << 24
 """Logits that exist at once, 64 MiB of float32: all of them up to 4,096 pairs, for which the plain form is taken."""
 
@@ -78,6 +80,7 @@ class _InChunks(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         to_text, to_image = ctx.saved_tensors
         return gradient * to_text, gradient * to_image, None, None, None

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from m3p.kernels.first_order import first_order
 from m3p.kernels.launch import on_gpu_of
 from m3p.kernels.residual_norm import Twice
 
@@ -120,8 +121,8 @@ def residual_norm_triton(
 ) -> Twice:
     """As `residual_norm`, for two operations; numbers are dropped with the chance nearest to `dropout` that 16 bits give."""
     threshold = round(dropout * SIXTEEN_BITS)
-    apply = _ResidualNorm.apply
-    return Twice(*apply(x.contiguous(), added.contiguous(), added_bias, weight, bias, eps, threshold))  # type: ignore[no-untyped-call]
+    tensors = (None if one is None else one.contiguous() for one in (x, added, added_bias, weight, bias))
+    return Twice(*_ResidualNorm.apply(*tensors, eps, threshold))  # type: ignore[no-untyped-call]
 
 
 class _ResidualNorm(torch.autograd.Function):
@@ -142,7 +143,7 @@ class _ResidualNorm(torch.autograd.Function):
         drops, biased = threshold > 0, added_bias is not None
         seeds = torch.randint(2**31 - 1, (1,), device=x.device) if drops else mean
         shape = {"ROWS": FORWARD_ROWS, "BLOCK": max(SMALLEST_BLOCK, triton.next_power_of_2(width))}
-        factor = SIXTEEN_BITS / (SIXTEEN_BITS - threshold)
+        factor = SIXTEEN_BITS / max(1, SIXTEEN_BITS - threshold)  # of none, where all are dropped
         with on_gpu_of(x):
             forward_kernel[(triton.cdiv(rows, FORWARD_ROWS),)](
                 x, added, added_bias if biased else weight, weight, bias, seeds, total, out, mean, scale,
@@ -154,6 +155,7 @@ class _ResidualNorm(torch.autograd.Function):
         return out, out.detach()
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         total, weight, seeds, mean, scale = ctx.saved_tensors
         first, *more = [one.contiguous() for one in upstream if one is not None]
