@@ -78,6 +78,15 @@ def test_any_override_is_taken_or_named(path: str, value: str) -> None:
     assert not message or message.startswith(("override ", "strange has "))
 
 
+@pytest.mark.parametrize("section", ["run", "objectives", "visual"])
+def test_a_section_inside_of_itself_is_refused(section: str) -> None:
+    """Python can make such a recipe; in YAML an alias would, which is refused before."""
+    raw = copy.deepcopy(RAW)
+    raw[section]["again"] = raw[section]
+    with pytest.raises(UserError, match=f"{section}.again"):
+        parse_recipe(raw, "strange")
+
+
 def test_every_wrong_field_is_reported_once(tmp_path: Path) -> None:
     raw = copy.deepcopy(RAW)
     raw["optimizer"] = {"learning_rate": "fast", "weightdecay": 1}

@@ -52,25 +52,32 @@ def _refusal(model: type[BaseModel], raw: dict[str, Any]) -> ValidationError | N
 
 
 def truth_values(
-    models: list[type[BaseModel]], raw: Any, location: Location = (), wants_number: bool = False
+    models: list[type[BaseModel]],
+    raw: Any,
+    location: Location = (),
+    wants_number: bool = False,
+    around: frozenset[int] = frozenset(),
 ) -> Iterator[tuple[Location, bool]]:
     """Yield where true or false stands for a number, which pydantic takes for 1 and 0, and which of them it is.
 
     `raw` is what stands at `location`, in a field that holds `models`, and a number where `wants_number` says so. Whoever writes
-    `trained: false` wants nothing trained; as a number it is the first layer.
+    `trained: false` wants nothing trained; as a number it is the first layer. `around` holds the identities of the sections and
+    lists around `raw`: where Python made the recipe, one may stand inside of itself, and pydantic refuses it later.
     """
     if isinstance(raw, bool):
         if wants_number:
             yield location, raw
+    elif id(raw) in around:
+        return
     elif isinstance(raw, dict):
         for name, part in raw.items():
             fields = [model.model_fields[name] for model in models if name in model.model_fields]
             inside = [one for field in fields for one in models_in(field.annotation)] if fields else models
             numbers = any(_is_number(field.annotation) for field in fields) if models else wants_number
-            yield from truth_values(inside, part, (*location, name), numbers)
+            yield from truth_values(inside, part, (*location, name), numbers, around | {id(raw)})
     elif isinstance(raw, list):
         for number, part in enumerate(raw):
-            yield from truth_values(models, part, (*location, number), wants_number)
+            yield from truth_values(models, part, (*location, number), wants_number, around | {id(raw)})
 
 
 def _is_number(annotation: Any) -> bool:
