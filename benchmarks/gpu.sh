@@ -105,7 +105,7 @@ part data 60 "$python" benchmarks/generated.py "$work/data" "${data[@]}"
 train train
 part tests 100 "$python" -m pytest -q -p no:cacheprovider -m gpu tests/kernels tests/model tests/test_batch.py
 step step --peers masked
-train train-128 objectives.{multilingual_text,image_caption,code_switched}.{batch_size,micro_batch}="$few"
+train train-128 objectives.{multilingual_text,image_caption,code_switched}.{batch_size,micro_batch}="$few" run.join_turns=false
 # A turn fills a third of a micro-batch, so that the three of a step are one pass.
 train train-joined objectives.{multilingual_text,image_caption,code_switched}.batch_size="$few" \
   objectives.{multilingual_text,image_caption,code_switched}.micro_batch=$((3 * few)) run.join_turns=true

@@ -115,13 +115,12 @@ def simulate(path: Path, config: Path, kind_name: str) -> Iterator[Point]:
 
 
 def _changed(path: Path, whole: Recipe, joined: bool, gpus: int | None) -> Recipe:
-    """Return the recipe, its turns in one pass or not; with `gpus`, each has a third of a micro-batch of each turn."""
+    """Return the recipe, its turns in one pass or not; with `gpus`, so many samples of each turn that a pass is full."""
     overrides = [f"run.join_turns={str(joined).lower()}"]
+    turns = whole.plan().turns_per_step
     for name, one in whole.active_objectives.items():
         if gpus is not None:
-            overrides.append(f"objectives.{name}.batch_size={gpus * one.micro_batch}")
-        if joined:  # as many as three turns, or the memory of one micro-batch, hold
-            overrides.append(f"objectives.{name}.micro_batch={3 * one.micro_batch}")
+            overrides.append(f"objectives.{name}.batch_size={gpus * max(1, one.micro_batch // turns)}")
     return load_recipe(path, overrides)
 
 

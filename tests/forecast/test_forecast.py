@@ -82,6 +82,11 @@ def test_the_published_size_is_planned_without_data_and_without_a_gpu(ranks: int
     assert found.memory["optimizer"] == pytest.approx(12 * sum(planner.parameters.values()) / ranks)
 
 
+def test_a_step_of_the_published_recipe_is_one_pass_on_eight_gpus_and_more() -> None:
+    recipe = load_recipe(BASE)
+    assert [len(recipe.passes(ranks).of_step(1)) for ranks in (1, 4, 8, 16)] == [3, 3, 1, 1]
+
+
 def test_small_micro_batches_wait_for_python_and_large_ones_do_not() -> None:
     kind, found = find_kind("H100"), {}
     for size in (8, 128):
