@@ -33,7 +33,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from m3p.batch import Batch
-from m3p.kernels.choice import KernelsConfig, Situation, choose
+from m3p.kernels.choice import KernelsConfig, choose
+from m3p.kernels.obstacles import Situation
 from m3p.model.build import build_model
 from m3p.model.config import ModelConfig
 from m3p.model.encoder import EncoderShape

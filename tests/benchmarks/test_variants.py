@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from m3p.kernels.choice import KernelsConfig, Situation, choose
+from m3p.kernels.choice import KernelsConfig, choose
+from m3p.kernels.obstacles import Situation
 from tests.launch import ROOT
 
 

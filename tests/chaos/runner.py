@@ -224,10 +224,10 @@ def collectives(fault: dict[str, Any]) -> None:
 
     real_arrange = Layout.arrange
 
-    def arrange(self: Any, x: Any) -> Any:
+    def arrange(self: Any, *others: Any) -> Any:
         arranging.now = True
         try:
-            return real_arrange(self, x)
+            return real_arrange(self, *others)
         finally:
             arranging.now = False
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from m3p.kernels.choice import HEAD_SIZES
+from m3p.kernels.obstacles import HEAD_SIZES
 from m3p.model.attention import Layout, attend
 from tests.kernels.triton_run import COMPILED, compile_kernel, interpret
 

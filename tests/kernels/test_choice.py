@@ -1,13 +1,17 @@
 import sys
 import types
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
 import torch
 
 from m3p.errors import UserError
-from m3p.kernels import choice
-from m3p.kernels.choice import CANDIDATES, KernelsConfig, Situation, choose, have_apex
+from m3p.kernels import obstacles
+from m3p.kernels.choice import CANDIDATES, KernelsConfig, automatic_attention, choose
+from m3p.kernels.obstacles import FA4, QUACK, Situation, have_apex
 from tests.kernels.triton_run import interpret
 
 CPU = Situation("cpu", torch.float32)
@@ -23,7 +27,7 @@ def install(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
     """Make `modules` look installed."""
     for name in modules:
         module = types.ModuleType(name)
-        module.__spec__ = ModuleSpec(name, None)
+        module.__spec__ = ModuleSpec(name, None, origin="here")
         monkeypatch.setitem(sys.modules, name, module)
 
 
@@ -79,10 +83,10 @@ def test_layers_are_compiled_where_that_is_asked_for_and_can_be() -> None:
 
 
 def test_compiling_on_a_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "which", lambda name: None)
+    monkeypatch.setattr(obstacles, "which", lambda name: None)
     with pytest.raises(UserError, match=r"kernels.layers = compiled: needs a C\+\+ compiler"):
         names(CPU, layers="compiled")
-    monkeypatch.setattr(choice, "which", lambda name: "/usr/bin/g++" if name == "g++" else None)
+    monkeypatch.setattr(obstacles, "which", lambda name: "/usr/bin/g++" if name == "g++" else None)
     assert names(CPU, layers="compiled")["layers"] == "compiled"
 
 
@@ -133,9 +137,11 @@ def test_own_attention_is_taken_where_it_is_asked_for_and_can_run(monkeypatch: p
         ("attention", "varlen"),
         ("attention", "flash_attn"),
         ("attention", "triton"),
+        ("attention", "fa4"),
         ("word_head", "triton"),
         ("layer_norm", "triton"),
         ("gelu", "triton"),
+        ("gelu", "quack"),
     ],
 )
 def test_what_needs_a_gpu_is_refused_without_one_with_the_ways_out(field: str, name: str) -> None:
@@ -164,6 +170,127 @@ def test_an_optimizer_that_would_go_wrong_is_refused(situation: Situation, wante
         names(situation, optimizer=wanted)
 
 
+def test_heads_that_flash_attention_does_not_take_fall_back_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in (20, 264):
+        found = choose(KernelsConfig(), replace(GPU, head_size=size))["attention"]
+        assert found.name == automatic_attention(torch.device("cuda"), torch.bfloat16, size) == "grouped"
+        assert (
+            f"not varlen: takes heads whose numbers are a multiple of 8, at most 256, and this encoder's have {size}"
+            in found.why
+        )
+        with pytest.raises(
+            UserError, match=rf"kernels\.attention = varlen: takes heads .* have {size} .*; set it to auto or"
+        ):
+            names(replace(GPU, head_size=size), attention="varlen")
+    for size in (8, 64, 256):
+        assert automatic_attention(torch.device("cuda"), torch.bfloat16, size) == "varlen"
+    install(monkeypatch, "flash_attn")
+    assert names(replace(GPU, head_size=20), attention="flash_attn")["attention"] == "flash_attn"  # it pads them itself
+    with pytest.raises(
+        UserError, match=r"kernels\.attention = flash_attn: takes heads of at most 256 numbers, .* have 264"
+    ):
+        names(replace(GPU, head_size=264), attention="flash_attn")
+
+
+def test_flash_attention_4_alone_is_not_taken_for_flash_attn_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "flash_attn"]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "flash_attn/cute").mkdir(parents=True)
+    (tmp_path / "flash_attn/cute/__init__.py").write_text("raise OSError('no driver')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"kernels\.attention = flash_attn: flash-attn is not installed"):
+        names(GPU, attention="flash_attn")
+    assert names(GPU)["attention"] == "varlen"
+    assert "flash_attn.cute" not in sys.modules
+
+
+def have(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (9, 0), **versions: str) -> None:
+    """Make a GPU and packages of PyPI look as if they were there: their names with _ for -."""
+
+    def version(name: str) -> str:
+        if name.replace("-", "_") not in versions:
+            raise PackageNotFoundError(name)
+        return versions[name.replace("-", "_")]
+
+    monkeypatch.setattr(obstacles, "version", version)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+
+
+@pytest.mark.parametrize(("field", "name", "package"), [("attention", "fa4", FA4), ("gelu", "quack", QUACK)])
+def test_optional_packages_are_taken_where_they_are_asked_for_and_can_run(
+    field: str, name: str, package: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusal(situation: Situation = GPU) -> str:
+        with pytest.raises(UserError) as raised:
+            names(situation, **{field: name})
+        return str(raised.value)
+
+    (distribution, wanted), plain = package, "varlen" if field == "attention" else "torch"
+    named, way = distribution.replace("-", "_"), f"(pip install {distribution}=={wanted}); set it to auto or {plain}"
+    have(monkeypatch)
+    assert refusal().startswith(f"kernels.{field} = {name}: {distribution} is not installed {way}")
+    have(monkeypatch, **{named: "0.0.1"})
+    assert refusal().startswith(
+        f"kernels.{field} = {name}: calls {distribution} {wanted}, and 0.0.1 is installed {way}"
+    )
+    for capability in ((8, 9), (8, 0)):
+        have(monkeypatch, capability, **{named: wanted})
+        assert "needs a GPU of compute capability 9.0 (Hopper) or above" in refusal()
+    have(monkeypatch, **{named: wanted})
+    found = choose(KernelsConfig.model_validate({field: name}), GPU)[field]
+    assert (found.name, names(GPU)[field]) == (name, plain)
+    assert f"{distribution} {wanted} (the recipe says so)" in found.why
+    assert names(replace(GPU, precision=torch.float16), **{field: name})[field] == name
+    assert "needs 16-bit precision" in refusal(replace(GPU, precision=torch.float32))
+    assert "needs a GPU; set it to auto or" in refusal(CPU)
+
+
+def test_flash_attention_4_takes_what_its_own_checks_let_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    def takes(size: int, capability: tuple[int, int]) -> bool:
+        have(monkeypatch, capability, flash_attn_4=FA4[1])
+        return obstacles.fa4(replace(GPU, head_size=size)) is None
+
+    assert [takes(size, (9, 0)) for size in (8, 20, 64, 128, 192, 256, 264)] == [
+        True,
+        False,
+        True,
+        True,
+        True,
+        True,
+        False,
+    ]
+    for blackwell in ((10, 0), (11, 0)):
+        assert [takes(size, blackwell) for size in (64, 128, 192, 256)] == [True, True, False, True]
+    assert [takes(size, (12, 0)) for size in (64, 128, 192, 256)] == [True, True, False, False]
+    with pytest.raises(
+        UserError, match=r"fa4: takes heads .* at most 128 on this GPU, and this encoder's have 192 \(width / "
+    ):
+        names(replace(GPU, head_size=192), attention="fa4")
+    with pytest.raises(
+        UserError, match=r"fa4: drops no attention weights, and model\.attention_dropout = 0\.1 \(0 is taken\)"
+    ):
+        names(replace(GPU, attention_dropout=0.1), attention="fa4")
+
+
+@pytest.mark.usefixtures("triton")
+def test_quacks_feed_forward_is_refused_where_it_would_go_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    have(monkeypatch, quack_kernels=QUACK[1])
+    assert names(GPU, gelu="quack", layer_norm="triton")["gelu"] == "quack"
+    refused = {
+        replace(GPU, stage=3): "ZeRO 3 gathers",
+        replace(GPU, widths=(768, 3076)): "multiples of 8, and model.shape has width = 768, feed_forward = 3076",
+        replace(GPU, widths=(772, 3072)): "width = 772",
+    }
+    for situation, reason in refused.items():
+        with pytest.raises(UserError, match=rf"kernels\.gelu = quack: .*{reason}.*; set it to auto or torch"):
+            names(situation, gelu="quack")
+    with pytest.raises(
+        UserError, match=r"makes its own GELU, and kernels\.gelu = quack asks for others; set one of the two"
+    ):
+        names(GPU, layers="compiled", gelu="quack")
+
+
 def test_apex_is_nvidias_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "apex")  # the one that PyPI has
     assert not have_apex()
@@ -183,7 +310,7 @@ def test_recipe_and_candidates_name_the_same() -> None:
 
 def test_a_module_without_a_spec_counts_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
-    assert not choice._installed("flash_attn")
+    assert not obstacles.installed("flash_attn")
 
 
 WHOLE = """

@@ -1,5 +1,7 @@
+import inspect
 import sys
 import types
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -7,7 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from m3p.kernels.choice import CANDIDATES
+from m3p.kernels.obstacles import Situation
+from m3p.model import attention
 from m3p.model.attention import Layout, attend
+from m3p.model.encoder import Encoder, EncoderShape
 
 HEADS, SIZE = 2, 4
 
@@ -95,6 +101,69 @@ def test_the_package_flash_attn_is_called_with_the_packed_tensor_and_its_bounds(
     assert seen == [[0, 5, 9], 5, 0.1]
 
 
+def put_fa4(monkeypatch: pytest.MonkeyPatch, function: Callable[..., object]) -> None:
+    """Let `flash_attn.cute` be a module with this `flash_attn_varlen_func`."""
+    for name in ("flash_attn", "flash_attn.cute"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setattr(sys.modules["flash_attn.cute"], "flash_attn_varlen_func", function, raising=False)
+
+
+def test_flash_attention_4_is_called_with_the_bounds_and_gives_its_first_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: dict[str, object] = {}
+
+    def varlen(q: Tensor, k: Tensor, v: Tensor, **more: object) -> tuple[Tensor, Tensor]:
+        seen.update(more)
+        assert isinstance(more["cu_seqlens_q"], Tensor)
+        return reference(torch.stack([q, k, v], 1), more["cu_seqlens_q"].diff().tolist()), torch.zeros(HEADS, len(q))
+
+    put_fa4(monkeypatch, varlen)
+    qkv = torch.randn(9, 3, HEADS, SIZE, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    layout = Layout(torch.tensor([5, 4]), 6, "fa4")
+    assert layout.arrange(qkv.flatten(1)).data_ptr() == qkv.data_ptr()
+    found, wanted = attend(qkv, layout, 0.0), reference(qkv, [5, 4])
+    torch.testing.assert_close(found, wanted)
+    weight = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+    mine, theirs = (torch.autograd.grad((out * weight).sum(), qkv)[0] for out in (found, wanted))
+    torch.testing.assert_close(mine, theirs)
+    assert seen.pop("cu_seqlens_q") is seen.pop("cu_seqlens_k")
+    assert layout.cumulative.dtype == torch.int32
+    assert seen == {"max_seqlen_q": 6, "max_seqlen_k": 6}
+    with pytest.raises(AssertionError):
+        attend(qkv, layout, 0.1)
+
+
+@pytest.mark.long
+def test_the_call_of_flash_attention_4_is_one_that_the_package_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    cute = pytest.importorskip("flash_attn.cute")
+    signature, seen = inspect.signature(cute.flash_attn_varlen_func), list[inspect.BoundArguments]()
+
+    def varlen(*others: object, **more: object) -> tuple[Tensor, Tensor]:
+        seen.append(signature.bind(*others, **more))
+        return torch.zeros(9, HEADS, SIZE), torch.zeros(HEADS, 9)
+
+    put_fa4(monkeypatch, varlen)
+    attend(torch.zeros(9, 3, HEADS, SIZE), Layout(torch.tensor([5, 4]), 5, "fa4"), 0.0)
+    (call,) = seen
+    call.apply_defaults()
+    plain = {"causal": False, "softcap": 0.0, "softmax_scale": None, "window_size": (None, None), "score_mod": None}
+    assert {name: call.arguments[name] for name in plain} == plain
+
+
+def test_an_encoder_says_how_large_its_heads_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def automatic(device: torch.device, precision: torch.dtype, head_size: int) -> str:
+        seen.append(head_size)
+        return "grouped"
+
+    monkeypatch.setattr(attention, "automatic_attention", automatic)
+    shape = EncoderShape(layers=1, width=40, heads=2, feed_forward=48, positions=64)
+    Encoder(shape, 0.0, 0.0, recompute=False)(torch.zeros(9, 40), layout_of([5, 4]))
+    assert seen == [20]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_variable_length_kernel_agrees_with_the_grouped_one() -> None:
@@ -107,10 +176,10 @@ def test_the_variable_length_kernel_agrees_with_the_grouped_one() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("backend", ["varlen", "flash_attn"])
+@pytest.mark.parametrize("backend", ["varlen", "flash_attn", "fa4"])
 def test_gradients_of_the_variable_length_kernels_agree_with_the_grouped_ones(backend: str) -> None:
-    if backend == "flash_attn":
-        pytest.importorskip("flash_attn")
+    if reason := CANDIDATES["attention"][backend][1](Situation("cuda", torch.bfloat16)):
+        pytest.skip(reason)
     lengths = [1, 7, 64, 130]
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(sum(lengths), 3, 4, 64, generator=generator).bfloat16().requires_grad_()

@@ -10,7 +10,8 @@ import torch
 
 from m3p.distributed import Ranks
 from m3p.errors import UserError
-from m3p.kernels.choice import KernelsConfig, Situation, choose
+from m3p.kernels.choice import KernelsConfig, choose
+from m3p.kernels.obstacles import Situation
 from m3p.model.build import build_model
 from m3p.recipe.load import load_recipe
 from m3p.shipped import find_ds_config
@@ -77,14 +78,18 @@ def test_texts_are_not_remembered_in_zero_3(tiny: Path) -> None:
 
 def test_kernels_are_chosen_for_the_encoder_that_is_trained(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def on_a_gpu(kernels: KernelsConfig, situation: Situation) -> object:
-        return choose(kernels, replace(situation, device="cuda"))
+        return choose(kernels, replace(situation, device="cuda", precision=torch.bfloat16))
 
     monkeypatch.setattr(engine, "choose", on_a_gpu)
-    monkeypatch.setattr("m3p.kernels.choice._installed", lambda module: True)
+    monkeypatch.setattr("m3p.kernels.obstacles.installed", lambda module: True)
     config, alone = find_ds_config("zero1"), Ranks(0, 0, 1, torch.device("cpu"), "python")
-    for dropout, heads, reason in ((0.1, 1, r"model\.attention_dropout = 0\.1"), (0.0, 2, r"this encoder's have 16")):
-        shape = ["model.shape.width=32", f"model.shape.heads={heads}", f"model.attention_dropout={dropout}"]
-        recipe = load_recipe(tiny, [*shape, "kernels.attention=triton"])
+    refused = {
+        ("model.attention_dropout=0.1", "kernels.attention=triton"): r"model\.attention_dropout = 0\.1",
+        ("model.shape.heads=2", "kernels.attention=triton"): "this encoder's have 16",
+        ("model.shape.feed_forward=20", "kernels.gelu=quack"): "has width = 32, feed_forward = 20",
+    }
+    for overrides, reason in refused.items():
+        recipe = load_recipe(tiny, ["model.shape.width=32", "model.shape.heads=1", *overrides])
         model = build_model(recipe.model, 64, recipe.visual, recipe.tasks, seed=0)
-        with pytest.raises(UserError, match=rf"kernels\.attention = triton: .*{reason}"):
+        with pytest.raises(UserError, match=rf"kernels\.\w+ = \w+: .*{reason}"):
             DeepSpeedEngine(model, recipe.optimizer, recipe.kernels, config, alone, 1, 60)

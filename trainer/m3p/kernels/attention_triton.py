@@ -17,9 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from m3p.kernels.choice import HEAD_SIZES
 from m3p.kernels.first_order import first_order
 from m3p.kernels.launch import on_gpu_of
+from m3p.kernels.obstacles import HEAD_SIZES
 
 FLOAT32_PRODUCTS = tl.constexpr("ieee" if torch.version.hip else "tf32x3")
 """How float32 is multiplied: as three parts of TF32, which lose next to nothing; AMD's GPUs have no such product."""
@@ -166,7 +166,7 @@ def attention_triton(qkv: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
 
     Sequence s is the slots from starts[s] on, lengths[s] of them; every slot belongs to one.
     """
-    assert qkv.shape[3] in HEAD_SIZES, "kernels/choice.py refuses other sizes"
+    assert qkv.shape[3] in HEAD_SIZES, "kernels/obstacles.py refuses other sizes"
     out: Tensor = _Attention.apply(qkv.contiguous(), starts.contiguous(), lengths.contiguous())  # type: ignore[no-untyped-call]
     return out
 

@@ -6,18 +6,14 @@ outcome with its reasons, and asking for one that cannot run is an error with th
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
-from shutil import which
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from m3p.errors import UserError
-
-NO_APEX = "NVIDIA's apex is not installed (build it from source; PyPI's `apex` is another program)"
-HEAD_SIZES = (32, 64, 128)
-"""Numbers of an attention head that Triton's attention takes."""
+from m3p.kernels import obstacles
+from m3p.kernels.obstacles import Situation
 
 
 class KernelsConfig(BaseModel):
@@ -25,11 +21,12 @@ class KernelsConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    attention: Literal["auto", "varlen", "flash_attn", "grouped", "triton"] = Field(
+    attention: Literal["auto", "varlen", "flash_attn", "grouped", "triton", "fa4"] = Field(
         "auto",
-        description="Of the encoder: torch's variable-length kernel, flash-attn 2, one call for each length, or a Triton kernel "
-        "for short sequences, which writes the same gradient each time (heads of 32, 64 or 128 numbers, no attention dropout). "
-        "`auto` never takes the last until a GPU shows a gain.",
+        description="Of the encoder: torch's variable-length kernel, flash-attn 2, one call for each length, a Triton kernel "
+        "for short sequences, which writes the same gradient each time (heads of 32, 64 or 128 numbers, no attention dropout), "
+        "or FlashAttention 4 (Hopper or newer, no attention dropout, the package flash-attn-4). `auto` never takes the last two "
+        "until a GPU shows a gain.",
     )
     word_head: Literal["auto", "triton", "torch"] = Field(
         "auto", description="Loss and gradient of a chunk of logits: one Triton kernel, or plain torch."
@@ -40,10 +37,11 @@ class KernelsConfig(BaseModel):
         "torch or apex, or one Triton kernel, which adds the bias too and sums gradients (ZeRO 0 to 2). `auto` is torch: "
         "the first version of Triton's took 2 % longer on an H200, and this one was not measured yet.",
     )
-    gelu: Literal["auto", "torch", "triton"] = Field(
+    gelu: Literal["auto", "torch", "triton", "quack"] = Field(
         "auto",
-        description="Between the halves of feed-forward: torch's, or a Triton kernel, which adds the bias too and sums its "
-        "gradient in the backward (ZeRO 0 to 2). `auto` is torch until a GPU shows a gain.",
+        description="Between the halves of feed-forward: torch's; a Triton kernel, which adds the bias too and sums its "
+        "gradient in the backward (ZeRO 0 to 2); or inside the multiplications before and, in the backward, behind it, by the "
+        "package quack-kernels (Hopper or newer, ZeRO 0 to 2). `auto` is torch until a GPU shows a gain.",
     )
     layers: Literal["auto", "eager", "compiled"] = Field(
         "auto",
@@ -54,22 +52,6 @@ class KernelsConfig(BaseModel):
         "auto",
         description="Whose fused AdamW. `auto` is torch's, which needs no compiler and serves every ZeRO stage.",
     )
-
-
-@dataclass(frozen=True)
-class Situation:
-    """What the choice depends on."""
-
-    device: str
-    """"cuda" or "cpu"."""
-    precision: torch.dtype
-    stage: int = 0
-    """ZeRO stage."""
-    offloaded: bool = False
-    """Whether the optimizer's state lies in the CPU's memory."""
-    head_size: int = 64
-    """Numbers of an attention head of the encoder."""
-    attention_dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +66,7 @@ class Chosen:
 
 
 Obstacle = Callable[[Situation], str | None]
-"""Returns why an implementation cannot run, or None."""
+"""Returns why an implementation cannot run, or None (kernels/obstacles.py)."""
 
 
 def choose(config: KernelsConfig, situation: Situation) -> dict[str, Chosen]:
@@ -106,154 +88,57 @@ def choose(config: KernelsConfig, situation: Situation) -> dict[str, Chosen]:
 def choose_one(field: str, wanted: str, situation: Situation) -> Chosen | str:
     """Return the implementation of `field`, or why the one that is wanted cannot run, with the ways out."""
     candidates = CANDIDATES[field]
-    obstacles = {name: obstacle(situation) for name, (_, obstacle) in candidates.items()}
-    possible = [name for name, obstacle in obstacles.items() if obstacle is None]
+    reasons = {name: obstacle(situation) for name, (_, obstacle) in candidates.items()}
+    possible = [name for name, reason in reasons.items() if reason is None]
     if wanted == "auto":
         name = possible[0]
-        passed = [f"{other}: {obstacles[other]}" for other in list(candidates)[: list(candidates).index(name)]]
+        passed = [f"{other}: {reasons[other]}" for other in list(candidates)[: list(candidates).index(name)]]
         return Chosen(name, candidates[name][0] + (f" (not {'; not '.join(passed)})" if passed else ""))
-    if obstacles[wanted] is None:
+    if reasons[wanted] is None:
         return Chosen(wanted, f"{candidates[wanted][0]} (the recipe says so)")
-    return f"kernels.{field} = {wanted}: {obstacles[wanted]}; set it to {' or '.join(['auto', *possible])}"
+    return f"kernels.{field} = {wanted}: {reasons[wanted]}; set it to {' or '.join(['auto', *possible])}"
 
 
-def automatic_attention(device: torch.device, precision: torch.dtype) -> str:
-    """Return the attention that `auto` takes for tensors of this kind."""
-    found = choose_one("attention", "auto", Situation(device.type, precision))
+def automatic_attention(device: torch.device, precision: torch.dtype, head_size: int) -> str:
+    """Return the attention that `auto` takes for tensors of this kind, with heads of `head_size` numbers."""
+    found = choose_one("attention", "auto", Situation(device.type, precision, head_size=head_size))
     assert isinstance(found, Chosen)
     return found.name
 
 
-def have_apex() -> bool:
-    """Whether NVIDIA's apex is installed with its CUDA code; PyPI's `apex` is a web toolkit, which has no amp_C."""
-    return _installed("amp_C") and _installed("apex.optimizers")
-
-
-def _installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except (ModuleNotFoundError, ValueError):  # its parent is not there; a module made by hand has no spec
-        return False
-
-
-def _nothing(situation: Situation) -> str | None:
-    return None
-
-
-def _flash(situation: Situation) -> str | None:
-    if situation.device != "cuda":
-        return "needs a GPU"
-    if situation.precision not in (torch.bfloat16, torch.float16):
-        return "needs 16-bit precision (bf16 in the DeepSpeed file)"
-    return _old_gpu()
-
-
-def _old_gpu() -> str | None:
-    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
-        return "needs a GPU of compute capability 8.0 (Ampere) or above"
-    return None
-
-
-def _flash_attn(situation: Situation) -> str | None:
-    return _flash(situation) or (None if _installed("flash_attn") else "flash-attn is not installed")
-
-
-def _triton(situation: Situation) -> str | None:
-    if situation.device != "cuda":
-        return "needs a GPU"
-    return None if _installed("triton") else "Triton is not installed"
-
-
-def _triton_attention(situation: Situation) -> str | None:
-    if obstacle := _triton(situation):
-        return obstacle
-    if obstacle := _old_gpu():
-        return obstacle
-    if situation.head_size not in HEAD_SIZES:
-        sizes = ", ".join(map(str, HEAD_SIZES))
-        return f"takes heads of {sizes} numbers, and this encoder's have {situation.head_size} (width / heads)"
-    if situation.attention_dropout:
-        return f"drops no attention weights, and model.attention_dropout = {situation.attention_dropout:g} (0 is taken)"
-    return None
-
-
-def _triton_with_bias(situation: Situation) -> str | None:
-    if situation.stage == 3:
-        return "adds the bias of another module, which ZeRO 3 gathers for that one alone"
-    return _triton(situation)
-
-
-def _compiled(situation: Situation) -> str | None:
-    if situation.stage == 3:
-        return "ZeRO 3 gathers weights in the middle of a layer, which cannot be compiled"
-    if situation.device == "cuda":
-        return None if _installed("triton") else "Triton is not installed"
-    return None if any(map(which, ("g++", "clang++"))) else "needs a C++ compiler (g++) on a CPU"
-
-
-def _fused_adam(situation: Situation) -> str | None:
-    if situation.offloaded:
-        return "the optimizer's state is offloaded to the CPU"
-    if situation.stage == 0 and situation.precision != torch.float32:
-        # DeepSpeed then lays master weights end to end, where checkpoints do not look for them.
-        return "ZeRO 0 in 16 bits is not supported with it (ZeRO 1 is)"
-    return None
-
-
-def _deepspeed_adam(situation: Situation) -> str | None:
-    if obstacle := _fused_adam(situation):
-        return obstacle
-    from torch.utils.cpp_extension import CUDA_HOME
-
-    compiler = situation.device == "cpu" or CUDA_HOME is not None
-    return None if compiler and _installed("ninja") else "DeepSpeed compiles it at the start: needs ninja and nvcc"
-
-
-def _apex_adam(situation: Situation) -> str | None:
-    if obstacle := _fused_adam(situation):
-        return obstacle
-    if situation.device != "cuda":
-        return "needs a GPU"
-    if situation.stage == 3:
-        return "counts updates by group, but ZeRO 3 updates a group in parts"
-    return None if have_apex() else NO_APEX
-
-
-def _apex_norm(situation: Situation) -> str | None:
-    if situation.device != "cuda":
-        return "needs a GPU"
-    built = _installed("fused_layer_norm_cuda") and _installed("apex.normalization")
-    return None if built else NO_APEX
-
-
 CANDIDATES: Mapping[str, Mapping[str, tuple[str, Obstacle]]] = {
     "attention": {
-        "varlen": ("torch's variable-length flash attention", _flash),
-        "flash_attn": ("flash-attn 2, queries, keys and values packed", _flash_attn),
-        "grouped": ("torch's scaled-dot-product attention over the sequences of each length", _nothing),
-        "triton": ("one Triton program for each sequence and head, gradients written packed", _triton_attention),
+        "varlen": ("torch's variable-length flash attention", obstacles.varlen),
+        "flash_attn": ("flash-attn 2, queries, keys and values packed", obstacles.flash_attn),
+        "grouped": ("torch's scaled-dot-product attention over the sequences of each length", obstacles.nothing),
+        "triton": (
+            "one Triton program for each sequence and head, gradients written packed",
+            obstacles.triton_attention,
+        ),
+        "fa4": (f"FlashAttention 4, of {' '.join(obstacles.FA4)}", obstacles.fa4),
     },
     "word_head": {
-        "triton": ("one Triton kernel for loss and gradient of a chunk of logits", _triton),
-        "torch": ("loss and gradient of a chunk of logits in torch", _nothing),
+        "triton": ("one Triton kernel for loss and gradient of a chunk of logits", obstacles.triton),
+        "torch": ("loss and gradient of a chunk of logits in torch", obstacles.nothing),
     },
     "layer_norm": {
-        "torch": ("torch's dropout, addition and layer norm", _nothing),
-        "triton": ("bias, dropout, residual and layer norm in one Triton kernel", _triton_with_bias),
-        "apex": ("torch's dropout and addition, apex's FusedLayerNorm", _apex_norm),
+        "torch": ("torch's dropout, addition and layer norm", obstacles.nothing),
+        "triton": ("bias, dropout, residual and layer norm in one Triton kernel", obstacles.triton_with_bias),
+        "apex": ("torch's dropout and addition, apex's FusedLayerNorm", obstacles.apex_norm),
     },
     "gelu": {
-        "torch": ("torch's GELU", _nothing),
-        "triton": ("bias and GELU in one Triton kernel", _triton_with_bias),
+        "torch": ("torch's GELU", obstacles.nothing),
+        "triton": ("bias and GELU in one Triton kernel", obstacles.triton_with_bias),
+        "quack": (f"bias and GELU inside multiplications of {' '.join(obstacles.QUACK)}", obstacles.quack_feed_forward),
     },
     "layers": {
-        "eager": ("layers operation by operation", _nothing),
-        "compiled": ("what follows attention in a layer compiled by torch.compile", _compiled),
+        "eager": ("layers operation by operation", obstacles.nothing),
+        "compiled": ("what follows attention in a layer compiled by torch.compile", obstacles.compiled),
     },
     "optimizer": {
-        "torch": ("torch's fused AdamW; needs no compiler", _nothing),
-        "deepspeed": ("DeepSpeed's FusedAdam, compiled at the start", _deepspeed_adam),
-        "apex": ("apex's FusedAdam", _apex_adam),
+        "torch": ("torch's fused AdamW; needs no compiler", obstacles.nothing),
+        "deepspeed": ("DeepSpeed's FusedAdam, compiled at the start", obstacles.deepspeed_adam),
+        "apex": ("apex's FusedAdam", obstacles.apex_adam),
     },
 }
 """Operation -> implementation -> (what it is, what may stand in its way), in the order in which `auto` looks."""

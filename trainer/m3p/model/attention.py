@@ -3,7 +3,8 @@
 Backends of equal maths. `varlen` (CUDA, 16-bit) is torch's variable-length flash attention, `flash_attn` that of the
 package of this name (arXiv 2307.08691). `grouped` (everywhere) has the sequences lie in the order of their lengths, so
 that those of one length are one dense tensor, without a copy. `triton` (CUDA) is a kernel of our own for short sequences, which
-adds numbers in one order only. None pads. `kernels/choice.py` chooses.
+adds numbers in one order only. `fa4` (Hopper and later, 16-bit) is FlashAttention 4, of the package flash-attn-4. None pads.
+`kernels/choice.py` chooses.
 """
 
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from m3p.kernels.choice import automatic_attention
+from m3p.kernels.launch import on_gpu_of
 
 
 @dataclass
@@ -42,9 +44,12 @@ class Layout:
         """[S + 1] int32: the bounds that flash attention takes."""
         return F.pad(torch.cumsum(self.lengths, 0), (1, 0)).to(torch.int32)
 
-    def arrange(self, x: Tensor) -> Tensor:
-        """Put `x` [T, width] into the order that `attend` wants of these sequences; on a GPU `grouped` waits for the lengths."""
-        self.backend = self.backend or automatic_attention(x.device, x.dtype)
+    def arrange(self, x: Tensor, head_size: int = 64) -> Tensor:
+        """Put `x` [T, width] into the order that `attend` wants of these sequences; on a GPU `grouped` waits for the lengths.
+
+        `head_size`, the numbers of an attention head, says with device and precision what `auto` would take.
+        """
+        self.backend = self.backend or automatic_attention(x.device, x.dtype, head_size)
         if self.backend != "grouped":
             return x
         if self.order is None:
@@ -73,6 +78,8 @@ def attend(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
         return _varlen(qkv, layout, dropout)
     if layout.backend == "triton":
         return _triton(qkv, layout, dropout)
+    if layout.backend == "fa4":
+        return _fa4(qkv, layout, dropout)
     return _flash_attn(qkv, layout, dropout) if layout.backend == "flash_attn" else _grouped(qkv, layout, dropout)
 
 
@@ -97,8 +104,24 @@ def _flash_attn(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
 def _triton(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
     from m3p.kernels.attention_triton import attention_triton
 
-    assert dropout == 0, "kernels/choice.py refuses it"
+    assert dropout == 0, "kernels/obstacles.py refuses it"
     return attention_triton(qkv, layout.starts, layout.lengths)
+
+
+def _fa4(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
+    # The package's own function. torch.nn.attention.activate_flash_attention_impl("FA4") would put it in the place of torch's
+    # flash attention in the whole process: in that of `varlen` and `grouped`, and of a vision tower, with dropout or without.
+    from flash_attn.cute import flash_attn_varlen_func
+
+    assert dropout == 0, "kernels/obstacles.py refuses it"
+    q, k, v = qkv.unbind(1)
+    bounds, longest = layout.cumulative, layout.longest
+    with on_gpu_of(qkv):
+        out, _ = flash_attn_varlen_func(
+            q, k, v, cu_seqlens_q=bounds, cu_seqlens_k=bounds, max_seqlen_q=longest, max_seqlen_k=longest
+        )
+    assert isinstance(out, Tensor)
+    return out
 
 
 def _grouped(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:

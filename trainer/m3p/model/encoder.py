@@ -3,6 +3,7 @@
 Post-layer-norm as in `transformers.XLMRobertaModel`, whose hidden states it reproduces on the same weights.
 """
 
+from collections.abc import Callable
 from types import MethodType
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from m3p.kernels.bias_gelu import bias_gelu
+from m3p.kernels.feed_forward_quack import feed_forward_quack
 from m3p.kernels.residual_norm import Twice, apart, residual_norm
 from m3p.model.attention import Layout, attend
 
@@ -57,6 +59,10 @@ class TextEmbedder(nn.Module):
         return F.dropout(self.norm(x), self.dropout, self.training)
 
 
+Multiply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Returns what a linear layer makes of its input, by its weight and, if there is one, its bias."""
+
+
 class ResidualNorm(nn.LayerNorm):
     """Layer norm of a slot and of what a part of the layer adds to it, with dropout. A module, so that ZeRO-3 gathers it."""
 
@@ -72,17 +78,18 @@ class ResidualNorm(nn.LayerNorm):
     def _rate(self) -> float:
         return self.dropout if self.training else 0.0
 
-    def add(self, x: Tensor, linear: nn.Linear, hidden: Tensor) -> Tensor | Twice:
+    def add(self, x: Tensor, linear: nn.Linear, hidden: Tensor, multiply: Multiply | None = None) -> Tensor | Twice:
         """Return the norm of `x` and of what `linear` makes of `hidden`, for what follows and as its residual.
 
         Triton's kernel adds the bias, and sums its gradient and those of the two uses; without it the norm is a plain tensor.
+        `multiply` computes `linear` in its place: of `hidden`, weight and bias, or None where Triton's kernel adds it.
         """
         if self.kernel == "triton":
             from m3p.kernels.residual_norm_triton import residual_norm_triton
 
-            added = F.linear(hidden, linear.weight)
+            added = (multiply or F.linear)(hidden, linear.weight, None)
             return residual_norm_triton(x, added, self.weight, self.bias, self.eps, self._rate, linear.bias)
-        normed: Tensor = self(x, linear(hidden))
+        normed: Tensor = self(x, multiply(hidden, linear.weight, linear.bias) if multiply else linear(hidden))
         return normed
 
 
@@ -112,7 +119,13 @@ class Layer(nn.Module):
     def after_attention(self, x: Tensor, attended: Tensor) -> Tensor | Twice:
         """Do what follows attention, which mixes no slots: [T, width] twice -> [T, width]."""
         x, residual = apart(self.attention_norm.add(x, self.out, attended))
+        if self.gelu == "quack":
+            return self.feed_forward_norm.add(residual, self.down, x, self._feed_forward)
         return self.feed_forward_norm.add(residual, self.down, self._widen(x))
+
+    def _feed_forward(self, x: Tensor, down: Tensor, bias: Tensor | None) -> Tensor:
+        """Do both halves of feed-forward by QuACK: [T, width] -> [T, width]; `down` and `bias` are of the second one."""
+        return feed_forward_quack(x, self.up.weight, self.up.bias, down, bias)
 
     def _widen(self, x: Tensor) -> Tensor:
         """Do the first half of feed-forward: [T, width] -> [T, feed_forward]. Triton's kernel adds the bias."""
@@ -139,12 +152,13 @@ class Encoder(nn.Module):
         super().__init__()
         self.recompute = recompute
         self.head_size, self.attention_dropout = shape.width // shape.heads, attention_dropout
+        self.widths = shape.width, shape.feed_forward
         self.layers = nn.ModuleList(Layer(shape, dropout, attention_dropout) for _ in range(shape.layers))
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """[T, width] -> [T, width]."""
         recompute = self.recompute and torch.is_grad_enabled()
-        states: Tensor | Twice = layout.arrange(x)
+        states: Tensor | Twice = layout.arrange(x, self.head_size)
         for layer in self.layers:
             states = checkpoint(layer, states, layout, use_reentrant=False) if recompute else layer(states, layout)
         return layout.restore(apart(states).value)

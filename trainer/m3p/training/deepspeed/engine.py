@@ -23,7 +23,8 @@ from m3p.checkpoints.fragment import Fragment, Progress
 from m3p.distributed import Ranks
 from m3p.errors import UserError
 from m3p.joined import Joined, join
-from m3p.kernels.choice import KernelsConfig, Situation, choose
+from m3p.kernels.choice import KernelsConfig, choose
+from m3p.kernels.obstacles import Situation
 from m3p.model.m3p import M3P, Outputs
 from m3p.objectives.tasks import TASKS
 from m3p.optim.optimizer import OptimizerConfig, make_optimizer, set_rate
@@ -83,10 +84,9 @@ class DeepSpeedEngine:
             )
         self._sent = settings.get("communication_data_type", "fp32")
         offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
-        head_size, attention_dropout = model.encoder.head_size, model.encoder.attention_dropout
-        self._kernels = choose(
-            kernels, Situation(ranks.device.type, self.precision, self._stage, offloaded, head_size, attention_dropout)
-        )
+        of_encoder = model.encoder.head_size, model.encoder.attention_dropout, model.encoder.widths
+        where = Situation(ranks.device.type, self.precision, self._stage, offloaded, *of_encoder)
+        self._kernels = choose(kernels, where)
         model.use(self._kernels)
         self._optimizer = _make_optimizer(model, config, self._kernels["optimizer"].name)
         set_rate(self._optimizer, 0.0)  # ZeRO 0 in half precision takes a step right away, which must not decay weights
