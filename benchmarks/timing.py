@@ -36,6 +36,15 @@ class Failed:
     why: str
 
 
+@dataclass(frozen=True)
+class Missing:
+    """A variant that is not begun, since something that it needs is not here, such as a GPU or a package."""
+
+    part: str
+    name: str
+    why: str
+
+
 def attempt(part: str, name: str, measure: Callable[[], Row]) -> Row | Failed:
     """Return what `measure` does, or why it failed: one variant that fails must not take the others' results with it."""
     try:

@@ -3,22 +3,24 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timing import Clock, Failed, Row, attempt, relative_error
+from timing import Clock, Failed, Missing, Row, attempt, relative_error
 from torch import Tensor
 
 from m3p.kernels.bias_gelu import bias_gelu
+from m3p.kernels.choice import CANDIDATES
 from m3p.kernels.cross_entropy import SLICE, linear_cross_entropy
+from m3p.kernels.feed_forward_quack import feed_forward_quack
+from m3p.kernels.obstacles import Situation
 from m3p.kernels.residual_norm import Twice, apart, residual_norm
 from m3p.model.attention import Layout, attend
 
 Call = Callable[..., Any]
 """Returns a tensor, or a tuple of them."""
-Rows = Iterator[Row | Failed]
+Rows = Iterator[Row | Failed | Missing]
 EPS = 1e-5
 UNITS = (64, 128)
 """Multiples to which the vocabulary is padded."""
@@ -143,22 +145,26 @@ def _used_twice(clock: Clock, variants: list[Variant]) -> list[Variant]:
 
 
 def gelu(clock: Clock, sizes: Sizes) -> Rows:
-    """Yield the first half of feed-forward, forward and backward. Its linear layer adds the bias where GELU does not."""
-    wide = 4 * sizes.width
-    shapes = [(sizes.slots, sizes.width), (wide, sizes.width), (wide,)]
+    """Yield both halves of feed-forward, forward and backward. The first linear layer adds its bias where GELU does not."""
+    wide, kernels = 4 * sizes.width, ("torch", "triton", "quack")
+    shapes = [(sizes.slots, sizes.width), (wide, sizes.width), (wide,), (sizes.width, wide), (sizes.width,)]
     tensors = [torch.randn(shape, device=clock.device, dtype=_kind(clock)) for shape in shapes]
-    tensors[1] /= sizes.width**0.5
+    for weight in (tensors[1], tensors[3]):
+        weight /= weight.shape[1] ** 0.5
     tensors = [tensor.requires_grad_() for tensor in tensors]
 
-    def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.gelu(F.linear(x, weight, bias))
+    def plain(x: Tensor, up: Tensor, bias: Tensor, down: Tensor, last: Tensor) -> Tensor:
+        return F.linear(F.gelu(F.linear(x, up, bias)), down, last)
 
-    def triton(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return bias_gelu(F.linear(x, weight), bias, "triton")
+    def triton(x: Tensor, up: Tensor, bias: Tensor, down: Tensor, last: Tensor) -> Tensor:
+        return F.linear(bias_gelu(F.linear(x, up), bias, "triton"), down, last)
 
-    variants = [Variant("torch", plain)]
+    missing = _missing("gelu", kernels, clock, sizes)
+    yield from missing.values()
+    forms = dict(zip(kernels, (plain, triton, feed_forward_quack), strict=True))
+    variants = [Variant(name, form) for name, form in forms.items() if name not in missing]
     if clock.on_gpu:
-        variants += [Variant("compiled", torch.compile(plain)), Variant("triton", triton)]
+        variants.insert(1, Variant("compiled", torch.compile(plain)))
     yield from _forms("gelu", clock, tensors, variants, plain)
 
 
@@ -177,16 +183,27 @@ def attention(clock: Clock, sizes: Sizes) -> Rows:
         layout.arrange(qkv.detach().flatten(1))  # `grouped` learns its groups; in the order of lengths nothing moves
         return lambda qkv: attend(qkv, layout, 0.0)
 
-    variants, grouped = [], form(ordered, "grouped")
-    if clock.on_gpu:
-        # Numbers are random, so in another order other sequences are as good; the error is of the one that `grouped` has.
-        sorted_by_length = form(ordered, "varlen")
-        variants = [Variant("varlen", form(lengths, "varlen"), sorted_by_length)]
-        variants.append(Variant("varlen, sorted by length", sorted_by_length))
-        variants.append(Variant("triton", form(lengths, "triton"), form(ordered, "triton")))
-        if find_spec("flash_attn"):  # its backward writes the three gradients packed, where torch stacks them
-            variants.append(Variant("flash_attn", form(lengths, "flash_attn"), form(ordered, "flash_attn")))
+    names, grouped = ("varlen", "triton", "flash_attn", "fa4"), form(ordered, "grouped")
+    missing = _missing("attention", names, clock, sizes)
+    yield from missing.values()
+    # Numbers are random, so in another order other sequences are as good; the error is of the one that `grouped` has.
+    there = {name: form(ordered, name) for name in names if name not in missing}
+    variants = [Variant(name, form(lengths, name), exact) for name, exact in there.items()]
+    if "varlen" in there:
+        variants.insert(1, Variant("varlen, sorted by length", there["varlen"]))
     yield from _forms("attention", clock, [qkv], [*variants, Variant("grouped", grouped)], grouped)
+
+
+def _missing(field: str, names: tuple[str, ...], clock: Clock, sizes: Sizes) -> dict[str, Missing]:
+    """Return which implementations of an operation cannot run here, each with its reason, by name."""
+    situation = Situation(
+        clock.device.type,
+        _kind(clock),
+        head_size=sizes.width // sizes.heads,
+        widths=(sizes.width, 4 * sizes.width),
+    )
+    reasons = {name: CANDIDATES[field][name][1](situation) for name in names}
+    return {name: Missing(field, name, reason) for name, reason in reasons.items() if reason}
 
 
 def head(clock: Clock, sizes: Sizes) -> Rows:

@@ -12,18 +12,19 @@ The parts, in the order in which they are run: what decides most comes first.
                    operation, and by two, whose gradients are added: by autograd, or inside Triton's kernel
     head           the word loss at 787, 5,069 and 16,000 masked words: other chunks, and the vocabulary padded to 64 or 128
     word_gradient  the word weight's gradient, summed in float32 slice by slice or by the multiplication
-    attention      sequences of a pair turn: torch's variable-length kernel, as they come and sorted by length; flash-attn's,
-                   where it is installed; Triton's, which writes all gradients packed; grouped
-    gelu           the first half of feed-forward with all gradients: torch, torch.compile, Triton's GELU with bias
+    attention      sequences of a pair turn: torch's variable-length kernel, as they come and sorted by length; Triton's, which
+                   writes all gradients packed; flash-attn's and FlashAttention 4, where they are installed; grouped
+    gelu           both halves of feed-forward with all gradients: torch, torch.compile, Triton's GELU with bias, and QuACK's
+                   multiplications with GELU inside, where it is installed
     gather         slots from words and regions, and a head's rows: by index, by index_select, by embedding
     wire           features of a pair turn to the GPU in float32, float16 and bfloat16
     gemm           the linear layers of the published size at 139,520 slots: forward, and both gradients
 
 Each variant's relative error to float32 stands beside its time: one that is wrong is not fast. The first variant of a part is
 timed again at the end of the part ("again"): what differs between the two is the machine's. After `--budget` seconds no variant
-is begun, and no program is waited for. A variant that fails (memory, a compiler) is named with its reason and ends no other; the
-exit code is then 1. FILE is written anew after each variant. --cpu runs everything at a tiny size, to see that it runs; its
-times mean nothing.
+is begun, and no program is waited for. A variant that cannot run here, such as one of a package that is not installed, is named
+with its reason. So is one that fails (memory, a compiler); it ends no other, and the exit code is then 1. FILE is written anew
+after each variant. --cpu runs everything at a tiny size, to see that it runs; its times mean nothing.
 
 Ratios `PART/VARIANT` are the time of the part's first variant over the variant's, so more is better.
 """
@@ -35,54 +36,72 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from machine import machine
 from rich.console import Console
 from rich.table import Table
-from timing import Clock, Failed, Row
+from timing import Clock, Failed, Missing, Row
 from variant_parts import PARTS, Sizes
 
+from m3p.kernels.choice import CANDIDATES
+from m3p.kernels.obstacles import Situation
 from m3p.model.flops import FORMULA
 
 HERE = Path(__file__).parent
 
 
+@dataclass
+class Found:
+    """What is known by now."""
+
+    rows: list[Row] = field(default_factory=list)
+    failed: list[Failed] = field(default_factory=list)
+    missing: list[Missing] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    """Parts and variants for which there was no time."""
+
+    def add(self, one: Row | Failed | Missing, console: Console) -> None:
+        """Keep an outcome; one without times is printed at once."""
+        if isinstance(one, Row):
+            self.rows.append(one)
+            return
+        (self.failed if isinstance(one, Failed) else self.missing).append(one)  # type: ignore[arg-type]
+        how = "failed" if isinstance(one, Failed) else "cannot run here"
+        console.print(f"{one.part}, {one.name}: {how}: {one.why}", markup=False)
+
+
 def main() -> None:
     """Run the parts that there is time for; print each, and write after each variant."""
     arguments = _parse()
-    end, rows, failed, left_out = time.monotonic() + arguments.budget, list[Row](), list[Failed](), list[str]()
-    console = Console(width=130)
+    end, found, console = time.monotonic() + arguments.budget, Found(), Console(width=130)
     torch.manual_seed(0)
     for name in arguments.parts.split(","):
         if time.monotonic() > end:
-            left_out.append(name)
+            found.left_out.append(name)
             continue
-        found = list[Row]()
+        before = len(found.rows)
         for one in _measure(name, arguments.cpu, end):
-            if isinstance(one, Failed):
-                failed.append(one)
-                console.print(f"{one.part}, {one.name}: failed: {one.why}", markup=False)
-            else:
-                found.append(one)
-            _write(arguments, [*rows, *found], failed, left_out)
+            found.add(one, console)
+            _write(arguments, found)
             if time.monotonic() > end:
-                left_out.append(f"what follows {one.name} in {name}")
+                found.left_out.append(f"what follows {one.name} in {name}")
                 break
-        rows += found
-        for part in dict.fromkeys(row.part for row in found):
-            console.print(_table(part, [row for row in found if row.part == part]))
-    if left_out:
-        console.print(f"Not begun within {arguments.budget:g} s: {', '.join(left_out)}")
-        _write(arguments, rows, failed, left_out)
+        rows = found.rows[before:]
+        for part in dict.fromkeys(row.part for row in rows):
+            console.print(_table(part, [row for row in rows if row.part == part]))
+    if found.left_out:
+        console.print(f"Not begun within {arguments.budget:g} s: {', '.join(found.left_out)}")
+        _write(arguments, found)
     console.print(f"MFU: {FORMULA}", machine(), sep="\n")
-    if failed:
-        raise SystemExit(f"{len(failed)} variant(s) failed: {', '.join(f'{one.part}/{one.name}' for one in failed)}")
+    if found.failed:
+        names = ", ".join(f"{one.part}/{one.name}" for one in found.failed)
+        raise SystemExit(f"{len(found.failed)} variant(s) failed: {names}")
 
 
-def _measure(part: str, cpu: bool, end: float) -> Iterator[Row | Failed]:
+def _measure(part: str, cpu: bool, end: float) -> Iterator[Row | Failed | Missing]:
     """Yield the variants of a part; where its data cannot be made, that alone. `end` is on the monotonic clock."""
     if part in PROGRAMS:
         yield from _programs(part, cpu, end)
@@ -96,7 +115,7 @@ def _measure(part: str, cpu: bool, end: float) -> Iterator[Row | Failed]:
         torch.cuda.empty_cache()
 
 
-def _write(arguments: argparse.Namespace, rows: list[Row], failed: list[Failed], left_out: list[str]) -> None:
+def _write(arguments: argparse.Namespace, found: Found) -> None:
     """Write what is known by now, where that is asked for: what was measured on what, and how MFU is counted."""
     if arguments.json is None:
         return
@@ -106,10 +125,8 @@ def _write(arguments: argparse.Namespace, rows: list[Row], failed: list[Failed],
         "sizes": asdict(Sizes.tiny() if arguments.cpu else Sizes()),
         "precision": "float32" if arguments.cpu else "bfloat16",
         "programs": {part: [*of[2 if arguments.cpu else 1]] for part, of in PROGRAMS.items()},
-        "rows": [asdict(row) for row in rows],
-        "ratios": ratios(rows),
-        "failed": [asdict(one) for one in failed],
-        "left_out": left_out,
+        **asdict(found),
+        "ratios": ratios(found.rows),
     }
     arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -151,6 +168,8 @@ PROGRAMS: dict[str, tuple[dict[str, list[str]], list[str], list[str]]] = {
             "triton attention": ["step.py", "--kernels", "attention=triton"],
             "torch word loss": ["step.py", "--kernels", "word_head=torch"],
             "grouped attention": ["step.py", "--kernels", "attention=grouped"],
+            "FlashAttention 4": ["step.py", "--kernels", "attention=fa4"],
+            "QuACK's feed-forward": ["step.py", "--kernels", "gelu=quack"],
             "again": ["step.py"],
             "beside transformers": ["step.py", "--peers", "masked"],
         },
@@ -167,10 +186,13 @@ FIGURES = {"teraflops": "TFLOP/s", "mfu": "MFU", "mfu_6nd": "MFU by 6ND", "sampl
 ORDER = ["ceilings", *PROGRAMS, *(name for name in PARTS if name != "ceilings")]
 
 
-def _programs(part: str, cpu: bool, end: float) -> Iterator[Row | Failed]:
+def _programs(part: str, cpu: bool, end: float) -> Iterator[Row | Failed | Missing]:
     """Yield what programs of this folder measure, each in a process of its own; on a CPU the first variant alone."""
     variants, options, tiny = PROGRAMS[part]
     for name, (program, *own) in list(variants.items())[: 1 if cpu else None]:
+        if reason := _missing(own):
+            yield Missing(part, name, reason)
+            continue
         with tempfile.TemporaryDirectory() as folder:
             written = Path(folder) / "result.json"
             command = [sys.executable, str(HERE / program), *(tiny if cpu else options), *own, "--json", str(written)]
@@ -188,6 +210,13 @@ def _programs(part: str, cpu: bool, end: float) -> Iterator[Row | Failed]:
                 label = row["name"] if part == "host" else name if row["name"] == "ours" else f"{name}: {row['name']}"
                 figures = {unit: row[figure] for figure, unit in FIGURES.items() if figure in row}
                 yield Row(part, label, row["seconds"], min(row["all_seconds"]), figures=figures)
+
+
+def _missing(options: list[str]) -> str | None:
+    """Return why the kernels that these options of a program ask for cannot run on this GPU, or None."""
+    wanted = [pair.split("=") for option in options if "=" in option for pair in option.split(",")]
+    reasons = (CANDIDATES[of][name][1](Situation("cuda", torch.bfloat16)) for of, name in wanted)
+    return next(filter(None, reasons), None)
 
 
 def _table(part: str, rows: list[Row]) -> Table:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from m3p.kernels import obstacles
 from m3p.kernels.choice import KernelsConfig, choose
-from m3p.kernels.obstacles import Situation
+from m3p.kernels.obstacles import FA4, QUACK, Situation
 from tests.launch import ROOT
 
 
@@ -36,6 +37,11 @@ def test_the_experiment_runs_at_a_tiny_size_on_a_cpu(tmp_path: Path) -> None:
         assert row["seconds"] > 0, row
         tolerance = 1e-2 if row["name"] in ("float16", "bfloat16") else 1e-5  # on the wire they are narrower than here
         assert row["error"] is None or row["error"] < tolerance, row
+    missing = {f"{one['part']}/{one['name']}": one["why"] for one in found["missing"]}
+    assert missing == dict.fromkeys(
+        ["attention/varlen", "attention/triton", "attention/flash_attn", "attention/fa4", "gelu/triton", "gelu/quack"],
+        "needs a GPU",
+    )
     assert {"norm/again", "norm, used twice/again", "host/one pass"} <= found["ratios"].keys()
     assert found["sizes"]["width"] == 32
     assert "6ND" in found["mfu_formula"]
@@ -50,9 +56,23 @@ def test_kernels_that_only_a_gpu_runs_are_named_as_the_recipe_does(monkeypatch: 
     lists += re.findall(r"--kernels (\S+)", script)
     lists += [",".join(re.findall(r"kernels\.(\w+=\w+)", line)) for line in script.splitlines()]
     asked = [dict(pair.split("=") for pair in one.split(",")) for one in lists if one and "flash_attn" not in one]
+    optional = [one for one in asked if {"fa4", "quack"} & {*one.values()}]
+    assert optional == [{"attention": "fa4"}, {"gelu": "quack"}]
+    monkeypatch.setattr(obstacles, "version", dict([FA4, QUACK]).__getitem__)
     assert {"layer_norm": "triton", "gelu": "triton"} in asked
     for one in asked:
         choose(KernelsConfig.model_validate(one), Situation("cuda", torch.bfloat16, stage=1))
+
+
+def test_a_step_whose_package_is_missing_is_named_and_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    variants = import_module("variants")
+    chosen = {name: variants.PROGRAMS["step"][0][name] for name in ("FlashAttention 4", "QuACK's feed-forward")}
+    monkeypatch.setitem(variants.PROGRAMS, "step", (chosen, [], []))
+    monkeypatch.setattr(obstacles, "version", lambda name: "0.0.1")
+    found = {one.name: one.why for one in variants._programs("step", False, 0.0)}
+    assert f"{FA4[0]} {FA4[1]}, and 0.0.1 is installed" in found["FlashAttention 4"]
+    assert f"{QUACK[0]} {QUACK[1]}, and 0.0.1 is installed" in found["QuACK's feed-forward"]
 
 
 @pytest.mark.program

@@ -13,6 +13,7 @@ from m3p.kernels import obstacles
 from m3p.kernels.choice import CANDIDATES, KernelsConfig, automatic_attention, choose
 from m3p.kernels.obstacles import FA4, QUACK, Situation, have_apex
 from tests.kernels.triton_run import interpret
+from tests.launch import ROOT
 
 CPU = Situation("cpu", torch.float32)
 GPU = Situation("cuda", torch.bfloat16, stage=1)
@@ -228,6 +229,7 @@ def test_optional_packages_are_taken_where_they_are_asked_for_and_can_run(
 
     (distribution, wanted), plain = package, "varlen" if field == "attention" else "torch"
     named, way = distribution.replace("-", "_"), f"(pip install {distribution}=={wanted}); set it to auto or {plain}"
+    assert f"pip install {distribution}=={wanted}\n" in (ROOT / "docs/install.md").read_text()
     have(monkeypatch)
     assert refusal().startswith(f"kernels.{field} = {name}: {distribution} is not installed {way}")
     have(monkeypatch, **{named: "0.0.1"})
