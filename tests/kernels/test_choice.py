@@ -244,6 +244,9 @@ def test_optional_packages_are_taken_where_they_are_asked_for_and_can_run(
     assert (found.name, names(GPU)[field]) == (name, plain)
     assert f"{distribution} {wanted} (the recipe says so)" in found.why
     assert names(replace(GPU, precision=torch.float16), **{field: name})[field] == name
+    monkeypatch.setattr(torch.version, "hip", "7.1")
+    assert f"kernels.{field} = {name}: needs a GPU of NVIDIA" in refusal()
+    monkeypatch.setattr(torch.version, "hip", None)
     assert "needs 16-bit precision" in refusal(replace(GPU, precision=torch.float32))
     assert "needs a GPU; set it to auto or" in refusal(CPU)
 

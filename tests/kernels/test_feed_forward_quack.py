@@ -92,6 +92,13 @@ def test_frozen_weights_get_no_gradient_and_what_lies_below_gets_its_own() -> No
 
 
 @pytest.mark.usefixtures("quack")
+def test_second_derivatives_are_refused() -> None:
+    x, *weights = tensors()
+    with pytest.raises(RuntimeError, match="second derivatives"):
+        torch.autograd.grad(feed_forward_quack(x, *weights).sum(), x, create_graph=True)
+
+
+@pytest.mark.usefixtures("quack")
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_layer_does_both_halves_of_feed_forward_by_quack(recompute: bool) -> None:
     encoder = Encoder(EncoderShape(layers=2, width=WIDTH, heads=2, feed_forward=INNER), 0.0, 0.0, recompute)

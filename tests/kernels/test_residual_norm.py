@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from m3p.kernels.choice import NO_APEX
+from m3p.kernels.obstacles import NO_APEX
 from m3p.kernels.residual_norm import residual_norm
 from tests.kernels.triton_run import COMPILED, compile_kernel, interpret
 

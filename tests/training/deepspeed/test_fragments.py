@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from m3p.kernels.choice import NO_APEX
+from m3p.kernels.obstacles import NO_APEX
 from m3p.optim.optimizer import OptimizerConfig, make_optimizer
 from m3p.training.deepspeed.fragments import make_moments, set_updates, updates
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from m3p.kernels.first_order import first_order
 from m3p.kernels.launch import on_gpu_of
 
 EXACT = "gelu_erf"
@@ -49,6 +50,7 @@ class _FeedForward(torch.autograd.Function):
         return F.linear(after, down, down_bias)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         from quack.gemm_interface import gemm_dact
 

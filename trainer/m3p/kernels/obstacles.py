@@ -67,7 +67,7 @@ def fa4(situation: Situation) -> str | None:
     Its flash_attn/cute/interface.py checks GPUs in `_flash_attn_bwd`, and heads in `_validate_head_dims`, but for those of
     compute capability 12, where more than 128 numbers are not known to fit its shared memory.
     """
-    if obstacle := _16_bits_on_a_gpu(situation, (9, 0)):
+    if obstacle := _16_bits_on_hopper(situation):
         return obstacle
     size, generation = situation.head_size, _capability()[0]
     beyond_128 = {9: range(136, 257, 8), 10: (256,), 11: (256,)}.get(generation, ())
@@ -81,7 +81,7 @@ def quack_feed_forward(situation: Situation) -> str | None:
     """Return why QuACK's multiplications cannot run, whose rows begin at multiples of 16 bytes."""
     if situation.stage == 3:
         return "multiplies by weights of other modules, which ZeRO 3 gathers for those alone"
-    if obstacle := _16_bits_on_a_gpu(situation, (9, 0)):
+    if obstacle := _16_bits_on_hopper(situation):
         return obstacle
     if any(width % 8 for width in situation.widths):
         width, inner = situation.widths
@@ -195,6 +195,12 @@ def _16_bits_on_a_gpu(situation: Situation, capability: tuple[int, int] = (8, 0)
     if situation.precision not in (torch.bfloat16, torch.float16):
         return "needs 16-bit precision (bf16 in the DeepSpeed file)"
     return _old_gpu(capability)
+
+
+def _16_bits_on_hopper(situation: Situation) -> str | None:
+    obstacle = _16_bits_on_a_gpu(situation, (9, 0))
+    # AMD's GPUs count their generations in the same way: an MI300 calls itself 9.4.
+    return obstacle or ("needs a GPU of NVIDIA" if torch.version.hip else None)
 
 
 def _old_gpu(capability: tuple[int, int]) -> str | None:
