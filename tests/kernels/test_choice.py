@@ -205,13 +205,14 @@ def test_flash_attention_4_alone_is_not_taken_for_flash_attn_2(tmp_path: Path, m
     assert "flash_attn.cute" not in sys.modules
 
 
-def have(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (9, 0), **versions: str) -> None:
-    """Make a GPU and packages of PyPI look as if they were there: their names with _ for -."""
+def have(monkeypatch: pytest.MonkeyPatch, *packages: tuple[str, str], capability: tuple[int, int] = (9, 0)) -> None:
+    """Make a GPU, and packages of PyPI with their versions, look as if they were there."""
+    versions = dict(packages)
 
     def version(name: str) -> str:
-        if name.replace("-", "_") not in versions:
+        if name not in versions:
             raise PackageNotFoundError(name)
-        return versions[name.replace("-", "_")]
+        return versions[name]
 
     monkeypatch.setattr(obstacles, "version", version)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -228,18 +229,18 @@ def test_optional_packages_are_taken_where_they_are_asked_for_and_can_run(
         return str(raised.value)
 
     (distribution, wanted), plain = package, "varlen" if field == "attention" else "torch"
-    named, way = distribution.replace("-", "_"), f"(pip install {distribution}=={wanted}); set it to auto or {plain}"
+    way = f"(pip install {distribution}=={wanted}); set it to auto or {plain}"
     assert f"pip install {distribution}=={wanted}\n" in (ROOT / "docs/install.md").read_text()
     have(monkeypatch)
     assert refusal().startswith(f"kernels.{field} = {name}: {distribution} is not installed {way}")
-    have(monkeypatch, **{named: "0.0.1"})
+    have(monkeypatch, (distribution, "0.0.1"))
     assert refusal().startswith(
         f"kernels.{field} = {name}: calls {distribution} {wanted}, and 0.0.1 is installed {way}"
     )
     for capability in ((8, 9), (8, 0)):
-        have(monkeypatch, capability, **{named: wanted})
+        have(monkeypatch, package, capability=capability)
         assert "needs a GPU of compute capability 9.0 (Hopper) or above" in refusal()
-    have(monkeypatch, **{named: wanted})
+    have(monkeypatch, package)
     found = choose(KernelsConfig.model_validate({field: name}), GPU)[field]
     assert (found.name, names(GPU)[field]) == (name, plain)
     assert f"{distribution} {wanted} (the recipe says so)" in found.why
@@ -253,7 +254,7 @@ def test_optional_packages_are_taken_where_they_are_asked_for_and_can_run(
 
 def test_flash_attention_4_takes_what_its_own_checks_let_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     def takes(size: int, capability: tuple[int, int]) -> bool:
-        have(monkeypatch, capability, flash_attn_4=FA4[1])
+        have(monkeypatch, FA4, capability=capability)
         return obstacles.fa4(replace(GPU, head_size=size)) is None
 
     assert [takes(size, (9, 0)) for size in (8, 20, 64, 128, 192, 256, 264)] == [
@@ -280,7 +281,7 @@ def test_flash_attention_4_takes_what_its_own_checks_let_pass(monkeypatch: pytes
 
 @pytest.mark.usefixtures("triton")
 def test_quacks_feed_forward_is_refused_where_it_would_go_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    have(monkeypatch, quack_kernels=QUACK[1])
+    have(monkeypatch, QUACK)
     assert names(GPU, gelu="quack", layer_norm="triton")["gelu"] == "quack"
     refused = {
         replace(GPU, stage=3): "ZeRO 3 gathers",

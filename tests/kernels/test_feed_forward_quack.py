@@ -12,7 +12,7 @@ from torch import Tensor
 from m3p.kernels.feed_forward_quack import feed_forward_quack
 from m3p.kernels.obstacles import Situation, quack_feed_forward
 from m3p.model.attention import Layout
-from m3p.model.encoder import Encoder, EncoderShape
+from m3p.model.encoder import Encoder, EncoderShape, Layer
 
 ROWS, WIDTH, INNER = 7, 16, 24
 CALLS: list[tuple[str, dict[str, Any]]] = []
@@ -106,6 +106,7 @@ def test_a_layer_does_both_halves_of_feed_forward_by_quack(recompute: bool) -> N
     outcomes = []
     for kernel in ("torch", "quack"):
         for layer in encoder.layers:
+            assert isinstance(layer, Layer)
             layer.gelu = kernel
         encoder.zero_grad()
         out = encoder(x, Layout(torch.tensor([3, 4]), 4))
