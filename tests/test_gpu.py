@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from m3p.kernels.obstacles import Situation, fa4, quack_feed_forward
 from m3p.retrieval.evaluate import evaluate_run
 from tests.launch import ROOT, launch, metrics
 from tests.test_equality import zero
@@ -17,6 +18,8 @@ from tests.tiny import make_tiny
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 VISUALS = ("regions", "patches")
+NO_PACKAGES = fa4(Situation("cuda", torch.bfloat16)) or quack_feed_forward(Situation("cuda", torch.bfloat16))
+"""Why flash-attn-4 or quack-kernels cannot be used here."""
 Metrics = list[dict[str, Any]]
 
 
@@ -75,6 +78,8 @@ class Runs:
         cases = [*REFERENCES.values(), *BF16, *FLOAT32]
         self._started: dict[Case, Future[Metrics]] = {case: self._pool.submit(self._train, case) for case in cases}
         self.fp16 = self._pool.submit(self._fp16)
+        self.optional = None if NO_PACKAGES else self._pool.submit(self._optional)
+        """Of optional packages, in bf16; None where they cannot be used."""
 
     def of(self, case: Case) -> Metrics:
         """Wait for the metrics of a run."""
@@ -100,6 +105,11 @@ class Runs:
         stopped = self._folder / "stopped"
         train(recipe, settings(parts / "first", 2, True), stopped, "run.stop_after=10")
         return train(recipe, settings(parts / "second", 0, False), stopped, device="cpu")
+
+    def _optional(self) -> Metrics:
+        ds_config = settings(self._folder / "optional-settings", 2, True)
+        kernels = ["kernels.attention=fa4", "kernels.gelu=quack"]
+        return train(self.recipes["patches"], ds_config, self._folder / "optional", *kernels)
 
     def _fp16(self) -> Metrics:
         ds_config = ROOT / "ds_configs" / "zero2_fp16.json"
@@ -137,6 +147,12 @@ def test_float32_is_that_of_a_cpu(runs: Runs, case: Case) -> None:
 
 def test_a_run_stopped_on_a_gpu_goes_on_on_a_cpu(runs: Runs) -> None:
     assert_close(runs.stopped.result(), runs.of(REFERENCES["regions"]), 2e-2)
+
+
+@pytest.mark.skipif(NO_PACKAGES is not None, reason=str(NO_PACKAGES))
+def test_a_run_by_optional_packages_is_float32_within_its_rounding(runs: Runs) -> None:
+    assert runs.optional is not None
+    assert_close(runs.optional.result(), runs.of(REFERENCES["patches"]), 2e-2)
 
 
 def test_fp16_finds_its_loss_scale_and_learns(runs: Runs) -> None:

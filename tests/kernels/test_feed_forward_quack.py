@@ -11,6 +11,7 @@ from torch import Tensor
 
 from m3p.kernels.feed_forward_quack import feed_forward_quack
 from m3p.kernels.obstacles import Situation, quack_feed_forward
+from m3p.kernels.residual_norm import Twice, apart
 from m3p.model.attention import Layout
 from m3p.model.encoder import Encoder, EncoderShape, Layer
 
@@ -50,6 +51,18 @@ def put(monkeypatch: pytest.MonkeyPatch, act: Callable[..., object], dact: Calla
     interface = sys.modules["quack.gemm_interface"]
     monkeypatch.setattr(interface, "gemm_act", act, raising=False)
     monkeypatch.setattr(interface, "gemm_dact", dact, raising=False)
+
+
+def put_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Triton's norm, which adds the bias of the linear layer before it, be one that a CPU computes."""
+
+    def norm(x: Tensor, added: Tensor, weight: Tensor, bias: Tensor, eps: float, dropout: float, last: Tensor) -> Twice:
+        assert dropout == 0
+        return apart(F.layer_norm(x + added + last, weight.shape, weight, bias, eps))
+
+    module = types.ModuleType("m3p.kernels.residual_norm_triton")
+    monkeypatch.setattr(module, "residual_norm_triton", norm, raising=False)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
 def tensors(kind: torch.dtype = torch.float64) -> list[Tensor]:
@@ -99,15 +112,18 @@ def test_second_derivatives_are_refused() -> None:
 
 
 @pytest.mark.usefixtures("quack")
-@pytest.mark.parametrize("recompute", [False, True])
-def test_a_layer_does_both_halves_of_feed_forward_by_quack(recompute: bool) -> None:
+@pytest.mark.parametrize(("recompute", "norm"), [(False, "torch"), (True, "torch"), (False, "triton")])
+def test_a_layer_does_both_halves_of_feed_forward_by_quack(
+    recompute: bool, norm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_norm(monkeypatch)
     encoder = Encoder(EncoderShape(layers=2, width=WIDTH, heads=2, feed_forward=INNER), 0.0, 0.0, recompute)
     x = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(0)).requires_grad_()
     outcomes = []
     for kernel in ("torch", "quack"):
         for layer in encoder.layers:
             assert isinstance(layer, Layer)
-            layer.gelu = kernel
+            layer.gelu, layer.feed_forward_norm.kernel = kernel, norm if kernel == "quack" else "torch"
         encoder.zero_grad()
         out = encoder(x, Layout(torch.tensor([3, 4]), 4))
         (out * torch.arange(WIDTH)).sum().backward()

@@ -37,15 +37,15 @@ def note(*tensors, **more):
 note.compile_cache = forward.compile_cache
 interface._flash_attn_fwd = note
 with FakeTensorMode(), torch.no_grad():
-    qkv = torch.empty(1000, 3, 12, 64, **kind)
-    layout = Layout(torch.empty(40, dtype=torch.int64, device="cuda"), 140, "fa4")
+    qkv = torch.empty(139520, 3, 12, 64, **kind)  # a pair turn of 512 samples
+    layout = Layout(torch.empty(2048, dtype=torch.int64, device="cuda"), 140, "fa4")
     out = attend(qkv, layout, 0.0)
-    assert out.shape == (1000, 12, 64) and out.dtype == torch.bfloat16, out
+    assert out.shape == (139520, 12, 64) and out.dtype == torch.bfloat16, out
     # Forward and backward as in training. torch's build for CPUs differentiates no tensors of a GPU, even without numbers.
     out, lse, *_ = forward(*seen["tensors"], **{**seen["more"], "return_lse": True})
     bounds = {name: seen["more"][name] for name in ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")}
     gradients = interface._flash_attn_bwd(*seen["tensors"], out, torch.empty_like(out), lse, **bounds)
-    assert [one.shape for one in gradients] == 3 * [(1000, 12, 64)], gradients
+    assert [one.shape for one in gradients] == 3 * [(139520, 12, 64)], gradients
 """
 
 FEED_FORWARD = """
@@ -54,8 +54,8 @@ from quack.gemm_runtime import host
 host.launch_gemm = lambda *others: None  # what was compiled is not started
 from m3p.kernels.feed_forward_quack import _FeedForward, feed_forward_quack
 with FakeTensorMode(), torch.no_grad():
-    given = [torch.empty(shape, **kind) for shape in ((1000, 768), (3072, 768), (3072,), (768, 3072), (768,))]
-    assert feed_forward_quack(*given).shape == (1000, 768)
+    given = [torch.empty(shape, **kind) for shape in ((139520, 768), (3072, 768), (3072,), (768, 3072), (768,))]
+    assert feed_forward_quack(*given).shape == (139520, 768)
     context = types.SimpleNamespace(needs_input_grad=5 * [True])
     context.save_for_backward = lambda *tensors: setattr(context, "saved_tensors", tensors)
     out = _FeedForward.forward(context, *given)
