@@ -3,9 +3,11 @@
     python benchmarks/scaling.py [RECIPE] [DEEPSPEED_CONFIG] [--kind H200] [--host FILE] [--bus GB/s] [--json FILE]
 
 Nothing here was measured on more than one GPU. A step is what `m3p plan` predicts: computing at the efficiency measured on one
-H200, or the program's own time where that is longer, and then what the ranks send each other, as if nothing of it were hidden
-behind computing. --host takes the program's time for a pass from a result of `benchmarks/host.py --device cuda`; by default it
-is `forecast.HOST`, measured beside an H200. --bus replaces the bus bandwidth between nodes that is assumed for the kind.
+H200, of the rank with the most tokens, or the program's own time where that is longer; then the contrastive loss, and what the
+ranks send each other, as if nothing of it were hidden behind computing. A step never waits for data here, nor for a slow machine:
+others' figures hold both, so that what is published is below what is simulated. Where the data is not here, samples have the mean
+lengths of `benchmarks/mixed.py`. --host takes the program's time for a pass from a result of `benchmarks/host.py --device cuda`;
+by default it is `speed.HOST`, measured beside an H200. --bus replaces the bus bandwidth that is assumed for the kind.
 
 Two tables: the recipe's batch shared by more and more GPUs (strong scaling), turn by turn and with `run.join_turns`; and the
 same samples a GPU for any number of them (weak scaling), as in most published figures.
@@ -16,15 +18,20 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
+from mixed import CAPTION, REGIONS, TEXT
 from rich.console import Console
 from rich.table import Table
 
-from m3p.forecast import forecast
+from m3p.errors import UserError
+from m3p.forecast import speed
 from m3p.forecast.forecast import Planner, find_kind
+from m3p.model.flops import Gpu
 from m3p.recipe.load import load_recipe
 from m3p.recipe.recipe import Recipe
 from m3p.shipped import find_ds_config, find_recipe
+from m3p.visual.regions import Regions
 
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -75,53 +82,59 @@ def main() -> None:
     """Simulate, print and write."""
     arguments = _parse()
     if arguments.bus is not None:
-        forecast.bus_bandwidth = lambda kind, ranks: arguments.bus * 1e9
-    recipe, config = find_recipe(arguments.recipe), find_ds_config(arguments.deepspeed_config)
-    planner = Planner(load_recipe(recipe, []), config)
-    layers = planner.sizes.shape.layers
+        speed.bus_bandwidth = lambda kind, ranks: arguments.bus * 1e9
+    path, config, kind = find_recipe(arguments.recipe), find_ds_config(arguments.deepspeed_config), arguments.kind
+    recipe = load_recipe(path, [])
+    planner = Planner(recipe, config)
+    lengths, layers = mean_lengths(recipe, planner), planner.sizes.shape.layers
     if arguments.host is not None:
-        forecast.HOST = _host(arguments.host) / layers
-    points = list(simulate(recipe, config, arguments.kind))
+        speed.HOST = _host(arguments.host) / layers
+    points = list(simulate(path, config, kind, lengths))
     console = Console(width=130)
     for scaling in dict.fromkeys(point.scaling for point in points):
-        console.print(_table(scaling, [point for point in points if point.scaling == scaling], arguments.kind))
+        console.print(_table(scaling, [point for point in points if point.scaling == scaling], kind.name))
     console.print(_published())
-    for line in planner.assumptions:
-        console.print(f"Note: {line}.")
-    console.print(f"Program: {1000 * forecast.HOST * layers:.1f} ms a pass. Nothing here was measured on several GPUs.")
+    if lengths:
+        console.print(
+            f"Note: data that is not here is taken to have the mean lengths of mixed.py: {' '.join(lengths)}."
+        )
+    console.print(f"Program: {1000 * speed.HOST * layers:.1f} ms a pass. Nothing here was measured on several GPUs.")
     if arguments.json:
         rows = [{**vars(point), "samples_per_second_and_gpu": point.speed} for point in points]
-        arguments.json.write_text(
-            json.dumps({"rows": rows, "published": [vars(one) for one in PUBLISHED]}, indent=1) + "\n"
-        )
+        found = {"lengths": lengths, "rows": rows, "published": [vars(one) for one in PUBLISHED]}
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def simulate(path: Path, config: Path, kind_name: str) -> Iterator[Point]:
-    """Yield a point for each number of GPUs and kind of scaling."""
-    kind = find_kind(kind_name)
-    assert kind is not None, "a CPU has no forecast of time"
-    whole = load_recipe(path, [])
+def mean_lengths(recipe: Recipe, planner: Planner) -> list[str]:
+    """Return settings that give samples the mean lengths of mixed.py, for objectives of which the data is not here."""
+    absent = [name for name in planner.streams if any(f"objectives.{name}:" in line for line in planner.assumptions)]
+    pictured = [name for name in absent if planner.streams[name].sample.visual_rows]
+    found = [f"objectives.{name}.max_tokens={int(mean(CAPTION if name in pictured else TEXT))}" for name in absent]
+    regions = pictured and isinstance(recipe.visual, Regions)
+    return [*found, *([f"visual.max_regions={int(mean(REGIONS))}"] if regions else [])]
+
+
+def simulate(path: Path, config: Path, kind: Gpu, lengths: list[str]) -> Iterator[Point]:
+    """Yield a point for each number of GPUs and kind of scaling; `lengths` are settings of the recipe."""
     for scaling, joined, weak in (
         ("strong", False, False),
         ("strong, one pass", True, False),
         ("weak, one pass", True, True),
     ):
+        whole = load_recipe(path, [*lengths, f"run.join_turns={str(joined).lower()}"])
         for gpus in GPUS:
-            recipe = _changed(path, whole, joined, gpus if weak else None)
+            recipe = load_recipe(path, [*lengths, *_full_passes(whole, gpus)]) if weak else whole
             planner = Planner(recipe, config)
             found = planner.forecast(planner.setting(gpus, kind), kind)
             assert found.seconds is not None
             yield Point(scaling, gpus, found.samples, found.seconds, found.parts)
 
 
-def _changed(path: Path, whole: Recipe, joined: bool, gpus: int | None) -> Recipe:
-    """Return the recipe, its turns in one pass or not; with `gpus`, so many samples of each turn that a pass is full."""
-    overrides = [f"run.join_turns={str(joined).lower()}"]
+def _full_passes(whole: Recipe, gpus: int) -> list[str]:
+    """Return settings that give a step so many samples that the one pass of each of `gpus` is full."""
     turns = whole.plan().turns_per_step
-    for name, one in whole.active_objectives.items():
-        if gpus is not None:
-            overrides.append(f"objectives.{name}.batch_size={gpus * max(1, one.micro_batch // turns)}")
-    return load_recipe(path, overrides)
+    sizes = {name: gpus * max(1, one.micro_batch // turns) for name, one in whole.active_objectives.items()}
+    return ["run.join_turns=true", *(f"objectives.{name}.batch_size={size}" for name, size in sizes.items())]
 
 
 def _host(path: Path) -> float:
@@ -130,11 +143,30 @@ def _host(path: Path) -> float:
     return float(rows["one pass"])
 
 
+def _kind(name: str) -> Gpu:
+    """Return the GPU called `name`."""
+    try:
+        found = find_kind(name)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if found is None:
+        raise argparse.ArgumentTypeError("times are predicted for GPUs alone")
+    return found
+
+
+def _rate(text: str) -> float:
+    """Return a number above 0."""
+    found = float(text)
+    if not 0 < found < float("inf"):
+        raise argparse.ArgumentTypeError("a number above 0 is wanted")
+    return found
+
+
 def _table(scaling: str, points: list[Point], kind: str) -> Table:
-    columns = ("GPUs", "samples a step", "computing, ms", "program, ms", "sending, ms", "step, ms", "of 8 GPUs' speed")
-    table = Table(*columns, title=f"{scaling}, {kind}: simulated")
+    columns = ("computing, ms", "program, ms", "sending, ms", "pair loss, ms", "step, ms", "of 8 GPUs' speed")
+    table = Table("GPUs", "samples a step", *columns, title=f"{scaling}, {kind}: simulated")
     for point in points:
-        parts = [f"{1000 * point.parts[name]:.1f}" for name in ("computing", "launching", "sending")]
+        parts = [f"{1000 * point.parts[name]:.1f}" for name in ("computing", "launching", "sending", "pairs")]
         share = f"{point.speed / points[0].speed:.0%}"
         table.add_row(str(point.gpus), f"{point.samples:,}", *parts, f"{1000 * point.seconds:.1f}", share)
     return table
@@ -151,9 +183,9 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?", default="m3p_base")
     parser.add_argument("deepspeed_config", nargs="?", default="zero1")
-    parser.add_argument("--kind", default="H200", help="of GPU, as in `m3p plan`")
+    parser.add_argument("--kind", type=_kind, default="H200", help="of GPU, as in `m3p plan`")
     parser.add_argument("--host", type=Path, help="a result of benchmarks/host.py")
-    parser.add_argument("--bus", type=float, help="GB/s of a GPU in sums over all ranks")
+    parser.add_argument("--bus", type=_rate, help="GB/s of a GPU in sums over all ranks")
     parser.add_argument("--json", type=Path, help="write rows and published figures here")
     return parser.parse_args()
 

@@ -123,9 +123,9 @@ def test_what_does_not_fit_says_what_to_change(capsys: pytest.CaptureFixture[str
         (8, 1024, 8, "micro-batches are small: raise objectives.*.micro_batch.", {"micro_batch": 128}),
         (
             128,
-            128,
+            96,
             8,
-            "a rank has as few as 16 samples of a turn, and a larger micro_batch is not enough: raise objectives.*.batch_size",
+            "a rank has as few as 12 samples of a turn, and a larger micro_batch is not enough: raise objectives.*.batch_size",
             {"micro_batch": 128, "batch_size": 1024},
         ),
     ],
@@ -224,6 +224,38 @@ def test_a_stage_sends_what_deepspeed_sends(tiny: Path, tmp_path: Path, stage: i
     assert kind is not None
     found = planner.forecast(planner.setting(16, kind), kind)
     assert found.parts["sending"] == pytest.approx(copies * sum(planner.parameters.values()) * 15 / 16 / 340e9)
+
+
+def test_what_was_not_measured_is_called_an_estimate(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, ds_config = load_recipe(BASE), ROOT / "ds_configs" / "zero1.json"
+    said = {}
+    for kind in ("H200", "H100", "RTX 4090"):
+        print_plan(recipe, ds_config, 8, kind, PlainConsole(width=200))
+        said[kind] = capsys.readouterr().out
+    assert "(computing at 33% of the peak: measured on an H200)" in said["H200"]
+    # An H100 has the same peak and a third less of memory's speed; an RTX 4090 has more of it for its peak.
+    assert "(computing at 30% of the peak: an estimate, from 33% measured on an H200)" in said["H100"]
+    assert "(computing at 35% of the peak: an estimate" in said["RTX 4090"]
+    assert "of a step: contrastive loss" in said["H100"]
+    # 2,048 pairs, of which each shows 100 regions of 2,048 numbers in 16 bits.
+    (features,) = [line for line in said["H200"].splitlines() if "stored features read" in line]
+    (step,) = [line for line in said["H200"].splitlines() if "predicted step" in line]
+    rate, seconds = (float(line.split("│")[2].removeprefix(" at most").split()[0]) for line in (features, step))
+    assert 1 <= rate * seconds / (2048 * 100 * 2 * 2048 / 1e9) < 1.2
+
+
+def test_ranks_of_unequal_work_wait_and_pairs_cost_their_square(tiny: Path) -> None:
+    kind = find_kind("H200")
+    assert kind is not None
+    found = {}
+    for pairs in (4096, 8192):
+        sizes = [f"objectives.{name}.batch_size={pairs}" for name in ("image_caption", "code_switched")]
+        planner = Planner(load_recipe(tiny, sizes), ROOT / "ds_configs" / "zero1.json")
+        found[pairs] = {ranks: planner.forecast(planner.setting(ranks, kind), kind) for ranks in (1, 8)}
+    alone, eight = found[4096][1], found[4096][8]
+    assert eight.parts["computing"] * 8 == pytest.approx(1.06 * alone.parts["computing"])
+    assert found[8192][1].parts["pairs"] == pytest.approx(4 * alone.parts["pairs"])
+    assert 0 < alone.parts["pairs"] / 8 < eight.parts["pairs"] < alone.parts["pairs"]
 
 
 def test_joined_turns_cost_the_program_one_pass_and_memory_of_all(tiny: Path) -> None:

@@ -108,6 +108,7 @@ def test_work_adds_and_scales() -> None:
         ("NVIDIA H100 80GB HBM3", 989),
         ("NVIDIA H100 PCIe", 756),
         ("NVIDIA H200", 989),
+        ("NVIDIA H200 NVL", 835),
         ("NVIDIA A100-SXM4-40GB", 312),
         ("Tesla V100-SXM2-32GB", 125),
         ("NVIDIA L40S", 362),
@@ -119,7 +120,17 @@ def test_gpus_are_known_by_the_names_that_torch_gives(name: str, teraflops: floa
     assert peak_flops(name, torch.bfloat16) == teraflops * 1e12
 
 
-@pytest.mark.parametrize("name", ["NVIDIA A10G", "NVIDIA GH200 480GB", "Something else"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA A10G",
+        "NVIDIA GH200 480GB",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+        "Something else",
+    ],
+)
 def test_an_unknown_gpu_has_no_figure(name: str) -> None:
     assert peak_flops(name, torch.bfloat16) is None
 

@@ -14,6 +14,7 @@ from m3p.console import PlainConsole
 from m3p.data.order.plan import micro_batches, split
 from m3p.data.tokenizer import Tokenizer
 from m3p.errors import UserError
+from m3p.forecast import speed
 from m3p.forecast.memory import Setting, activation_memory, model_memory, setting_of
 from m3p.model.build import freeze, network_sizes
 from m3p.model.encoder import EncoderShape
@@ -21,22 +22,11 @@ from m3p.model.flops import FORMULA, GPUS, Gpu, NetworkSizes, Work
 from m3p.model.m3p import M3P
 from m3p.model.text_memory import LIMIT
 from m3p.objectives.objective import ObjectiveConfig
+from m3p.objectives.tasks.contrastive import Contrastive
 from m3p.recipe.recipe import Recipe
 from m3p.training.deepspeed.config import read_deepspeed_config
 from m3p.vocabulary import has_vocabulary
 
-EFFICIENCY = 0.33
-"""Share of the peak that computing is taken to reach: what the best open encoder of this size does on H100 (Ettin 400M), and
-this trainer on an H200 with 512 samples a micro-batch."""
-HOST = 0.0029
-"""Seconds of a layer and micro-batch that Python takes to launch forward and backward; a GPU with less to do waits for it. From
-the median of `benchmarks/step.py` on an H200 beside an Intel Xeon, with 128 samples a micro-batch, half of what fills it."""
-BUS = 0.8
-"""Share of a link that NCCL's large sums reach: 360 GB/s of the 450 that an H100's NVLink has."""
-NETWORK = 340 / 400
-"""GB/s that they reach between nodes, for each Gbit/s of a GPU's card: the eight cards of a node work in parallel rings, so
-nodes with 400 Gbit/s a GPU reach 340 GB/s with buckets of 100 MB."""
-NODE = 8
 RESERVED = 2.0
 """GiB of a GPU: CUDA context, NCCL, and what the allocator cannot use."""
 PROGRAM = 0.49
@@ -61,7 +51,10 @@ class Forecast:
     samples: int
     """Of one step."""
     parts: dict[str, float] = field(default_factory=dict)
-    """Seconds of a step by what takes them: "computing" and "launching" (Python), which go on side by side, then "sending"."""
+    """Seconds of a step by what takes them: "computing" and "launching" (Python), which go on side by side; then "sending", and
+    "pairs" (the contrastive loss). Computing is that of the rank with the most tokens."""
+    read: float = 0.0
+    """Bytes a step of stored features that all ranks read, at most: what is hidden in one form of a pair counts again."""
 
     @property
     def waits(self) -> bool:
@@ -86,12 +79,6 @@ class Turns:
     """Mean of one sample."""
     texts: int | None
     """Different texts that it shows; None where that is not known, or each time another one."""
-
-
-def bus_bandwidth(kind: Gpu, ranks: int) -> float:
-    """Return the bytes a second of NCCL's large sums: the "bus bandwidth" of its tests."""
-    inside = BUS * kind.interconnect
-    return (inside if ranks <= NODE else min(inside, NETWORK * kind.card)) * 1e9
 
 
 def find_kind(name: str) -> Gpu | None:
@@ -173,12 +160,11 @@ class Planner:
         if kind is None:
             return Forecast(self.parameters, memory, flops, None, None, samples)
         peak = kind.teraflops * 1e12 * setting.ranks
-        again = 4 / 3 if setting.recompute else 1.0
-        computing, launching = again * flops / (peak * EFFICIENCY), self._launching(setting.ranks, smaller)
-        sending = self._communication(setting, kind, smaller)
-        seconds = max(computing, launching) + sending
-        took = {"computing": computing, "launching": launching, "sending": sending}
-        return Forecast(self.parameters, memory, flops, seconds, flops / (peak * seconds), samples, took)
+        took = self._times(setting, kind, smaller, flops / peak)
+        seconds = max(took["computing"], took["launching"]) + took["sending"] + took["pairs"]
+        return Forecast(
+            self.parameters, memory, flops, seconds, flops / (peak * seconds), samples, took, self._features_read()
+        )
 
     def advice(self, setting: Setting, kind: Gpu) -> str:
         """Return the smallest change after which it fits."""
@@ -222,9 +208,32 @@ class Planner:
         passes = self._recipe.passes(ranks, smaller).of_step(1)
         return [[turn.objective for turn in one.turns] for one in passes]
 
+    def _times(self, setting: Setting, kind: Gpu, smaller: float, at_peak: float) -> dict[str, float]:
+        """Return the seconds of a step by what takes them; `at_peak` are those that the GPUs' peak would take."""
+        longer = (4 / 3 if setting.recompute else 1.0) * (1 + speed.UNEVEN if setting.ranks > 1 else 1.0)
+        pairs = [
+            stream.turns * speed.pair_seconds(stream.batch_size, self.sizes.projection, setting.ranks, kind)
+            for stream in self.streams.values()
+            if Contrastive.name in stream.sample.terms
+        ]
+        return {
+            "computing": longer * at_peak / speed.efficiency(kind),
+            "launching": self._launching(setting.ranks, smaller),
+            "sending": self._communication(setting, kind, smaller),
+            "pairs": sum(pairs),
+        }
+
+    def _features_read(self) -> float:
+        """Bytes a step of stored features, in 16 bits; 0 where pictures are read, of which the recipe says no size."""
+        visual = self._recipe.visual
+        if visual is None or visual.needs_pictures:
+            return 0.0
+        rows = sum(stream.sample.visual_rows * stream.batch_size * stream.turns for stream in self.streams.values())
+        return 2.0 * visual.target_size * rows
+
     def _launching(self, ranks: int, smaller: float) -> float:
         """Seconds a step that Python needs for its micro-batches."""
-        return HOST * self.sizes.shape.layers * self._passes(ranks, smaller)
+        return speed.HOST * self.sizes.shape.layers * self._passes(ranks, smaller)
 
     def _communication(self, setting: Setting, kind: Gpu, smaller: float) -> float:
         """Seconds a step for gradients and weights, as if nothing of it were hidden behind computing."""
@@ -235,7 +244,7 @@ class Planner:
         # (use_multi_rank_bucket_allreduce). Stages 0 and 1 reduce once a step, 2 and 3 in every pass.
         reduced = {0: 2.0, 1: 2.0, 2: 2.0 * passes, 3: 1.0 * passes}[setting.stage]
         gathered = {0: 0.0, 1: 1.0, 2: 1.0, 3: 2.0 * passes}[setting.stage]
-        rate = bus_bandwidth(kind, setting.ranks)
+        rate = speed.bus_bandwidth(kind, setting.ranks)
         # Stage 3 gathers frozen weights too.
         fetched = sum(self.parameters.values()) if setting.stage == 3 else self.trained
         size = reduced * setting.sent * self.trained + gathered * setting.element * fetched
@@ -293,6 +302,14 @@ def count_parameters(model: M3P) -> dict[str, int]:
     return parts
 
 
+PARTS = {
+    "computing": "computing",
+    "launching": "Python, beside it",
+    "sending": "gradients and weights between GPUs",
+    "pairs": "contrastive loss",
+}
+
+
 def print_plan(recipe: Recipe, ds_config: Path, ranks: int, kind_name: str, console: PlainConsole) -> bool:
     """Print the forecast; say whether it fits. Raises UserError."""
     kind = find_kind(kind_name)
@@ -311,7 +328,14 @@ def print_plan(recipe: Recipe, ds_config: Path, ranks: int, kind_name: str, cons
     table.add_row("a step", f"{found.samples:,} samples, {found.flops / 1e12:,.1f} TFLOP")
     if found.seconds is not None and found.mfu is not None:
         table.add_row("predicted step", f"{found.seconds:.3g} s, {found.samples / found.seconds:,.0f} samples/s")
-        table.add_row("predicted MFU", f"{found.mfu:.0%} (computing at {EFFICIENCY:.0%} of the peak is assumed)")
+        assert kind is not None
+        source = "measured" if kind is speed.MEASURED else f"an estimate, from {speed.EFFICIENCY:.0%} measured"
+        computing = f"computing at {speed.efficiency(kind):.0%} of the peak: {source} on an H200"
+        table.add_row("predicted MFU", f"{found.mfu:.0%} ({computing})")
+        for part, seconds in found.parts.items():
+            table.add_row(f"of a step: {PARTS[part]}", f"{1000 * seconds:,.3g} ms")
+        if found.read:
+            table.add_row("stored features read", f"at most {found.read / found.seconds / 1e9:,.3g} GB/s by all ranks")
         table.add_row("MFU is", FORMULA)
     console.print(table)
     for line in planner.assumptions:

@@ -163,7 +163,11 @@ def peak_flops(name: str, precision: torch.dtype) -> float | None:
     In float32 there is no figure: what the GPU may use (TF32 or not) depends on settings.
     """
     gpu = next((gpu for gpu in GPUS if re.search(rf"\b{gpu.name}\b", name)), None)
-    return None if gpu is None or precision == torch.float32 else gpu.teraflops * 1e12
+    return None if gpu is None or NOT_WHOLE.search(name) or precision == torch.float32 else gpu.teraflops * 1e12
+
+
+NOT_WHOLE = re.compile(r"\bMIG\b|\bLaptop\b|\b4090 D\b")
+"""Words in the names of GPUs that are slower than the product whose name they have, or that are a part of one."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,10 @@ class Gpu:
     memory_gib: float
     interconnect: float
     """GB/s to the other GPUs of its node, one way; of PCIe where there is no NVLink."""
+    bandwidth: float
+    """TB/s of its memory."""
+    float32: float
+    """TFLOP/s of float32 without tensor cores."""
     card: int = 400
     """Gbit/s of the network card that each GPU has in a node of its maker, or is taken to have."""
 
@@ -186,20 +194,21 @@ class Gpu:
 # measured, README of github.com/JustAResearcher/gpu-unlock-ada). MI300X: 1,307.4 TFLOP/s, 192 GB, 5.3 TB/s (METHODOLOGY.md of
 # github.com/alpharomercoma/MI300X-vs-H200), seven links with 448 GB/s in all one way (emergentmind.com/topics/amd-mi300x-gpu).
 # V100: 125 TFLOP/s in fp16 (table of NVIDIA's whitepaper in maosong.website/p/nvidia-gpu-specs), 900 GB/s, NVLink 150 GB/s one
-# way (Dell EMC Ready Solutions for AI, reference guide, page 17).
+# way (Dell EMC Ready Solutions for AI, reference guide, page 17). B200: as in NVIDIA's HGX, 62 TB/s for eight.
 GPUS = (
-    Gpu("B200", 2250, 178, 900),
-    Gpu("H200", 989, 139, 450),
-    Gpu("H100 PCIe", 756, 79, 64),
-    Gpu("H100 NVL", 835, 93, 300),
-    Gpu("H100", 989, 79, 450),
-    Gpu("MI300X", 1307, 191, 448),
-    Gpu("A100-SXM4-80GB", 312, 79, 300, 200),
-    Gpu("A100 80GB", 312, 79, 32, 200),
-    Gpu("A100", 312, 39, 300, 200),
-    Gpu("V100", 125, 31, 150, 100),
-    Gpu("L40S", 362, 44, 32),
-    Gpu("RTX 4090", 165, 23, 32),
-    Gpu("L4", 121, 22, 32),
-    Gpu("A10", 125, 22, 32),
+    Gpu("B200", 2250, 178, 900, 7.7, 75),
+    Gpu("H200 NVL", 835, 139, 450, 4.8, 60),
+    Gpu("H200", 989, 139, 450, 4.8, 67),
+    Gpu("H100 PCIe", 756, 79, 64, 2.0, 51),
+    Gpu("H100 NVL", 835, 93, 300, 3.9, 60),
+    Gpu("H100", 989, 79, 450, 3.35, 67),
+    Gpu("MI300X", 1307, 191, 448, 5.3, 163),
+    Gpu("A100-SXM4-80GB", 312, 79, 300, 2.04, 19.5, 200),
+    Gpu("A100 80GB", 312, 79, 32, 1.94, 19.5, 200),
+    Gpu("A100", 312, 39, 300, 1.56, 19.5, 200),
+    Gpu("V100", 125, 31, 150, 0.9, 15.7, 100),
+    Gpu("L40S", 362, 44, 32, 0.864, 91.6),
+    Gpu("RTX 4090", 165, 23, 32, 1.01, 82.6),
+    Gpu("L4", 121, 22, 32, 0.3, 30.3),
+    Gpu("A10", 125, 22, 32, 0.6, 31.2),
 )
