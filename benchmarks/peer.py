@@ -39,6 +39,11 @@ class Peer(nn.Module):
         self.visual, self.masked_only = copy.deepcopy(ours.visual), masked_only
         self.heads = copy.deepcopy(nn.ModuleDict({n: ours.heads[n] for n in ("masked_regions", "matching")}))
 
+    def compile_layers(self) -> None:
+        """Have torch.compile make the encoder's layers: for all lengths at once, and, since they are alike, once for all."""
+        for layer in self.lm.roberta.encoder.layer:
+            layer.compile(dynamic=True)
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return, by task, what `TASKS[task].loss` takes; of masked words the summed loss."""
         starts = torch.cumsum(batch.lengths, 0) - batch.lengths

@@ -1,13 +1,13 @@
 """One training step (forward, backward, AdamW) on mixed lengths: ours against `transformers`, on the same weights.
 
     python benchmarks/step.py [--json FILE] [--layers 6 --width 384 --words 64000] [--device cuda --precision bfloat16]
-                              [--peers none] [--kernels layer_norm=triton,...] [--profile FOLDER]
+                              [--peers none] [--compile-peers] [--kernels layer_norm=triton,...] [--profile FOLDER]
 
 The default size keeps the proportions of the published one: with 64,000 words, masked words cost 6 x 384 the same
 share of a step as 250,002 words cost 12 x 768. Before anything is timed, all three must give the same losses.
---peers masked leaves out the peer that makes the logits of every slot, which at 512 samples and 250,002 words do not fit a GPU;
---peers none leaves out both. --kernels is the recipe's section; --profile writes a trace (trace.json.gz, for Perfetto) and
-a table of where the time goes.
+--peers masked leaves out the peer that makes the logits of every slot, which at 512 samples and 250,002 words do not fit a
+GPU; --peers none leaves out both; --compile-peers has torch.compile make the layers of their encoders. --kernels is the
+recipe's section; --profile writes a trace (trace.json.gz, for Perfetto) and a table of where the time goes.
 
 Ratios: `step_vs_transformers` and `step_vs_masked_only` are our samples/s over theirs, so more is better; `head_memory`
 is our peak over the plain form's at 250,002 words (from `benchmarks/head.py`), so less is better. TFLOP/s and MFU count what the
@@ -81,6 +81,9 @@ def build(arguments: argparse.Namespace) -> tuple[M3P, dict[str, Peer]]:
     ours = build_model(config, arguments.words, visual, choose_tasks(ASKED), seed=0)
     kinds = {"all": [False, True], "masked": [True], "none": []}[arguments.peers]
     peers = {NAMES[1 + masked_only]: Peer(ours, shape, arguments.attention, masked_only) for masked_only in kinds}
+    if arguments.compile_peers:
+        for peer in peers.values():
+            peer.compile_layers()
     device, kind = torch.device(arguments.device), getattr(torch, arguments.precision)
     wanted = dict(pair.split("=") for pair in arguments.kernels.split(",") if pair)
     chosen = choose(KernelsConfig.model_validate(wanted), Situation(arguments.device, kind, stage=1))
@@ -211,6 +214,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--attention", default="sdpa", help="of transformers: sdpa, flash_attention_2, ...")
     parser.add_argument("--peers", default="all", choices=["all", "masked", "none"], help="who is measured beside ours")
+    parser.add_argument("--compile-peers", action="store_true", help="by torch.compile, layer by layer")
     parser.add_argument("--kernels", default="", help="ours: fields of the recipe's section, such as word_head=torch")
     parser.add_argument("--profile", type=Path, help="folder for a trace and a table of where the time goes")
     parser.add_argument("--head-rows", type=int, default=4000, help="masked words of head_memory; 0 leaves it out")

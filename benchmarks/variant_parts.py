@@ -22,6 +22,7 @@ Call = Callable[..., Any]
 """Returns a tensor, or a tuple of them."""
 Rows = Iterator[Row | Failed | Missing]
 EPS = 1e-5
+SUMS = "float32 sums of queries alone, filled and converted"
 UNITS = (64, 128)
 """Multiples to which the vocabulary is padded."""
 
@@ -192,6 +193,13 @@ def attention(clock: Clock, sizes: Sizes) -> Rows:
     if "varlen" in there:
         variants.insert(1, Variant("varlen, sorted by length", there["varlen"]))
     yield from _forms("attention", clock, [qkv], [*variants, Variant("grouped", grouped)], grouped)
+    # What flash attention's backward adds the gradient of the queries in: 128 rows more for every sequence.
+    rows = len(qkv) + 128 * len(lengths)
+    yield attempt("attention", SUMS, lambda: clock.row("attention", SUMS, lambda: _filled(clock, rows, sizes.width)))
+
+
+def _filled(clock: Clock, rows: int, width: int) -> Tensor:
+    return torch.zeros(rows, width, device=clock.device).to(_kind(clock))
 
 
 def _missing(field: str, names: tuple[str, ...], clock: Clock, sizes: Sizes) -> dict[str, Missing]:

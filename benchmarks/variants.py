@@ -5,26 +5,29 @@
 The parts, in the order in which they are run: what decides most comes first.
 
     ceilings       copies, one large multiplication, pinned memory to the GPU, an empty launch: what all else is compared with
+    gemm           the linear layers of the published size at 139,520 slots: forward, and both gradients
     step           forward, backward and update of 512 texts and 512 pairs: as it is, layers compiled, Triton's kernels, ...; at
-                   last beside `transformers` with logits of masked words alone
-    host           three turns of 16 samples, turn by turn and in one pass (benchmarks/host.py)
+                   last beside `transformers` with logits of masked words alone, as it is and compiled
+    host           three turns of 16 samples, turn by turn, in one pass, and without DeepSpeed; layers as they are, and compiled
+                   (benchmarks/host.py)
     norm           dropout, residual and layer norm: torch, torch.compile, Triton, with and without dropout; used by one
                    operation, and by two, whose gradients are added: by autograd, or inside Triton's kernel
     head           the word loss at 787, 5,069 and 16,000 masked words: other chunks, and the vocabulary padded to 64 or 128
     word_gradient  the word weight's gradient, summed in float32 slice by slice or by the multiplication
     attention      sequences of a pair turn: torch's variable-length kernel, as they come and sorted by length; Triton's, which
-                   writes all gradients packed; flash-attn's and FlashAttention 4, where they are installed; grouped
+                   writes all gradients packed; flash-attn's and FlashAttention 4, where they are installed; grouped; and
+                   what flash attention's backward does for its float32 sums alone
     gelu           both halves of feed-forward with all gradients: torch, torch.compile, Triton's GELU with bias, and QuACK's
                    multiplications with GELU inside, where it is installed
     gather         slots from words and regions, and a head's rows: by index, by index_select, by embedding
     wire           features of a pair turn to the GPU in float32, float16 and bfloat16
-    gemm           the linear layers of the published size at 139,520 slots: forward, and both gradients
 
 Each variant's relative error to float32 stands beside its time: one that is wrong is not fast. The first variant of a part is
-timed again at the end of the part ("again"): what differs between the two is the machine's. After `--budget` seconds no variant
-is begun, and no program is waited for. A variant that cannot run here, such as one of a package that is not installed, is named
-with its reason. So is one that fails (memory, a compiler); it ends no other, and the exit code is then 1. FILE is written anew
-after each variant. --cpu runs everything at a tiny size, to see that it runs; its times mean nothing.
+timed again at the end of the part ("again"): what differs between the two is the machine's. After `--budget` seconds no
+variant is begun, and a program is ended: both are named as left out. A variant that cannot run here, such as one of a package
+that is not installed, is named with its reason. So is one that fails (memory, a compiler); it ends no other, and the exit
+code is then 1. FILE is written anew after each variant. --cpu runs everything at a tiny size, to see that it runs; its times
+mean nothing.
 
 Ratios `PART/VARIANT` are the time of the part's first variant over the variant's, so more is better.
 """
@@ -73,6 +76,10 @@ class Found:
         console.print(f"{one.part}, {one.name}: {how}: {one.why}", markup=False)
 
 
+class OutOfTimeError(Exception):
+    """The budget is spent; says what was not measured for it."""
+
+
 def main() -> None:
     """Run the parts that there is time for; print each, and write after each variant."""
     arguments = _parse()
@@ -83,17 +90,19 @@ def main() -> None:
             found.left_out.append(name)
             continue
         before = len(found.rows)
-        for one in _measure(name, arguments.cpu, end):
-            found.add(one, console)
-            _write(arguments, found)
-            if time.monotonic() > end:
-                found.left_out.append(f"what follows {one.name} in {name}")
-                break
+        try:
+            for one in _measure(name, arguments.cpu, end):
+                found.add(one, console)
+                _write(arguments, found)
+                if time.monotonic() > end:
+                    raise OutOfTimeError(f"what follows {one.name} in {name}, if anything")
+        except OutOfTimeError as error:
+            found.left_out.append(str(error))
         rows = found.rows[before:]
         for part in dict.fromkeys(row.part for row in rows):
             console.print(_table(part, [row for row in rows if row.part == part]))
     if found.left_out:
-        console.print(f"Not begun within {arguments.budget:g} s: {', '.join(found.left_out)}")
+        console.print(f"Not measured within {arguments.budget:g} s: {', '.join(found.left_out)}")
         _write(arguments, found)
     console.print(f"MFU: {FORMULA}", machine(), sep="\n")
     if found.failed:
@@ -172,18 +181,25 @@ PROGRAMS: dict[str, tuple[dict[str, list[str]], list[str], list[str]]] = {
             "QuACK's feed-forward": ["step.py", "--kernels", "gelu=quack"],
             "again": ["step.py"],
             "beside transformers": ["step.py", "--peers", "masked"],
+            "beside transformers, compiled": ["step.py", "--peers", "masked", "--compile-peers"],
         },
         STEP,
         [*TINY_STEP, "--repetitions", "1"],
     ),
-    "host": ({"host.py": ["host.py"]}, HOST, ["--layers", "1", "--steps", "1", "--samples", "2"]),
+    "host": (
+        {"": ["host.py"], "compiled": ["host.py", "--kernels", "layers=compiled"]},
+        HOST,
+        ["--layers", "1", "--steps", "1", "--samples", "2"],
+    ),
 }
 """Part -> (variant -> program and its options; options of the published size; options of a tiny one on a CPU)."""
 
 
 FIGURES = {"teraflops": "TFLOP/s", "mfu": "MFU", "mfu_6nd": "MFU by 6ND", "samples_per_second": "samples/s"}
 """Figures of a program's rows that are shown -> their units."""
-ORDER = ["ceilings", *PROGRAMS, *(name for name in PARTS if name != "ceilings")]
+FIRST = ("ceilings", "gemm")
+"""Parts that take seconds and say what all others can reach at best."""
+ORDER = [*FIRST, *PROGRAMS, *(name for name in PARTS if name not in FIRST)]
 
 
 def _programs(part: str, cpu: bool, end: float) -> Iterator[Row | Failed | Missing]:
@@ -200,14 +216,15 @@ def _programs(part: str, cpu: bool, end: float) -> Iterator[Row | Failed | Missi
             try:
                 done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=left)
             except subprocess.TimeoutExpired:
-                yield Failed(part, name, f"not done in the {left:.0f} s that were left")
-                continue
+                raise OutOfTimeError(
+                    f"{name or program} in {part} (ended after {left:.0f} s), and what follows it"
+                ) from None
             if done.returncode:
                 last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
                 yield Failed(part, name, f"exit code {done.returncode}: {' '.join(last)[:300]}")
                 continue
             for row in json.loads(written.read_text())["rows"]:
-                label = row["name"] if part == "host" else name if row["name"] == "ours" else f"{name}: {row['name']}"
+                label = name if row["name"] == "ours" else ": ".join(filter(None, (name, row["name"])))
                 figures = {unit: row[figure] for figure, unit in FIGURES.items() if figure in row}
                 yield Row(part, label, row["seconds"], min(row["all_seconds"]), figures=figures)
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,7 +43,9 @@ def test_the_experiment_runs_at_a_tiny_size_on_a_cpu(tmp_path: Path) -> None:
         ["attention/varlen", "attention/triton", "attention/flash_attn", "attention/fa4", "gelu/triton", "gelu/quack"],
         "needs a GPU",
     )
-    assert {"norm/again", "norm, used twice/again", "host/one pass"} <= found["ratios"].keys()
+    assert {"norm/again", "norm, used twice/again", "host/one pass", "host/turn by turn, no DeepSpeed"} <= found[
+        "ratios"
+    ].keys()
     assert found["sizes"]["width"] == 32
     assert "6ND" in found["mfu_formula"]
 
@@ -73,6 +76,34 @@ def test_a_step_whose_package_is_missing_is_named_and_not_begun(monkeypatch: pyt
     found = {one.name: one.why for one in variants._programs("step", False, 0.0)}
     assert f"{FA4[0]} {FA4[1]}, and 0.0.1 is installed" in found["FlashAttention 4"]
     assert f"{QUACK[0]} {QUACK[1]}, and 0.0.1 is installed" in found["QuACK's feed-forward"]
+
+
+@pytest.mark.program
+def test_a_program_that_the_budget_ends_is_left_out_and_did_not_fail(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    variants = import_module("variants")
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setattr(variants, "HERE", tmp_path)
+    monkeypatch.setitem(variants.PROGRAMS, "host", ({"": ["slow.py"], "compiled": ["slow.py"]}, [], []))
+    written = tmp_path / "found.json"
+    options = ["--cpu", "--parts", "host,wire", "--budget", "0.5", "--json", str(written)]
+    monkeypatch.setattr(sys, "argv", ["variants.py", *options])
+    variants.main()
+    found = json.loads(written.read_text())
+    assert found["failed"] == []
+    assert found["left_out"] == ["slow.py in host (ended after 1 s), and what follows it", "wire"]
+    assert "Not measured within 0.5 s: slow.py in host" in capsys.readouterr().out
+
+
+def test_the_peer_is_compiled_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    peer, found = import_module("peer"), []
+    layer = type("Layer", (), {"compile": lambda self, dynamic: found.append(dynamic)})()
+    lm = SimpleNamespace(roberta=SimpleNamespace(encoder=SimpleNamespace(layer=[layer] * 3)))
+    peer.Peer.compile_layers(SimpleNamespace(lm=lm))
+    assert found == [True] * 3
 
 
 @pytest.mark.program
