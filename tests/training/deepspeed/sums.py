@@ -1,11 +1,16 @@
-"""One rank of test_gradient_sums.py: takes the gradient of one batch in every case, and writes what this rank holds of it.
+"""One rank of test_gradient_sums.py and test_owner_sums.py: takes the gradient of one batch in every case, and writes what this
+rank holds of it.
 
-`sums.py FOLDER CASES` with a launcher's variables; CASES is JSON: {name: {"settings", "samples", "micro_batch"}}. The gradient
-is read from the first moment after one step: (1 - beta1) times the gradient, float32.
+`sums.py FOLDER CASES` with a launcher's variables; CASES is JSON: {name: {"settings", "samples", "micro_batch"}}, and in a case
+"min_part" where it has an `owner_sums.MIN_PART` of its own. The gradient is read from the first moment after one step:
+(1 - beta1) times the gradient, float32. `sent-RANK.json` tells how many numbers went into each kind of sum over ranks, in that step.
 """
 
 import json
 import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,7 @@ sys.path[0] = str(Path(__file__).parents[3])
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 from m3p import distributed  # noqa: E402
 from m3p.batch import Batch, Sequence  # noqa: E402
@@ -28,6 +34,7 @@ from m3p.objectives.tasks import TASKS  # noqa: E402
 from m3p.objectives.tasks.masked_words import ask_words  # noqa: E402
 from m3p.optim.optimizer import OptimizerConfig  # noqa: E402
 from m3p.packing import Packer  # noqa: E402
+from m3p.training.deepspeed import owner_sums  # noqa: E402
 from m3p.training.deepspeed.engine import DeepSpeedEngine  # noqa: E402
 from m3p.training.losses import StepLosses  # noqa: E402
 from m3p.training.turns import Exchange  # noqa: E402
@@ -47,9 +54,39 @@ def pack(seeds: list[int]) -> Batch:
     return packer.finish(len(seeds))
 
 
-def gradient(folder: Path, ranks: Ranks, settings: dict[str, Any], samples: list[int], micro_batch: int) -> None:
+@contextmanager
+def counting(file: Path) -> Iterator[None]:
+    """Write into `file` how many numbers went through each kind of sum over ranks inside the block."""
+    sent, real = Counter[str](), {name: getattr(torch.distributed, name) for name in ("reduce", "all_reduce")}
+
+    def counted(name: str) -> Any:
+        def call(tensor: Tensor, *others: Any, **named: Any) -> Any:
+            sent[name] += tensor.numel()
+            return real[name](tensor, *others, **named)
+
+        return call
+
+    for name in real:
+        setattr(torch.distributed, name, counted(name))
+    try:
+        yield
+    finally:
+        for name, function in real.items():
+            setattr(torch.distributed, name, function)
+        file.write_text(json.dumps(sent))
+
+
+def gradient(
+    folder: Path,
+    ranks: Ranks,
+    settings: dict[str, Any],
+    samples: list[int],
+    micro_batch: int,
+    min_part: int = owner_sums.MIN_PART,
+) -> None:
     """Take one step, and write this rank's share of the gradient into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
+    owner_sums.MIN_PART = min_part
     ds_config = folder / f"ds-{ranks.rank}.json"
     ds_config.write_text(json.dumps(settings))
     config = ModelConfig.model_validate({"shape": SHAPE, "tokenizer": "t", "dropout": 0.0})
@@ -60,8 +97,9 @@ def gradient(folder: Path, ranks: Ranks, settings: dict[str, Any], samples: list
     batches = [pack(mine[first : first + micro_batch]) for first in range(0, len(mine), micro_batch)]
     losses, plan = StepLosses(), PassPlan(1, [Turn(0, "text", 0, range(len(samples)))], last=True)
     data = Exchange({"text": {"masked_words": 1.0}}, {"text": len(batches)}).take(plan, iter(batches))
-    engine.turns(data.turns, losses, data.last)
-    assert engine.step(0.0, losses, None).made
+    with counting(folder / f"sent-{ranks.rank}.json"):
+        engine.turns(data.turns, losses, data.last)
+        assert engine.step(0.0, losses, None).made
     tensors, pieces = {}, {}
     for fragment in engine.fragments():
         if len(fragment.saved):

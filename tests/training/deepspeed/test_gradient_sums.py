@@ -47,6 +47,11 @@ def take(folder: Path, ranks: int) -> None:
     for cut in ("1x64", "once"):
         samples, size = CUTS[cut]
         cases[f"float32-{cut}"] = {"settings": settings(0, False, False), "samples": samples, "micro_batch": size}
+    run_cases(folder, ranks, cases)
+
+
+def run_cases(folder: Path, ranks: int, cases: dict[str, Any]) -> None:
+    """Take the gradients of cases of sums.py with so many ranks."""
     output = folder / "output"
     arguments = [str(folder), json.dumps(cases)]
     variables = {**environment("cpu"), "MASTER_PORT": str(free_port())}

@@ -189,10 +189,10 @@ def resolve(config: dict[str, Any], optimizer: OptimizerConfig, device: torch.de
 
 
 def _reduce_whole_buckets(config: dict[str, Any]) -> None:
-    """Have stages 1 and 2 sum each bucket of gradients where it lies, unless the file says how they shall.
+    """Have stages 1 and 2 sum each bucket of gradients where it lies (owner_sums.py), unless the file says how they shall.
 
-    Both ways send the same bytes in one collective and give the same numbers (the gradients are divided before they are
-    summed). DeepSpeed's default also looks up each parameter's ranks, and copies the bucket before and after.
+    The sums are the same numbers: gradients are divided before they are summed. DeepSpeed's default also looks up each
+    parameter's ranks in every backward, and copies the bucket before and after.
     """
     zero = config.get("zero_optimization", {})
     if zero.get("stage", 0) in (1, 2) and not {"reduce_scatter", "use_multi_rank_bucket_allreduce"} & zero.keys():

@@ -34,6 +34,7 @@ from m3p.training.deepspeed import fragments
 from m3p.training.deepspeed.bookkeeping import keep_books_once
 from m3p.training.deepspeed.gradient_sums import GradientSums, zero_optimizer_in_stage_1
 from m3p.training.deepspeed.norms import take_norms_at_once
+from m3p.training.deepspeed.owner_sums import sum_on_owners
 from m3p.training.deepspeed.start import adopt_process_group
 from m3p.training.deepspeed.views import keep_views
 from m3p.training.engine import Update
@@ -101,6 +102,7 @@ class DeepSpeedEngine:
         take_norms_at_once(self.deepspeed.optimizer)
         keep_views(self.deepspeed.optimizer)
         keep_books_once(self.deepspeed.optimizer)
+        sum_on_owners(self.deepspeed.optimizer)
         on_gpu = ranks.device.type == "cuda"
         self._copies = torch.cuda.Stream(ranks.device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._cache = GradientCache(model, ranks)
