@@ -53,7 +53,7 @@ def test_memory_is_within_a_tenth_of_what_a_real_run_takes(
             ds_config,
             2,
             "run.steps=20",
-            "run.stop_after=3",
+            "run.stop_after=2",
             f"run.folder={tmp_path / name}",
             *shape,
             launcher=True,
@@ -85,6 +85,21 @@ def test_the_published_size_is_planned_without_data_and_without_a_gpu(ranks: int
 def test_a_step_of_the_published_recipe_is_one_pass_on_eight_gpus_and_more() -> None:
     recipe = load_recipe(BASE)
     assert [len(recipe.passes(ranks).of_step(1)) for ranks in (1, 4, 8, 16)] == [3, 3, 1, 1]
+
+
+def test_sums_on_owners_are_planned_where_they_are_made(tmp_path: Path) -> None:
+    def sending(ranks: int, stage: int, **zero: bool) -> float:
+        file = tmp_path / "ds.json"
+        file.write_text(json.dumps({"zero_optimization": {"stage": stage, "reduce_bucket_size": 50_000_000, **zero}}))
+        kind = find_kind("H100")
+        assert kind is not None
+        planner = Planner(load_recipe(BASE), file)
+        return planner.forecast(planner.setting(ranks, kind), kind).parts["sending"]
+
+    # Of five parts of a gradient's bytes, in float32, and of the weights', in 16 bits, three are left.
+    assert sending(8, 1) == pytest.approx(3 / 5 * sending(8, 1, reduce_scatter=True))
+    assert sending(1024, 1) == sending(1024, 1, reduce_scatter=True)  # too small parts
+    assert sending(8, 0) == sending(8, 0, reduce_scatter=True)
 
 
 def test_small_micro_batches_wait_for_python_and_large_ones_do_not() -> None:

@@ -2,8 +2,9 @@
 rank holds of it.
 
 `sums.py FOLDER CASES` with a launcher's variables; CASES is JSON: {name: {"settings", "samples", "micro_batch"}}, and in a case
-"min_part" where it has an `owner_sums.MIN_PART` of its own. The gradient is read from the first moment after one step:
-(1 - beta1) times the gradient, float32. `sent-RANK.json` tells how many numbers went into each kind of sum over ranks, in that step.
+"min_part" where it has a `config.MIN_PART` of its own. The gradient is read from the first moment after one step:
+(1 - beta1) times the gradient, float32. `sent-RANK.json` tells how many numbers went into each kind of sum over ranks, in that
+step.
 """
 
 import json
@@ -35,6 +36,7 @@ from m3p.objectives.tasks.masked_words import ask_words  # noqa: E402
 from m3p.optim.optimizer import OptimizerConfig  # noqa: E402
 from m3p.packing import Packer  # noqa: E402
 from m3p.training.deepspeed import owner_sums  # noqa: E402
+from m3p.training.deepspeed.config import MIN_PART  # noqa: E402
 from m3p.training.deepspeed.engine import DeepSpeedEngine  # noqa: E402
 from m3p.training.losses import StepLosses  # noqa: E402
 from m3p.training.turns import Exchange  # noqa: E402
@@ -82,11 +84,11 @@ def gradient(
     settings: dict[str, Any],
     samples: list[int],
     micro_batch: int,
-    min_part: int = owner_sums.MIN_PART,
+    min_part: int = MIN_PART,
 ) -> None:
     """Take one step, and write this rank's share of the gradient into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    owner_sums.MIN_PART = min_part
+    vars(owner_sums)["MIN_PART"] = min_part
     ds_config = folder / f"ds-{ranks.rank}.json"
     ds_config.write_text(json.dumps(settings))
     config = ModelConfig.model_validate({"shape": SHAPE, "tokenizer": "t", "dropout": 0.0})

@@ -40,14 +40,14 @@ def test_sums_on_owners_are_those_of_whole_buckets(tmp_path: Path) -> None:
             case = {"settings": chosen, "samples": SAMPLES, "micro_batch": 16, "min_part": min_part}
             cases[f"{number}-{way}"] = case
     run_cases(tmp_path, 3, cases)
-    for number, case in enumerate(CASES):
+    for number, which in enumerate(CASES):
         owners, whole = tmp_path / f"{number}-owners", tmp_path / f"{number}-whole"
-        torch.testing.assert_close(read(owners), read(whole), rtol=1e-5, atol=1e-8, msg=str(case))
+        torch.testing.assert_close(read(owners), read(whole), rtol=1e-5, atol=1e-8, msg=str(which))
         there, before = sent(owners, 3), sent(whole, 3)
         assert "reduce" not in before
         # What is left for all ranks are norms and the guard's numbers.
-        assert there["reduce"] > 20 * there["all_reduce"], case
-        assert there["reduce"] + there["all_reduce"] == before["all_reduce"], case
+        assert there["reduce"] > 20 * there["all_reduce"], which
+        assert there["reduce"] + there["all_reduce"] == before["all_reduce"], which
 
 
 def zero_of(sizes: list[int], share: int, ranks: int) -> SimpleNamespace:

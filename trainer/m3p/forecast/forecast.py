@@ -240,9 +240,10 @@ class Planner:
         if setting.ranks == 1:
             return 0.0
         passes = self._passes(setting.ranks, smaller)
-        # A sum over ranks that all of them get costs two, and so do stages 1 and 2: DeepSpeed sums whole buckets there
-        # (use_multi_rank_bucket_allreduce). Stages 0 and 1 reduce once a step, 2 and 3 in every pass.
-        reduced = {0: 2.0, 1: 2.0, 2: 2.0 * passes, 3: 1.0 * passes}[setting.stage]
+        # A sum over ranks that all of them get costs two, and one that its owner gets costs one. Stages 0 and 1 reduce once a
+        # step, 2 and 3 in every pass.
+        sum_costs = 1.0 if setting.stage == 3 or setting.sums_on_owners(self.trained) else 2.0
+        reduced = sum_costs * (passes if setting.stage >= 2 else 1)
         gathered = {0: 0.0, 1: 1.0, 2: 1.0, 3: 2.0 * passes}[setting.stage]
         rate = speed.bus_bandwidth(kind, setting.ranks)
         # Stage 3 gathers frozen weights too.

@@ -10,6 +10,7 @@ from typing import Any
 
 from m3p.model.flops import NetworkSizes, Work
 from m3p.objectives.tasks import TASKS
+from m3p.training.deepspeed.config import MIN_PART, sums_on_owners
 
 FULL = 4
 """Bytes of a float32 number."""
@@ -28,6 +29,8 @@ class Setting:
     """Whether master weights and optimizer state are kept in the CPU's memory."""
     sent: int
     """Bytes of a gradient's number on its way between ranks."""
+    on_owners: bool
+    """Whether gradients are summed on the ranks that own them, where these own enough of a bucket."""
     bucket: int
     """Numbers in DeepSpeed's reduce bucket."""
     overlap: bool
@@ -38,6 +41,11 @@ class Setting:
     recompute: bool
     device: str
     """"cuda" or "cpu"."""
+
+    def sums_on_owners(self, trained: int) -> bool:
+        """Say whether the gradients of so many numbers are summed on their owners (training/deepspeed/owner_sums.py)."""
+        used = min(self.bucket, trained)
+        return self.on_owners and used >= MIN_PART * (used * self.ranks / trained + 1)
 
 
 def setting_of(
@@ -51,6 +59,7 @@ def setting_of(
         element=element,
         offloaded=zero.get("offload_optimizer", {}).get("device", "none") != "none",
         sent={"bf16": 2, "fp16": 2}.get(config.get("communication_data_type", "fp32"), FULL),
+        on_owners=sums_on_owners(config),
         bucket=int(zero.get("reduce_bucket_size", 500_000_000)),
         overlap=bool(zero.get("overlap_comm", zero.get("stage", 0) == 3)),
         max_gathered=int(zero.get("stage3_max_live_parameters", 1_000_000_000)),

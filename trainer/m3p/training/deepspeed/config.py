@@ -57,6 +57,13 @@ OTHERS = [
 """Further names at the top that DeepSpeed reads (`_initialize_params` of its runtime/config.py, 0.19) and that change nothing
 the trainer relies on. DeepSpeed itself passes over a name that it does not know."""
 
+MIN_PART = 2**20
+"""Numbers of a rank's part of a bucket of gradients, in the mean. Where there are fewer, there are so many parts that one sum of
+the whole bucket takes less time: each part costs as many hops as there are ranks, however small it is."""
+
+_SUMS = {"reduce_scatter", "use_multi_rank_bucket_allreduce"}
+"""Settings by which a file says itself how stages 1 and 2 sum gradients over ranks."""
+
 
 def read_deepspeed_config(path: Path) -> dict[str, Any]:
     """Return the settings as written, but for an "auto" inside `zero_optimization`, which means the default.
@@ -195,9 +202,15 @@ def _reduce_whole_buckets(config: dict[str, Any]) -> None:
     parameter's ranks in every backward, and copies the bucket before and after.
     """
     zero = config.get("zero_optimization", {})
-    if zero.get("stage", 0) in (1, 2) and not {"reduce_scatter", "use_multi_rank_bucket_allreduce"} & zero.keys():
+    if zero.get("stage", 0) in (1, 2) and not _SUMS & zero.keys():
         zero["reduce_scatter"] = False
         config.setdefault("prescale_gradients", True)
+
+
+def sums_on_owners(config: dict[str, Any]) -> bool:
+    """Say whether the trainer has gradients summed on their owners (owner_sums.py) under the settings of a file."""
+    zero = config.get("zero_optimization", {})
+    return zero.get("stage", 0) in (1, 2) and not _SUMS & zero.keys() and bool(config.get("prescale_gradients", True))
 
 
 def have_aio() -> bool:

@@ -14,9 +14,7 @@ from deepspeed import comm
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor
 
-MIN_PART = 2**20
-"""Numbers of a rank's part of a bucket, in the mean. Where there are fewer, there are so many parts that one sum of the whole
-bucket takes less time: each part costs as many hops as there are ranks, however small it is."""
+from m3p.training.deepspeed.config import MIN_PART
 
 
 @dataclass
@@ -46,14 +44,14 @@ def sum_on_owners(zero: Any) -> None:
             known[key] = parts_of(zero, parameters)
         parts = known[key]
         if ranks == 1 or bucket.numel() < MIN_PART * len(parts):
-            return whole(bucket, sent_as)  # type: ignore[no-any-return]
+            return whole(bucket, sent_as)
         sent = bucket.to(sent_as).div_(ranks)  # the bucket itself where it is of that format
         for part in parts:
             pieces = [sent.narrow(0, *one) for one in part.slices]
             joined = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
             comm.reduce(joined, comm.get_global_rank(group, part.owner), group=group)
             if part.owner == own and len(pieces) > 1:
-                torch._foreach_copy_(pieces, list(joined.split([length for _, length in part.slices])))
+                torch._foreach_copy_(pieces, torch.split(joined, [length for _, length in part.slices]))
         if sent is not bucket:
             bucket.copy_(sent)
         return sent
