@@ -49,11 +49,11 @@ def write_tokenizer(folder: Path, words: list[str]) -> None:
 
 
 def write_pairs(folder: Path, rng: np.random.Generator, words: list[str], pairs: int, feature_size: int) -> None:
-    """Write captioned pictures with regions."""
-    picture = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    """Write captioned pictures with regions. No two pictures are alike: pairs of one picture are no negatives of each other."""
     with ShardWriter(folder, "captions", 256) as writer:
         for number in range(pairs):
+            picture = io.BytesIO()
+            Image.new("RGB", (8, 8), (number & 255, number >> 8 & 255, number >> 16)).save(picture, "PNG")
             count = int(rng.integers(REGIONS[0], REGIONS[1], endpoint=True))
             corner = rng.random((count, 2), np.float32) / 2
             regions = {
