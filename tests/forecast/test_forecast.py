@@ -211,8 +211,9 @@ def test_a_forecast_of_two_towers_is_what_they_hold(tiny: Path, frozen: bool) ->
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(UserError, match="--kind H1000 is not known; known: B200"):
-        find_kind("H1000")
+    for name in ("H1000", "NVIDIA GeForce RTX 4090 Laptop GPU", ""):
+        with pytest.raises(UserError, match=f"--kind {name} is not known; known: B200"):
+            find_kind(name)
 
 
 def test_every_kind_is_found_by_the_name_that_its_driver_says() -> None:
@@ -226,6 +227,7 @@ def test_every_kind_is_found_by_the_name_that_its_driver_says() -> None:
         found = find_kind(kind)
         assert found is not None
         assert peak_flops(said, torch.bfloat16) == found.teraflops * 1e12
+        assert find_kind(said) is found, "benchmarks/gpu.sh plans for the name that torch gives"
 
 
 @pytest.mark.long

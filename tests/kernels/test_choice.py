@@ -1,4 +1,5 @@
 import sys
+import sysconfig
 import types
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
@@ -35,6 +36,7 @@ def install(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
 @pytest.fixture
 def triton(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "triton")
+    monkeypatch.setattr(obstacles, "_triton_builds", lambda: None)
 
 
 def test_on_a_cpu_everything_is_plain_torch_and_says_why() -> None:
@@ -105,6 +107,27 @@ def test_attention_falls_back_with_its_reason(monkeypatch: pytest.MonkeyPatch) -
         UserError, match=r"kernels\.attention = varlen: needs a GPU of compute capability 8\.0 \(Ampere\)"
     ):
         names(Situation("cuda", torch.float16), attention="varlen")
+
+
+def test_without_what_triton_builds_with_a_gpu_takes_plain_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(obstacles, "installed", lambda module: module == "triton")
+    monkeypatch.delenv("CC", raising=False)
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
+    monkeypatch.setattr(obstacles, "which", lambda name: "/usr/bin/clang" if name == "clang" else None)
+    assert choose(KernelsConfig(), GPU)["word_head"].name == "triton"
+    monkeypatch.setattr(obstacles, "which", lambda name: None)
+    found = choose(KernelsConfig(), GPU)["word_head"]
+    assert (found.name, "there is no compiler" in found.why) == ("torch", True)
+    for field in ("layers=compiled", "word_head=triton", "gelu=triton", "layer_norm=triton", "attention=triton"):
+        with pytest.raises(UserError, match="there is no compiler for it"):
+            choose(KernelsConfig.model_validate(dict([field.split("=")])), GPU)
+    monkeypatch.setenv("CC", "cc")
+    assert choose(KernelsConfig(), GPU)["word_head"].name == "triton"
+    (tmp_path / "Python.h").unlink()
+    assert "Python's headers are not in" in choose(KernelsConfig(), GPU)["word_head"].why
 
 
 def test_flash_attn_is_taken_where_it_is_installed_and_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from m3p.forecast import speed
 from m3p.forecast.memory import Setting, activation_memory, model_memory, setting_of
 from m3p.model.build import freeze, network_sizes
 from m3p.model.encoder import EncoderShape
-from m3p.model.flops import FORMULA, GPUS, Gpu, NetworkSizes, Work
+from m3p.model.flops import FORMULA, GPUS, Gpu, NetworkSizes, Work, gpu_called
 from m3p.model.m3p import M3P
 from m3p.model.text_memory import LIMIT
 from m3p.objectives.objective import ObjectiveConfig
@@ -82,12 +82,11 @@ class Turns:
 
 
 def find_kind(name: str) -> Gpu | None:
-    """Return the GPU called `name`, or None for `cpu`. Raises UserError for one that is not known."""
+    """Return the GPU called `name`, by its driver too, or None for `cpu`. Raises UserError for one that is not known."""
     if name == "cpu":
         return None
-    for gpu in GPUS:
-        if gpu.name.lower() == name.lower():
-            return gpu
+    if found := gpu_called(name):
+        return found
     raise UserError(f"--kind {name} is not known; known: {', '.join(gpu.name for gpu in GPUS)}, cpu")
 
 

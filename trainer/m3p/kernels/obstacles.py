@@ -4,9 +4,12 @@ Each function returns why its implementation cannot run in a situation, or None 
 not imported: one that cannot be loaded must not end a run that does not use it.
 """
 
+import os
+import sysconfig
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 from shutil import which
 
 import torch
@@ -91,9 +94,7 @@ def quack_feed_forward(situation: Situation) -> str | None:
 
 def triton(situation: Situation) -> str | None:
     """Return why a Triton kernel cannot run that asks for no more than a GPU."""
-    if situation.device != "cuda":
-        return "needs a GPU"
-    return None if installed("triton") else "Triton is not installed"
+    return "needs a GPU" if situation.device != "cuda" else _triton_builds()
 
 
 def triton_attention(situation: Situation) -> str | None:
@@ -117,7 +118,7 @@ def compiled(situation: Situation) -> str | None:
     if situation.stage == 3:
         return "ZeRO 3 gathers weights in the middle of a layer, which cannot be compiled"
     if situation.device == "cuda":
-        return None if installed("triton") else "Triton is not installed"
+        return _triton_builds()
     return None if any(map(which, ("g++", "clang++"))) else "needs a C++ compiler (g++) on a CPU"
 
 
@@ -176,6 +177,19 @@ def installed(module: str) -> bool:
     except (ModuleNotFoundError, ValueError):  # its parent is not there; a module made by hand has no spec
         return False
     return spec is not None and spec.origin is not None
+
+
+def _triton_builds() -> str | None:
+    """Return why Triton cannot build the C code that starts its kernels (triton/runtime/build.py)."""
+    if not installed("triton"):
+        return "Triton is not installed"
+    if "CC" not in os.environ and not any(map(which, ("gcc", "clang"))):
+        return "Triton starts kernels by C code, and there is no compiler for it (gcc or clang)"
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    headers = Path(sysconfig.get_paths(scheme)["include"])
+    if not (headers / "Python.h").is_file():
+        return f"Triton starts kernels by C code, and Python's headers are not in {headers} (Debian: python3-dev)"
+    return None
 
 
 def _package(name: str, wanted: str) -> str | None:

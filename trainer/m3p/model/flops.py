@@ -162,12 +162,8 @@ def peak_flops(name: str, precision: torch.dtype) -> float | None:
 
     In float32 there is no figure: what the GPU may use (TF32 or not) depends on settings.
     """
-    gpu = next((gpu for gpu in GPUS if re.search(rf"\b{gpu.name}\b", name)), None)
-    return None if gpu is None or NOT_WHOLE.search(name) or precision == torch.float32 else gpu.teraflops * 1e12
-
-
-NOT_WHOLE = re.compile(r"\bMIG\b|\bLaptop\b|\b4090 D\b")
-"""Words in the names of GPUs that are slower than the product whose name they have, or that are a part of one."""
+    gpu = gpu_called(name)
+    return None if gpu is None or precision == torch.float32 else gpu.teraflops * 1e12
 
 
 @dataclass(frozen=True)
@@ -212,3 +208,14 @@ GPUS = (
     Gpu("L4", 121, 22, 32, 0.3, 30.3),
     Gpu("A10", 125, 22, 32, 0.6, 31.2),
 )
+
+
+def gpu_called(name: str) -> Gpu | None:
+    """Return the kind of GPU that the driver calls `name`, which may hold more words, in any case; None where not known."""
+    if NOT_WHOLE.search(name):
+        return None
+    return next((gpu for gpu in GPUS if re.search(rf"\b{gpu.name}\b", name, re.IGNORECASE)), None)
+
+
+NOT_WHOLE = re.compile(r"\bMIG\b|\bLaptop\b|\b4090 D\b", re.IGNORECASE)
+"""Words in the names of GPUs that are slower than the product whose name they have, or that are a part of one."""
