@@ -7,8 +7,8 @@
 #
 #   train      trainer/m3p/recipes/m3p_base.yaml on this GPU, generated data: MFU, tokens/s, memory (metrics.jsonl)
 #   tests      the tests that need a GPU: kernels and attention against their references
-#   step       a step of 512 samples of the published size in bf16 against transformers (masked words alone; the logits of all
-#              slots do not fit), with sdpa and, where installed, flash attention; step-128 with both peers
+#   step       a step of BATCH texts and pairs of the published size in bf16 against transformers (masked words alone; the logits
+#              of all slots do not fit), with sdpa and, where installed, flash attention; step-128, with both peers where they fit
 #   train-128, train-joined    turns of 128 samples, turn by turn and all turns of a step in one pass (run.join_turns)
 #   train-*    the recipe with other kernels of ours (recipe section `kernels`)
 #   train-profile, profile     traces of such a run and of a step alone, and tables of where the time goes
@@ -21,8 +21,8 @@
 # benchmarks/variants.py measures operations one by one, in another call.
 # A part that fails does not stop the others; the exit code says whether one did. OUTPUT holds summary.txt (read it first)
 # and results.tar.gz with everything. --cpu runs every part at a tiny size, to see that it runs at all.
-# DEADLINE is the seconds after which nothing more starts, BATCH the samples of a micro-batch in training. PYTHON names the
-# interpreter; WHEELS a folder of wheels to use where packages are missing and cannot be fetched.
+# DEADLINE is the seconds after which nothing more starts, BATCH the samples of a micro-batch: by default 512, or what a smaller
+# memory holds. PYTHON names the interpreter; WHEELS a folder of wheels to use where packages are missing and cannot be fetched.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 python=${PYTHON:-python3}
@@ -43,14 +43,19 @@ if [ -n "${WHEELS:-}" ]; then
 fi
 
 if [ "$device" = cuda ]; then
-  network=(--layers 12 --width 768 --words 250002 --samples 512 --repetitions 10)
+  memory=$("$python" -c 'import torch; print(torch.cuda.get_device_properties(0).total_memory >> 30)') || exit
+  # Training takes 49 GiB with 512 samples and 27 with 256; both peers at 128 came near the end of an H200's 139.
+  if [ "$memory" -ge 70 ]; then batch=512; elif [ "$memory" -ge 40 ]; then batch=256; else batch=128; fi
+  batch=${BATCH:-$batch} warmup=10
+  peers=all
+  [ "$memory" -ge 130 ] || peers=masked
+  network=(--layers 12 --width 768 --words 250002 --samples "$batch" --repetitions 10)
   head=(--rows "4000,16000")
   data=(--pairs 1024 --texts 4096) few=128
   shape='{layers: 12, width: 768, heads: 12, feed_forward: 3072}'
   # Half of a turn of the recipe in one micro-batch; smaller ones leave a Hopper GPU waiting for Python.
   run=(run.steps=24 data.workers=12)
   scenes=() demo=()
-  batch=${BATCH:-512} warmup=10
   kind=$("$python" -c 'import torch; print(torch.cuda.get_device_name())') || exit
 else
   network=(--layers 1 --width 64 --words 300 --samples 2 --repetitions 1)
@@ -59,7 +64,7 @@ else
   shape='{layers: 1, width: 64, heads: 1, feed_forward: 64}'
   run=(run.steps=3 data.workers=0)
   scenes=(--train 64 --held-out 10) demo=(run.steps=3 schedule.warmup_steps=1)
-  batch=2 warmup=1 kind=cpu
+  batch=2 warmup=1 peers=all kind=cpu
   export OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu
 fi
 network+=(--device "$device" --precision "$precision" --head-rows 0)
@@ -116,7 +121,7 @@ fi
 part train-profile 120 "$python" benchmarks/train_profile.py "$work/results/train-profile" --after "$warmup" --steps 2 \
   "${recipe[@]}" "run.folder=$work/train-profile" "${overrides[@]}"
 part plan 30 "$python" -m m3p plan trainer/m3p/recipes/m3p_base.yaml ds_configs/zero1.json "${overrides[@]}" --gpus 1 --kind "$kind"
-step step-128 --samples "$few"
+step step-128 --samples "$few" --peers "$peers"
 part profile 80 "$python" benchmarks/step.py "${network[@]}" --profile "$work/results/profile" --peers none
 if [ "$device" = cuda ]; then
   if "$python" -c 'import flash_attn' 2>/dev/null; then

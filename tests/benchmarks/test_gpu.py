@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from m3p.forecast.forecast import find_kind
 from tests.forked import run_forks
 from tests.launch import ROOT
 
@@ -97,3 +98,36 @@ def test_every_part_runs_at_a_tiny_size_on_a_cpu(tmp_path: Path, python: Path) -
     assert {
         f"./{name}" for name in wanted | {"profile/trace.json.gz", "profile/table.txt", "train-profile/table.txt"}
     } <= names
+
+
+NO_PYTHON = """#!/bin/bash
+case "$*" in
+  *get_device_name*) echo "NVIDIA {name}" ;;
+  *total_memory*) echo {memory} ;;
+  *"import flash_attn"*) exit 1 ;;
+  *) echo "$*" >>"{log}" ;;
+esac
+"""
+
+
+@pytest.mark.program
+@pytest.mark.parametrize(
+    ("name", "memory", "batch", "peers"),
+    [("H200", 139, 512, "all"), ("H100 80GB HBM3", 79, 512, "masked"), ("L40S", 44, 256, "masked")],
+)
+def test_a_smaller_gpu_gets_what_it_holds(tmp_path: Path, name: str, memory: int, batch: int, peers: str) -> None:
+    stand_in, log = tmp_path / "python", tmp_path / "log"
+    stand_in.write_text(NO_PYTHON.format(name=name, memory=memory, log=log))
+    stand_in.chmod(0o755)
+    command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "--only", "train step step-128 plan", str(tmp_path / "gpu")]
+    environment = {key: value for key, value in os.environ.items() if key not in ("BATCH", "OUT", "WHEELS")}
+    subprocess.run(command, env=environment | {"PYTHON": str(stand_in)}, capture_output=True, timeout=60, check=False)
+    lines = log.read_text().splitlines()
+    (train,) = [line for line in lines if line.startswith("trainer/run.py")]
+    assert f"objectives.image_caption.micro_batch={batch}" in train
+    step, few = [line for line in lines if line.startswith("benchmarks/step.py")]
+    assert f"--samples {batch}" in step
+    assert "--peers masked" in step
+    assert few.endswith(f"--samples 128 --peers {peers}")
+    (plan,) = [line for line in lines if line.startswith("-m m3p plan")]
+    assert find_kind(plan.partition("--kind ")[2]) is not None
