@@ -49,6 +49,7 @@ from rich.table import Table
 from timing import Clock, Failed, Missing, Row
 from variant_parts import PARTS, Sizes
 
+from m3p.atomic import write_text
 from m3p.kernels.choice import CANDIDATES
 from m3p.kernels.obstacles import Situation
 from m3p.model.flops import FORMULA
@@ -81,12 +82,14 @@ class OutOfTimeError(Exception):
 
 
 def main() -> None:
-    """Run the parts that there is time for; print each, and write after each variant."""
+    """Run the parts that there is time for; print each, and write after each variant. Ctrl-C ends it with what is known."""
     arguments = _parse()
     end, found, console = time.monotonic() + arguments.budget, Found(), Console(width=130)
     torch.manual_seed(0)
-    for name in arguments.parts.split(","):
-        if time.monotonic() > end:
+    _write(arguments, found)  # a file that cannot be written is said before anything is measured
+    parts, stopped = arguments.parts.split(","), False
+    for name in parts:
+        if stopped or time.monotonic() > end:
             found.left_out.append(name)
             continue
         before = len(found.rows)
@@ -98,16 +101,26 @@ def main() -> None:
                     raise OutOfTimeError(f"what follows {one.name} in {name}, if anything")
         except OutOfTimeError as error:
             found.left_out.append(str(error))
+        except KeyboardInterrupt:
+            found.left_out.append(f"the rest of {name}, which was stopped")
+            stopped = True
         rows = found.rows[before:]
         for part in dict.fromkeys(row.part for row in rows):
             console.print(_table(part, [row for row in rows if row.part == part]))
+    _end(arguments, found, stopped, console)
+
+
+def _end(arguments: argparse.Namespace, found: Found, stopped: bool, console: Console) -> None:
+    """Say what was left out or failed; raises SystemExit where something failed, or was stopped."""
     if found.left_out:
-        console.print(f"Not measured within {arguments.budget:g} s: {', '.join(found.left_out)}")
+        console.print(f"Not measured (budget: {arguments.budget:g} s): {', '.join(found.left_out)}")
         _write(arguments, found)
     console.print(f"MFU: {FORMULA}", machine(), sep="\n")
     if found.failed:
         names = ", ".join(f"{one.part}/{one.name}" for one in found.failed)
         raise SystemExit(f"{len(found.failed)} variant(s) failed: {names}")
+    if stopped:
+        raise SystemExit(130)
 
 
 def _measure(part: str, cpu: bool, end: float) -> Iterator[Row | Failed | Missing]:
@@ -137,7 +150,7 @@ def _write(arguments: argparse.Namespace, found: Found) -> None:
         **asdict(found),
         "ratios": ratios(found.rows),
     }
-    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    write_text(arguments.json, json.dumps(result, indent=1) + "\n", durable=False)
 
 
 def ratios(rows: list[Row]) -> dict[str, float]:

@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,7 +96,33 @@ def test_a_program_that_the_budget_ends_is_left_out_and_did_not_fail(
     found = json.loads(written.read_text())
     assert found["failed"] == []
     assert found["left_out"] == ["slow.py in host (ended after 1 s), and what follows it", "wire"]
-    assert "Not measured within 0.5 s: slow.py in host" in capsys.readouterr().out
+    assert "Not measured (budget: 0.5 s): slow.py in host" in capsys.readouterr().out
+
+
+def test_stopped_by_hand_it_keeps_and_prints_what_it_knows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    variants = import_module("variants")
+
+    def stopped(clock: Any, sizes: Any) -> Iterator[Any]:
+        yield variants.Row("wire", "by hand", 0.25, 0.25)
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(variants.PARTS, "wire", stopped)
+    written = tmp_path / "found.json"
+    monkeypatch.setattr(sys, "argv", ["variants.py", "--cpu", "--parts", "wire,gemm", "--json", str(written)])
+    with pytest.raises(SystemExit, match="130"):
+        variants.main()
+    found = json.loads(written.read_text())
+    assert [row["name"] for row in found["rows"]] == ["by hand"]
+    assert found["left_out"] == ["the rest of wire, which was stopped", "gemm"]
+    assert "250.000" in capsys.readouterr().out
+    # A file that cannot be written is said before anything is measured.
+    monkeypatch.setattr(sys, "argv", ["variants.py", "--cpu", "--parts", "wire", "--json", str(tmp_path / "a" / "b")])
+    with pytest.raises(FileNotFoundError):
+        variants.main()
+    assert "by hand" not in capsys.readouterr().out
 
 
 def test_the_peer_is_compiled_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
