@@ -75,7 +75,7 @@ def weights(q, k, v, dout, log_sum, along, first_key, length, scale, BLOCK: tl.c
     return p.to(q.dtype), ds.to(q.dtype)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["total"], do_not_specialize_on_alignment=["starts", "lengths"])  # type: ignore[untyped-decorator]
 def forward_kernel(  # type: ignore[no-untyped-def]
     qkv, starts, lengths, out, log_sums, total, heads, scale,
     BLOCK: tl.constexpr, SIZE: tl.constexpr,  # noqa: N803
@@ -111,7 +111,7 @@ def forward_kernel(  # type: ignore[no-untyped-def]
         tl.store(log_sums + slots, largest + tl.log(summed), slots < length)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["total"], do_not_specialize_on_alignment=["starts", "lengths"])  # type: ignore[untyped-decorator]
 def backward_kernel(  # type: ignore[no-untyped-def]
     upstream, qkv, out, log_sums, starts, lengths, grad_qkv, total, heads, scale,
     BLOCK: tl.constexpr, SIZE: tl.constexpr,  # noqa: N803

@@ -28,7 +28,7 @@ def biased(x, bias, places, inside, columns, in_row):  # type: ignore[no-untyped
     return z.to(x.dtype.element_ty).to(tl.float32)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator]
 def forward_kernel(  # type: ignore[no-untyped-def]
     x, bias, out, rows, width,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
@@ -43,7 +43,7 @@ def forward_kernel(  # type: ignore[no-untyped-def]
     tl.store(out + places, 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476)), inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator]
 def backward_kernel(  # type: ignore[no-untyped-def]
     upstream, x, bias, grad_x, grad_bias, rows, width,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803

@@ -15,7 +15,7 @@ from m3p.kernels.launch import on_gpu_of
 BLOCK = 8192
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize_on_alignment=["labels", "factors"])  # type: ignore[untyped-decorator]
 def cross_entropy_kernel(  # type: ignore[no-untyped-def]
     logits,
     bias,

@@ -1,4 +1,9 @@
-"""Where Triton starts kernels: on the current GPU, wherever the tensors lie."""
+"""Where Triton starts kernels: on the current GPU, wherever the tensors lie.
+
+Triton compiles a kernel anew where a number becomes 1 or a multiple of 16, and where a tensor begins at another multiple of 16
+bytes: a second or more, in the middle of a run, and all ranks wait for the one. Kernels name what changes from step to step in
+`do_not_specialize` and `do_not_specialize_on_alignment`.
+"""
 
 from contextlib import AbstractContextManager
 

@@ -37,7 +37,7 @@ def kept_mask(seeds, rows, width, threshold, ROWS: tl.constexpr, BLOCK: tl.const
     return tl.reshape(halves, [ROWS, BLOCK]).to(tl.int32) >= threshold
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["scale"])  # type: ignore[untyped-decorator]
 def forward_kernel(  # type: ignore[no-untyped-def]
     x, added, added_bias, weight, bias, seeds, total, out, mean, scale, rows, width, eps, threshold, factor,
     BIASED: tl.constexpr, DROP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
@@ -70,7 +70,7 @@ def forward_kernel(  # type: ignore[no-untyped-def]
     tl.store(scale + row, inverse, in_rows)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["scale"])  # type: ignore[untyped-decorator]
 def backward_kernel(  # type: ignore[no-untyped-def]
     upstream, more, total, weight, seeds, mean, scale, grad_x, grad_added, grad_weight, grad_bias, grad_added_bias,
     rows, width, threshold, factor,
