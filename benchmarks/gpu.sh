@@ -27,12 +27,17 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 python=${PYTHON:-python3}
 device=cuda precision=bfloat16
-if [ "${1:-}" = --cpu ]; then device=cpu precision=float32; shift; fi
 only=
-if [ "${1:-}" = --only ]; then only=$2; shift 2; fi
+while [ $# -gt 0 ]; do
+  case $1 in
+    --cpu) device=cpu precision=float32; shift ;;
+    --only) only=${2:?names of parts, in one word}; shift 2 ;;
+    -*) echo 'usage: bash benchmarks/gpu.sh [--cpu] [--only "PART ..."] [OUTPUT]' >&2; exit 2 ;;
+    *) break ;;
+  esac
+done
 output=${1:-${OUT:-runs/gpu}}
-mkdir -p "$output"
-output=$(cd "$output" && pwd)
+mkdir -p -- "$output" && output=$(cd -- "$output" && pwd) || exit
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/results"
@@ -68,11 +73,12 @@ else
   export OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu
 fi
 network+=(--device "$device" --precision "$precision" --head-rows 0)
-failed=() deadline=${DEADLINE:-510}
+failed=() known=" data " deadline=${DEADLINE:-510}
 
 part() { # part NAME SECONDS COMMAND...: run it, keep its output, note how it went; false where it is left out
   local name=$1 limit=$2 began=$SECONDS left=$((deadline - SECONDS)) code
   shift 2
+  known+="$name "
   [ -z "$only" ] || [[ " data $only " = *" $name "* ]] || return 1
   # Whatever hangs, the whole ends in time; what there is no time left for ends at once, with timeout's exit code.
   timeout "$((left < 1 ? 1 : limit < left ? limit : left))" "$@" >"$work/results/$name.log" 2>&1
@@ -138,6 +144,9 @@ part demo 100 "$python" trainer/run.py --recipe trainer/m3p/recipes/demo.yaml --
   "objectives.multilingual_text.sources.0.path=$work/scenes/text/*" "evaluation.dev.path=$work/scenes/dev" \
   objectives.{image_caption,code_switched}.sources.0.path="$work/scenes/train" \
   "objectives.code_switched.switching.dictionary=$work/scenes/dictionary"
+for name in $only; do
+  [[ $known = *" $name "* ]] || failed+=("$name (no part of this name here)")
+done
 tar -czf "$output/results.tar.gz" -C "$work/results" .
 echo "${#failed[@]} part(s) failed${failed[*]:+: ${failed[*]}}; $SECONDS s in all; see $output" | tee -a "$output/summary.txt"
 [ "${#failed[@]}" -eq 0 ]

@@ -88,7 +88,7 @@ def main() -> None:
     planner = Planner(recipe, config)
     lengths, layers = mean_lengths(recipe, planner), planner.sizes.shape.layers
     if arguments.host is not None:
-        speed.HOST = _host(arguments.host) / layers
+        speed.HOST = arguments.host / layers
     points = list(simulate(path, config, kind, lengths))
     console = Console(width=130)
     for scaling in dict.fromkeys(point.scaling for point in points):
@@ -137,10 +137,13 @@ def _full_passes(whole: Recipe, gpus: int) -> list[str]:
     return ["run.join_turns=true", *(f"objectives.{name}.batch_size={size}" for name, size in sizes.items())]
 
 
-def _host(path: Path) -> float:
+def _host(path: str) -> float:
     """Return the seconds of a pass from a result of host.py."""
-    rows = {row["name"]: row["seconds"] for row in json.loads(path.read_text())["rows"]}
-    return float(rows["one pass"])
+    try:
+        rows = {row["name"]: row["seconds"] for row in json.loads(Path(path).read_text())["rows"]}
+        return float(rows["one pass"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise argparse.ArgumentTypeError(f"no result of host.py: {error!r}") from None
 
 
 def _kind(name: str) -> Gpu:
@@ -184,7 +187,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("recipe", nargs="?", default="m3p_base")
     parser.add_argument("deepspeed_config", nargs="?", default="zero1")
     parser.add_argument("--kind", type=_kind, default="H200", help="of GPU, as in `m3p plan`")
-    parser.add_argument("--host", type=Path, help="a result of benchmarks/host.py")
+    parser.add_argument("--host", type=_host, help="a result of benchmarks/host.py")
     parser.add_argument("--bus", type=_rate, help="GB/s of a GPU in sums over all ranks")
     parser.add_argument("--json", type=Path, help="write rows and published figures here")
     return parser.parse_args()

@@ -110,19 +110,40 @@ esac
 """
 
 
+def start(tmp_path: Path, *words: str, name: str = "H200", memory: int = 139) -> subprocess.CompletedProcess[str]:
+    """Run gpu.sh on a GPU that is made up; what it would have Python do stands in `tmp_path`/log, and nothing is done."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(NO_PYTHON.format(name=name, memory=memory, log=tmp_path / "log"))
+    stand_in.chmod(0o755)
+    environment = {key: value for key, value in os.environ.items() if key not in ("BATCH", "OUT", "WHEELS")}
+    command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), *words]
+    environment["PYTHON"] = str(stand_in)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.program
+def test_what_it_does_not_know_is_refused(tmp_path: Path) -> None:
+    done = start(tmp_path, "--help")
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: bash benchmarks/gpu.sh")
+    assert not (tmp_path / "log").exists()
+    done = start(tmp_path, "--only", "plan steps", str(tmp_path / "gpu"))
+    assert done.returncode == 1
+    assert "1 part(s) failed: steps (no part of this name here)" in done.stdout
+    (tmp_path / "file").touch()
+    done = start(tmp_path, str(tmp_path / "file"))
+    assert done.returncode == 1
+    assert "part(s)" not in done.stdout
+
+
 @pytest.mark.program
 @pytest.mark.parametrize(
     ("name", "memory", "batch", "peers"),
     [("H200", 139, 512, "all"), ("H100 80GB HBM3", 79, 512, "masked"), ("L40S", 44, 256, "masked")],
 )
 def test_a_smaller_gpu_gets_what_it_holds(tmp_path: Path, name: str, memory: int, batch: int, peers: str) -> None:
-    stand_in, log = tmp_path / "python", tmp_path / "log"
-    stand_in.write_text(NO_PYTHON.format(name=name, memory=memory, log=log))
-    stand_in.chmod(0o755)
-    command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "--only", "train step step-128 plan", str(tmp_path / "gpu")]
-    environment = {key: value for key, value in os.environ.items() if key not in ("BATCH", "OUT", "WHEELS")}
-    subprocess.run(command, env=environment | {"PYTHON": str(stand_in)}, capture_output=True, timeout=60, check=False)
-    lines = log.read_text().splitlines()
+    start(tmp_path, "--only", "train step step-128 plan", str(tmp_path / "gpu"), name=name, memory=memory)
+    lines = (tmp_path / "log").read_text().splitlines()
     (train,) = [line for line in lines if line.startswith("trainer/run.py")]
     assert f"objectives.image_caption.micro_batch={batch}" in train
     step, few = [line for line in lines if line.startswith("benchmarks/step.py")]
