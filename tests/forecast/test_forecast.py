@@ -272,7 +272,10 @@ def test_ranks_of_unequal_work_wait_and_pairs_cost_their_square(tiny: Path) -> N
     alone, eight = found[4096][1], found[4096][8]
     assert eight.parts["computing"] * 8 == pytest.approx(1.06 * alone.parts["computing"])
     assert found[8192][1].parts["pairs"] == pytest.approx(4 * alone.parts["pairs"])
-    assert 0 < alone.parts["pairs"] / 8 < eight.parts["pairs"] < alone.parts["pairs"]
+    # Up to 4,096 pairs every rank computes all; of more its own, and that half as much again.
+    assert eight.parts["pairs"] > alone.parts["pairs"] > 0
+    of_many = found[8192]
+    assert of_many[1].parts["pairs"] / 8 < of_many[8].parts["pairs"] < of_many[1].parts["pairs"]
 
 
 def test_joined_turns_cost_the_program_one_pass_and_memory_of_all(tiny: Path) -> None:

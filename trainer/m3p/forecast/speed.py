@@ -1,6 +1,7 @@
 """How fast GPUs, the program beside them and what joins them are taken to be: measured on one H200, and estimated elsewhere."""
 
 from m3p.model.flops import GPUS, Gpu
+from m3p.objectives.tasks.contrastive import MAX_UNSHARED_PAIRS
 
 MEASURED = next(gpu for gpu in GPUS if gpu.name == "H200")
 """The kind on which `EFFICIENCY` was measured."""
@@ -41,10 +42,11 @@ def bus_bandwidth(kind: Gpu, ranks: int) -> float:
 def pair_seconds(pairs: int, size: int, ranks: int, kind: Gpu) -> float:
     """Return the seconds of the contrastive loss of `pairs` of a turn, and of its gradient, with features of `size` numbers.
 
-    Products of features are as many as kernels/pair_cross_entropy_shared.py says. All ranks get the features of all pairs, by a
-    sum in float32 over ranks (training/gradient_cache.py), which sends twice their bytes.
+    Products of features are as many as kernels/pair_cross_entropy_shared.py says: a rank computes all of few pairs, and its own
+    of many. All ranks get the features of all pairs, by a sum in float32 (training/gradient_cache.py), which sends twice their
+    bytes.
     """
-    products = 6 * pairs**2 / ranks if ranks > 1 else 4 * pairs**2
+    products = 6 * pairs**2 / ranks if ranks > 1 and pairs > MAX_UNSHARED_PAIRS else 4 * pairs**2
     computing = 2 * size * products / (PAIRS * kind.float32 * 1e12)
     features = 2 * pairs * size * 4
     return computing + 2 * features * (1 - 1 / ranks) / bus_bandwidth(kind, ranks)
