@@ -2,7 +2,8 @@
 rank holds of it.
 
 `sums.py FOLDER CASES` with a launcher's variables; CASES is JSON: {name: {"settings", "samples", "micro_batch"}}, and in a case
-"min_part" where it has a `config.MIN_PART` of its own. The gradient is read from the first moment after one step:
+"min_part" where it has a `config.MIN_PART` of its own, and
+"refused" where a step that makes no update comes first. The gradient is read from the first moment after one step:
 (1 - beta1) times the gradient, float32. `sent-RANK.json` tells how many numbers went into each kind of sum over ranks, in that
 step.
 """
@@ -85,8 +86,9 @@ def gradient(
     samples: list[int],
     micro_batch: int,
     min_part: int = MIN_PART,
+    refused: bool = False,
 ) -> None:
-    """Take one step, and write this rank's share of the gradient into `folder`."""
+    """Take one step, after one that is refused if the case says so, and write this rank's share of the gradient into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     vars(owner_sums)["MIN_PART"] = min_part
     ds_config = folder / f"ds-{ranks.rank}.json"
@@ -97,8 +99,13 @@ def gradient(
     engine.train_mode()
     mine = samples[ranks.rank :: ranks.world_size]
     batches = [pack(mine[first : first + micro_batch]) for first in range(0, len(mine), micro_batch)]
-    losses, plan = StepLosses(), PassPlan(1, [Turn(0, "text", 0, range(len(samples)))], last=True)
+    plan = PassPlan(1, [Turn(0, "text", 0, range(len(samples)))], last=True)
     data = Exchange({"text": {"masked_words": 1.0}}, {"text": len(batches)}).take(plan, iter(batches))
+    if refused:
+        losses = StepLosses()
+        engine.turns(data.turns, losses, data.last)
+        assert not engine.step(0.0, losses, 0.0).made
+    losses = StepLosses()
     with counting(folder / f"sent-{ranks.rank}.json"):
         engine.turns(data.turns, losses, data.last)
         assert engine.step(0.0, losses, None).made

@@ -47,6 +47,9 @@ def take(folder: Path, ranks: int) -> None:
     for cut in ("1x64", "once"):
         samples, size = CUTS[cut]
         cases[f"float32-{cut}"] = {"settings": settings(0, False, False), "samples": samples, "micro_batch": size}
+    for stage, offload in CASES:
+        case = cases[f"{stage}-{offload}-once"]
+        cases[f"{stage}-{offload}-refused"] = {**case, "refused": True}
     run_cases(folder, ranks, cases)
 
 
@@ -73,6 +76,7 @@ def error(found: Tensor, wanted: Tensor) -> float:
 @pytest.mark.launcher
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_bf16_step_in_many_parts_gives_the_gradient_of_one_pass(tmp_path: Path, ranks: int) -> None:
+    """Nothing is left in it of a refused step before."""
     take(tmp_path, ranks)
     exact = {cut: read(tmp_path / f"float32-{cut}") for cut in ("1x64", "once")}
     for stage, offload in CASES:
@@ -81,3 +85,4 @@ def test_a_bf16_step_in_many_parts_gives_the_gradient_of_one_pass(tmp_path: Path
         assert 0 < one_pass < 0.02, (stage, offload)  # bf16's own
         assert error(found["16x4"], exact["1x64"]) < 1.1 * one_pass, (stage, offload)
         assert error(found["96x1"], exact["once"]) < 1.1 * error(found["once"], exact["once"]), (stage, offload)
+        assert torch.equal(read(tmp_path / f"{stage}-{offload}-refused"), found["once"]), (stage, offload)

@@ -32,7 +32,7 @@ from m3p.training import hard_negatives
 from m3p.training.deepspeed import config as deepspeed_config
 from m3p.training.deepspeed import fragments
 from m3p.training.deepspeed.bookkeeping import keep_books_once
-from m3p.training.deepspeed.gradient_sums import GradientSums, zero_optimizer_in_stage_1
+from m3p.training.deepspeed.gradient_sums import GradientSums, forget_dropped_sums, zero_optimizer_in_stage_1
 from m3p.training.deepspeed.norms import take_norms_at_once
 from m3p.training.deepspeed.owner_sums import sum_on_owners
 from m3p.training.deepspeed.start import adopt_process_group
@@ -103,6 +103,7 @@ class DeepSpeedEngine:
         keep_views(self.deepspeed.optimizer)
         keep_books_once(self.deepspeed.optimizer)
         sum_on_owners(self.deepspeed.optimizer)
+        forget_dropped_sums(self.deepspeed.optimizer)
         on_gpu = ranks.device.type == "cuda"
         self._copies = torch.cuda.Stream(ranks.device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._cache = GradientCache(model, ranks)

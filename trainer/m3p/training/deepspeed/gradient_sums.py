@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from deepspeed.runtime.engine import DeepSpeedEngine as Library
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
 
@@ -30,6 +31,23 @@ def zero_optimizer_in_stage_1() -> Iterator[None]:
         yield
     finally:
         Library._do_optimizer_sanity_check = real
+
+
+def forget_dropped_sums(zero: Any) -> None:
+    """Make the optimizer `zero` of a DeepSpeed engine forget the gradients of a step that makes no update.
+
+    In stages 1 and 2 with offloading DeepSpeed keeps its float32 sums then, and adds those of the next step to them: after one
+    gradient that is not finite no sum is ever finite again, and no step makes an update. Other optimizers stay as they are.
+    """
+    if not isinstance(zero, DeepSpeedZeroOptimizer) or not zero.cpu_offload:
+        return
+    real = zero.reset_cpu_buffers
+
+    def reset() -> None:
+        real()
+        zero.averaged_gradients.update(dict.fromkeys(zero.averaged_gradients))
+
+    zero.reset_cpu_buffers = reset
 
 
 class GradientSums:
