@@ -122,9 +122,10 @@ def simulate(path: Path, config: Path, kind: Gpu, lengths: list[str]) -> Iterato
         ("weak, one pass", True, True),
     ):
         whole = load_recipe(path, [*lengths, f"run.join_turns={str(joined).lower()}"])
+        planner = Planner(whole, config)
         for gpus in GPUS:
-            recipe = load_recipe(path, [*lengths, *_full_passes(whole, gpus)]) if weak else whole
-            planner = Planner(recipe, config)
+            if weak:
+                planner = Planner(load_recipe(path, [*lengths, *_full_passes(whole, gpus)]), config)
             found = planner.forecast(planner.setting(gpus, kind), kind)
             assert found.seconds is not None
             yield Point(scaling, gpus, found.samples, found.seconds, found.parts)
