@@ -91,6 +91,11 @@ def test_variants_are_trained_once_and_compared_with_the_first(recipe: Path, tmp
 
 
 @pytest.mark.long
+def test_a_folder_for_every_run_is_refused(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"run\.folder=x: every run has a folder of its own.*--folder"):
+        ablate(recipe, ["run.folder=x"], ["model.dropout=0.5,0.0"], 1, tmp_path / "out", Trainer(recipe))
+
+
 def test_runs_that_have_chosen_a_checkpoint_are_compared_by_it(recipe: Path, tmp_path: Path) -> None:
     class Choosing(Trainer):
         def __call__(self, trial: Trial, overrides: Sequence[str]) -> int:

@@ -68,6 +68,14 @@ def test_notes_name_the_folder_that_stays(corpus: Corpus, capsys: pytest.Capture
     assert ".partial" not in said
 
 
+def test_different_pictures_of_one_published_id_are_said(corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:
+    for record, name in zip(corpus.records, ("coco/1", "coco/1", "coco/2"), strict=True):
+        assert isinstance(record, dict)
+        record["published_id"] = name
+    corpus.prepare()
+    assert "2 different pictures share 1 of 2 published_id" in capsys.readouterr().out
+
+
 def test_writes_pictures_as_they_are_and_captions_as_lists(corpus: Corpus) -> None:
     assert isinstance(corpus.records[0], dict)
     corpus.records[0]["concept"] = "c"

@@ -78,6 +78,20 @@ def test_any_override_is_taken_or_named(path: str, value: str) -> None:
     assert not message or message.startswith(("override ", "strange has "))
 
 
+def test_a_language_twice_is_refused_wherever_languages_are_listed() -> None:
+    """It would count twice in a mix of languages that are each equally likely, and in the mean of an evaluation."""
+    raw = copy.deepcopy(RAW)
+    raw["objectives"]["image_caption"]["sources"][0]["languages"] = ["en", "en"]
+    raw["objectives"]["code_switched"]["switching"]["languages"] = ["de", "fr", "de"]
+    raw["evaluation"] = {"dev": {"path": "data", "languages": ["cs", "cs"]}}
+    with pytest.raises(UserError) as caught:
+        parse_recipe(raw, "strange")
+    _, *lines = str(caught.value).splitlines()
+    assert all(line.endswith("stands twice in the list; name each once") for line in lines)
+    for place in ("sources.0.languages", "switching.languages", "evaluation.dev.languages"):
+        assert any(place in line for line in lines), place
+
+
 @pytest.mark.parametrize("section", ["run", "objectives", "visual"])
 def test_a_section_inside_of_itself_is_refused(section: str) -> None:
     """Python can make such a recipe; in YAML an alias would, which is refused before."""

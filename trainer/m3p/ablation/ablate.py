@@ -10,7 +10,7 @@ from pathlib import Path
 
 from m3p.ablation.made_of import Facts, differences, facts_of_run, write_note
 from m3p.ablation.report import Report, check_asked, load_evaluations, rows
-from m3p.ablation.variants import Trial, Variant, parse_variation, trials, variants
+from m3p.ablation.variants import Trial, Variant, parse_variation, refuse_folder, trials, variants
 from m3p.errors import UserError
 from m3p.recipe.load import dump_recipe, load_recipe
 from m3p.recipe.recipe import Recipe
@@ -39,6 +39,7 @@ def ablate(
     ablation.json and ablation.html into `folder`. Raises UserError for wrong fields, for runs of another recipe, other data,
     other code or another precision in the folder, and for a run that fails.
     """
+    refuse_folder(overrides)
     found = variants([parse_variation(text) for text in vary])
     # With the varied fields, without which the recipe may be none.
     recipes = {variant.name: load_recipe(recipe, [*overrides, *variant.overrides]) for variant in found}

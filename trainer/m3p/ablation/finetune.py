@@ -11,7 +11,7 @@ from m3p.ablation.ablate import Train, train_all
 from m3p.ablation.grid import Grid, rows
 from m3p.ablation.made_of import differences, facts_of_code, facts_of_evaluation, note_of, weights_fact, write_note
 from m3p.ablation.report import check_asked
-from m3p.ablation.variants import Trial, Variant
+from m3p.ablation.variants import Trial, Variant, refuse_folder
 from m3p.checkpoints.selection import chosen
 from m3p.errors import UserError
 from m3p.recipe.evaluation import EvaluationConfig
@@ -43,6 +43,7 @@ def finetune(
     another version of the code is scored again, and a run of such is refused.
     Writes finetune.json into `folder`. Raises UserError for wrong settings, wrong fields, and a run that fails.
     """
+    refuse_folder(overrides)
     base = load_recipe(recipe, overrides)
     check_asked(list(base.evaluation))
     _check(base, languages, settings)

@@ -63,6 +63,14 @@ def parse_variation(text: str) -> Variation:
     return Variation(field, tuple(found))
 
 
+def refuse_folder(overrides: Sequence[str]) -> None:
+    """Raises UserError for an override of `run.folder`: every run has a folder of its own inside of one that is named apart."""
+    if given := next((text for text in overrides if text.partition("=")[0].strip() == "run.folder"), None):
+        raise UserError(
+            f"{given}: every run has a folder of its own; name the folder that holds them all with --folder"
+        )
+
+
 def variants(variations: Sequence[Variation]) -> list[Variant]:
     """Return every combination of the values; the first one, of all first values, is what the others are compared with.
 

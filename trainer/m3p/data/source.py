@@ -21,7 +21,7 @@ from m3p.data.shards.manifest import Manifest
 from m3p.data.storage.folders import Folder, LocalFolder, RemoteFolder, is_url
 from m3p.data.storage.reader import ShardReader
 from m3p.errors import BadSample, UserError
-from m3p.fields import MAY_CHANGE
+from m3p.fields import MAY_CHANGE, Names
 from m3p.keys import key
 from m3p.paths import AddressField
 from m3p.terminal import one_line
@@ -47,7 +47,7 @@ class SourceConfig(BaseModel):
     weight: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="Share among the sources; all or none. Without: by temperature."
     )
-    languages: list[str] | None = Field(
+    languages: Names | None = Field(
         None, min_length=1, description="Caption languages to use, each equally likely; all if left out."
     )
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from m3p.data.spacing import base_language, writes_spaces
 from m3p.errors import UserError
-from m3p.fields import MAY_CHANGE
+from m3p.fields import MAY_CHANGE, Names
 from m3p.keys import pick
 from m3p.paths import PathField
 
@@ -39,7 +39,7 @@ class SwitchingConfig(BaseModel):
         json_schema_extra=MAY_CHANGE,
         description="Folder of word lists, SOURCE-LANG.tsv each, as `m3p prepare dictionary` writes it.",
     )
-    languages: list[str] | None = Field(
+    languages: Names | None = Field(
         None, min_length=1, description="Languages to switch to; every word list of the folder if left out."
     )
     mode: Literal["per_word", "one_word"] = Field(

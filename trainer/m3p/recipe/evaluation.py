@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from m3p.fields import Names
 from m3p.paths import AddressField
 from m3p.terminal import warn
 
@@ -19,7 +20,7 @@ class EvaluationConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: AddressField = Field(description="Folder of shards with captions.")
-    languages: list[str] | None = Field(None, description="Query languages; every language of the source if left out.")
+    languages: Names | None = Field(None, description="Query languages; every language of the source if left out.")
     rerank: int = Field(
         0,
         ge=0,

@@ -12,7 +12,7 @@ import numpy as np
 from m3p.atomic import final_path
 from m3p.data.languages import LANGUAGE_TAG
 from m3p.data.records import OBJECT, ONE_LINE
-from m3p.data.shards.index_file import open_index
+from m3p.data.shards.index_file import IndexFile, open_index
 from m3p.data.shards.shard_table import Shard
 from m3p.data.shards.tar_index import TarIndex
 from m3p.terminal import one_line
@@ -84,19 +84,39 @@ def unusable_samples(folder: str, tars: Collection[TarIndex]) -> Iterator[str]:
 
 
 def equal_pictures(folder: Path, shards: Iterable[Shard]) -> Iterator[str]:
-    """Yield a line if some samples of an indexed folder have the same picture, as in a table of a row a caption."""
+    """Yield lines on pictures of an indexed folder that come twice: the same bytes, or two under one name of a published set."""
     shards = list(shards)
     if sum(shard.samples for shard in shards) > MAX_COMPARED:
         yield f"{final_path(folder)}: more than {MAX_COMPARED:,} samples: equal pictures were not looked for."
         return
-    found = [open_index(folder / shard.index_name, shard.samples).contents for shard in shards if shard.samples]
-    contents = np.concatenate([np.frombuffer(part, np.uint64) for part in found])
-    contents = contents[contents != 0]
-    distinct = len(np.unique(contents))
-    if distinct < len(contents):
+    indexes = [open_index(folder / shard.index_name, shard.samples) for shard in shards if shard.samples]
+    contents = np.concatenate([np.frombuffer(index.contents, np.uint64) for index in indexes])
+    there = contents[contents != 0]
+    distinct = len(np.unique(there))
+    if distinct < len(there):
         yield (
-            f"{final_path(folder)}: {len(contents):,} samples have only {distinct:,} different pictures (a row a caption?). "
+            f"{final_path(folder)}: {len(there):,} samples have only {distinct:,} different pictures (a row a caption?). "
             "Those of one picture count as one picture with all their captions in evaluation and are no negatives of each other."
+        )
+    yield from _shared_names(folder, indexes)
+
+
+def _shared_names(folder: Path, indexes: Iterable[IndexFile]) -> Iterator[str]:
+    """Yield a line if different pictures have one name of a published set."""
+    columns = [
+        np.stack([np.frombuffer(one.contents, np.uint64), np.frombuffer(one.published, np.uint64)])
+        for one in indexes
+        if len(one.published) == len(one.contents)
+    ]  # older files have no names
+    both = np.concatenate([np.zeros((2, 0), np.uint64), *columns], axis=1)
+    pictures = np.unique(both[:, both.all(axis=0)], axis=1)[1]  # for each picture its name
+    names, counts = np.unique(pictures, return_counts=True)
+    shared = counts[counts > 1]
+    if len(shared):
+        yield (
+            f"{final_path(folder)}: {shared.sum():,} different pictures share {len(shared):,} of {len(names):,} published_id. "
+            "Pictures of one published_id count as one that was encoded again: they are no negatives of each other, and one "
+            "found in another folder stands for both. If they are not the same, give each its own."
         )
 
 
