@@ -11,13 +11,14 @@ from m3p.batch import Batch
 from m3p.console import PlainConsole
 from m3p.errors import UserError
 from m3p.forecast.forecast import GIB, Planner, find_kind, print_plan
-from m3p.forecast.memory import activation_memory
+from m3p.forecast.memory import activation_memory, setting_of
 from m3p.model.build import build_model
 from m3p.model.flops import Work, peak_flops
 from m3p.model.m3p import M3P
 from m3p.optim.optimizer import parameter_groups
 from m3p.recipe.load import load_recipe
 from m3p.training.build_objectives import build_objectives
+from m3p.training.deepspeed.config import MIN_PART
 from tests.launch import ROOT, launch, metrics
 
 BASE = ROOT / "trainer" / "m3p" / "recipes" / "m3p_base.yaml"
@@ -100,6 +101,16 @@ def test_sums_on_owners_are_planned_where_they_are_made(tmp_path: Path) -> None:
     assert sending(8, 1) == pytest.approx(3 / 5 * sending(8, 1, reduce_scatter=True))
     assert sending(1024, 1) == sending(1024, 1, reduce_scatter=True)  # too small parts
     assert sending(8, 0) == sending(8, 0, reduce_scatter=True)
+
+
+def test_a_bucket_of_all_gradients_has_as_many_parts_as_there_are_ranks() -> None:
+    def on_owners(ranks: int, trained: int) -> bool:
+        return setting_of({"zero_optimization": {"stage": 2}}, ranks, 2, False, False, "cuda").sums_on_owners(trained)
+
+    # The bounds of owner_sums.py.
+    assert on_owners(8, 8 * MIN_PART)
+    assert not on_owners(8, 8 * MIN_PART - 1)
+    assert not on_owners(1, 8 * MIN_PART)
 
 
 def test_small_micro_batches_wait_for_python_and_large_ones_do_not() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from m3p.training.deepspeed.config import sums_on_owners
 from m3p.training.deepspeed.owner_sums import Part, parts_of
 from tests.training.deepspeed.test_gradient_sums import SAMPLES, read, run_cases, settings
 
@@ -48,6 +49,27 @@ def test_sums_on_owners_are_those_of_whole_buckets(tmp_path: Path) -> None:
         # What is left for all ranks are norms and the guard's numbers.
         assert there["reduce"] > 20 * there["all_reduce"], which
         assert there["reduce"] + there["all_reduce"] == before["all_reduce"], which
+
+
+@pytest.mark.launcher
+def test_settings_that_say_how_gradients_are_summed_are_followed(tmp_path: Path) -> None:
+    written: dict[str, dict[str, Any]] = {
+        "whole": {"reduce_scatter": False},
+        "apart": {"contiguous_gradients": False},
+        "ours": {},
+    }
+    cases: dict[str, Any] = {}
+    for name, zero in written.items():
+        chosen = settings(2, False, False) | {"prescale_gradients": True}
+        chosen["zero_optimization"] |= zero
+        cases[name] = {"settings": chosen, "samples": SAMPLES, "micro_batch": 32, "min_part": 1}
+        assert sums_on_owners(chosen) == (name == "ours")  # what the plan asks
+    run_cases(tmp_path, 2, cases)
+    assert {name: "reduce" in sent(tmp_path / name, 2) for name in written} == {
+        "whole": False,
+        "apart": False,
+        "ours": True,
+    }
 
 
 def zero_of(sizes: list[int], share: int, ranks: int) -> SimpleNamespace:

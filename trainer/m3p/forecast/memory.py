@@ -45,7 +45,8 @@ class Setting:
     def sums_on_owners(self, trained: int) -> bool:
         """Say whether the gradients of so many numbers are summed on their owners (training/deepspeed/owner_sums.py)."""
         used = min(self.bucket, trained)
-        return self.on_owners and used >= MIN_PART * (used * self.ranks / trained + 1)
+        parts = min(self.ranks, used * self.ranks / trained + 1)  # a bucket begins and ends inside parts
+        return self.on_owners and self.ranks > 1 and used >= MIN_PART * parts
 
 
 def setting_of(

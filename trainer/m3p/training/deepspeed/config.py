@@ -208,9 +208,18 @@ def _reduce_whole_buckets(config: dict[str, Any]) -> None:
 
 
 def sums_on_owners(config: dict[str, Any]) -> bool:
-    """Say whether the trainer has gradients summed on their owners (owner_sums.py) under the settings of a file."""
+    """Say whether the trainer has gradients summed on their owners (owner_sums.py) under the settings of a file, as read.
+
+    Not where the file says itself how they are summed, and not where gradients do not lie end to end in a bucket.
+    """
     zero = config.get("zero_optimization", {})
-    return zero.get("stage", 0) in (1, 2) and not _SUMS & zero.keys() and bool(config.get("prescale_gradients", True))
+    offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"  # DeepSpeed lays them end to end then
+    return (
+        zero.get("stage", 0) in (1, 2)
+        and not _SUMS & zero.keys()
+        and bool(config.get("prescale_gradients", True))
+        and bool(zero.get("contiguous_gradients", True) or offloaded)
+    )
 
 
 def have_aio() -> bool:

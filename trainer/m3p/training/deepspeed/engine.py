@@ -72,7 +72,8 @@ class DeepSpeedEngine:
         run: Path | None = None,
     ) -> None:
         self._ranks, self._turns_per_step, self._network = ranks, turns_per_step, model
-        settings = deepspeed_config.resolve(deepspeed_config.read_deepspeed_config(ds_config), config, ranks.device)
+        written = deepspeed_config.read_deepspeed_config(ds_config)
+        settings = deepspeed_config.resolve(written, config, ranks.device)
         if run is not None:
             deepspeed_config.keep_apart(settings, run)
         self.precision = deepspeed_config.precision(settings)
@@ -102,7 +103,8 @@ class DeepSpeedEngine:
         take_norms_at_once(self.deepspeed.optimizer)
         keep_views(self.deepspeed.optimizer)
         keep_books_once(self.deepspeed.optimizer)
-        sum_on_owners(self.deepspeed.optimizer)
+        if deepspeed_config.sums_on_owners(written):
+            sum_on_owners(self.deepspeed.optimizer)
         forget_dropped_sums(self.deepspeed.optimizer)
         on_gpu = ranks.device.type == "cuda"
         self._copies = torch.cuda.Stream(ranks.device) if on_gpu else None  # type: ignore[no-untyped-call]

@@ -29,10 +29,10 @@ class Part:
 def sum_on_owners(zero: Any) -> None:
     """Make the optimizer `zero` of a DeepSpeed engine sum gradients on their owners; every rank calls this.
 
-    Optimizers other than those of stages 1 and 2 stay as they are, and so do those for which the settings file says how they sum.
+    For settings of which `config.sums_on_owners` says so: stage 1 or 2, gradients divided before they are summed.
     """
-    if not isinstance(zero, DeepSpeedZeroOptimizer) or zero.reduce_scatter or zero.postscale_gradients:
-        return
+    assert isinstance(zero, DeepSpeedZeroOptimizer), type(zero)
+    assert (zero.reduce_scatter, zero.postscale_gradients, zero.contiguous_gradients) == (False, False, True)
     group = zero.dp_process_group
     ranks, own = comm.get_world_size(group=group), comm.get_rank(group=group)
     whole, known = zero.gradient_reduction_w_predivide, dict[Hashable, list[Part]]()
