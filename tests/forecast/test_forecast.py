@@ -287,6 +287,15 @@ def test_ranks_of_unequal_work_wait_and_pairs_cost_their_square(tiny: Path) -> N
     assert eight.parts["pairs"] > alone.parts["pairs"] > 0
     of_many = found[8192]
     assert of_many[1].parts["pairs"] / 8 < of_many[8].parts["pairs"] < of_many[1].parts["pairs"]
+    # Features of all pairs on every rank, with their gradient; and logits in chunks, which eight ranks do not fill here.
+    features = 16 * planner.sizes.projection
+    memory = {ranks: one.memory["contrastive loss"] - 8192 * features for ranks, one in of_many.items()}
+    assert memory[8] == pytest.approx(memory[1] / 2) == pytest.approx(26 * 8192**2 / 8)
+    assert (
+        memory[1]
+        == eight.memory["contrastive loss"] - 4096 * features
+        == alone.memory["contrastive loss"] - 4096 * features
+    )
 
 
 def test_joined_turns_cost_the_program_one_pass_and_memory_of_all(tiny: Path) -> None:

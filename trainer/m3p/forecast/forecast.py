@@ -15,7 +15,7 @@ from m3p.data.order.plan import micro_batches, split
 from m3p.data.tokenizer import Tokenizer
 from m3p.errors import UserError
 from m3p.forecast import speed
-from m3p.forecast.memory import Setting, activation_memory, model_memory, setting_of
+from m3p.forecast.memory import Setting, activation_memory, contrast_memory, model_memory, setting_of
 from m3p.model.build import freeze, network_sizes
 from m3p.model.encoder import EncoderShape
 from m3p.model.flops import FORMULA, GPUS, Gpu, NetworkSizes, Work, gpu_called
@@ -150,6 +150,9 @@ class Planner:
         ]
         largest = max(parts, key=_sum)
         memory |= largest
+        if contrasted := self._contrasted():
+            pairs = max(stream.batch_size for stream in contrasted)
+            memory["contrastive loss"] = contrast_memory(pairs, self.sizes.projection, setting.ranks)
         memory |= {"program": PROGRAM * GIB} if kind is None else {"reserved": RESERVED * GIB}
         flops = sum(
             self.sizes.training_flops(stream.sample) * stream.batch_size * stream.turns
@@ -212,8 +215,7 @@ class Planner:
         longer = (4 / 3 if setting.recompute else 1.0) * (1 + speed.UNEVEN if setting.ranks > 1 else 1.0)
         pairs = [
             stream.turns * speed.pair_seconds(stream.batch_size, self.sizes.projection, setting.ranks, kind)
-            for stream in self.streams.values()
-            if Contrastive.name in stream.sample.terms
+            for stream in self._contrasted()
         ]
         return {
             "computing": longer * at_peak / speed.efficiency(kind),
@@ -221,6 +223,10 @@ class Planner:
             "sending": self._communication(setting, kind, smaller),
             "pairs": sum(pairs),
         }
+
+    def _contrasted(self) -> list[Turns]:
+        """Return the objectives with a contrastive loss."""
+        return [stream for stream in self.streams.values() if Contrastive.name in stream.sample.terms]
 
     def _features_read(self) -> float:
         """Bytes a step of stored features, in 16 bits; 0 where pictures are read, of which the recipe says no size."""

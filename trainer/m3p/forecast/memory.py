@@ -8,12 +8,17 @@ follow from the tensors that autograd keeps for a layer, counted in `model/encod
 from dataclasses import dataclass
 from typing import Any
 
+from m3p.kernels.pair_cross_entropy import MAX_CELLS
 from m3p.model.flops import NetworkSizes, Work
 from m3p.objectives.tasks import TASKS
+from m3p.objectives.tasks.contrastive import MAX_UNSHARED_PAIRS
 from m3p.training.deepspeed.config import MIN_PART, sums_on_owners
 
 FULL = 4
 """Bytes of a float32 number."""
+CELL = 26
+"""Bytes that the contrastive loss takes at its peak for each logit that exists at once, measured at 3,000 to 8,192 pairs on one
+rank; shared by ranks, it was less in most runs."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,13 @@ def _buffers(trained: int, still: int, setting: Setting) -> float:
         # A bucket is laid out anew to be scattered; and gathered weights stay for the backward.
         return bucket + used * element + copy + min(setting.max_gathered, trained + still) * setting.element
     return bucket * (2 if setting.overlap and setting.device != "cpu" else 1) + copy
+
+
+def contrast_memory(pairs: int, size: int, ranks: int) -> float:
+    """Return bytes of the contrastive loss of a turn: features of `size` numbers of all pairs, their gradient, and logits."""
+    shared = ranks > 1 and pairs > MAX_UNSHARED_PAIRS
+    cells = min(pairs**2 / (ranks if shared else 1), MAX_CELLS)
+    return 2 * 2 * pairs * size * FULL + CELL * cells
 
 
 def activation_memory(sizes: NetworkSizes, work: Work, setting: Setting) -> dict[str, float]:
