@@ -87,7 +87,7 @@ def main() -> None:
     with multiprocessing.Manager() as manager:
         by_rank = manager.dict()
         arguments = (options.ranks, options.pairs, options.size, port, by_rank)
-        multiprocessing.spawn(work, arguments, options.ranks)  # type: ignore[no-untyped-call]
+        multiprocessing.spawn(work, arguments, options.ranks)  # type: ignore[attr-defined, no-untyped-call]
         found = [by_rank[rank] for rank in range(options.ranks)]
     figures = {
         "machine": machine(),
