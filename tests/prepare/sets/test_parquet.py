@@ -120,6 +120,13 @@ def written(path: Path, made: pa.Table) -> Path:
     return path
 
 
+@pytest.mark.parametrize("split", [[0, 1], [0.0, None], [True, False], [["train"], ["test"]]])
+def test_a_split_that_is_no_name_is_refused(tmp_path: Path, split: list[Any]) -> None:
+    path = written(tmp_path / "a.parquet", table(0, caption=["a dog", "a cat"], split=split))
+    with pytest.raises(UserError, match=r"row 0: its column split holds .*; want the name of a split"):
+        run("parquet", path, "--language", "en", "--split", "test", output=tmp_path / "out")
+
+
 def test_rows_of_other_splits_are_left_out_by_their_column(tmp_path: Path) -> None:
     path = written(tmp_path / "a.parquet", table(0, caption=["a dog", "a cat"], split=["train", "test"]))
     options = ("--language", "en")

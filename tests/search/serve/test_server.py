@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from m3p.api import Floats, Model
+from m3p.errors import UserError
 from m3p.search.build import index_pictures
 from m3p.search.index import SearchIndex
 from m3p.search.serve import queries as queries_module
@@ -65,6 +66,22 @@ def test_thumbnails_are_made_here_and_bounded(server: Server) -> None:
     with Image.open(io.BytesIO(reply.body)) as picture:
         assert picture.format == "JPEG"
         assert max(picture.size) <= 256
+
+
+@pytest.mark.parametrize("path", ["/api/search?query=Hund&top=1", "/pictures/0"])
+def test_an_index_that_has_changed_is_said_to_be_so(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], path: str
+) -> None:
+    def gone(*_: object) -> None:
+        raise UserError("/secret/index: the index has changed since it was opened; open it again")
+
+    monkeypatch.setattr(server.index, "entry", gone)
+    monkeypatch.setattr(server.thumbnails, "get", gone)
+    reply = ask(server, path)
+    assert reply.status == 503
+    assert "start the server again" in reply.json["error"]
+    assert "secret" not in reply.json["error"]
+    assert "/secret/index: the index has changed" in capsys.readouterr().err
 
 
 def test_every_answer_says_that_nothing_else_may_run_or_be_fetched(server: Server) -> None:

@@ -100,13 +100,19 @@ def _rows(files: list[Path]) -> Iterator[dict[str, Any]]:
 def _of_split(source: Path, rows: Iterator[dict[str, Any]], split: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the numbered rows of a split, where a column `split` names that of each; else all. Says how many it leaves out.
 
-    Raises UserError for rows of several splits where none was asked for, and where no row is of the one that was.
+    Raises UserError for rows of several splits where none was asked for, where no row is of the one that was, and for a split
+    that is no name.
     """
     others, first = Counter[str](), ""
     found = False
     for number, row in enumerate(rows):
         own = row.get("split")
-        if isinstance(own, str) and own:
+        if own is not None and not isinstance(own, str):
+            raise UserError(
+                f"{source}, row {number}: its column split holds {own!r}; want the name of a split, such as train: write names "
+                "in the place of numbers, or take the column out."
+            )
+        if own:
             first = first or own
             if split and own.casefold() != split.casefold():
                 others[own] += 1

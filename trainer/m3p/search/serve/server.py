@@ -206,6 +206,11 @@ class Handler(BaseHTTPRequestHandler):
             self._send_json(refused.status, {"error": one_line(refused)})
         except (ConnectionError, TimeoutError):
             raise
+        except UserError as error:  # what a client sent is refused above; this is of the files of the index
+            warn(str(error))
+            self._send_json(
+                HTTPStatus.SERVICE_UNAVAILABLE, {"error": "the index is not as it was; start the server again"}
+            )
         except Exception as error:
             self.close_connection = True
             warn(f"a request failed: {type(error).__name__}: {error}")
