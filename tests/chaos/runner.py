@@ -234,7 +234,7 @@ def collectives(fault: dict[str, Any]) -> None:
     wrap(Layout, "arrange", arrange)
     for name in COLLECTIVES:
         wrap(dist, name, noting(getattr(dist, name), group_of))
-    for name in ("item", "tolist", "__float__", "__bool__", "__int__"):
+    for name in READS:
         wrap(torch.Tensor, name, noting(getattr(torch.Tensor, name), lambda more: "read"))
     real = Loop.step
 
@@ -264,8 +264,15 @@ def share_contrast(fault: dict[str, Any]) -> None:
 
 COLLECTIVES = (
     "all_reduce", "all_gather", "all_gather_into_tensor", "all_gather_object", "barrier", "broadcast", "broadcast_object_list",
-    "reduce", "reduce_scatter_tensor",
+    "reduce", "reduce_scatter", "reduce_scatter_tensor", "gather", "gather_object", "scatter", "scatter_object_list",
+    "all_to_all", "all_to_all_single", "all_reduce_coalesced", "all_gather_coalesced", "monitored_barrier", "send", "recv",
+    "isend", "irecv", "batch_isend_irecv",
 )  # fmt: skip
+READS = (
+    "item", "tolist", "__float__", "__bool__", "__int__", "__index__", "__contains__", "cpu", "numpy", "nonzero", "equal",
+    "allclose",
+)  # fmt: skip
+"""Methods of a tensor that wait for a device."""
 
 
 def logits(fault: dict[str, Any]) -> None:
