@@ -7,7 +7,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 ruff check .
 ruff format --check .
 ranks="launcher or slurm or gpu"
-side_by_side=(-n 3 --dist loadfile --no-loadscope-reorder)  # as collected: the longest files are not the last
+# Three on two cores, since many tests wait; as collected: the longest files are not the last.
+side_by_side=(-n 3 --dist loadfile --no-loadscope-reorder)
 export OMP_NUM_THREADS=1 # a core for each
 if [ "${1:-}" = --quick ]; then
   shift
@@ -16,15 +17,11 @@ fi
 mypy
 case " $* " in *" -m "*) exec pytest "$@" ;; esac
 no_test=5 ran=0 failed=0
-count() { case $1 in 0) ran=1 ;; "$no_test") ;; *) failed=1 ;; esac; }
-durations=(--durations=30 --durations-min=5)
-# Beside the others, one after another: there is one Slurm cluster and one device, and these tests mostly wait.
-one_by_one=$(mktemp)
-set -m # a group of its own, so that Ctrl-C reaches it
-pytest "${durations[@]}" -m "not slow and (slurm or gpu)" "$@" >"$one_by_one" 2>&1 &
-set +m
-trap 'kill -INT -- -$! 2>/dev/null || true; wait; rm -f "$one_by_one"' EXIT
-code=0; pytest "${side_by_side[@]}" "${durations[@]}" -m "not (slow or slurm or gpu)" "$@" || code=$?; count "$code"
-code=0; wait $! || code=$?; count "$code"
-cat "$one_by_one"
+run() {
+  local code=0
+  pytest --durations=30 --durations-min=5 "$@" || code=$?
+  case $code in 0) ran=1 ;; "$no_test") ;; *) failed=1 ;; esac
+}
+run "${side_by_side[@]}" -m "not (slow or slurm or gpu)" "$@"
+run -m "not slow and (slurm or gpu)" "$@"  # one by one: there is one cluster, and one device
 [ "$failed" = 0 ] && [ "$ran" = 1 ]
