@@ -35,12 +35,12 @@ class Job:
 
     def wait_for_step(self, step: int) -> None:
         """Wait until `step` is done."""
-        end = time.monotonic() + 60
+        end = time.monotonic() + 180
         while time.monotonic() < end:
             if max(self.figures(), default=0) >= step:
                 return
             time.sleep(0.05)
-        pytest.fail(f"no step {step} after 60 s\n{self.output()}")
+        pytest.fail(f"no step {step} after 180 s\n{self.output()}")
 
     def wait(self) -> str:
         """Wait for the job's end and return its state."""
